@@ -1,0 +1,186 @@
+"""The types of single settings: how each is written, checked and named in the settings table.
+
+No check quotes the value it refuses: any of them may hold a secret, or one pasted into the wrong place.
+"""
+
+import ipaddress
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SecretStr,
+    model_validator,
+)
+
+_ACCOUNT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_RATE = re.compile(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*")
+
+
+class RateLimit(BaseModel):
+    """At most `calls` API calls in any window of `seconds`. Written "50/60"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    calls: PositiveInt
+    seconds: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        found = _RATE.fullmatch(value)
+        if found is None:
+            raise ValueError('should be calls/seconds, like "50/60" for 50 calls a minute')
+        return {"calls": int(found[1]), "seconds": float(found[2])}
+
+    def __str__(self) -> str:
+        return f"{self.calls}/{self.seconds:g}"
+
+
+# The free plan's limit (Segmind's page on rate limits): safe for every plan until the right one is set.
+FREE_PLAN = RateLimit(calls=5, seconds=60)
+
+
+def _check_api_key(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value().strip()
+    if len(text) < 8:
+        raise ValueError("is too short to be an API key")
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError("holds a character that an HTTP header cannot carry (a space or line break copied along?)")
+    return SecretStr(text)
+
+
+def is_loopback(host: str | None) -> bool:
+    if host is None:
+        return False
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _split(url: str) -> SplitResult:
+    """`urlsplit`, also reading the port, without the library's messages: they quote parts of the URL (a password)."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError("is not a URL that can be read (are special characters in it percent-encoded?)") from None
+    if port == 0:
+        raise ValueError("should not have port 0")
+    return parts
+
+
+def _check_base_url(url: str) -> str:
+    parts = _split(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("should be a URL that starts with https://")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise ValueError("should start with https://: plain http would show the API key to the network")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("should hold no user name, query or fragment")
+    return url.rstrip("/")
+
+
+def _check_redis_url(url: str) -> str:
+    parts = _split(url)
+    if "cluster" in parts.scheme:
+        raise ValueError(
+            "names a Redis Cluster, which Celery's Redis transport cannot use: give one primary or a managed endpoint"
+        )
+    if parts.scheme not in {"redis", "rediss", "unix"}:
+        raise ValueError("should start with redis://, rediss:// or unix://")
+    if parts.scheme == "unix":
+        if parts.hostname or not parts.path.strip("/"):
+            raise ValueError("should name a socket file, like unix:///run/redis.sock?db=0")
+        return url
+    if not parts.hostname:
+        raise ValueError("should name a host, like redis://localhost:6379/0")
+    if not re.fullmatch(r"/?[0-9]{0,5}", parts.path):
+        raise ValueError("should end in the number of a database, like redis://localhost:6379/0")
+    return url
+
+
+def _check_storage_url(url: str) -> str:
+    parts = _split(url)
+    if not parts.scheme or not (parts.netloc or parts.path.strip("/")):
+        raise ValueError("should be a URL that names a folder or bucket, like file:///srv/finetune or s3://bucket/path")
+    if parts.username is not None:
+        raise ValueError("should hold no user name or password: the storage's own environment variables carry them")
+    return url
+
+
+def _split_paths(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(Path(part).expanduser().absolute() for part in value.split(os.pathsep) if part.strip())
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("names an account or a field of one twice")
+    return found
+
+
+def _parse_accounts(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value, object_pairs_hook=_no_repeats)
+        except json.JSONDecodeError as error:
+            # The decoder's own message holds the whole document, and so the keys: only the place is told.
+            raise ValueError(f"is not JSON (line {error.lineno}, column {error.colno})") from None
+        except RecursionError:
+            raise ValueError("is not JSON that can be read: nested too deep") from None
+    if isinstance(value, dict) and not all(isinstance(name, str) and _ACCOUNT_NAME.fullmatch(name) for name in value):
+        raise ValueError("should name accounts with up to 63 letters, digits, dots, dashes and underscores")
+    return value
+
+
+ApiKey = Annotated[SecretStr, AfterValidator(_check_api_key)]
+
+
+class AccountSettings(BaseModel):
+    """One Segmind account: its key, its rate limit and the caps on what it may start."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    api_key: ApiKey
+    rate_limit: RateLimit = FREE_PLAN
+    max_training: PositiveInt | None = None
+    """How many trainings may be in flight at once; None: no cap of ours."""
+    max_submits_per_day: Annotated[int, Field(ge=0)] | None = None
+    """How many paid submits one day (UTC) may see; 0 stops them, None: no cap of ours."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the settings table names a type."""
+
+    label: str
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), Shown("seconds")]
+BaseUrl = Annotated[str, AfterValidator(_check_base_url), Shown("URL")]
+RedisUrl = Annotated[str, AfterValidator(_check_redis_url), Shown("URL")]
+Accounts = Annotated[dict[str, AccountSettings], BeforeValidator(_parse_accounts), Shown("JSON object")]
+Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_paths), Shown("folders")]
+Count = Annotated[PositiveInt, Shown("number")]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), Shown("fraction")]
+StorageUrl = Annotated[str, AfterValidator(_check_storage_url), Shown("URL")]
+Upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
+Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)

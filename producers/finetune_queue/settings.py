@@ -1,0 +1,400 @@
+"""All settings of producers and workers: one flat, typed, frozen model.
+
+`load_settings` is the one place that reads the outside world. A value comes from, first found wins: the environment,
+a `.env` file in the current folder, a folder of secret files (one file per setting, as Docker and Kubernetes mount
+them). `Settings(...)` itself reads nothing, so that a test or a program can build one from plain keywords.
+"""
+
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as PydanticSettingsError
+
+from finetune_queue.setting_types import (
+    FREE_PLAN,
+    Accounts,
+    AccountSettings,
+    ApiKey,
+    BaseUrl,
+    Count,
+    Folders,
+    Fraction,
+    Lower,
+    RateLimit,
+    RedisUrl,
+    Seconds,
+    Shown,
+    StorageUrl,
+    Upper,
+    is_loopback,
+)
+
+__all__ = ["AccountSettings", "RateLimit", "SettingRow", "Settings", "SettingsError", "describe", "load_settings"]
+
+DEFAULT_SECRETS_DIR = Path("/run/secrets")
+PREFIXES = ("finetune_", "segmind_")
+
+# What Kubernetes sets in every pod for a Service whose name begins like our settings ("finetune-redis"): not a typo.
+_SERVICE_LINK = re.compile(r"\w+_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)", re.I)
+
+
+class SettingsError(Exception):
+    """One or more settings are wrong or missing. The message names all of them and never holds a value."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = "A setting is wrong:" if count == 1 else f"{count} settings are wrong:"
+        super().__init__("\n".join([head, *(f"  {problem}" for problem in self.problems)]))
+
+
+def _setting(default: Any, meaning: str, *, example: str, secret: bool = False) -> Any:
+    """A field with what the settings table, `.env.example` and errors say of it; a secret one is left out of `repr`."""
+    return Field(default, description=meaning, examples=[example], repr=not secret)
+
+
+class Settings(BaseSettings):
+    """Every setting, checked. A field's name in capitals is its environment variable."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        enable_decoding=False,  # each complex field reads its own text, so that one bad value does not hide the next
+        env_ignore_empty=True,
+        dotenv_filtering="only_existing",
+    )
+
+    segmind_api_key: Annotated[ApiKey | None, Shown("text")] = _setting(
+        None,
+        "The key of the one Segmind account, which is then named `default`. Needed by workers only.",
+        example="SG_0123456789abcdef",
+        secret=True,
+    )
+    segmind_rate_limit: Annotated[RateLimit, Shown("calls/seconds")] = _setting(
+        FREE_PLAN,
+        "The account's limit over all its API calls: `5/60` on the free plan, `50/60` on Pro.",
+        example="50/60",
+    )
+    segmind_accounts: Accounts = _setting(
+        {},
+        "Several accounts, instead of the key and limit above: for each name its `api_key`, `rate_limit`, "
+        "`max_training` (trainings in flight) and `max_submits_per_day` (0 stops submits).",
+        example='{"team-a": {"api_key": "SG_0123456789abcdef", "rate_limit": "50/60"}}',
+        secret=True,
+    )
+    segmind_base_url: BaseUrl = _setting(
+        "https://api.segmind.com",
+        "Where the API is. On a loopback address plain http is allowed, for the sandbox.",
+        example="https://api.segmind.com",
+    )
+    segmind_connect_timeout: Seconds = _setting(5.0, "How long opening an API connection may take.", example="5")
+    segmind_read_timeout: Seconds = _setting(
+        30.0, "How long an API connection may be silent while an answer is awaited.", example="30"
+    )
+    segmind_call_timeout: Seconds = _setting(60.0, "How long one API call may take in all.", example="60")
+
+    finetune_redis_url: RedisUrl = _setting(
+        "redis://localhost:6379/0",
+        "The Redis or Valkey server that holds the jobs: `redis://`, `rediss://` (TLS) or `unix://`. Not a Cluster.",
+        example="redis://localhost:6379/0",
+        secret=True,
+    )
+    finetune_broker_url: Annotated[RedisUrl | None, Shown("URL")] = _setting(
+        None,
+        "Another server for Celery's queues. Empty: the same server as the jobs.",
+        example="redis://localhost:6379/1",
+        secret=True,
+    )
+
+    finetune_artifact_url: StorageUrl = _setting(
+        "file://./var/artifacts", "Where trained weights are stored.", example="s3://my-bucket/artifacts"
+    )
+    finetune_staging_url: StorageUrl = _setting(
+        "file://./var/staging",
+        "Where producers put local datasets for the workers to read.",
+        example="s3://my-bucket/staging",
+    )
+    finetune_dataset_roots: Folders = _setting(
+        (),
+        f"Folders that `file://` datasets may lie under, with `{os.pathsep}` between them. Empty: none may.",
+        example="/srv/datasets",
+    )
+
+    finetune_lease: Seconds = _setting(
+        30.0, "How long a running stage holds its job without a sign of life.", example="30"
+    )
+    finetune_handover: Seconds = _setting(
+        15.0, "How long a sent message may take to be picked up before it is sent again.", example="15"
+    )
+    finetune_poll_min_interval: Seconds = _setting(
+        10.0, "The shortest time between two looks at an account's trainings.", example="10"
+    )
+    finetune_poll_share: Fraction = _setting(
+        0.04, "The share of an account's calls that looking may use while work waits for a call.", example="0.04"
+    )
+    finetune_unseen_limit: Seconds = _setting(
+        900.0, "How long a training may be missing from the provider's list before it is reported.", example="900"
+    )
+    finetune_training_limit: Seconds = _setting(
+        21_600.0, "How long a training may last before its job fails.", example="21600"
+    )
+    finetune_settle_time: Seconds = _setting(
+        120.0,
+        "How long to look for a training whose submit had no clear answer before it may be sent again. "
+        "Longer than SEGMIND_CALL_TIMEOUT.",
+        example="120",
+    )
+    finetune_backoff_base: Seconds = _setting(2.0, "The wait before a failed step's first retry; doubles.", example="2")
+    finetune_backoff_max: Seconds = _setting(300.0, "The longest wait before a retry.", example="300")
+    finetune_max_attempts: Count = _setting(8, "How often a failing stage is tried.", example="8")
+    finetune_retention: Seconds = _setting(2_592_000.0, "How long finished jobs are kept.", example="2592000")
+    finetune_shutdown_timeout: Seconds = _setting(
+        25.0, "How long a stopping worker lets its running stages finish.", example="25"
+    )
+
+    finetune_log_format: Annotated[Literal["json", "console"], Lower, Shown("json or console")] = _setting(
+        "json", "Log lines as JSON for machines or as text for a terminal.", example="console"
+    )
+    finetune_log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], Upper, Shown("DEBUG, INFO, WARNING or ERROR")
+    ] = _setting("INFO", "The least severe log line that is written.", example="DEBUG")
+
+    finetune_secrets_dir: Annotated[Path | None, Shown("folder")] = _setting(
+        None,
+        f"A folder of files named like settings, one value in each. `{DEFAULT_SECRETS_DIR}` is read if it exists.",
+        example="/etc/finetune/secrets",
+    )
+
+    DEFAULT_ACCOUNT: ClassVar[str] = "default"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - this and the next: pydantic-settings' signature
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Keywords only: `load_settings` reads the sources, so that it can say where a wrong value came from."""
+        return (init_settings,)
+
+    @property
+    def accounts(self) -> dict[str, AccountSettings]:
+        """The Segmind accounts by name; empty in a producer that knows no key."""
+        if self.segmind_api_key is None:
+            return dict(self.segmind_accounts)
+        only = AccountSettings(api_key=self.segmind_api_key, rate_limit=self.segmind_rate_limit)
+        return {self.DEFAULT_ACCOUNT: only}
+
+    @property
+    def segmindis_loopback(self) -> bool:
+        """Whether the API is on this machine (the sandbox), where plain http and loopback addresses are allowed."""
+        return is_loopback(urlsplit(self.segmind_base_url).hostname)
+
+    @property
+    def broker_url(self) -> str:
+        """The broker's URL in kombu's spelling, which writes a socket file as `redis+socket://`."""
+        url = self.finetune_broker_url or self.finetune_redis_url
+        parts = urlsplit(url)
+        if parts.scheme != "unix":
+            return url
+        database = parse_qs(parts.query).get("db", ["0"])[-1]
+        return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"
+
+    def require_worker(self) -> Self:
+        """Return these settings if a worker can run on them.
+
+        Raises:
+            SettingsError: No account has an API key.
+        """
+        if not self.accounts:
+            raise SettingsError([_MISSING_KEY])
+        return self
+
+
+@dataclass(frozen=True)
+class SettingRow:
+    """One setting as the documentation shows it."""
+
+    env: str
+    type: str
+    default: str
+    secret: bool
+    meaning: str
+    example: str
+
+
+def describe() -> Iterator[SettingRow]:
+    """Yield every setting, in the order of the model."""
+    for name, field in Settings.model_fields.items():
+        label = next(mark.label for mark in field.metadata if isinstance(mark, Shown))
+        yield SettingRow(
+            env=name.upper(),
+            type=label,
+            default=_default_text(field.default),
+            secret=not field.repr,
+            meaning=field.description or "",
+            example=_example(field),
+        )
+
+
+def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = False) -> Settings:
+    """Read and check all settings.
+
+    Args:
+        environ: Read these variables alone instead of the environment, `.env` and the secrets folder.
+        worker: Also report an API key that is missing.
+
+    Raises:
+        SettingsError: Names every value that is wrong, missing or unknown, all at once.
+    """
+    given, problems = _read_sources() if environ is None else _read_mapping(environ)
+    known = {name: value for name, (value, _source) in given.items() if name in Settings.model_fields}
+    problems += [
+        _unknown(name, source) for name, (_value, source) in given.items() if name not in Settings.model_fields
+    ]
+    wrong: set[str] = set()
+    try:
+        settings = Settings(**known)
+    except ValidationError as error:
+        details = error.errors(include_input=False, include_url=False, include_context=False)
+        wrong = {str(detail["loc"][0]) for detail in details}
+        problems += [_wrong(detail["loc"], detail["msg"], given[str(detail["loc"][0])][1]) for detail in details]
+        settings = Settings(**{name: value for name, value in known.items() if name not in wrong})
+    problems += _contradictions(settings, known.keys(), wrong)
+    if worker and not {"segmind_api_key", "segmind_accounts"} & wrong and not settings.accounts:
+        problems.append(_MISSING_KEY)
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+_Given = dict[str, tuple[Any, str]]
+"""Setting name in lower case -> its raw value and the source it came from."""
+
+_MISSING_KEY = (
+    "SEGMIND_API_KEY: missing, and a worker needs it, or SEGMIND_ACCOUNTS. Example: SEGMIND_API_KEY=SG_0123456789abcdef"
+)
+
+
+# pydantic's words where they would not help a person who sets a variable.
+_WORDS = {
+    "Input should be a valid dictionary or instance of AccountSettings": "should be an object with an api_key",
+    "Input should be": "should be",
+    "Field required": "is missing",
+    "Extra inputs are not permitted": "is no field of an account",
+}
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(PREFIXES) and not _SERVICE_LINK.fullmatch(name)
+
+
+def _read_mapping(environ: Mapping[str, str]) -> tuple[_Given, list[str]]:
+    found = {name.lower(): (value, "given") for name, value in environ.items() if value}
+    return {name: pair for name, pair in found.items() if name in Settings.model_fields or _is_ours(name)}, []
+
+
+def _read_sources() -> tuple[_Given, list[str]]:
+    problems: list[str] = []
+    env = EnvSettingsSource(Settings)
+    try:
+        dotenv = DotEnvSettingsSource(Settings, env_file=Path(".env"))
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f".env: cannot be read ({type(error).__name__})")
+        dotenv = DotEnvSettingsSource(Settings, env_file=None)
+    sources: list[tuple[str, Iterable[str], Mapping[str, Any]]] = [
+        ("environment", env.env_vars, env()),
+        (".env", dotenv.env_vars, dotenv()),
+    ]
+    chosen = env.env_vars.get("finetune_secrets_dir") or dotenv.env_vars.get("finetune_secrets_dir")
+    folder = Path(chosen) if chosen else DEFAULT_SECRETS_DIR
+    if folder.is_dir():
+        try:
+            files: list[str] = [path.name.lower() for path in folder.iterdir() if path.is_file()]
+            secrets = {name: value for name, value in SecretsSettingsSource(Settings, folder)().items() if value}
+        except (OSError, PydanticSettingsError) as error:
+            problems.append(f"FINETUNE_SECRETS_DIR: a file in {folder} cannot be read ({type(error).__name__})")
+        else:
+            sources.append((f"file in {folder}", files, secrets))
+    elif chosen:
+        problems.append(f"FINETUNE_SECRETS_DIR: {folder} is not a folder. Example: FINETUNE_SECRETS_DIR=/run/secrets")
+    given: _Given = {}
+    for source, names, values in sources:
+        for name in names:
+            if name not in Settings.model_fields and _is_ours(name):
+                given.setdefault(name, (None, source))
+        for name, value in values.items():
+            given.setdefault(name, (value, source))
+    return given, problems
+
+
+def _unknown(name: str, source: str) -> str:
+    close = difflib.get_close_matches(name, list(Settings.model_fields), n=1, cutoff=0.7)
+    hint = f" Did you mean {close[0].upper()}?" if close else ""
+    return f"{name.upper()} ({source}): no such setting.{hint}"
+
+
+def _wrong(loc: tuple[int | str, ...], message: str, source: str) -> str:
+    name = str(loc[0])
+    inside = ", ".join(str(part) for part in loc[1:])
+    place = f"account {inside}: " if name == "segmind_accounts" and inside else ""
+    text = message.removeprefix("Value error, ")
+    for theirs, ours in _WORDS.items():
+        text = text.replace(theirs, ours)
+    return f"{name.upper()} ({source}): {place}{text}. {_assignment(name)}"
+
+
+def _contradictions(settings: Settings, given: Iterable[str], wrong: set[str]) -> Iterator[str]:
+    """Yield what single values cannot show; a rule on a value that is itself wrong says nothing."""
+    named = set(given)
+    if "segmind_accounts" in named:
+        for name in sorted(named & {"segmind_api_key", "segmind_rate_limit"}):
+            yield f"{name.upper()}: set together with SEGMIND_ACCOUNTS, which holds keys and limits. Remove one of them"
+    keys = [account.api_key.get_secret_value() for account in settings.segmind_accounts.values()]
+    if len(set(keys)) != len(keys):
+        yield "SEGMIND_ACCOUNTS: two accounts have the same api_key, so together they would exceed its rate limit"
+    if not {"finetune_settle_time", "segmind_call_timeout"} & wrong and (
+        settings.finetune_settle_time <= settings.segmind_call_timeout
+    ):
+        yield (
+            f"FINETUNE_SETTLE_TIME: {settings.finetune_settle_time:g} is not longer than SEGMIND_CALL_TIMEOUT "
+            f"({settings.segmind_call_timeout:g}): a submit could still arrive after it was given up for lost"
+        )
+    if not {"finetune_backoff_base", "finetune_backoff_max"} & wrong and (
+        settings.finetune_backoff_max < settings.finetune_backoff_base
+    ):
+        yield "FINETUNE_BACKOFF_MAX: shorter than FINETUNE_BACKOFF_BASE"
+
+
+def _assignment(name: str) -> str:
+    return f"Example: {name.upper()}={shlex.quote(_example(Settings.model_fields[name]))}"
+
+
+def _example(field: FieldInfo) -> str:
+    return str((field.examples or [""])[0])
+
+
+def _default_text(default: Any) -> str:
+    if default is None or default in ((), {}):
+        return ""
+    return f"{default:.10g}" if isinstance(default, float) else str(default)
