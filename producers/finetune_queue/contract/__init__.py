@@ -1,0 +1,22 @@
+"""What producers, workers and consumers agree on: the request, the job, its states and its events."""
+
+from finetune_queue.contract.event import Event, EventType
+from finetune_queue.contract.ids import derived_job_id, new_job_id
+from finetune_queue.contract.job import TRANSITIONS, Job, JobError, JobState, Stage, WaitReason
+from finetune_queue.contract.request import FineTuneRequest, RequestError, parse_request
+
+__all__ = [
+    "TRANSITIONS",
+    "Event",
+    "EventType",
+    "FineTuneRequest",
+    "Job",
+    "JobError",
+    "JobState",
+    "RequestError",
+    "Stage",
+    "WaitReason",
+    "derived_job_id",
+    "new_job_id",
+    "parse_request",
+]

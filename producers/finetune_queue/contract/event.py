@@ -1,0 +1,99 @@
+"""Events: what happened to a job, as CloudEvents 1.0 in structured JSON (https://github.com/cloudevents/spec)."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from finetune_queue.contract.job import Job, JobState
+
+SOURCE = "/finetune-queue"
+_PREFIX = "io.finetunequeue.job."
+_VERSION = ".v1"
+
+
+class EventType(StrEnum):
+    """The last word of an event's type: a state that a job entered, or something that happened within one."""
+
+    ACCEPTED = "accepted"
+    UPLOADING = "uploading"
+    SUBMITTING = "submitting"
+    TRAINING = "training"
+    DOWNLOADING = "downloading"
+    DEPLOYING = "deploying"
+    NEEDS_ATTENTION = "needs_attention"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    PROGRESS = "progress"  # Segmind's own status changed
+    REJECTED = "rejected"  # a message that could not become a job
+
+
+class Event(BaseModel):
+    """One CloudEvent. ``id`` is stable: a redelivered event carries the same one, so consumers can drop repeats."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    specversion: Literal["1.0"] = "1.0"
+    id: str
+    source: str = SOURCE
+    type: str
+    subject: str
+    time: AwareDatetime
+    datacontenttype: Literal["application/json"] = "application/json"
+    sequence: str
+    data: dict[str, Any]
+
+    @property
+    def kind(self) -> EventType:
+        """The last word of the type."""
+        return EventType(self.type.removeprefix(_PREFIX).removesuffix(_VERSION))
+
+
+def type_name(kind: EventType) -> str:
+    """Return the full CloudEvents type of a kind of event."""
+    return f"{_PREFIX}{kind}{_VERSION}"
+
+
+def job_event(job: Job, kind: EventType, previous: JobState | None) -> Event:
+    """Make the event that tells of ``job`` as it is after the change; its number is the job's ``event_seq``."""
+    data: dict[str, Any] = {
+        "job_id": job.id,
+        "state": str(job.state),
+        "previous_state": str(previous) if previous else None,
+        "account": job.account,
+        "name": job.request.name,
+        "labels": job.request.labels,
+        "finetune_id": job.finetune_id,
+        "provider_status": job.provider_status,
+    }
+    if job.error is not None:
+        data["error"] = job.error.model_dump(mode="json")
+    if job.weights is not None:
+        data["weights"] = job.weights.model_dump(mode="json")
+    if kind is EventType.SUBMITTING or (job.state is JobState.FAILED and job.finetune_id is None):
+        data["dataset_report"] = job.dataset_report
+    if kind is EventType.NEEDS_ATTENTION:
+        data["evidence"] = job.evidence
+    return Event(
+        id=f"{job.id}-{job.event_seq}",
+        type=type_name(kind),
+        subject=job.id,
+        time=datetime.now(UTC),
+        # Sorts as text, as the CloudEvents sequence extension asks.
+        sequence=f"{job.event_seq:010d}",
+        data=data,
+    )
+
+
+def rejected_event(message_id: str, reason: str, problems: list[str]) -> Event:
+    """Make the event for a message that could not become a job."""
+    return Event(
+        id=f"{message_id}-rejected",
+        type=type_name(EventType.REJECTED),
+        subject=message_id,
+        time=datetime.now(UTC),
+        sequence=f"{1:010d}",
+        data={"message_id": message_id, "reason": reason, "problems": problems},
+    )

@@ -1,0 +1,218 @@
+"""The job: one fine-tune from request to weights, its states, and which state may follow which."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from finetune_queue.contract.request import FineTuneRequest
+
+
+class JobState(StrEnum):
+    """Where a job is. The diagram in docs/architecture.md is drawn from :data:`TRANSITIONS`."""
+
+    ACCEPTED = "accepted"  # registered; nothing has been done
+    UPLOADING = "uploading"  # the dataset is checked and put where Segmind can read it
+    SUBMITTING = "submitting"  # the paid request: not sent yet, on its way, or its outcome being found out
+    TRAINING = "training"  # Segmind has it
+    DOWNLOADING = "downloading"  # the weights are fetched, verified and stored
+    DEPLOYING = "deploying"  # weights stored; the request also waits for Segmind's inference
+    NEEDS_ATTENTION = "needs_attention"  # a person must say whether the submit happened
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self in _TERMINAL
+
+
+_TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+
+_ENDS = frozenset({JobState.FAILED, JobState.CANCELLED})
+
+TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
+    JobState.ACCEPTED: _ENDS | {JobState.UPLOADING},
+    JobState.UPLOADING: _ENDS | {JobState.SUBMITTING},
+    JobState.SUBMITTING: _ENDS | {JobState.TRAINING, JobState.NEEDS_ATTENTION},
+    JobState.NEEDS_ATTENTION: _ENDS | {JobState.SUBMITTING, JobState.TRAINING},
+    JobState.TRAINING: _ENDS | {JobState.DOWNLOADING},
+    JobState.DOWNLOADING: _ENDS | {JobState.DEPLOYING, JobState.SUCCEEDED},
+    JobState.DEPLOYING: _ENDS | {JobState.SUCCEEDED},
+    JobState.SUCCEEDED: frozenset(),
+    # A retry resumes at the stage that failed.
+    JobState.FAILED: frozenset(
+        {JobState.UPLOADING, JobState.SUBMITTING, JobState.TRAINING, JobState.DOWNLOADING, JobState.DEPLOYING}
+    ),
+    JobState.CANCELLED: frozenset(),
+}
+"""Every change of state that is allowed; a job may also change within its state."""
+
+
+class Stage(StrEnum):
+    """The steps of the chain, in order; each is the Celery task ``finetune.<stage>``."""
+
+    UPLOAD = "upload"
+    SUBMIT = "submit"
+    POLL = "poll"
+    DOWNLOAD = "download"
+    PUBLISH = "publish"
+
+    def and_after(self) -> list["Stage"]:
+        """Return this stage and those that follow it."""
+        stages = list(Stage)
+        return stages[stages.index(self) :]
+
+
+class WaitReason(StrEnum):
+    """Why a live job is not moving."""
+
+    API_SLOT = "api-slot"  # for a call within the account's rate limit
+    BACKOFF = "backoff"  # for the next try after an error
+    PROVIDER = "provider"  # for Segmind
+    SINK = "sink"  # for a downstream queue to take the result
+    SPENDING = "spending"  # for the account's submit cap or its kill switch
+    TRAININGS = "trainings"  # for the account's cap on trainings in flight
+    PAUSED = "paused"  # for the account's pause after a 429 or an outage
+
+
+class JobError(BaseModel):
+    """Why a job, or its latest try, did not succeed; made to be shown to a person and read by a program."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    stage: str
+    message: str
+    action: str = ""
+    retryable: bool = False
+
+
+class Weights(BaseModel):
+    """The stored result."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str
+    manifest_url: str
+    bytes: int
+    sha256: str
+    tensors: int
+
+
+class Progress(BaseModel):
+    """How far the running stage is, in bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    done: int
+    total: int | None = None
+
+
+class Job(BaseModel):
+    """A job as stored. Times are milliseconds of the Redis server's clock; ``version`` counts its changes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    state: JobState
+    version: int = 0
+    event_seq: int = 0
+    request: FineTuneRequest
+    digest: str
+    created_ms: int = 0
+    entered_ms: int = 0
+    updated_ms: int = 0
+
+    # who works on it, and why nobody does
+    owner: str = ""
+    attempts: int = 0
+    waiting_for: WaitReason | None = None
+    cancel_requested: bool = False
+    progress: Progress | None = None
+    error: JobError | None = None
+    failed_stage: Stage | None = None
+
+    # upload
+    dataset_report: dict[str, JsonValue] | None = None
+    dataset_url: str | None = None
+    # submit
+    intent_ms: int | None = None
+    submit_unknown: bool = False
+    looks: int = 0
+    evidence: list[str] = Field(default_factory=list)
+    # poll
+    finetune_id: str | None = None
+    submitted_ms: int | None = None
+    provider_status: str | None = None
+    weights_url: str | None = None
+    wants_details: bool = False
+    # download
+    weights: Weights | None = None
+
+    @classmethod
+    def from_hash(cls, fields: Mapping[str, str]) -> Self:
+        """Read a job from its Redis hash, whose values are text, or JSON where the field is not a plain value."""
+        return cls.model_validate({name: _decode(name, value) for name, value in fields.items()})
+
+    @property
+    def account(self) -> str:
+        """The account that pays for it."""
+        return self.request.account
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that has to act next."""
+        match self.state:
+            case JobState.ACCEPTED | JobState.UPLOADING:
+                return Stage.UPLOAD
+            case JobState.SUBMITTING | JobState.NEEDS_ATTENTION:
+                return Stage.SUBMIT
+            case JobState.TRAINING | JobState.DEPLOYING:
+                return Stage.POLL
+            case JobState.DOWNLOADING if self.weights is None:
+                return Stage.DOWNLOAD
+            case _:
+                return Stage.PUBLISH
+
+    def public(self) -> dict[str, Any]:
+        """Return the job as shown to callers: no bookkeeping of the workers, times in ISO 8601."""
+        shown: dict[str, Any] = {"job_id": self.id, "state": str(self.state), "account": self.account}
+        body = self.model_dump(mode="json", exclude=_INTERNAL, exclude_none=True)
+        shown |= {name: value for name, value in body.items() if name not in shown}
+        shown["created_at"] = iso_time(self.created_ms)
+        shown["updated_at"] = iso_time(self.updated_ms)
+        return shown
+
+
+_INTERNAL = {
+    *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
+    *("wants_details", "submit_unknown", "submitted_ms"),
+}
+_JSON_FIELDS = frozenset({"request", "progress", "error", "dataset_report", "evidence", "weights"})
+
+
+def encode_field(value: object) -> str:
+    """Return the text that the job's hash holds for ``value``."""
+    match value:
+        case bool():
+            return "1" if value else "0"
+        case BaseModel():
+            return value.model_dump_json()
+        case dict() | list():
+            return json.dumps(value, separators=(",", ":"))
+        case _:
+            return str(value)
+
+
+def _decode(name: str, value: str) -> Any:
+    return json.loads(value) if name in _JSON_FIELDS else value
+
+
+def iso_time(milliseconds: int) -> str:
+    """Return a time of the Redis server's clock as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

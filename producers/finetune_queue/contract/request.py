@@ -1,0 +1,100 @@
+"""The request: what a caller asks for, the same in the SDK, the CLI, over HTTP and in a raw Celery message."""
+
+import hashlib
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+AccountName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$")]
+LabelValue = Annotated[str, StringConstraints(max_length=256)]
+
+
+class RequestError(ValueError):
+    """A request that cannot be accepted. ``problems`` has one sentence for each thing that is wrong."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("The fine-tune request cannot be accepted: " + "; ".join(problems))
+
+
+class FineTuneRequest(BaseModel):
+    """One fine-tune to run.
+
+    The first fields carry the API's own names and are passed on (Fast Flux API, section 1). ``dataset`` becomes
+    ``data_source_path``. The rest is ours. An unknown field is refused: in a paid request a typo must not pass.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name = Field(description="The fine-tune's name at Segmind.")
+    instance_prompt: Text = Field(description="The prompt that describes the subject, with the trigger word in it.")
+    trigger_word: Name = Field(description="The rare word that will call up the subject.")
+    base_model: Name = Field(default="FAST_FLUX", description="Segmind's model to tune.")
+    theme: Name = Field(default="subject", description="Segmind's training theme.")
+    segmind_public: bool = Field(default=False, description="Whether the tuned model is public at Segmind.")
+    advance_parameters: dict[str, JsonValue] = Field(
+        default={"steps": 2000, "face_crop": False, "finetune_type": "LORA"},
+        description="Training parameters, passed on as they are: the API knows keys that this service does not.",
+    )
+    dataset: Text = Field(
+        description="https:// URL of a public ZIP, or file://, s3://, gs://, az:// URL; the SDK and the CLI also take "
+        "a local ZIP or folder.",
+    )
+
+    account: AccountName = Field(default="default", description="Which configured Segmind account pays.")
+    priority: int = Field(default=5, ge=0, le=9, description="0 (last) to 9 (first) among the account's jobs.")
+    labels: dict[LabelKey, LabelValue] = Field(
+        default_factory=dict, max_length=32, description="Free labels, kept on the job and in every event."
+    )
+    reply_to: tuple[Text, ...] = Field(
+        default=(), max_length=8, description="Sinks that get this job's events, besides the service's own."
+    )
+    wait_for: Literal["trained", "available"] = Field(
+        default="trained", description="trained: done when the weights are stored; available: also deployed."
+    )
+    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(
+        default=None, description="The same key and request give the same job."
+    )
+    deadline: AwareDatetime | None = Field(default=None, description="When to give up (ISO 8601, with a time zone).")
+
+    def digest(self) -> str:
+        """Return a SHA-256 that is equal for equal requests; the idempotency key itself does not count."""
+        body = self.model_dump(mode="json", exclude={"idempotency_key"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def expired(self, now: datetime) -> bool:
+        """Tell whether the caller's deadline has passed at ``now``."""
+        return self.deadline is not None and now >= self.deadline
+
+
+def parse_request(raw: Any) -> FineTuneRequest:
+    """Read a request from decoded JSON.
+
+    Raises:
+        RequestError: with one sentence for every field that is wrong.
+    """
+    if not isinstance(raw, dict):
+        raise RequestError([f"expected a JSON object with the request's fields, got {type(raw).__name__}"])
+    try:
+        return FineTuneRequest.model_validate(raw)
+    except ValidationError as error:
+        raise RequestError([_sentence(problem) for problem in error.errors(include_url=False)]) from None
+
+
+def _sentence(problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"]) or "request"
+    match problem["type"]:
+        case "missing":
+            return f"{field}: is required"
+        case "extra_forbidden" if field == "data_source_path":
+            return "data_source_path: is called 'dataset' here"
+        case "extra_forbidden":
+            known = ", ".join(FineTuneRequest.model_fields)
+            return f"{field}: is not a field of a request (known: {known})"
+        case _:
+            return f"{field}: {problem['msg'][0].lower()}{problem['msg'][1:]}"

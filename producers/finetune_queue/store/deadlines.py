@@ -1,0 +1,40 @@
+"""Deadlines: when to look at each live job again if nothing happened; delays, leases and recovery are all this."""
+
+from collections.abc import Iterable
+
+import redis
+
+from finetune_queue.store import keys, scripts
+
+_BATCH = 200
+
+
+class Deadlines:
+    """The one sorted set of deadlines, by the Redis server's clock."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        """``client`` must wait longer for a reply than :meth:`wait_for_work` is asked to sleep."""
+        self._redis = client
+        self._due = scripts.load(client, "due")
+        self._put_off = scripts.load(client, "put_off")
+
+    def due(self, limit: int, handover: float) -> tuple[list[str], float | None]:
+        """Take up to ``limit`` jobs whose deadline passed; nobody else gets them for ``handover`` seconds.
+
+        Returns their ids and the seconds until the next deadline, None without one.
+        """
+        reply = self._due([keys.deadlines()], [limit, int(handover * 1000)])
+        wait = float(reply[0])
+        return reply[1:], None if wait < 0 else wait / 1000
+
+    def put_off(self, delays: Iterable[tuple[str, float]]) -> int:
+        """Move the deadlines of the given live jobs to the given seconds from now; returns how many were live."""
+        args = [text for job_id, delay in delays for text in (str(int(delay * 1000)), job_id)]
+        moved = 0
+        for start in range(0, len(args), 2 * _BATCH):
+            moved += self._put_off([keys.deadlines()], args[start : start + 2 * _BATCH])
+        return moved
+
+    def wait_for_work(self, seconds: float) -> None:
+        """Sleep until a dispatcher is wanted, or for ``seconds``."""
+        self._redis.blpop([keys.wake()], timeout=max(seconds, 0.001))

@@ -1,0 +1,84 @@
+"""Every Redis key, as a function. All share one hash tag, so that a script may touch several of them.
+
+Nothing else in the project spells a key.
+"""
+
+TAG = "{finetune}"
+
+BROKER_PREFIX = f"{TAG}:"
+"""Put before every key of the Celery transport (its ``global_keyprefix``)."""
+
+
+def job(job_id: str) -> str:
+    """Hash: the job's fields, see :class:`~finetune_queue.contract.job.Job`. Expires once finished and kept."""
+    return f"{TAG}:job:{job_id}"
+
+
+def job_events(job_id: str) -> str:
+    """List: the job's events as JSON, oldest first; the event numbered n is at index n - 1. Expires with the job."""
+    return f"{TAG}:job:{job_id}:events"
+
+
+def upload_url(job_id: str) -> str:
+    """String: the job's presigned upload as JSON, a secret, apart from the job. Expires with the URL."""
+    return f"{TAG}:job:{job_id}:upload"
+
+
+def jobs() -> str:
+    """Sorted set: all job ids, scored by their creation (ms)."""
+    return f"{TAG}:jobs"
+
+
+def state(name: str) -> str:
+    """Sorted set: ids of the jobs in a state, scored by when they entered it (ms)."""
+    return f"{TAG}:state:{name}"
+
+
+def deadlines() -> str:
+    """Sorted set: every live job, scored by when to look at it again (ms)."""
+    return f"{TAG}:deadlines"
+
+
+def wake() -> str:
+    """List of at most one item: pushed when a sleeping dispatcher has something to do earlier than it knew."""
+    return f"{TAG}:wake"
+
+
+def events() -> str:
+    """Stream: all events, field ``event`` holding the JSON, trimmed to about a set length."""
+    return f"{TAG}:events"
+
+
+def dead_letters() -> str:
+    """Stream: messages that could not become a job: ``body``, ``reason``, ``message_id``."""
+    return f"{TAG}:dead"
+
+
+def owners() -> str:
+    """Hash: finetune_id -> the one job that owns that training."""
+    return f"{TAG}:owners"
+
+
+def accounts() -> str:
+    """Set: names of the accounts that some worker serves."""
+    return f"{TAG}:accounts"
+
+
+def account(name: str) -> str:
+    """Hash: the account's limit, pause, sweep times and spending, see :mod:`finetune_queue.store.budget`."""
+    return f"{TAG}:account:{name}"
+
+
+def slots(name: str) -> str:
+    """Sorted set: the account's call slots in use, scored by when each is free again (ms)."""
+    return f"{TAG}:slots:{name}"
+
+
+def room(name: str) -> str:
+    """Sorted set: the account's waiting room, job ids scored by priority class, priority and age."""
+    return f"{TAG}:room:{name}"
+
+
+def tracked(name: str) -> str:
+    """Sorted set: the account's jobs that Segmind works on, scored by when they were first tracked (ms)."""
+    return f"{TAG}:tracked:{name}"

@@ -1,0 +1,10 @@
+-- Removes a finished job once its retention is over.
+-- KEYS  1 job  2 job events  3 jobs  4 its state set  5 owners
+-- ARGV  1 job id  2 the version it was read at  3 finetune_id or ''
+-- Returns 1, or 0 when the job changed meanwhile.
+if redis.call('HGET', KEYS[1], 'version') ~= ARGV[2] then return 0 end
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('ZREM', KEYS[4], ARGV[1])
+if ARGV[3] ~= '' then redis.call('HDEL', KEYS[5], ARGV[3]) end
+return 1

@@ -1,0 +1,66 @@
+-- Hands the account's free slots to its sweep, if due, and to the first of its waiting room. Each slot stays reserved
+-- until the holder takes it, or for reserve_ms; a job's deadline brings it back should the message be lost.
+-- KEYS  1 slots  2 waiting room  3 account  4 tracked  5 deadlines
+-- ARGV  1 how many at most  2 reserve_ms  3 first score of the submits  4 first score after them
+-- Returns {ms until there may be more to do or -1, holder, ...}; the holder "sweep" is the account's sweep.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local account = {}
+local flat = redis.call('HGETALL', KEYS[3])
+for index = 1, #flat, 2 do account[flat[index]] = flat[index + 1] end
+local function number(name) return tonumber(account[name] or '0') end
+local function cap(name) return tonumber(account[name] or '') or math.huge end
+
+if number('paused_until') > now then return {number('paused_until') - now} end
+local free = math.min(tonumber(ARGV[1]), number('limit') - redis.call('ZCARD', KEYS[1]))
+if account.probing == '1' then
+  if number('probe_until') > now then return {number('probe_until') - now} end
+  free = math.min(free, 1)
+end
+
+local tracked = redis.call('ZCARD', KEYS[4])
+local day = tostring(math.floor(now / 86400000))
+local spent = account.spent_day == day and number('spent') or 0
+local submits = math.min(cap('max_training') - tracked, cap('max_submits') - spent)
+if account.stopped == '1' then submits = 0 end
+
+local reply = {-1}
+local function reserve(holder)
+  redis.call('ZADD', KEYS[1], now + ARGV[2], 'reserved:' .. holder)
+  if account.probing == '1' then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[2]) end
+  table.insert(reply, holder)
+  free = free - 1
+end
+
+local sweep_in = math.huge
+if tracked > 0 then
+  sweep_in = number('sweep_at') - now
+  if sweep_in <= 0 and free > 0 then
+    reserve('sweep')
+    redis.call('HSET', KEYS[3], 'sweep_at', now + ARGV[2])
+    sweep_in = tonumber(ARGV[2])
+  end
+end
+
+local function pop(low, high, count)
+  if count <= 0 or free <= 0 then return end
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[2], low, high, 'BYSCORE', 'LIMIT', 0, math.min(count, free))) do
+    redis.call('ZREM', KEYS[2], id)
+    redis.call('ZADD', KEYS[5], now + ARGV[2], id)
+    reserve(id)
+  end
+end
+pop('-inf', '(' .. ARGV[3], math.huge)
+pop(ARGV[3], '(' .. ARGV[4], submits)
+pop(ARGV[4], '+inf', math.huge)
+
+local wait = sweep_in > 0 and sweep_in or math.huge
+local startable = redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. ARGV[3]) + redis.call('ZCOUNT', KEYS[2], ARGV[4], '+inf')
+if submits > 0 then startable = redis.call('ZCARD', KEYS[2]) end
+if startable > 0 or sweep_in <= 0 then
+  local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+  if first[2] then wait = math.min(wait, first[2] - now) end
+end
+if wait < math.huge then reply[1] = math.max(1, wait) end
+return reply

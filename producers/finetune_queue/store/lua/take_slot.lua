@@ -1,0 +1,46 @@
+-- Takes a call slot for a call that starts now: the one reserved for this holder, or a free one that nobody better
+-- placed waits for. A submit also takes its share of the caps on spending and on trainings in flight.
+-- KEYS  1 slots  2 waiting room  3 account  4 tracked
+-- ARGV  1 holder (job id or "sweep")  2 token of the call  3 the holder's score in the room
+--       4 timeout_ms: by when the call has ended for certain  5 "1" for a submit
+-- Returns {1, now_ms}, or {0, reason, how many are ahead}.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local reserved = redis.call('ZREM', KEYS[1], 'reserved:' .. ARGV[1]) == 1
+local ahead = redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. ARGV[3])
+
+local account = {}
+local flat = redis.call('HGETALL', KEYS[3])
+for index = 1, #flat, 2 do account[flat[index]] = flat[index + 1] end
+local function number(name) return tonumber(account[name] or '0') end
+local function cap(name) return tonumber(account[name] or '') or math.huge end
+if not account.limit then return {0, 'unknown-account', 0} end
+
+if number('paused_until') > now then return {0, 'paused', ahead} end
+local probing = account.probing == '1'
+if probing and not reserved and number('probe_until') > now then return {0, 'paused', ahead} end
+
+local submit = ARGV[5] == '1'
+local day = tostring(math.floor(now / 86400000))
+local spent = account.spent_day == day and number('spent') or 0
+if submit then
+  if account.stopped == '1' then return {0, 'spending', ahead} end
+  if spent >= cap('max_submits') then return {0, 'spending', ahead} end
+  local others = redis.call('ZCARD', KEYS[4])
+  if redis.call('ZSCORE', KEYS[4], ARGV[1]) then others = others - 1 end
+  if others >= cap('max_training') then return {0, 'trainings', ahead} end
+end
+
+if not reserved and redis.call('ZCARD', KEYS[1]) + ahead >= number('limit') then return {0, 'api-slot', ahead} end
+
+-- Should the caller die, its slot is free one window after its call must have ended; one part in a thousand more for
+-- clocks that run at different speeds.
+local window = number('window_ms')
+redis.call('ZADD', KEYS[1], now + ARGV[4] + window + math.ceil(window / 1000) + 1, ARGV[2])
+if probing then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[4]) end
+if submit then
+  redis.call('HSET', KEYS[3], 'spent_day', day, 'spent', spent + 1)
+  redis.call('ZADD', KEYS[4], 'NX', now, ARGV[1])
+end
+return {1, now}

@@ -1,0 +1,57 @@
+-- The only script that writes a job: checks the version, then changes fields, sets, events and the deadline at once.
+-- KEYS  1 job  2 job events  3 jobs  4 state set it is in  5 state set it goes to  6 deadlines  7 wake
+--       8 events stream  9 owners  10 waiting room  11 tracked
+-- ARGV  1 JSON: id, expect (version; 0: must not exist), entered (bool), set {field: text}, delete [field],
+--       delay_ms (absent: no deadline), room_score, track (bool), event (JSON text), own (finetune_id),
+--       stream_length
+-- Returns {1, now_ms}; {0, current version or ""} when the version differs; {-1, job id} when another job owns `own`.
+local job, change = KEYS[1], cjson.decode(ARGV[1])
+local id = change.id
+local version = redis.call('HGET', job, 'version')
+if (version or '0') ~= change.expect then return {0, version or ''} end
+if change.own then
+  local owner = redis.call('HGET', KEYS[9], change.own)
+  if owner and owner ~= id then return {-1, owner} end
+  redis.call('HSET', KEYS[9], change.own, id)
+end
+
+local time = redis.call('TIME')
+local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
+
+for _, field in ipairs(change.delete) do redis.call('HDEL', job, field) end
+for field, value in pairs(change.set) do redis.call('HSET', job, field, value) end
+redis.call('HSET', job, 'version', change.expect + 1, 'updated_ms', now)
+if not version then
+  redis.call('HSET', job, 'created_ms', now)
+  redis.call('ZADD', KEYS[3], now, id)
+end
+if change.entered then
+  redis.call('HSET', job, 'entered_ms', now)
+  redis.call('ZREM', KEYS[4], id)
+  redis.call('ZADD', KEYS[5], now, id)
+end
+
+local early = false
+if change.delay_ms then
+  redis.call('ZADD', KEYS[6], now + change.delay_ms, id)
+  early = redis.call('ZRANGE', KEYS[6], 0, 0)[1] == id
+else
+  redis.call('ZREM', KEYS[6], id)
+end
+if change.room_score then
+  early = early or redis.call('EXISTS', KEYS[10]) == 0
+  redis.call('ZADD', KEYS[10], change.room_score, id)
+else
+  redis.call('ZREM', KEYS[10], id)
+end
+if change.track then
+  redis.call('ZADD', KEYS[11], 'NX', now, id)
+elseif redis.call('ZREM', KEYS[11], id) == 1 then
+  early = early or redis.call('EXISTS', KEYS[10]) == 1 -- room below the cap on trainings
+end
+if change.event then
+  redis.call('RPUSH', KEYS[2], change.event)
+  redis.call('XADD', KEYS[8], 'MAXLEN', '~', change.stream_length, '*', 'event', change.event)
+end
+if early and redis.call('EXISTS', KEYS[7]) == 0 then redis.call('LPUSH', KEYS[7], '1') end
+return {1, tonumber(now)}
