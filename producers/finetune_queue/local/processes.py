@@ -1,0 +1,198 @@
+"""Child processes that are started, watched and ended with certainty, and only those."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_LEASH = Path(__file__).with_name("leash.py")
+_TICK = 0.02
+_TAIL_BYTES = 4_000
+
+
+class ProcessError(RuntimeError):
+    """A child did not start, or ended before it was ready. The message ends in its last lines of output."""
+
+
+class Child:
+    """One process in a session of its own, with its output in a log file.
+
+    It dies with this process (on Linux), also when this one is killed: more exactly with the thread that calls
+    `start`, which therefore has to live as long.
+
+    Args:
+        name: What messages call it.
+        command: Program and arguments; no shell.
+        env: Its whole environment.
+        cwd: The folder it runs in.
+        log: The file that its stdout and stderr are appended to.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._command = list(command)
+        self._env = dict(env)
+        self._cwd = cwd
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+        self._swept = False
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._started.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for the signal that ended it; None while it runs."""
+        process = self._started
+        code = process.poll()
+        if code is not None and not self._swept:
+            # What it left behind goes now: its id, and so the group's, is certainly not another process's yet.
+            self._swept = True
+            self._kill_group(process.pid)
+        return code
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self.returncode is None
+
+    def start(self) -> Self:
+        """Start the process.
+
+        Raises:
+            ProcessError: The program cannot be run.
+        """
+        if self.running:
+            raise RuntimeError(f"{self.name} is already running")
+        if shutil.which(self._command[0], path=self._env.get("PATH")) is None:
+            raise ProcessError(f"{self.name} cannot be started: {self._command[0]} is not there")
+        with self.log.open("ab") as log:
+            self._log_start = log.tell()
+            self._swept = False
+            self._process = subprocess.Popen(  # noqa: S603 - a fixed argument list, no shell
+                [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *self._command],
+                env=self._env,
+                cwd=self._cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends things in order
+            )
+        return self
+
+    def lines(self) -> list[str]:
+        """What it has printed since `start`, whole lines only while it runs."""
+        text = self._output()
+        return (text if not self.running else text[: text.rfind("\n") + 1]).splitlines()
+
+    def wait_for_line(self, wanted: Callable[[str], bool], *, timeout: float) -> str:
+        """Return the first line of output that is wanted.
+
+        Args:
+            wanted: Says whether a line is the one.
+            timeout: Seconds.
+
+        Raises:
+            ProcessError: The process ended or the time passed without such a line.
+        """
+        found: list[str] = []
+
+        def look() -> bool:
+            found.extend(line for line in self.lines() if wanted(line))
+            return bool(found)
+
+        self.wait_until(look, timeout=timeout)
+        return found[0]
+
+    def wait_until(self, condition: Callable[[], bool], *, timeout: float) -> None:
+        """Wait until `condition` is true.
+
+        Args:
+            condition: Asked again and again; has to answer quickly.
+            timeout: Seconds.
+
+        Raises:
+            ProcessError: The process ended or the time passed first.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            code = self.returncode  # before the question: the answer may lie in what it printed last
+            if condition():
+                return
+            if code is not None:
+                raise ProcessError(f"{self.name} ended with exit code {code}. {self._tail()}")
+            if time.monotonic() > deadline:
+                raise ProcessError(f"{self.name} was not ready after {timeout:g} s. {self._tail()}")
+            time.sleep(_TICK)
+
+    def wait(self, *, timeout: float) -> int:
+        """Wait for the process to end by itself and return its exit code.
+
+        Raises:
+            ProcessError: It still runs after `timeout` seconds.
+        """
+        code = self._wait(timeout)
+        if code is None:
+            raise ProcessError(f"{self.name} still runs after {timeout:g} s. {self._tail()}")
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process itself, not to its children; nothing if it has ended."""
+        if self.running:
+            os.kill(self.pid, number)
+
+    def stop(self, *, grace: float = 10.0) -> None:
+        """End it: SIGTERM, then SIGKILL after `grace` seconds. Nothing happens if it is not running."""
+        self.send_signal(signal.SIGTERM)
+        if self.running and self._wait(grace) is None:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it and its children at once with SIGKILL. Nothing happens if it is not running."""
+        if self.running:
+            self._kill_group(self.pid)
+            self._started.wait()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError(f"{self.name} was not started")
+        return self._process
+
+    def _wait(self, timeout: float) -> int | None:
+        deadline = time.monotonic() + timeout
+        while (code := self.returncode) is None and time.monotonic() < deadline:
+            time.sleep(_TICK)
+        return code
+
+    @staticmethod
+    def _kill_group(leader: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # the group is empty; macOS says it the second way
+            os.killpg(leader, signal.SIGKILL)
+
+    def _output(self) -> str:
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+
+    def _tail(self) -> str:
+        lines = self._output()[-_TAIL_BYTES:].splitlines()[-20:]
+        return f"Its last output ({self.log}):\n" + "\n".join(f"  {line}" for line in lines or ["(nothing)"])
