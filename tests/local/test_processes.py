@@ -146,7 +146,8 @@ def test_children_die_with_a_parent_that_is_killed(python: Callable[[str], Child
 import sys, time
 from pathlib import Path
 from finetune_queue.local.processes import Child
-child = Child("inner", [sys.executable, "-c", "import time; time.sleep(60)"], env={ENV!r}, cwd=Path("."), log=Path("inner.log"))
+command = [sys.executable, "-c", "import time; time.sleep(60)"]
+child = Child("inner", command, env={ENV!r}, cwd=Path("."), log=Path("inner.log"))
 print("inner", child.start().pid)
 time.sleep(60)
 """)
