@@ -1,0 +1,184 @@
+"""The control API under /_sandbox: faults, trainings, settings, report, reset. It needs no key and no call counts."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from segmind_sandbox.faults import FAULT
+from segmind_sandbox.sandbox import Sandbox
+from segmind_sandbox.settings import RateText, SandboxSettings
+from segmind_sandbox.trainings import STATUSES, Training
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SettingsChange(_Body):
+    """The settings that can change at run time; for jobs submitted from now on, and calls from now on."""
+
+    training_seconds: float | None = Field(None, ge=0)
+    deploy_seconds: float | None = Field(None, ge=0)
+    weights_bytes: int | None = None
+    list_carries_weights_url: bool | None = None
+    list_lag_seconds: float | None = Field(None, ge=0)
+    private_weights: bool | None = None
+    link_seconds: int | None = Field(None, ge=1)
+    retry_after: bool | None = None
+    rate_limit: RateText | None = None
+    rate_algorithm: Literal["sliding", "fixed"] | None = None
+
+
+class TrainingChange(_Body):
+    """What can be done to a job from outside."""
+
+    hold: bool | None = None
+    hidden: bool | None = None
+    fail: str | None = None
+    status_word: str | None = None
+    finish: Literal[True] | None = None
+    replace_weights: Literal[True] | None = None
+
+
+class ResetWhat(_Body):
+    """``all`` goes back to the start; the others keep the jobs."""
+
+    what: Literal["all", "report", "faults", "limits"] = "all"
+
+
+class Control:
+    """The endpoints."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    def routes(self) -> list[BaseRoute]:
+        """The routes of the control API."""
+        base = "/_sandbox"
+        return [
+            Route(f"{base}/health", self.health, methods=["GET"]),
+            Route(f"{base}/report", self.report, methods=["GET"]),
+            Route(f"{base}/reset", self.reset, methods=["POST"]),
+            Route(f"{base}/settings", self.change_settings, methods=["PATCH"]),
+            Route(f"{base}/faults", self.list_faults, methods=["GET"]),
+            Route(f"{base}/faults", self.add_fault, methods=["POST"]),
+            Route(f"{base}/faults", self.clear_faults, methods=["DELETE"]),
+            Route(f"{base}/faults/{{number:int}}", self.remove_fault, methods=["DELETE"]),
+            Route(f"{base}/trainings", self.list_trainings, methods=["GET"]),
+            Route(f"{base}/trainings/{{finetune_id}}", self.change_training, methods=["PATCH"]),
+            Route(f"{base}/webhooks/{{webhook_id}}/test", self.test_webhook, methods=["POST"]),
+        ]
+
+    async def health(self, _request: Request) -> Response:
+        """Ready."""
+        return JSONResponse({"status": "ok"})
+
+    async def report(self, request: Request) -> Response:
+        """What the sandbox saw; ?window=SECONDS for another window than the limits'."""
+        window = request.query_params.get("window")
+        return JSONResponse(self._sandbox.report(float(window) if window else None))
+
+    async def reset(self, request: Request) -> Response:
+        """Forget everything, or one part."""
+        what = ResetWhat.model_validate(await _json(request)).what
+        if what == "all":
+            await self._sandbox.reset()
+        elif what == "report":
+            self._sandbox.restart_report()
+        elif what == "faults":
+            self._sandbox.faults.clear()
+        else:
+            self._sandbox.restart_limits()
+        return JSONResponse({"reset": what})
+
+    async def change_settings(self, request: Request) -> Response:
+        """Change settings; a new rate limit starts with empty windows."""
+        change = SettingsChange.model_validate(await _json(request)).model_dump(exclude_none=True)
+        sandbox = self._sandbox
+        sandbox.settings = SandboxSettings.model_validate({**sandbox.settings.model_dump(), **change})
+        if {"rate_limit", "rate_algorithm"} & change.keys():
+            sandbox.restart_limits()
+        return JSONResponse(change)
+
+    async def list_faults(self, _request: Request) -> Response:
+        """The armed faults."""
+        return JSONResponse({"faults": self._sandbox.faults.describe()})
+
+    async def add_fault(self, request: Request) -> Response:
+        """Arm a fault."""
+        return JSONResponse({"id": self._sandbox.faults.add(FAULT.validate_python(await _json(request)))})
+
+    async def clear_faults(self, _request: Request) -> Response:
+        """Disarm all faults."""
+        self._sandbox.faults.clear()
+        return JSONResponse({"faults": []})
+
+    async def remove_fault(self, request: Request) -> Response:
+        """Disarm one fault."""
+        number = request.path_params["number"]
+        if not self._sandbox.faults.remove(number):
+            return JSONResponse({"error": f"no fault {number}"}, 404)
+        return JSONResponse({"id": number})
+
+    async def list_trainings(self, _request: Request) -> Response:
+        """All jobs of all accounts, oldest first, with what the API does not show."""
+        now = self._sandbox.clock()
+        return JSONResponse({"trainings": [_describe(training, now) for training in self._sandbox.trainings]})
+
+    async def change_training(self, request: Request) -> Response:
+        """Hold, release, fail, hide or finish a job, or give it other weights."""
+        training = self._sandbox.trainings.get(request.path_params["finetune_id"])
+        if training is None:
+            return JSONResponse({"error": "no such training"}, 404)
+        change = TrainingChange.model_validate(await _json(request))
+        now = self._sandbox.clock()
+        if change.hold is not None:
+            training.hold(now) if change.hold else training.release(now)
+        if change.finish:
+            training.finish(now)
+        if change.hidden is not None:
+            training.hidden = change.hidden
+        if change.fail is not None:
+            training.error_message = change.fail
+        if change.status_word is not None:
+            training.word = change.status_word
+        if change.replace_weights:
+            training.weights_version += 1
+        self._sandbox.trainings.schedule(training)
+        return JSONResponse(_describe(training, now))
+
+    async def test_webhook(self, request: Request) -> Response:
+        """Send a sample payload, as the console's test button does."""
+        webhook_id = request.path_params["webhook_id"]
+        for account in self._sandbox.accounts.values():
+            webhook = self._sandbox.webhooks.get(account.name, webhook_id)
+            if webhook is not None:
+                self._sandbox.webhooks.send(webhook, {"event_type": "TEST", "status": STATUSES[-1]})
+                return JSONResponse({"webhook_id": webhook_id})
+        return JSONResponse({"error": "no such webhook"}, 404)
+
+
+async def _json(request: Request) -> Any:
+    return await request.json() if await request.body() else {}
+
+
+def _describe(training: Training, now: float) -> dict[str, Any]:
+    return {
+        **training.details(now),
+        "account": training.account,
+        "model_id": training.model_id,
+        "weights_url": training.weights_url,
+        "hidden": training.hidden,
+        "held": training.held_at is not None or training.hold_in_training,
+    }
+
+
+async def invalid(_request: Request, refusal: Exception) -> Response:
+    """A control request's wrong body as 400."""
+    message = str(refusal) if not isinstance(refusal, ValidationError) else refusal.json(include_url=False)
+    return JSONResponse({"error": message}, 400)
