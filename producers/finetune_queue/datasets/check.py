@@ -1,0 +1,283 @@
+"""Is this ZIP worth paying a training for? One pass, with bounded memory and time, and nothing written to disk."""
+
+import hashlib
+import io
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune_queue.datasets.archive import (
+    ArchiveRefusedError,
+    Entry,
+    EntryRefusedError,
+    Meter,
+    inflate,
+    megabytes,
+    other_kind,
+    read_entries,
+)
+from finetune_queue.datasets.errors import DatasetError
+from finetune_queue.datasets.images import (
+    HEAD_BYTES,
+    READABLE_FORMATS,
+    SUFFIXES,
+    TRAINABLE_FORMATS,
+    ImageFacts,
+    ImageRefusedError,
+    PixelBudget,
+    inspect_image,
+    sniff,
+)
+from finetune_queue.datasets.limits import DEFAULT_LIMITS, Limits
+from finetune_queue.datasets.names import (
+    CAPTION_SUFFIX,
+    IMAGE_SUFFIXES,
+    OTHER_IMAGE_SUFFIXES,
+    display_name,
+    is_junk,
+    stem_of,
+    suffix_of,
+)
+from finetune_queue.datasets.report import Collector, DatasetReport
+
+FEW_IMAGES = 5
+MANY_IMAGES = 50
+SMALL_SIDE = 512
+FULL_SIDE = 1024
+ODD_RATIO = 3.0
+LONG_CAPTION = 3_000
+_PLACEHOLDER = "[trigger]"
+_JUNK_NAMED = 3
+
+
+def check_archive(
+    path: Path,
+    *,
+    trigger_word: str | None = None,
+    instance_prompt: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> DatasetReport:
+    """Judges a ZIP against the Fast Flux API (section 1, "Dataset") and against what is known to train badly.
+
+    Whatever the file holds, the answer is a report; `trigger_word` and `instance_prompt` are those of the request.
+
+    Raises:
+        DatasetError: the file is not there or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return _Check(file, limits, trigger_word, instance_prompt).run()
+    except FileNotFoundError as error:
+        raise DatasetError(
+            "dataset_not_found", f"There is no file {display_name(str(path))}.", "Check the path."
+        ) from error
+    except OSError as error:
+        raise DatasetError(
+            "dataset_unreadable",
+            f"{display_name(str(path))} cannot be read: {error.strerror or error}.",
+            "Check that it is a file and that this user may read it.",
+            retryable=True,
+        ) from error
+
+
+@dataclass
+class _Seen:
+    """What the pass over the entries leaves behind for the judgement of the whole."""
+
+    images: dict[str, str] = field(default_factory=dict)
+    """By stem, one image with it."""
+    captions: dict[str, str] = field(default_factory=dict)
+    hashes: dict[bytes, str] = field(default_factory=dict)
+    junk: list[str] = field(default_factory=list)
+    short_sides: list[int] = field(default_factory=list)
+    nested: str | None = None
+
+
+class _Check:
+    """One check of one open file."""
+
+    def __init__(
+        self, file: io.BufferedReader, limits: Limits, trigger_word: str | None, instance_prompt: str | None
+    ) -> None:
+        self._file = file
+        self._limits = limits
+        self._prompt = instance_prompt
+        self._trigger = _Trigger(trigger_word) if trigger_word and trigger_word.strip() else None
+        self._collector = Collector(limits)
+        self._meter = Meter(limits)
+        self._pixels = PixelBudget(limits)
+        self._seen = _Seen()
+
+    def run(self) -> DatasetReport:
+        size = os.fstat(self._file.fileno()).st_size
+        digest: str | None = None
+        if size >= self._limits.max_bytes:
+            self._collector.add(
+                "archive_too_large",
+                f"The ZIP has {megabytes(size)}; the API takes less than {megabytes(self._limits.max_bytes)}.",
+            )
+        else:
+            digest = hashlib.file_digest(self._file, "sha256").hexdigest()
+            self._read(size)
+        seen = self._seen
+        return DatasetReport(
+            ok=self._collector.ok,
+            images=len(seen.short_sides),
+            captions=len(seen.captions),
+            bytes=size,
+            sha256=digest,
+            short_sides=(min(seen.short_sides), max(seen.short_sides)) if seen.short_sides else None,
+            findings=self._collector.findings(),
+            omitted=self._collector.omitted(),
+        )
+
+    def _read(self, size: int) -> None:
+        try:
+            for entry in read_entries(self._file, size, self._limits, self._collector):
+                self._entry(entry)
+        except ArchiveRefusedError as refused:
+            self._collector.add(refused.code, refused.message, refused.file)
+            return
+        self._judge_images()
+        self._judge_captions()
+        if self._seen.junk:
+            self._collector.add("junk", f"{_listed(self._seen.junk)}: skipped.")
+        if self._prompt and self._trigger and not self._trigger.within(self._prompt):
+            self._collector.add(
+                "prompt_without_trigger", f"The instance prompt does not have the trigger word {self._trigger.shown}."
+            )
+
+    def _entry(self, entry: Entry) -> None:
+        self._meter.tick()
+        name = entry.name
+        try:
+            if is_junk(name):
+                # Inflated all the same: whoever unpacks the ZIP will do so too.
+                for _ in inflate(self._file, entry, self._meter):
+                    pass
+                self._seen.junk.append(name)
+                return
+            data = b"".join(inflate(self._file, entry, self._meter))
+            if suffix_of(name) == CAPTION_SUFFIX:
+                self._caption(name, data)
+            else:
+                self._image(name, data)
+        except (EntryRefusedError, ImageRefusedError) as refused:
+            self._collector.add(refused.code, refused.message, name)
+
+    def _image(self, name: str, data: bytes) -> None:
+        kind = sniff(data[:HEAD_BYTES])
+        suffix = suffix_of(name)
+        if kind is None:
+            if archive := other_kind(data[:512]):
+                self._collector.add("archive_nested", f"It is {archive} inside the ZIP.", name)
+            elif suffix in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES:
+                what = "It is empty" if not data else "It is named as an image, but is none that can be read"
+                self._collector.add(
+                    "image_unreadable" if suffix in IMAGE_SUFFIXES else "image_unsupported", f"{what}.", name
+                )
+            else:
+                self._collector.add("file_ignored", "It is neither an image nor a .txt caption.", name)
+            return
+        if kind not in READABLE_FORMATS:
+            self._collector.add("image_unsupported", f"It is a {kind} picture, which the training may not read.", name)
+            return
+        facts = inspect_image(data, kind, self._pixels)
+        self._seen.short_sides.append(facts.short_side)
+        self._seen.images.setdefault(stem_of(name), name)
+        if "/" in name and self._seen.nested is None:
+            self._seen.nested = name
+        first = self._seen.hashes.setdefault(hashlib.sha256(data).digest(), name)
+        if first != name:
+            self._collector.add("image_duplicate", f"It is the same picture as {display_name(first)}.", name)
+        self._judge_image(name, facts)
+
+    def _judge_image(self, name: str, facts: ImageFacts) -> None:
+        add = self._collector.add
+        size = f"{facts.width} x {facts.height} pixels"
+        suffix = suffix_of(name)
+        if facts.kind not in TRAINABLE_FORMATS:
+            add("image_format", f"It is a {facts.kind} picture, which trainers often skip.", name)
+        elif suffix not in IMAGE_SUFFIXES:
+            add("image_suffix", f"It is a {facts.kind} picture under another suffix.", name)
+        elif suffix not in SUFFIXES[facts.kind]:
+            add("image_suffix", f"Its suffix is {suffix}, but it is a {facts.kind} picture.", name)
+        if facts.short_side < SMALL_SIDE:
+            add("image_small", f"{size}: the short side is under {SMALL_SIDE}.", name)
+        elif facts.short_side < FULL_SIDE:
+            add("image_below_1024", f"{size}: the short side is under {FULL_SIDE}.", name)
+        if max(facts.width, facts.height) > ODD_RATIO * facts.short_side:
+            add("image_odd_shape", f"{size}: one side is more than {ODD_RATIO:g} times the other.", name)
+        if facts.cmyk:
+            add("image_cmyk", "It is in CMYK, the colours of print.", name)
+        if facts.rotated:
+            add("image_rotated", "It is stored turned, with an EXIF note to turn it back.", name)
+        if facts.animated:
+            add("image_animated", "It is an animation; at most its first frame is used.", name)
+        if facts.transparent:
+            add("image_transparent", "Parts of it are transparent.", name)
+
+    def _caption(self, name: str, data: bytes) -> None:
+        add = self._collector.add
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            kind = sniff(data[:HEAD_BYTES])
+            add("caption_not_text", f"It is a {kind} picture." if kind else "It is not UTF-8 text.", name)
+            return
+        if "\0" in text:
+            add("caption_not_text", "It has zero bytes, so it is not plain text.", name)
+            return
+        self._seen.captions[stem_of(name)] = name
+        if not text.strip():
+            add("caption_empty", "The caption is empty.", name)
+        elif len(text) > LONG_CAPTION:
+            add("caption_long", f"The caption has {len(text)} characters.", name)
+        if self._trigger and text.strip() and not self._trigger.within(text):
+            if _PLACEHOLDER in text.lower():
+                add("caption_placeholder", f"It says {_PLACEHOLDER} in place of the trigger word.", name)
+            else:
+                add("caption_without_trigger", f"The trigger word {self._trigger.shown} is not in it.", name)
+
+    def _judge_images(self) -> None:
+        count = len(self._seen.short_sides)
+        if count == 0:
+            self._collector.add("no_images", "There is no image in it that can be used.")
+        elif count < FEW_IMAGES:
+            self._collector.add("few_images", f"There {'is 1 image' if count == 1 else f'are {count} images'}.")
+        elif count > MANY_IMAGES:
+            self._collector.add("many_images", f"There are {count} images.")
+        if self._seen.nested is not None:
+            self._collector.add(
+                "folders_inside", "Images lie in folders, which the API's own examples do not have.", self._seen.nested
+            )
+
+    def _judge_captions(self) -> None:
+        images, captions = self._seen.images, self._seen.captions
+        for stem, name in captions.items():
+            if stem not in images:
+                self._collector.add("caption_orphan", "There is no image of the same name.", name)
+        without = [name for stem, name in images.items() if stem not in captions]
+        if images and len(without) == len(images):
+            self._collector.add("no_captions", "No image has a caption: the instance prompt stands for all of them.")
+        else:
+            for name in without:
+                self._collector.add("caption_missing", "Other images have captions, this one has none.", name)
+
+
+class _Trigger:
+    """The trigger word as a whole word, in any case."""
+
+    def __init__(self, word: str) -> None:
+        self.shown = f'"{display_name(word.strip())}"'
+        self._pattern = re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE)
+
+    def within(self, text: str) -> bool:
+        return self._pattern.search(text) is not None
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(display_name(name) for name in names[:_JUNK_NAMED])
+    more = len(names) - _JUNK_NAMED
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,394 @@
+"""What the check says of good and bad ZIP files, code by code."""
+
+import io
+import json
+import stat
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from finetune_queue.datasets.check import check_archive
+from finetune_queue.datasets.errors import DatasetError
+from finetune_queue.datasets.limits import DEFAULT_LIMITS, Limits
+from finetune_queue.datasets.report import RULES, DatasetReport
+from support.images import image_bytes, make_dataset_zip, make_zip
+
+# As in a worker, where the module under test sets this filter; pytest resets the filters for each test.
+pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
+
+GOOD_SIZE = (1024, 1024)
+
+
+def good_files(count: int = 6) -> dict[str, bytes]:
+    """What nothing can be said against."""
+    files: dict[str, bytes] = {}
+    for number in range(count):
+        files[f"p{number}.jpg"] = image_bytes(number, GOOD_SIZE)
+        files[f"p{number}.txt"] = f"1MAN walks, {number}".encode()
+    return files
+
+
+def check(path: Path, limits: Limits = DEFAULT_LIMITS) -> DatasetReport:
+    return check_archive(path, trigger_word="1MAN", instance_prompt="1MAN in a brown suit", limits=limits)
+
+
+def codes(report: DatasetReport) -> set[str]:
+    return {each.code for each in report.findings}
+
+
+def test_nothing_to_say_about_a_good_archive(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "good.zip", good_files())
+    report = check(path)
+    assert report.findings == ()
+    assert report.ok
+    assert (report.images, report.captions, report.bytes) == (6, 6, path.stat().st_size)
+    assert report.short_sides == (1024, 1024)
+    assert report.sha256 is not None
+    assert DatasetReport.model_validate_json(report.model_dump_json()) == report
+
+
+def animation() -> bytes:
+    frames = [Image.open(io.BytesIO(image_bytes(seed, GOOD_SIZE))) for seed in (1, 2)]
+    target = io.BytesIO()
+    frames[0].save(target, "WEBP", save_all=True, append_images=frames[1:])
+    return target.getvalue()
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return image_bytes(1, GOOD_SIZE, exif=exif)
+
+
+def transparent() -> bytes:
+    image = Image.new("RGBA", GOOD_SIZE, (200, 30, 30, 120))
+    target = io.BytesIO()
+    image.save(target, "PNG")
+    return target.getvalue()
+
+
+def inner_zip() -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("a.txt", "a")
+    return target.getvalue()
+
+
+def many_scans() -> bytes:
+    data = image_bytes(1, GOOD_SIZE, progressive=True)
+    scan = data.rindex(b"\xff\xda")
+    return data[:-2] + data[scan:-2] * 200 + data[-2:]
+
+
+ENTRIES: list[tuple[str, str, bytes]] = [
+    ("archive_nested", "more.zip", inner_zip()),
+    ("archive_nested", "photos.jpg", b"\x1f\x8b\x08\x00" + bytes(20)),
+    ("archive_nested", "all.tar", bytes(257) + b"ustar" + bytes(250)),
+    ("entry_unsafe_path", "../escape.jpg", b"x"),
+    ("entry_unsafe_path", "a/../../escape.jpg", b"x"),
+    ("entry_unsafe_path", "/etc/passwd", b"x"),
+    ("entry_unsafe_path", "C:/windows.jpg", b"x"),
+    ("entry_unsafe_path", "C:file.jpg", b"x"),
+    ("entry_unsafe_path", "folder\\photo.jpg", b"x"),
+    ("entry_unsafe_path", "a//b.jpg", b"x"),
+    ("entry_unsafe_path", "./b.jpg", b"x"),
+    ("entry_unsafe_path", "evil\x1b[2J.jpg", b"x"),
+    ("entry_unsafe_path", "ü" * 130 + ".jpg", b"x"),
+    ("image_unreadable", "broken.jpg", b"not a picture"),
+    ("image_unreadable", "empty.png", b""),
+    ("image_unreadable", "cut.jpg", image_bytes(9, GOOD_SIZE)[:-2000]),
+    ("image_unreadable", "cut.png", image_bytes(9, GOOD_SIZE, "PNG")[:-2000]),
+    ("image_unreadable", "cut.webp", image_bytes(9, GOOD_SIZE, "WEBP")[:-500]),
+    ("image_unreadable", "head.png", image_bytes(9, GOOD_SIZE, "PNG")[:20]),
+    ("image_unsupported", "scan.tif", image_bytes(9, GOOD_SIZE, "TIFF")),
+    ("image_unsupported", "phone.jpg", b"\x00\x00\x00\x18ftypheic" + bytes(40)),
+    ("image_unsupported", "drawing.svg", b"<svg/>"),
+    ("image_small", "p9.jpg", image_bytes(9, (511, 2000))),
+    ("image_below_1024", "p9.jpg", image_bytes(9, (1023, 1100))),
+    ("image_odd_shape", "p9.jpg", image_bytes(9, (1024, 3200))),
+    ("image_duplicate", "p9.jpg", image_bytes(0, GOOD_SIZE)),
+    ("image_format", "p9.bmp", image_bytes(9, GOOD_SIZE, "BMP")),
+    ("image_format", "p9.gif", image_bytes(9, GOOD_SIZE, "GIF")),
+    ("image_suffix", "p9.png", image_bytes(9, GOOD_SIZE)),
+    ("image_suffix", "p9.data", image_bytes(9, GOOD_SIZE)),
+    ("image_suffix", "p9", image_bytes(9, GOOD_SIZE)),
+    ("image_cmyk", "p9.jpg", image_bytes(9, GOOD_SIZE, mode="CMYK")),
+    ("image_rotated", "p9.jpg", turned()),
+    ("image_animated", "p9.webp", animation()),
+    ("image_transparent", "p9.png", transparent()),
+    ("image_too_large", "p9.jpg", many_scans()),
+    ("caption_not_text", "p9.txt", "1MAN läuft".encode("latin-1")),
+    ("caption_not_text", "p9.txt", b"1MAN\x00\x00"),
+    ("caption_not_text", "p9.txt", image_bytes(9)),
+    ("caption_empty", "p9.txt", b" \n"),
+    ("caption_long", "p9.txt", b"1MAN " * 1000),
+    ("caption_orphan", "nobody.txt", b"1MAN"),
+    ("caption_without_trigger", "p9.txt", b"a 1MANX walks"),
+    ("caption_placeholder", "p9.txt", b"a [trigger] walks"),
+    ("caption_missing", "p9.jpg", image_bytes(9, GOOD_SIZE)),
+    ("file_ignored", "metadata.jsonl", b"{}"),
+    ("folders_inside", "10_man/p9.jpg", image_bytes(9, GOOD_SIZE)),
+]
+
+
+@pytest.mark.parametrize(("code", "name", "data"), ENTRIES, ids=[f"{code}-{name!a}"[:60] for code, name, _ in ENTRIES])
+def test_one_bad_entry_is_found_and_named(tmp_path: Path, code: str, name: str, data: bytes) -> None:
+    report = check(make_zip(tmp_path / "a.zip", {**good_files(), name: data}))
+    found = [each for each in report.findings if each.code == code]
+    assert len(found) == 1, report.findings
+    assert found[0].file is not None
+    assert found[0].file.isprintable()
+    assert found[0].file[:5] == name.encode("unicode_escape").decode()[:5] or "ü" in name or "\\" in name
+    assert report.ok == (RULES[code].severity != "error")
+
+
+def test_the_other_files_count_although_one_is_bad(tmp_path: Path) -> None:
+    report = check(make_zip(tmp_path / "a.zip", {**good_files(), "broken.jpg": b"no"}))
+    assert (report.images, report.captions, report.ok) == (6, 6, False)
+
+
+def test_the_trigger_word_counts_in_any_case_and_beside_punctuation(tmp_path: Path) -> None:
+    files = good_files()
+    files["p0.txt"] = b"(1man), at noon"
+    assert check(make_zip(tmp_path / "a.zip", files)).findings == ()
+
+
+def test_a_caption_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
+    files = good_files()
+    files["p0.txt"] = b"\xef\xbb\xbf1MAN walks"
+    assert check(make_zip(tmp_path / "a.zip", files)).findings == ()
+
+
+def test_a_prompt_without_the_trigger_word(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", good_files())
+    report = check_archive(path, trigger_word="1MAN", instance_prompt="a man in a suit")
+    assert codes(report) == {"prompt_without_trigger"}
+    assert check_archive(path, instance_prompt="a man in a suit").findings == ()
+
+
+def test_too_few_and_too_many_images(tmp_path: Path) -> None:
+    assert codes(check(make_zip(tmp_path / "few.zip", good_files(4)))) == {"few_images"}
+    small = make_dataset_zip(tmp_path / "many.zip", count=51)
+    assert "many_images" in codes(check(small))
+
+
+def test_images_without_any_caption_are_only_noted(tmp_path: Path) -> None:
+    files = {name: data for name, data in good_files().items() if name.endswith(".jpg")}
+    report = check(make_zip(tmp_path / "a.zip", files))
+    assert codes(report) == {"no_captions"}
+    assert report.ok
+
+
+def test_what_systems_leave_behind_is_named_and_skipped(tmp_path: Path) -> None:
+    junk = {"__MACOSX/._p0.jpg": b"\0", ".DS_Store": b"\0", "Thumbs.db": b"\0", "desktop.ini": b"", "Icon\r": b""}
+    report = check(make_zip(tmp_path / "a.zip", {**good_files(), **junk}))
+    assert [each.code for each in report.findings] == ["junk"]
+    assert "__MACOSX/._p0.jpg, .DS_Store, Thumbs.db and 2 more" in report.findings[0].message
+    assert report.ok
+
+
+def test_folder_entries_are_no_files(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", {"empty/": b"", **good_files()})
+    assert check(path).findings == ()
+
+
+def test_words_and_no_images(tmp_path: Path) -> None:
+    report = check(make_zip(tmp_path / "a.zip", {"a.txt": b"1MAN"}))
+    assert codes(report) == {"no_images", "caption_orphan"}
+    assert not report.ok
+
+
+def test_an_empty_zip_and_an_empty_file(tmp_path: Path) -> None:
+    for path in (make_zip(tmp_path / "a.zip", {}), tmp_path / "b.zip"):
+        path.touch()
+        report = check(path)
+        assert [each.code for each in report.findings] == ["archive_empty"]
+        assert not report.ok
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"<!DOCTYPE html><html>sign in</html>", "a web page"),
+        (b"Rar!\x1a\x07\x01\x00", "a RAR archive"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+        (bytes(300), "something else"),
+    ],
+)
+def test_what_is_no_zip_is_named(tmp_path: Path, data: bytes, says: str) -> None:
+    path = tmp_path / "a.zip"
+    path.write_bytes(data)
+    report = check(path)
+    assert [each.code for each in report.findings] == ["archive_not_zip"]
+    assert says in report.findings[0].message
+
+
+def test_a_zip_that_was_cut_off(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", good_files())
+    path.write_bytes(path.read_bytes()[:-100])
+    assert codes(check(path)) == {"archive_damaged"}
+
+
+def test_a_file_of_100_mb_is_not_even_opened(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with path.open("wb") as file:
+        file.truncate(100_000_000)
+    report = check(path)
+    assert codes(report) == {"archive_too_large"}
+    assert report.sha256 is None
+    with path.open("wb") as file:
+        file.truncate(99_999_999)
+    assert codes(check(path)) == {"archive_not_zip"}
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        check(tmp_path / "nothing.zip")
+    assert caught.value.code == "dataset_not_found"
+    with pytest.raises(DatasetError) as caught:
+        check(tmp_path)
+    assert caught.value.code == "dataset_unreadable"
+
+
+def patched(path: Path, change: Callable[[bytearray, int, int], None]) -> Path:
+    """The archive with the last entry's local and central headers at the given offsets changed."""
+    data = bytearray(path.read_bytes())
+    change(data, data.rindex(b"PK\x03\x04"), data.rindex(b"PK\x01\x02"))
+    path.write_bytes(data)
+    return path
+
+
+def test_an_encrypted_entry(tmp_path: Path) -> None:
+    def encrypt(data: bytearray, local: int, central: int) -> None:
+        data[local + 6] |= 1
+        data[central + 8] |= 1
+
+    report = check(patched(make_zip(tmp_path / "a.zip", good_files()), encrypt))
+    assert [(each.code, each.file) for each in report.findings if each.severity == "error"] == [
+        ("entry_encrypted", "p5.txt")
+    ]
+
+
+def test_an_unusual_compression_method(tmp_path: Path) -> None:
+    report = check(make_zip(tmp_path / "a.zip", good_files(), zipfile.ZIP_LZMA))
+    assert "entry_method" in codes(report)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFBLK])
+def test_links_and_devices(tmp_path: Path, kind: int) -> None:
+    path = make_zip(tmp_path / "a.zip", good_files())
+    link = zipfile.ZipInfo("link.jpg")
+    link.create_system = 3
+    link.external_attr = (kind | 0o777) << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    assert ("entry_link", "link.jpg") in [(each.code, each.file) for each in check(path).findings]
+
+
+def test_two_entries_of_one_name(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", good_files())
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("p0.txt", "1MAN")
+    assert ("entry_repeated", "p0.txt") in [(each.code, each.file) for each in check(path).findings]
+
+
+def crc(data: bytearray, local: int, central: int) -> None:
+    data[central + 16] ^= 1
+
+
+def stated_size(data: bytearray, local: int, central: int) -> None:
+    data[central + 24 : central + 28] = struct.pack("<L", 3)
+
+
+def header_name(data: bytearray, local: int, central: int) -> None:
+    data[local + 30] = ord("q")
+
+
+def header_place(data: bytearray, local: int, central: int) -> None:
+    data[central + 42 : central + 46] = struct.pack("<L", local + 1)
+
+
+def far_away(data: bytearray, local: int, central: int) -> None:
+    data[central + 42 : central + 46] = struct.pack("<L", 2**31)
+
+
+def too_long(data: bytearray, local: int, central: int) -> None:
+    data[central + 20 : central + 24] = struct.pack("<L", 2**31)
+
+
+def compressed_bytes(data: bytearray, local: int, central: int) -> None:
+    data[local + 36] = 0xFF
+
+
+def stray_bytes(data: bytearray, local: int, central: int) -> None:
+    size = struct.unpack("<L", data[central + 20 : central + 24])[0]
+    data[central + 20 : central + 24] = struct.pack("<L", size + 1)
+
+
+def missing_bytes(data: bytearray, local: int, central: int) -> None:
+    size = struct.unpack("<L", data[central + 20 : central + 24])[0]
+    data[central + 20 : central + 24] = struct.pack("<L", size - 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [crc, stated_size, header_name, header_place, far_away, too_long, compressed_bytes, stray_bytes, missing_bytes],
+)
+def test_an_entry_that_is_not_what_the_list_says(tmp_path: Path, change: Callable[[bytearray, int, int], None]) -> None:
+    report = check(patched(make_zip(tmp_path / "a.zip", good_files()), change))
+    assert [(each.code, each.file) for each in report.findings if each.severity == "error"] == [
+        ("entry_damaged", "p5.txt")
+    ]
+
+
+def test_a_folder_with_bytes_of_its_own(tmp_path: Path) -> None:
+    report = check(make_zip(tmp_path / "a.zip", {**good_files(), "folder/": b"hidden"}))
+    assert ("entry_damaged", "folder/") in [(each.code, each.file) for each in report.findings]
+
+
+def test_the_limits_of_a_check(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", good_files())
+    for limits, code in (
+        (replace(DEFAULT_LIMITS, max_entries=11), "archive_too_many_entries"),
+        (replace(DEFAULT_LIMITS, max_entry_bytes=1000), "entry_too_large"),
+        (replace(DEFAULT_LIMITS, max_inflated_bytes=1000), "archive_bomb"),
+        (replace(DEFAULT_LIMITS, max_pixels=1_000_000), "image_too_large"),
+        (replace(DEFAULT_LIMITS, max_total_pixels=3_000_000), "images_too_large"),
+        (replace(DEFAULT_LIMITS, max_seconds=0.0), "check_too_slow"),
+    ):
+        report = check(path, limits)
+        assert code in codes(report)
+        assert not report.ok
+
+
+def test_a_report_stays_short_and_says_what_it_left_out(tmp_path: Path) -> None:
+    files = {f"file{number}.json": b"{}" for number in range(200)}
+    report = check(make_zip(tmp_path / "a.zip", {**good_files(), **files}))
+    assert len(report.findings) == DEFAULT_LIMITS.max_findings_per_code
+    assert report.omitted == {"file_ignored": 200 - DEFAULT_LIMITS.max_findings_per_code}
+    assert report.count("warning") == 200
+    few = check(make_zip(tmp_path / "b.zip", {**files, "bad.jpg": b""}), replace(DEFAULT_LIMITS, max_findings=3))
+    assert len(few.findings) == 3
+    assert few.findings[0].severity == "error"
+    assert sum(few.omitted.values()) + 3 == few.count("error") + few.count("warning") + few.count("note")
+
+
+def test_a_report_is_small_json_whatever_the_names_are(tmp_path: Path) -> None:
+    files = {f"{'x' * 240}/{number}\u202egpj.exe": b"{}" for number in range(300)}
+    report = check(make_zip(tmp_path / "a.zip", files))
+    text = report.model_dump_json()
+    assert len(text) < 30_000
+    assert "\u202e" not in text
+    assert json.loads(text)["ok"] is False
+
+
+def test_every_code_of_the_catalogue_is_raised_by_a_test() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    assert {code for code in RULES if f'"{code}"' not in source} == set()
