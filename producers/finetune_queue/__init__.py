@@ -1,0 +1,67 @@
+"""Producers of finetune-queue: submit fine-tunes, follow them, read their events."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune_queue.contract import Event, FineTuneRequest, JobState
+    from finetune_queue.errors import (
+        FineTuneQueueError,
+        IdempotencyConflictError,
+        InvalidRequestError,
+        NotPossibleError,
+        QueueUnavailableError,
+        UnknownJobError,
+        WaitTimeoutError,
+    )
+    from finetune_queue.sdk import FineTuneQueue, Job, Waiting
+    from finetune_queue.settings import Settings, SettingsError, load_settings
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Event": "contract",
+    "FineTuneRequest": "contract",
+    "JobState": "contract",
+    "FineTuneQueueError": "errors",
+    "IdempotencyConflictError": "errors",
+    "InvalidRequestError": "errors",
+    "NotPossibleError": "errors",
+    "QueueUnavailableError": "errors",
+    "UnknownJobError": "errors",
+    "WaitTimeoutError": "errors",
+    "FineTuneQueue": "sdk",
+    "Job": "sdk",
+    "Waiting": "sdk",
+    "Settings": "settings",
+    "SettingsError": "settings",
+    "load_settings": "settings",
+}
+
+__all__ = [
+    "Event",
+    "FineTuneQueue",
+    "FineTuneQueueError",
+    "FineTuneRequest",
+    "IdempotencyConflictError",
+    "InvalidRequestError",
+    "Job",
+    "JobState",
+    "NotPossibleError",
+    "QueueUnavailableError",
+    "Settings",
+    "SettingsError",
+    "UnknownJobError",
+    "WaitTimeoutError",
+    "Waiting",
+    "load_settings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that a part of the package costs only itself (PEP 562)."""
+    if name not in _HOMES:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -2,7 +2,7 @@
 
 from finetune_queue.contract.event import Event, EventType
 from finetune_queue.contract.ids import derived_job_id, new_job_id
-from finetune_queue.contract.job import TRANSITIONS, Job, JobError, JobState, Stage, WaitReason
+from finetune_queue.contract.job import TRANSITIONS, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.contract.request import FineTuneRequest, RequestError, parse_request
 
 __all__ = [
@@ -10,8 +10,8 @@ __all__ = [
     "Event",
     "EventType",
     "FineTuneRequest",
-    "Job",
     "JobError",
+    "JobRecord",
     "JobState",
     "RequestError",
     "Stage",

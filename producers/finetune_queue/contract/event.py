@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from finetune_queue.contract.job import Job, JobState
+from finetune_queue.contract.job import JobRecord, JobState
 
 SOURCE = "/finetune-queue"
 _PREFIX = "io.finetunequeue.job."
@@ -56,7 +56,7 @@ def type_name(kind: EventType) -> str:
     return f"{_PREFIX}{kind}{_VERSION}"
 
 
-def job_event(job: Job, kind: EventType, previous: JobState | None) -> Event:
+def job_event(job: JobRecord, kind: EventType, previous: JobState | None) -> Event:
     """Make the event that tells of ``job`` as it is after the change; its number is the job's ``event_seq``."""
     data: dict[str, Any] = {
         "job_id": job.id,

@@ -113,7 +113,7 @@ class Progress(BaseModel):
     total: int | None = None
 
 
-class Job(BaseModel):
+class JobRecord(BaseModel):
     """A job as stored. Times are milliseconds of the Redis server's clock; ``version`` counts its changes."""
 
     model_config = ConfigDict(frozen=True)
@@ -142,8 +142,9 @@ class Job(BaseModel):
     dataset_url: str | None = None
     # submit
     intent_ms: int | None = None
-    submit_unknown: bool = False
     looks: int = 0
+    candidates: list[str] = Field(default_factory=list)
+    ruled_out: list[str] = Field(default_factory=list)
     evidence: list[str] = Field(default_factory=list)
     # poll
     finetune_id: str | None = None
@@ -151,6 +152,7 @@ class Job(BaseModel):
     provider_status: str | None = None
     weights_url: str | None = None
     wants_details: bool = False
+    deployed: bool = False
     # download
     weights: Weights | None = None
 
@@ -165,6 +167,13 @@ class Job(BaseModel):
         return self.request.account
 
     @property
+    def tracked(self) -> bool:
+        """Whether Segmind works on it, or may be working on it: a submit was meant to be sent."""
+        if self.state in {JobState.SUBMITTING, JobState.NEEDS_ATTENTION}:
+            return self.intent_ms is not None
+        return self.state in {JobState.TRAINING, JobState.DEPLOYING}
+
+    @property
     def stage(self) -> Stage:
         """The stage that has to act next."""
         match self.state:
@@ -172,7 +181,9 @@ class Job(BaseModel):
                 return Stage.UPLOAD
             case JobState.SUBMITTING | JobState.NEEDS_ATTENTION:
                 return Stage.SUBMIT
-            case JobState.TRAINING | JobState.DEPLOYING:
+            case JobState.TRAINING:
+                return Stage.POLL
+            case JobState.DEPLOYING if not self.deployed:
                 return Stage.POLL
             case JobState.DOWNLOADING if self.weights is None:
                 return Stage.DOWNLOAD
@@ -191,9 +202,11 @@ class Job(BaseModel):
 
 _INTERNAL = {
     *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
-    *("wants_details", "submit_unknown", "submitted_ms"),
+    *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed"),
 }
-_JSON_FIELDS = frozenset({"request", "progress", "error", "dataset_report", "evidence", "weights"})
+_JSON_FIELDS = frozenset(
+    {"request", "progress", "error", "dataset_report", "evidence", "weights", "candidates", "ruled_out"}
+)
 
 
 def encode_field(value: object) -> str:

@@ -1,16 +1,9 @@
 """The only package that talks to Redis: keys, scripts, the job store and the accounts' budget."""
 
-from finetune_queue.store.budget import (
-    SWEEP,
-    AccountLimits,
-    AccountStatus,
-    Budget,
-    Call,
-    CallClass,
-    NoSlot,
-    UnknownAccountError,
-    room_score,
-)
+from redis import RedisError
+
+from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError
+from finetune_queue.store.budget import SWEEP, Budget, Call, CallClass, NoSlot, room_score
 from finetune_queue.store.connection import connect
 from finetune_queue.store.deadlines import Deadlines
 from finetune_queue.store.jobs import (
@@ -28,6 +21,7 @@ __all__ = [
     "SWEEP",
     "AccountLimits",
     "AccountStatus",
+    "Accounts",
     "Budget",
     "Call",
     "CallClass",
@@ -40,6 +34,7 @@ __all__ = [
     "NoSlot",
     "NotDurableError",
     "OwnedElsewhereError",
+    "RedisError",
     "StoreError",
     "UnknownAccountError",
     "connect",

@@ -7,15 +7,16 @@ and one more was granted, which :file:`lua/take_slot.lua` never does. (docs/budg
 """
 
 import random
+import time
 import uuid
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import cast
 
 import redis
 
-from finetune_queue.contract.job import Job, WaitReason
+from finetune_queue.contract.job import JobRecord, WaitReason
 from finetune_queue.store import keys, scripts
+from finetune_queue.store.accounts import Accounts, UnknownAccountError
 
 SWEEP = "sweep"
 """The holder's name of an account's sweep, where a job has its id."""
@@ -32,22 +33,15 @@ class CallClass(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class AccountLimits:
-    """What an account may do; None is no cap."""
-
-    calls: int
-    window: float
-    max_training: int | None = None
-    max_submits_per_day: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Call:
-    """A slot in use: the call may start now."""
+    """A slot in use: the call may start now. ``asked`` is the monotonic time before the slot was taken, ``at_ms`` the
+    Redis server's time when it was."""
 
     account: str
     token: str
     submit: bool
+    asked: float
+    at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,29 +52,7 @@ class NoSlot:
     ahead: int
 
 
-@dataclass(frozen=True, slots=True)
-class AccountStatus:
-    """An account as ``finetune doctor`` and ``finetune status`` show it; times in seconds."""
-
-    name: str
-    limits: AccountLimits
-    used: int
-    waiting: int
-    tracked: int
-    spent_today: int
-    stopped: bool
-    paused_for: float
-    pause_reason: str
-
-
-class UnknownAccountError(Exception):
-    """No worker serves this account."""
-
-    def __init__(self, name: str, known: list[str]) -> None:
-        super().__init__(f"No worker serves the account '{name}' (known: {', '.join(known) or 'none'}).")
-
-
-def room_score(call: CallClass, job: Job) -> float:
+def room_score(call: CallClass, job: JobRecord) -> float:
     """Return the job's place in its account's waiting room; lower goes first. Exact in a double."""
     return float((call * 10 + 9 - job.request.priority) * _AGE_SPAN + job.created_ms)
 
@@ -93,32 +65,13 @@ class Budget:
     ) -> None:
         """All times in seconds: ``call_timeout`` by when a call has ended for certain, ``handover`` how long a reserved
         slot waits for its holder, ``backoff_*`` the pause after an outage without a Retry-After."""
-        self._redis = client
+        self._accounts = Accounts(client)
         self._call_timeout_ms = int(call_timeout * 1000)
         self._handover_ms = int(handover * 1000)
         self._backoff_ms = (int(backoff_base * 1000), int(backoff_max * 1000))
         self._take = scripts.load(client, "take_slot")
         self._end = scripts.load(client, "end_call")
         self._reserve = scripts.load(client, "reserve")
-
-    def configure(self, name: str, limits: AccountLimits) -> None:
-        """Set an account's limits for every worker, at once."""
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.sadd(keys.accounts(), name)
-        pipe.hset(
-            keys.account(name),
-            mapping={
-                "limit": limits.calls,
-                "window_ms": int(limits.window * 1000),
-                "max_training": "" if limits.max_training is None else limits.max_training,
-                "max_submits": "" if limits.max_submits_per_day is None else limits.max_submits_per_day,
-            },
-        )
-        pipe.execute()
-
-    def accounts(self) -> list[str]:
-        """Return the accounts that some worker configured."""
-        return sorted(cast("set[str]", self._redis.smembers(keys.accounts())))
 
     def take(self, account: str, holder: str, score: float, *, submit: bool = False) -> Call | NoSlot:
         """Take a slot for a call that starts at once.
@@ -128,14 +81,15 @@ class Budget:
             redis.RedisError: Redis could not be asked, so no call may be made.
         """
         token = uuid.uuid4().hex
+        asked = time.monotonic()
         reply = self._take(
             [keys.slots(account), keys.room(account), keys.account(account), keys.tracked(account)],
             [holder, token, score, self._call_timeout_ms, "1" if submit else "0"],
         )
         if reply[0] == 1:
-            return Call(account, token, submit)
+            return Call(account, token, submit, asked, int(reply[1]))
         if reply[1] == "unknown-account":
-            raise UnknownAccountError(account, self.accounts())
+            raise UnknownAccountError(account, self._accounts.names())
         return NoSlot(WaitReason(reply[1]), int(reply[2]))
 
     def end(self, call: Call, *, refund: bool = False) -> None:
@@ -173,53 +127,6 @@ class Budget:
         )
         wait = int(reply[0])
         return reply[1:], None if wait < 0 else wait / 1000
-
-    def next_sweep_in(self, account: str, seconds: float) -> None:
-        """Set when the account is swept next."""
-        server_seconds, micros = self._redis.time()
-        at = server_seconds * 1000 + micros // 1000 + int(seconds * 1000)
-        self._redis.hset(keys.account(account), "sweep_at", str(at))
-
-    def place(self, job: Job) -> int | None:
-        """Return how many wait in front of the job in its account's waiting room, None if it does not wait there."""
-        return cast("int | None", self._redis.zrank(keys.room(job.account), job.id))
-
-    def status(self, account: str) -> AccountStatus:
-        """Return the account as it is now.
-
-        Raises:
-            UnknownAccountError: no worker has configured it.
-        """
-        seconds, micros = self._redis.time()
-        now = seconds * 1000 + micros // 1000
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.hgetall(keys.account(account))
-        pipe.zcount(keys.slots(account), f"({now}", "+inf")
-        pipe.zcard(keys.room(account))
-        pipe.zcard(keys.tracked(account))
-        fields, used, waiting, tracked = pipe.execute()
-        if "limit" not in fields:
-            raise UnknownAccountError(account, self.accounts())
-
-        def number(name: str) -> int:
-            return int(fields.get(name, "0"))
-
-        return AccountStatus(
-            name=account,
-            limits=AccountLimits(
-                calls=number("limit"),
-                window=number("window_ms") / 1000,
-                max_training=int(fields["max_training"]) if fields["max_training"] else None,
-                max_submits_per_day=int(fields["max_submits"]) if fields["max_submits"] else None,
-            ),
-            used=used,
-            waiting=waiting,
-            tracked=tracked,
-            spent_today=number("spent") if number("spent_day") == now // 86_400_000 else 0,
-            stopped=fields.get("stopped") == "1",
-            paused_for=max(0, number("paused_until") - now) / 1000,
-            pause_reason=fields.get("pause_reason", ""),
-        )
 
 
 def room_score_floor(call: CallClass) -> int:

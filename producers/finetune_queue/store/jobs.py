@@ -8,7 +8,7 @@ from typing import Any, cast
 import redis
 
 from finetune_queue.contract.event import Event, EventType, job_event, rejected_event
-from finetune_queue.contract.job import TRANSITIONS, Job, JobState, encode_field
+from finetune_queue.contract.job import TRANSITIONS, JobRecord, JobState, encode_field
 from finetune_queue.contract.request import FineTuneRequest
 from finetune_queue.store import keys, scripts
 
@@ -30,7 +30,7 @@ class JobNotFoundError(StoreError):
 class ConflictError(StoreError):
     """The job changed since it was read: somebody else acts on it, and this write was refused (fencing)."""
 
-    def __init__(self, job: Job, current: str) -> None:
+    def __init__(self, job: JobRecord, current: str) -> None:
         super().__init__(f"Job {job.id} is at version {current or 'none'}, not {job.version}: the write was refused.")
         self.job = job
 
@@ -61,7 +61,7 @@ class NotDurableError(StoreError):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a transition does besides the fields: where the job waits and whether Segmind works on it.
+    """What a transition does besides the fields.
 
     ``delay`` is when to look at the job again if nothing happens, seconds from now; every live job needs one.
     ``room_score`` puts it into its account's waiting room, else it leaves the room. ``own`` claims a training.
@@ -69,7 +69,6 @@ class Change:
 
     delay: float | None = None
     room_score: float | None = None
-    track: bool = False
     own: str | None = None
 
 
@@ -87,7 +86,7 @@ class JobStore:
 
     # reading
 
-    def get(self, job_id: str) -> Job:
+    def get(self, job_id: str) -> JobRecord:
         """Return the job.
 
         Raises:
@@ -95,9 +94,9 @@ class JobStore:
         """
         return self._read(job_id, cast("dict[str, str]", self._redis.hgetall(keys.job(job_id))))
 
-    def get_many(self, job_ids: Sequence[str]) -> list[Job]:
+    def get_many(self, job_ids: Sequence[str]) -> list[JobRecord]:
         """Return those of the jobs that exist, in the order of ``job_ids``, with one round trip a page."""
-        found: list[Job] = []
+        found: list[JobRecord] = []
         for start in range(0, len(job_ids), _PAGE):
             page = job_ids[start : start + _PAGE]
             pipe = self._redis.pipeline(transaction=False)
@@ -107,12 +106,12 @@ class JobStore:
         return found
 
     @staticmethod
-    def _read(job_id: str, fields: dict[str, str]) -> Job:
+    def _read(job_id: str, fields: dict[str, str]) -> JobRecord:
         if not fields:
             raise JobNotFoundError(job_id)
-        return Job.from_hash(fields)
+        return JobRecord.from_hash(fields)
 
-    def newest(self, *, state: JobState | None = None) -> Iterator[Job]:
+    def newest(self, *, state: JobState | None = None) -> Iterator[JobRecord]:
         """Yield jobs, newest first: all of them by creation, or those in a state by when they entered it."""
         index = keys.jobs() if state is None else keys.state(state)
         start = 0
@@ -127,7 +126,7 @@ class JobStore:
             pipe.zcard(keys.state(state))
         return dict(zip(JobState, pipe.execute(), strict=True))
 
-    def tracked(self, account: str) -> list[Job]:
+    def tracked(self, account: str) -> list[JobRecord]:
         """Return the account's jobs that Segmind works on, or may be working on."""
         return self.get_many(cast("list[str]", self._redis.zrange(keys.tracked(account), 0, -1)))
 
@@ -138,13 +137,13 @@ class JobStore:
 
     # writing
 
-    def register(self, job_id: str, request: FineTuneRequest, *, delay: float) -> tuple[Job, bool]:
+    def register(self, job_id: str, request: FineTuneRequest, *, delay: float) -> tuple[JobRecord, bool]:
         """Create the job in state accepted, or return the one that is there. The flag tells whether it is new.
 
         Raises:
             IdempotencyError: a job with this id has another request.
         """
-        job = Job(id=job_id, state=JobState.ACCEPTED, request=request, digest=request.digest())
+        job = JobRecord(id=job_id, state=JobState.ACCEPTED, request=request, digest=request.digest())
         try:
             return self._write(job, Change(delay=delay), entered=True, previous=None, event=EventType.ACCEPTED), True
         except ConflictError:
@@ -155,19 +154,19 @@ class JobStore:
 
     def transition(
         self,
-        job: Job,
+        job: JobRecord,
         change: Change,
         *,
         to: JobState | None = None,
         event: EventType | None = None,
         durable_within: float | None = None,
         **fields: Any,
-    ) -> Job:
+    ) -> JobRecord:
         """Change the job from exactly the version in hand: all of it, or nothing.
 
         ``to`` is the next state, which makes an event by itself; ``event`` tells of something within a state.
-        ``fields`` are fields of :class:`Job`; None removes one. ``durable_within`` seconds asks Redis to confirm that
-        the change is in its log on disk (``WAITAOF``), where it keeps one.
+        ``fields`` are fields of :class:`JobRecord`; None removes one. ``durable_within`` seconds asks Redis to confirm
+        that the change is in its log on disk (``WAITAOF``), where it keeps one.
 
         Raises:
             ConflictError: the job changed meanwhile.
@@ -195,7 +194,7 @@ class JobStore:
 
     def _write(
         self,
-        job: Job,
+        job: JobRecord,
         change: Change,
         *,
         entered: bool,
@@ -203,7 +202,7 @@ class JobStore:
         event: EventType | None,
         fields: dict[str, Any] | None = None,
         durable_within: float | None = None,
-    ) -> Job:
+    ) -> JobRecord:
         if event is not None:
             job = job.model_copy(update={"event_seq": job.event_seq + 1})
         if fields is None:
@@ -217,7 +216,7 @@ class JobStore:
             "delete": [name for name, value in fields.items() if value is None],
             "delay_ms": None if change.delay is None else max(0, int(change.delay * 1000)),
             "room_score": change.room_score,
-            "track": change.track,
+            "track": job.tracked,
             "own": change.own,
             "event": None if event is None else job_event(job, event, previous).model_dump_json(),
             "stream_length": self._stream_length,
@@ -297,7 +296,7 @@ class JobStore:
         return gone
 
 
-def _transition_keys(job: Job, previous: JobState | None) -> list[str]:
+def _transition_keys(job: JobRecord, previous: JobState | None) -> list[str]:
     return [
         keys.job(job.id),
         keys.job_events(job.id),

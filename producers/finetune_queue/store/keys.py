@@ -10,7 +10,7 @@ BROKER_PREFIX = f"{TAG}:"
 
 
 def job(job_id: str) -> str:
-    """Hash: the job's fields, see :class:`~finetune_queue.contract.job.Job`. Expires once finished and kept."""
+    """Hash: the job's fields, see :class:`~finetune_queue.contract.job.JobRecord`. Expires once finished and kept."""
     return f"{TAG}:job:{job_id}"
 
 

@@ -1,0 +1,42 @@
+"""What the SDK raises.
+
+FineTuneQueueError
+├── InvalidRequestError       the request cannot be accepted; ``problems`` says why
+├── IdempotencyConflictError  the idempotency key was used with another request
+├── UnknownJobError           there is no job with this id
+├── NotPossibleError          the job's state does not allow it
+├── WaitTimeoutError          ``wait`` gave up; the job goes on
+└── QueueUnavailableError     Redis or the broker is out of reach; nothing was lost
+"""
+
+
+class FineTuneQueueError(Exception):
+    """The base of all errors of the SDK."""
+
+
+class InvalidRequestError(FineTuneQueueError):
+    """The request cannot be accepted."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("The fine-tune request cannot be accepted:\n" + "\n".join(f"  {line}" for line in problems))
+        self.problems = problems
+
+
+class IdempotencyConflictError(FineTuneQueueError):
+    """The idempotency key was used with another request."""
+
+
+class UnknownJobError(FineTuneQueueError):
+    """There is no job with this id."""
+
+
+class NotPossibleError(FineTuneQueueError):
+    """The job's state does not allow what was asked."""
+
+
+class WaitTimeoutError(FineTuneQueueError):
+    """``wait`` gave up before the job ended. The job goes on."""
+
+
+class QueueUnavailableError(FineTuneQueueError):
+    """Redis or the broker is out of reach."""

@@ -1,0 +1,92 @@
+"""The Celery side that producers and workers share: names of tasks and queues, and how the transport is set."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from finetune_queue.contract import Stage
+from finetune_queue.settings import Settings
+from finetune_queue.store.keys import BROKER_PREFIX
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+QUEUE = "finetune"
+"""Short work: run, submit, poll, publish, sweep."""
+
+TRANSFER_QUEUE = "finetune.transfer"
+"""Work that moves files: upload and download."""
+
+RUN = "finetune.run"
+SWEEP = "finetune.sweep"
+PING = "finetune.ping"
+
+_TRANSFERS = frozenset({Stage.UPLOAD, Stage.DOWNLOAD})
+
+
+def stage_task(stage: Stage) -> str:
+    """Return the name of a stage's task."""
+    return f"finetune.{stage}"
+
+
+def stage_queue(stage: Stage) -> str:
+    """Return the queue that a stage's messages go to."""
+    return TRANSFER_QUEUE if stage in _TRANSFERS else QUEUE
+
+
+def transport_config(settings: Settings) -> dict[str, Any]:
+    """Return the Celery settings that everyone on this broker must share.
+
+    One configuration for all matters: any client of the same database can restore, and so repeat, another's messages
+    (kombu's ``unacked`` keys belong to the database, not to a queue).
+    """
+    return {
+        "broker_url": settings.broker_url,
+        "broker_transport_options": {
+            "global_keyprefix": BROKER_PREFIX,
+            "visibility_timeout": 3600,
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+        },
+        "task_default_queue": QUEUE,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_ignore_result": True,
+        "result_backend": None,
+        "task_send_sent_event": True,
+    }
+
+
+class Messenger:
+    """Sends the messages of the queue. Losing one costs a delay: the job's deadline sends it again."""
+
+    def __init__(self, app: "Celery") -> None:
+        self._app = app
+
+    def run(self, job_id: str) -> None:
+        """Ask for a registered job to be started."""
+        self._app.send_task(RUN, args=[job_id], queue=QUEUE)
+
+    def start(self, job_id: str, stages: Sequence[Stage]) -> None:
+        """Start the rest of a job's chain."""
+        from celery import chain, signature
+
+        links = [
+            signature(stage_task(stage), args=[job_id], queue=stage_queue(stage), immutable=True, app=self._app)
+            for stage in stages
+        ]
+        chain(*links, app=self._app).apply_async()
+
+    def sweep(self, account: str) -> None:
+        """Ask for one look at all of an account's trainings."""
+        self._app.send_task(SWEEP, args=[account], queue=QUEUE)
+
+
+def producer_app(settings: Settings) -> "Celery":
+    """Make a Celery app that only sends. Celery is imported here, late, to keep the SDK's import light."""
+    from celery import Celery
+
+    app = Celery("finetune-producer", set_as_current=False)
+    app.conf.update(transport_config(settings))
+    return app

@@ -1,0 +1,118 @@
+"""The accounts: their limits as every worker sees them, when each is swept next, and how they stand."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import redis
+
+from finetune_queue.contract import JobRecord
+from finetune_queue.store import keys
+
+
+@dataclass(frozen=True, slots=True)
+class AccountLimits:
+    """What an account may do; None is no cap."""
+
+    calls: int
+    window: float
+    max_training: int | None = None
+    max_submits_per_day: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccountStatus:
+    """An account as ``finetune doctor`` and ``finetune status`` show it; times in seconds."""
+
+    name: str
+    limits: AccountLimits
+    used: int
+    waiting: int
+    tracked: int
+    spent_today: int
+    stopped: bool
+    paused_for: float
+    pause_reason: str
+
+
+class UnknownAccountError(Exception):
+    """No worker serves this account."""
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"No worker serves the account '{name}' (known: {', '.join(known) or 'none'}).")
+
+
+class Accounts:
+    """Reads and sets what is known of each account."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def configure(self, name: str, limits: AccountLimits) -> None:
+        """Set an account's limits for every worker, at once."""
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.sadd(keys.accounts(), name)
+        pipe.hset(
+            keys.account(name),
+            mapping={
+                "limit": limits.calls,
+                "window_ms": int(limits.window * 1000),
+                "max_training": "" if limits.max_training is None else limits.max_training,
+                "max_submits": "" if limits.max_submits_per_day is None else limits.max_submits_per_day,
+            },
+        )
+        pipe.execute()
+
+    def names(self) -> list[str]:
+        """Return the names of all accounts."""
+        return sorted(cast("set[str]", self._redis.smembers(keys.accounts())))
+
+    def next_sweep_in(self, account: str, seconds: float) -> None:
+        """Set when the account is swept next."""
+        server_seconds, micros = self._redis.time()
+        at = server_seconds * 1000 + micros // 1000 + int(seconds * 1000)
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.hset(keys.account(account), "sweep_at", str(at))
+        pipe.lpush(keys.wake(), "1")
+        pipe.ltrim(keys.wake(), 0, 0)
+        pipe.execute()
+
+    def place(self, job: JobRecord) -> int | None:
+        """Return how many wait in front of the job in its account's waiting room, None if it does not wait there."""
+        return cast("int | None", self._redis.zrank(keys.room(job.account), job.id))
+
+    def status(self, account: str) -> AccountStatus:
+        """Return the account as it is now.
+
+        Raises:
+            UnknownAccountError: no worker has configured it.
+        """
+        seconds, micros = self._redis.time()
+        now = seconds * 1000 + micros // 1000
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.hgetall(keys.account(account))
+        pipe.zcount(keys.slots(account), f"({now}", "+inf")
+        pipe.zcard(keys.room(account))
+        pipe.zcard(keys.tracked(account))
+        fields, used, waiting, tracked = pipe.execute()
+        if "limit" not in fields:
+            raise UnknownAccountError(account, self.names())
+
+        def number(name: str) -> int:
+            return int(fields.get(name, "0"))
+
+        return AccountStatus(
+            name=account,
+            limits=AccountLimits(
+                calls=number("limit"),
+                window=number("window_ms") / 1000,
+                max_training=int(fields["max_training"]) if fields["max_training"] else None,
+                max_submits_per_day=int(fields["max_submits"]) if fields["max_submits"] else None,
+            ),
+            used=used,
+            waiting=waiting,
+            tracked=tracked,
+            spent_today=number("spent") if number("spent_day") == now // 86_400_000 else 0,
+            stopped=fields.get("stopped") == "1",
+            paused_for=max(0, number("paused_until") - now) / 1000,
+            pause_reason=fields.get("pause_reason", ""),
+        )

@@ -1,0 +1,91 @@
+"""The Celery application: ``celery -A finetune_worker worker``. All of Celery's globals are in this module."""
+
+import os
+import threading
+from typing import Any
+
+from celery import Celery, signals
+
+from finetune_queue.logs import configure_logging
+from finetune_queue.messaging import QUEUE, RUN, SWEEP, TRANSFER_QUEUE, transport_config
+from finetune_queue.settings import Settings, SettingsError, load_settings
+from finetune_worker.container import Container
+from finetune_worker.dispatcher import DispatcherStep
+from finetune_worker.intake import DeadLetterStep
+from finetune_worker.tasks import register
+
+
+class Runtime:
+    """The container of this process, built when first used: after a fork, never before."""
+
+    def __init__(self, settings: Settings, app: Celery) -> None:
+        self.settings = settings
+        self._app = app
+        self._lock = threading.Lock()
+        self._built: tuple[int, Container] | None = None
+
+    @property
+    def container(self) -> Container:
+        """The process's one container."""
+        with self._lock:
+            if self._built is None or self._built[0] != os.getpid():
+                self._built = (os.getpid(), Container.build(self.settings, self._app))
+            return self._built[1]
+
+
+def worker_config(settings: Settings) -> dict[str, Any]:
+    """Return the Celery settings of a worker; docs/architecture.md gives the reason of each."""
+    return {
+        **transport_config(settings),
+        "task_queues": {QUEUE: {}, TRANSFER_QUEUE: {}},
+        "task_routes": {RUN: {"queue": QUEUE}, SWEEP: {"queue": QUEUE}},
+        "worker_pool": "threads",
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,
+        "worker_send_task_events": True,
+        "task_track_started": True,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "broker_connection_max_retries": None,
+        "broker_connection_retry_on_startup": True,
+        "broker_channel_error_retry": True,
+        "worker_soft_shutdown_timeout": settings.finetune_shutdown_timeout,
+        "worker_enable_soft_shutdown_on_idle": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+    }
+
+
+def create_app(settings: Settings) -> Celery:
+    """Build the application with its tasks and its boot steps. Connects to nothing."""
+    app = Celery("finetune_worker", set_as_current=False)
+    app.conf.update(worker_config(settings))
+    runtime = Runtime(settings, app)
+    app.finetune = runtime  # type: ignore[attr-defined]
+    register(app, runtime)
+    app.steps["worker"].add(DispatcherStep)
+    app.steps["consumer"].add(DeadLetterStep)
+    return app
+
+
+def _load() -> Settings:
+    try:
+        return load_settings()
+    except SettingsError as error:
+        raise SystemExit(str(error)) from None
+
+
+_settings = _load()
+app = create_app(_settings)
+
+
+@signals.setup_logging.connect
+def _set_up_logging(**_: object) -> None:
+    configure_logging(_settings)
+
+
+@signals.celeryd_init.connect
+def _check_worker(**_: object) -> None:
+    try:
+        _settings.require_worker()
+    except SettingsError as error:
+        raise SystemExit(str(error)) from None

@@ -1,0 +1,101 @@
+"""The composition root: everything a worker process is made of, built once from the settings."""
+
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from celery import Celery
+
+from finetune_queue.messaging import Messenger
+from finetune_queue.settings import Settings
+from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, connect
+from finetune_worker.segmind.client import SegmindClient
+
+CALL_MARGIN = 10.0
+"""Seconds beyond its own time-out after which a call has ended for certain."""
+
+
+class UnknownAccountKeyError(Exception):
+    """A job names an account that this worker has no key for."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """What stages and the dispatcher work with. Safe in threads; not to be taken across a fork."""
+
+    settings: Settings
+    jobs: JobStore
+    deadlines: Deadlines
+    accounts: Accounts
+    budget: Budget
+    messenger: Messenger
+    work_dir: Path
+    _clients: dict[str, SegmindClient] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def build(cls, settings: Settings, app: Celery) -> Self:
+        """Build everything from the settings. Connects to nothing yet."""
+        settings.require_worker()
+        client = connect(settings.finetune_redis_url)
+        work_dir = Path(tempfile.gettempdir()) / "finetune-queue"
+        work_dir.mkdir(mode=0o700, exist_ok=True)
+        return cls(
+            settings=settings,
+            jobs=JobStore(client, retention=settings.finetune_retention),
+            deadlines=Deadlines(client),
+            accounts=Accounts(client),
+            budget=Budget(
+                client,
+                call_timeout=settings.segmind_call_timeout + CALL_MARGIN,
+                handover=settings.finetune_handover,
+                backoff_base=settings.finetune_backoff_base,
+                backoff_max=settings.finetune_backoff_max,
+            ),
+            messenger=Messenger(app),
+            work_dir=work_dir,
+        )
+
+    def announce_accounts(self) -> None:
+        """Tell every worker the limits of the accounts in these settings."""
+        for name, account in self.settings.accounts.items():
+            self.accounts.configure(
+                name,
+                AccountLimits(
+                    calls=account.rate_limit.calls,
+                    window=account.rate_limit.seconds,
+                    max_training=account.max_training,
+                    max_submits_per_day=account.max_submits_per_day,
+                ),
+            )
+
+    def segmind(self, account: str) -> SegmindClient:
+        """Return the account's API client, one connection pool for the process.
+
+        Raises:
+            UnknownAccountKeyError: the settings have no such account.
+        """
+        with self._lock:
+            if account not in self._clients:
+                configured = self.settings.accounts.get(account)
+                if configured is None:
+                    known = ", ".join(sorted(self.settings.accounts))
+                    message = f"The account '{account}' is not configured on this worker (known: {known})."
+                    raise UnknownAccountKeyError(message)
+                self._clients[account] = SegmindClient(
+                    self.settings.segmind_base_url,
+                    configured.api_key,
+                    connect_timeout=self.settings.segmind_connect_timeout,
+                    read_timeout=self.settings.segmind_read_timeout,
+                    call_timeout=self.settings.segmind_call_timeout,
+                )
+            return self._clients[account]
+
+    def close(self) -> None:
+        """Close the API connections."""
+        with self._lock:
+            for client in self._clients.values():
+                client.close()
+            self._clients.clear()

@@ -1,0 +1,136 @@
+"""The dispatcher: starts the rest of a job's chain when the job is due or its call slot is free.
+
+A small thread in every worker. Any of them can do all the work; what one takes, no other gets. It sleeps until the
+next deadline or free slot, or until a change makes it come earlier.
+"""
+
+import random
+import threading
+import time
+from typing import Any
+
+import structlog
+from celery import bootsteps
+from kombu.exceptions import OperationalError
+
+from finetune_queue.contract import JobRecord, JobState
+from finetune_queue.store import SWEEP, Change, ConflictError, RedisError
+from finetune_worker.container import Container
+
+log = structlog.get_logger(__name__)
+
+BATCH = 100
+"""Jobs taken at once."""
+
+LONGEST_SLEEP = 5.0
+"""Seconds; the net below a wake-up that was lost with the dispatcher it went to. Shorter than the store's time-out."""
+
+CLEAN_EVERY = 60.0
+"""Seconds between removals of jobs whose retention is over."""
+
+
+class Dispatcher:
+    """One pass: take what is due, hand out free slots, say how long to sleep."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self._clean_at = time.monotonic()
+
+    def step(self) -> float:
+        """Start everything that can start now; returns the seconds until there may be more.
+
+        Raises:
+            RedisError, OperationalError: the store or the broker is out of reach.
+        """
+        waits = [LONGEST_SLEEP, self._start_due(), *map(self._hand_out_slots, self._container.accounts.names())]
+        if time.monotonic() >= self._clean_at:
+            gone = self._container.jobs.forget_finished()
+            if gone:
+                log.info("jobs_forgotten", count=gone)
+            self._clean_at = time.monotonic() + CLEAN_EVERY
+        return min(waits)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for ``seconds``, or until somebody is wanted."""
+        self._container.deadlines.wait_for_work(seconds)
+
+    def _start_due(self) -> float:
+        ids, wait = self._container.deadlines.due(BATCH, self._container.settings.finetune_handover)
+        for job in self._container.jobs.get_many(ids):
+            try:
+                self._resume(job)
+            except ConflictError:
+                log.info("deadline_overtaken", job_id=job.id)  # its worker lives and moved it
+        if len(ids) == BATCH:
+            return 0.0
+        return LONGEST_SLEEP if wait is None else wait
+
+    def _resume(self, job: JobRecord) -> None:
+        container = self._container
+        if job.owner:
+            log.warning("lease_expired", job_id=job.id, state=str(job.state), owner=job.owner)
+        if job.state is JobState.NEEDS_ATTENTION:
+            change = Change(delay=container.settings.finetune_training_limit)
+            container.jobs.transition(job, change, owner="")
+            return
+        container.jobs.transition(job, Change(delay=container.settings.finetune_handover), owner="")
+        self._start(job)
+
+    def _hand_out_slots(self, account: str) -> float:
+        holders, wait = self._container.budget.reserve(account, BATCH)
+        ids = [holder for holder in holders if holder != SWEEP]
+        if len(ids) < len(holders):
+            self._container.messenger.sweep(account)
+        for job in self._container.jobs.get_many(ids):
+            self._start(job)
+        return LONGEST_SLEEP if wait is None else wait
+
+    def _start(self, job: JobRecord) -> None:
+        log.debug("chain_started", job_id=job.id, stage=str(job.stage))
+        self._container.messenger.start(job.id, job.stage.and_after())
+
+
+class DispatcherStep(bootsteps.StartStopStep):
+    """Runs the dispatcher beside the worker's consumer, from start to shutdown."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, parent: Any) -> None:
+        """Announce the accounts and start the thread."""
+        self._thread = threading.Thread(target=self._run, args=(parent.app,), name="dispatcher", daemon=True)
+        self._thread.start()
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Ask the thread to end; it does so after the step that it is in."""
+        self._stopping.set()
+
+    def terminate(self, parent: Any) -> None:
+        """End with a worker that ends at once."""
+        self.stop(parent)
+
+    def _run(self, app: Any) -> None:
+        container: Container = app.finetune.container
+        dispatcher = Dispatcher(container)
+        trouble = 0
+        announced = False
+        while not self._stopping.is_set():
+            try:
+                if not announced:
+                    container.announce_accounts()
+                    announced = True
+                dispatcher.sleep(dispatcher.step())
+                trouble = 0
+            except (RedisError, OperationalError, OSError) as error:
+                trouble += 1
+                if trouble == 1:
+                    log.warning("dispatcher_waits_for_redis", error=str(error))
+                # A random wait, so that the workers do not come back all at once.
+                self._stopping.wait(random.uniform(0.5, 1.0) * min(5.0, 0.2 * 2**trouble))  # noqa: S311
+            except Exception:
+                log.exception("dispatcher_failed")
+                self._stopping.wait(1.0)

@@ -1,0 +1,96 @@
+"""The way in: what ``finetune.run`` and unreadable messages become. Nothing that arrives vanishes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from celery import bootsteps
+
+from finetune_queue.contract import JobState, RequestError, Stage, derived_job_id, new_job_id, parse_request
+from finetune_queue.contract.ids import is_job_id
+from finetune_queue.store import Change, ConflictError, IdempotencyError, JobNotFoundError, RedisError
+from finetune_worker.container import Container
+
+log = structlog.get_logger(__name__)
+
+
+def accept(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], *, message_id: str) -> str:
+    """Register the request of a message, or find the job that it names, and start its chain.
+
+    A message that cannot become a job is set aside with its body, and a ``rejected`` event tells of it.
+
+    Raises:
+        RedisError: the store is out of reach; the message was not acknowledged and comes again.
+    """
+    try:
+        job_id = _register(container, args, kwargs, message_id)
+        job = container.jobs.get(job_id)
+    except (RequestError, IdempotencyError, JobNotFoundError) as error:
+        problems = error.problems if isinstance(error, RequestError) else [str(error)]
+        body = json.dumps([list(args), dict(kwargs)], default=str)
+        container.jobs.reject(message_id or new_job_id(), body, "the message cannot become a job", problems)
+        log.warning("message_rejected", message_id=message_id, problems=problems)
+        return f"rejected: {'; '.join(problems)}"
+    structlog.contextvars.bind_contextvars(job_id=job.id, account=job.account)
+    if job.state is not JobState.ACCEPTED:
+        return f"nothing to do: job {job.id} is {job.state}"
+    try:
+        change = Change(delay=container.settings.finetune_handover)
+        container.jobs.transition(job, change, to=JobState.UPLOADING)
+    except ConflictError:
+        return f"nothing to do: job {job.id} was started by another message"
+    container.messenger.start(job.id, Stage.UPLOAD.and_after())
+    log.info("job_started")
+    return f"started job {job.id}"
+
+
+def _register(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str) -> str:
+    if len(args) != 1 or kwargs:
+        raise RequestError([f"finetune.run takes one argument, the request (got {len(args)} and {len(kwargs)} named)"])
+    if isinstance(args[0], str):
+        return args[0]  # the SDK registered the job before it sent the message
+    request = parse_request(args[0])
+    if request.idempotency_key is not None:
+        job_id = derived_job_id(request.account, request.idempotency_key)
+    else:
+        # The message's own id, so that a redelivered message finds the job it made the first time.
+        job_id = message_id if is_job_id(message_id) else new_job_id()
+    container.jobs.register(job_id, request, delay=container.settings.finetune_handover)
+    return job_id
+
+
+class DeadLetterStep(bootsteps.StartStopStep):
+    """Keeps messages that Celery itself cannot read or has no task for, where it would log and drop them."""
+
+    requires = ("celery.worker.consumer.connection:Connection",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        for name in ("on_decode_error", "on_unknown_message", "on_unknown_task", "on_invalid_task"):
+            setattr(parent, name, self._keeping(parent, name, getattr(parent, name)))
+
+    def _keeping(self, parent: Any, name: str, original: Any) -> Any:
+        # The message is the first argument of on_decode_error and the second of the others (celery's consumer.py).
+        position = 0 if name == "on_decode_error" else 1
+
+        def keep(*args: Any, **kwargs: Any) -> Any:
+            if self._set_aside(parent.app.finetune.container, args[position], name):
+                return original(*args, **kwargs)  # logs and acknowledges
+            return None  # not acknowledged, so the broker gives the message back later
+
+        return keep
+
+    @staticmethod
+    def _set_aside(container: Container, message: Any, why: str) -> bool:
+        body = message.body if isinstance(message.body, str) else bytes(message.body).decode(errors="backslashreplace")
+        message_id = str((message.headers or {}).get("id") or new_job_id())
+        task = str((message.headers or {}).get("task") or "none")
+        problems = [f"Celery could not take the message ({why.removeprefix('on_')}, task {task})"]
+        try:
+            container.jobs.reject(message_id, body, why.removeprefix("on_"), problems)
+        except RedisError:
+            log.exception("dead_letter_not_kept", message_id=message_id)
+            return False
+        log.warning("message_rejected", message_id=message_id, problems=problems)
+        return True

@@ -1,0 +1,110 @@
+"""One API call within the account's budget: take a slot, call, end the slot by how the call went."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from finetune_queue.contract import JobRecord, WaitReason
+from finetune_queue.store import Budget, Call, CallClass, NoSlot, RedisError, room_score
+from finetune_worker.segmind.errors import NotSent, OutcomeUnknown, RateLimited, Rejected, SegmindError, Unavailable
+from finetune_worker.stages.outcome import Wait
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+FRESH = 5.0
+"""Seconds that may pass between taking a slot and the first byte of its call. A process that was stopped longer must
+not send: its slot, or its job, may be another's by then."""
+
+PARKED = 3600.0
+"""Seconds after which a parked job is looked at even if nothing woke it; its place in the waiting room is what counts,
+this is the net below."""
+
+
+class StaleCallError(Exception):
+    """This process stood still after it took its slot, so nothing was sent."""
+
+
+class AccountPausedError(Exception):
+    """The call met a 429 or an outage, and the account is paused. ``error`` is what the client made of it."""
+
+    def __init__(self, error: SegmindError, seconds: float) -> None:
+        super().__init__(error.detail)
+        self.error = error
+        self.seconds = seconds
+
+
+def park(job: JobRecord, call: CallClass, slot: NoSlot, what: str) -> Wait:
+    """Wait in the account's room for a slot for ``what``."""
+    ahead = f", {slot.ahead} ahead" if slot.ahead else ""
+    sentence = {
+        WaitReason.API_SLOT: f"parked: waiting for an API slot to {what}{ahead}",
+        WaitReason.PAUSED: f"parked: the account is paused, then to {what}{ahead}",
+        WaitReason.SPENDING: f"parked: the account's submits are stopped or at their cap for today{ahead}",
+        WaitReason.TRAININGS: f"parked: the account has as many trainings in flight as it may{ahead}",
+    }[slot.reason]
+    return Wait(sentence, slot.reason, PARKED, room_score=room_score(call, job))
+
+
+def park_paused(job: JobRecord, call: CallClass, paused: AccountPausedError, what: str) -> Wait:
+    """Wait in the account's room for its pause to end; an outage uses no attempt."""
+    sentence = f"parked: {paused.error.detail} The account is paused for {paused.seconds:.0f} s, then to {what}"
+    return Wait(sentence, WaitReason.PAUSED, PARKED, room_score=room_score(call, job))
+
+
+def call_api(budget: Budget, call: Call, function: Callable[[], T]) -> T:
+    """Run ``function``, which makes exactly one API call, in the slot of ``call``.
+
+    Raises:
+        AccountPausedError: a 429, an outage, or an account that Segmind refuses; the account is paused.
+        StaleCallError: too long since the slot was taken; nothing was sent.
+        SegmindError: any other error of the call.
+    """
+    try:
+        if time.monotonic() - call.asked > FRESH:
+            _end(budget, call, refund=call.submit)
+            raise StaleCallError
+        result = function()
+    except (RateLimited, NotSent, Unavailable) as error:
+        unsent = not isinstance(error, Unavailable)
+        raise AccountPausedError(error, _pause(budget, call, error, refund=call.submit and unsent)) from error
+    except OutcomeUnknown as error:
+        _pause(budget, call, error, refund=False)
+        raise
+    except Rejected as error:
+        if error.status in {401, 402, 403}:
+            # The account is refused, not this job: hold the others back instead of failing them one by one.
+            _pause(budget, call, error, refund=call.submit)
+        else:
+            _end(budget, call, refund=call.submit)
+        raise
+    except SegmindError:
+        _end(budget, call, refund=False)
+        raise
+    _end(budget, call, refund=False)
+    return result
+
+
+def _pause(budget: Budget, call: Call, error: SegmindError, *, refund: bool) -> float:
+    try:
+        seconds = budget.pause(call, error.detail, error.retry_after, refund=refund)
+    except RedisError as trouble:
+        _log_not_ended(call, trouble)
+        return 0.0
+    log.warning("account_paused", account=call.account, seconds=round(seconds, 1), code=error.code, why=error.detail)
+    return seconds
+
+
+def _end(budget: Budget, call: Call, *, refund: bool) -> None:
+    try:
+        budget.end(call, refund=refund)
+    except RedisError as trouble:
+        _log_not_ended(call, trouble)
+
+
+def _log_not_ended(call: Call, trouble: RedisError) -> None:
+    # What the call answered must still be recorded; the slot is free again by its own time-out.
+    log.warning("slot_not_ended", account=call.account, error=str(trouble))

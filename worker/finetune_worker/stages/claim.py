@@ -1,0 +1,54 @@
+"""A claim: one worker's exclusive hold on a job, for as long as it shows signs of life."""
+
+import time
+from typing import Any
+
+from finetune_queue.contract import EventType, JobRecord
+from finetune_queue.contract.job import Progress
+from finetune_queue.store import Change, JobStore
+
+_SIGNS_PER_LEASE = 6
+
+
+class CancelRequestedError(Exception):
+    """The caller asked to cancel the job while a stage was running."""
+
+
+class Claim:
+    """A claimed job. Every write names the version in hand, so a worker that was overtaken cannot write."""
+
+    def __init__(self, store: JobStore, job: JobRecord, owner: str, lease: float) -> None:
+        """Take the job for ``lease`` seconds; each write renews it.
+
+        Raises:
+            ConflictError: somebody else was first.
+        """
+        self._store = store
+        self._lease = lease
+        self._last_sign = time.monotonic()
+        self.job = store.transition(job, Change(delay=lease), owner=owner)
+
+    def write(self, *, event: EventType | None = None, durable_within: float | None = None, **fields: Any) -> None:
+        """Change fields of the job and keep holding it.
+
+        Raises:
+            ConflictError: the claim was lost.
+            NotDurableError: see :meth:`JobStore.transition`; the change is made.
+        """
+        self.job = self._store.transition(
+            self.job, Change(delay=self._lease), event=event, durable_within=durable_within, **fields
+        )
+        self._last_sign = time.monotonic()
+
+    def progress(self, done: int, total: int | None) -> None:
+        """Give a sign of life and tell how far the stage is; cheap to call often.
+
+        Raises:
+            CancelRequestedError: the caller wants the job cancelled.
+            ConflictError: the claim was lost.
+        """
+        if time.monotonic() - self._last_sign < min(1.0, self._lease / _SIGNS_PER_LEASE):
+            return
+        self.write(progress=Progress(done=done, total=total))
+        if self._store.get(self.job.id).cancel_requested:
+            raise CancelRequestedError

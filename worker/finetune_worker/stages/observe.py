@@ -1,0 +1,51 @@
+"""What a look at Segmind means for a job. Pure: the sweep and the poll stage act on it."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from finetune_queue.contract import JobError, JobRecord, JobState, Stage
+from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The job's next state if it moves, the fields that changed, and whether one details call is needed to go on."""
+
+    to: JobState | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    wants_details: bool = False
+
+    @property
+    def news(self) -> bool:
+        """Whether there is anything to write down."""
+        return self.to is not None or bool(self.fields) or self.wants_details
+
+
+def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation:
+    """Read a job's training as Segmind shows it. The weights are taken as soon as their URL is known."""
+    fields: dict[str, Any] = {}
+    if seen.status and seen.status != job.provider_status:
+        fields["provider_status"] = seen.status
+        if not seen.known and not seen.failed:
+            log.warning("unknown_provider_status", job_id=job.id, status=seen.status)
+    if job.state is JobState.DEPLOYING:
+        if seen.available:
+            fields["deployed"] = True
+        return Observation(fields=fields)
+    if seen.failed:
+        said = f": {seen.error_message}" if seen.error_message else ""
+        error = JobError(
+            code="training_failed",
+            stage=Stage.POLL,
+            message=f"Segmind's training {job.finetune_id} ended as {seen.status}{said}",
+            action="A `finetune retry` submits, and pays, a new training.",
+        )
+        return Observation(to=JobState.FAILED, fields={**fields, "error": error, "failed_stage": Stage.SUBMIT})
+    if seen.trained and seen.cloud_storage_url:
+        weights = {"weights_url": seen.cloud_storage_url, "wants_details": False}
+        return Observation(to=JobState.DOWNLOADING, fields={**fields, **weights})
+    return Observation(fields=fields, wants_details=seen.trained and not job.wants_details)

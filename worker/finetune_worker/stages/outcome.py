@@ -1,0 +1,56 @@
+"""How a stage ends: a small closed set. Each carries a sentence for people, which Flower shows as the result."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_queue.contract import JobError, JobState, WaitReason
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The stage has nothing left to do; the job goes to ``to``, or stays in its state for the next stage."""
+
+    sentence: str
+    to: JobState | None = None
+    own: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The stage cannot go on now, and that is nobody's fault: no attempt is used. ``delay`` in seconds."""
+
+    sentence: str
+    reason: WaitReason
+    delay: float
+    room_score: float | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The stage failed in a way that may pass: it uses an attempt and comes back after a backoff, or after ``after``
+    seconds."""
+
+    error: JobError
+    after: float | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The job cannot go on."""
+
+    error: JobError
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Only a person can say how to go on."""
+
+    sentence: str
+    evidence: list[str]
+
+
+Outcome = Done | Wait | Retry | Fail | Attention

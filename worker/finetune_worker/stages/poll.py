@@ -1,0 +1,84 @@
+"""Poll: a job whose training runs waits here. The account's sweep sees it; only now and then it needs a look alone."""
+
+from functools import partial
+
+from finetune_queue.contract import EventType, JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.store import CallClass, NoSlot, room_score
+from finetune_worker.container import Container
+from finetune_worker.segmind.errors import MalformedReply, Rejected
+from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
+from finetune_worker.stages.claim import Claim
+from finetune_worker.stages.errors import from_api
+from finetune_worker.stages.observe import observe
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
+
+
+def poll(container: Container, claim: Claim) -> Outcome:
+    """Wait for Segmind, with one look at the job's details where the list is not enough."""
+    job = claim.job
+    remaining = training_time_left(container, job)
+    if remaining <= 0:
+        return Fail(_too_long(container, job))
+    unseen = job.updated_ms - job.entered_ms >= container.settings.finetune_unseen_limit * 1000
+    if not job.wants_details and not unseen:
+        return _wait(container, job)
+    slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
+    if isinstance(slot, NoSlot):
+        return park(job, CallClass.FINISH, slot, "ask for the training's details")
+    client = container.segmind(job.account)
+    try:
+        seen = call_api(container.budget, slot, partial(client.details, job.finetune_id or ""))
+    except AccountPausedError as paused:
+        return park_paused(job, CallClass.FINISH, paused, "ask for the training's details")
+    except Rejected as error:
+        return Fail(from_api(error, Stage.POLL), fields={"failed_stage": Stage.POLL})
+    except MalformedReply as error:
+        return Retry(from_api(error, Stage.POLL))
+    found = observe(job, seen)
+    if found.to is JobState.FAILED:
+        return Fail(found.fields["error"], fields=found.fields)
+    if found.to is not None:
+        return Done(f"trained: {seen.status}", to=found.to, fields=found.fields)
+    if found.fields.get("deployed"):
+        return Done("deployed for inference", fields=found.fields)
+    if found.fields:
+        claim.write(event=EventType.PROGRESS, **found.fields)
+    if seen.trained and job.state is JobState.TRAINING:
+        return Retry(
+            JobError(
+                code="weights_missing",
+                stage=Stage.POLL,
+                message=f"Segmind says {seen.status} but gives no URL of the weights.",
+                action="Look at the fine-tune in Segmind's console; then `finetune retry JOB`.",
+                retryable=True,
+            )
+        )
+    return _wait(container, claim.job, wants_details=False)
+
+
+def training_time_left(container: Container, job: JobRecord) -> float:
+    """Return the seconds until the job's training counts as never ending."""
+    since = job.submitted_ms or job.entered_ms
+    return container.settings.finetune_training_limit - (job.updated_ms - since) / 1000
+
+
+def look_again_in(container: Container, job: JobRecord) -> float:
+    """Return the seconds until the job is looked at alone, if no sweep sees it before."""
+    return max(0.0, min(container.settings.finetune_unseen_limit, training_time_left(container, job)))
+
+
+def _wait(container: Container, job: JobRecord, **fields: object) -> Wait:
+    what = "deploy" if job.state is JobState.DEPLOYING else "train"
+    sentence = f"parked: waiting for Segmind to {what} {job.finetune_id} ({job.provider_status or 'no status yet'})"
+    return Wait(sentence, WaitReason.PROVIDER, look_again_in(container, job), fields=fields)
+
+
+def _too_long(container: Container, job: JobRecord) -> JobError:
+    hours = container.settings.finetune_training_limit / 3600
+    return JobError(
+        code="training_too_long",
+        stage=Stage.POLL,
+        message=f"Training {job.finetune_id} was not over {hours:g} h after its submit "
+        f"(last status {job.provider_status}).",
+        action="Look at it in Segmind's console. `finetune retry JOB` goes on waiting for the same training.",
+    )

@@ -1,0 +1,49 @@
+"""Publish: the manifest beside the weights, then the job's end and its result event in one transition."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from finetune_queue.storage import StorageError
+
+from finetune_queue.contract import JobError, JobRecord, JobState, Stage
+from finetune_queue.contract.job import iso_time
+from finetune_worker.container import Container
+from finetune_worker.stages.claim import Claim
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry
+
+MANIFEST = "manifest.json"
+
+
+def publish(container: Container, claim: Claim) -> Outcome:
+    """Write the manifest and end the job."""
+    job = claim.job
+    weights = job.weights
+    if weights is None:
+        message = f"job {job.id} reached publish without weights"
+        raise ValueError(message)
+    with tempfile.TemporaryDirectory(dir=container.work_dir) as folder:
+        path = Path(folder) / MANIFEST
+        path.write_text(json.dumps(manifest(job), indent=2) + "\n", encoding="utf-8")
+        try:
+            container.artifacts.put_file(path, f"{job.id}/{MANIFEST}")
+        except StorageError as error:
+            problem = JobError(code=error.code, stage=Stage.PUBLISH, message=str(error), retryable=error.retryable)
+            return Retry(problem) if error.retryable else Fail(problem)
+    return Done(f"succeeded: weights at {weights.url} (sha256 {weights.sha256[:12]}…)", to=JobState.SUCCEEDED)
+
+
+def manifest(job: JobRecord) -> dict[str, Any]:
+    """Return what a person or a program needs to know of the weights beside it."""
+    return {
+        "job_id": job.id,
+        "request": job.request.model_dump(mode="json", exclude={"idempotency_key", "reply_to"}),
+        "finetune_id": job.finetune_id,
+        "provider_status": job.provider_status,
+        "dataset": job.dataset_report,
+        "weights": job.weights.model_dump(mode="json") if job.weights else None,
+        "accepted_at": iso_time(job.created_ms),
+        "submitted_at": iso_time(job.submitted_ms) if job.submitted_ms else None,
+        "finished_at": iso_time(job.updated_ms),
+    }

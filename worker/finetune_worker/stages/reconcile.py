@@ -1,0 +1,155 @@
+"""Finding out whether a submit of unknown outcome started a training. Never sends one; at most allows the next."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import structlog
+
+from finetune_queue.contract import JobRecord, JobState, WaitReason
+from finetune_queue.store import CallClass, Change, NoSlot, OwnedElsewhereError, room_score
+from finetune_worker.container import Container
+from finetune_worker.segmind.errors import MalformedReply, Rejected
+from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
+from finetune_worker.stages.calls import PARKED, AccountPausedError, call_api, park, park_paused
+from finetune_worker.stages.outcome import Attention, Done, Outcome, Wait
+
+log = structlog.get_logger(__name__)
+
+LOOKS = 3
+"""Complete lists without the training before it counts as absent, besides the settle time."""
+
+CLOCK_SKEW = timedelta(minutes=5)
+"""How far Segmind's clock may be from the Redis server's."""
+
+
+@dataclass(slots=True)
+class Sightings:
+    """The trainings in one list that may be the job's."""
+
+    marked: list[str] = field(default_factory=list)
+    alike: list[str] = field(default_factory=list)
+
+
+def sight(job: JobRecord, item: FinetuneItem, sightings: Sightings) -> None:
+    """Note the item if it may be the job's training.
+
+    Our own upload is named after the job, so its URL is an exact mark. A URL that was passed through is not ours alone:
+    the name must match too, and only the details' creation time can tell.
+    """
+    if item.data_source_path != job.dataset_url:
+        return
+    if job.id in (job.dataset_url or ""):
+        sightings.marked.append(item.finetune_id)
+    elif item.name == job.request.name and item.finetune_id not in job.ruled_out:
+        sightings.alike.append(item.finetune_id)
+
+
+def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, asked_ms: int, complete: bool) -> str:
+    """Act on what one list showed; returns a word for the log. ``asked_ms`` is when the list was asked for."""
+    if sightings.marked:
+        if len(sightings.marked) > 1:
+            log.error("training_paid_twice", job_id=job.id, finetune_ids=sightings.marked)
+        return _adopt(container, job, sightings.marked[0])
+    if sightings.alike and job.state is JobState.SUBMITTING:
+        _examine_soon(container, job, sightings.alike)
+        return "candidate"
+    # Only a list asked for after the POST must have ended says anything about its absence.
+    settings = container.settings
+    over_ms = (job.intent_ms or 0) + int(settings.segmind_call_timeout * 1000)
+    if not complete or asked_ms <= over_ms:
+        return "too early to say"
+    looks = job.looks + 1
+    delay = settings.finetune_unseen_limit
+    if (
+        looks < LOOKS
+        or asked_ms <= over_ms + int(settings.finetune_settle_time * 1000)
+        or (job.state is JobState.NEEDS_ATTENTION)
+    ):
+        container.jobs.transition(job, Change(delay=delay), looks=looks)
+        return "not seen"
+    log.warning("submit_absent", job_id=job.id, looks=looks)
+    container.jobs.transition(
+        job,
+        Change(delay=PARKED, room_score=room_score(CallClass.SUBMIT, job)),
+        intent_ms=None,
+        looks=0,
+        waiting_for=WaitReason.API_SLOT,
+        evidence=[*job.evidence, f"{looks} complete lists over the settle time do not have it: it may be sent again"],
+    )
+    return "absent"
+
+
+def _adopt(container: Container, job: JobRecord, finetune_id: str) -> str:
+    change = Change(delay=container.settings.finetune_unseen_limit, own=finetune_id)
+    try:
+        container.jobs.transition(
+            job,
+            change,
+            to=JobState.TRAINING,
+            finetune_id=finetune_id,
+            submitted_ms=job.intent_ms,
+            waiting_for=WaitReason.PROVIDER,
+            attempts=0,
+            evidence=[*job.evidence, f"found as training {finetune_id}"],
+        )
+    except OwnedElsewhereError as error:
+        log.warning("candidate_owned", job_id=job.id, finetune_id=finetune_id, owner=error.owner)
+        container.jobs.transition(job, Change(delay=change.delay), ruled_out=[*job.ruled_out, finetune_id])
+        return "owned by another job"
+    log.info("submit_adopted", job_id=job.id, finetune_id=finetune_id)
+    return "adopted"
+
+
+def _examine_soon(container: Container, job: JobRecord, candidates: list[str]) -> None:
+    change = Change(delay=PARKED, room_score=room_score(CallClass.FINISH, job))
+    container.jobs.transition(job, change, candidates=candidates, waiting_for=WaitReason.API_SLOT)
+
+
+def examine_candidate(container: Container, job: JobRecord) -> Outcome:
+    """Ask for the details of the first candidate: only one created when the submit was on its way is the job's."""
+    candidate, *others = job.candidates
+    slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
+    if isinstance(slot, NoSlot):
+        return park(job, CallClass.FINISH, slot, f"look at training {candidate}, which may be this job's")
+    client = container.segmind(job.account)
+    try:
+        details = call_api(container.budget, slot, partial(client.details, candidate))
+    except AccountPausedError as paused:
+        return park_paused(job, CallClass.FINISH, paused, "look at a training that may be this job's")
+    except (Rejected, MalformedReply) as error:
+        return Attention(
+            f"needs attention: training {candidate} may be this job's, but it cannot be looked at",
+            [*job.evidence, f"details of {candidate}: {error.detail}"],
+        )
+    if details.created_ts is None:
+        return Attention(
+            f"needs attention: training {candidate} may be this job's, but Segmind does not say when it was created",
+            [*job.evidence, f"training {candidate} has the same name and dataset, and no creation time"],
+        )
+    if _created_by(container, job, details):
+        return Done(
+            f"found as training {candidate}",
+            to=JobState.TRAINING,
+            own=candidate,
+            fields={
+                "finetune_id": candidate,
+                "submitted_ms": job.intent_ms,
+                "candidates": [],
+                "waiting_for": WaitReason.PROVIDER,
+                "evidence": [*job.evidence, f"found as training {candidate}, created {details.created_ts}"],
+            },
+        )
+    return Wait(
+        f"training {candidate} is an older one of the same name and dataset: still looking",
+        WaitReason.PROVIDER,
+        container.settings.finetune_unseen_limit,
+        fields={"candidates": others, "ruled_out": [*job.ruled_out, candidate]},
+    )
+
+
+def _created_by(container: Container, job: JobRecord, details: FinetuneDetails) -> bool:
+    sent = datetime.fromtimestamp((job.intent_ms or 0) / 1000, tz=UTC)
+    ended = sent + timedelta(seconds=container.settings.segmind_call_timeout)
+    created = details.created_ts
+    return created is not None and sent - CLOCK_SKEW <= created <= ended + CLOCK_SKEW

@@ -1,0 +1,152 @@
+"""Runs one stage of one job: claim it, act, write down the outcome. What all stages share is here, once."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.store import Change, ConflictError, JobNotFoundError, RedisError
+from finetune_worker.container import Container
+from finetune_worker.stages.calls import StaleCallError
+from finetune_worker.stages.claim import CancelRequestedError, Claim
+from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
+
+log = structlog.get_logger(__name__)
+
+StageFunction = Callable[[Container, Claim], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What the Celery task answers: a sentence, and whether the chain goes on."""
+
+    sentence: str
+    proceed: bool
+
+
+def run_stage(container: Container, stage: Stage, function: StageFunction, job_id: str, task_id: str) -> StageResult:
+    """Take the job one stage further, unless it is somebody else's turn: a message may come twice, or late.
+
+    Raises:
+        redis.RedisError: the store is out of reach; the job's deadline brings it back.
+    """
+    started = time.monotonic()
+    try:
+        job = container.jobs.get(job_id)
+    except JobNotFoundError as error:
+        log.warning("job_missing", job_id=job_id)
+        return StageResult(str(error), proceed=False)
+    structlog.contextvars.bind_contextvars(account=job.account, finetune_id=job.finetune_id)
+    if job.state.terminal or job.stage is not stage:
+        return StageResult(f"nothing to do: the job is {job.state}", proceed=False)
+    if job.owner:
+        return StageResult("nothing to do: another worker has the job", proceed=False)
+    try:
+        claim = Claim(container.jobs, job, task_id, container.settings.finetune_lease)
+        outcome = _act(container, function, claim)
+        job, result = _conclude(container, claim.job, stage, outcome)
+    except ConflictError as error:
+        log.warning("claim_lost", detail=str(error))
+        return StageResult("the job went on without this worker, whose writes were refused", proceed=False)
+    log.info(
+        "stage_finished",
+        outcome=type(outcome).__name__.lower(),
+        state=str(job.state),
+        duration_s=round(time.monotonic() - started, 3),
+        result=result.sentence,
+    )
+    return result
+
+
+def _act(container: Container, function: StageFunction, claim: Claim) -> Outcome:
+    job = claim.job
+    if job.cancel_requested:
+        return _cancelled(job)
+    if job.request.expired(datetime.now(UTC)):
+        return Fail(_deadline_error(job))
+    try:
+        return function(container, claim)
+    except CancelRequestedError:
+        return _cancelled(claim.job)
+    except StaleCallError:
+        return Wait("parked: this worker stood still before its call, so it did not send it", WaitReason.BACKOFF, 1.0)
+    except (ConflictError, RedisError):
+        raise
+    except Exception as error:
+        log.exception("stage_crashed")
+        return Retry(
+            JobError(
+                code="internal_error",
+                stage=str(job.stage),
+                message=f"The stage met an unexpected {type(error).__name__}.",
+                action="See the worker's log for stage_crashed with this job_id; then `finetune retry`.",
+                retryable=True,
+            )
+        )
+
+
+def _cancelled(job: JobRecord) -> Outcome:
+    return Done(cancel_sentence(job), to=JobState.CANCELLED)
+
+
+def cancel_sentence(job: JobRecord) -> str:
+    """Say what a cancel stops and what it cannot."""
+    if job.finetune_id is not None:
+        return f"cancelled: this service stops; training {job.finetune_id} goes on at Segmind, which has no cancel"
+    if job.tracked:
+        return "cancelled: a submit was on its way, so a training may have been started and paid at Segmind"
+    return "cancelled: nothing had been submitted"
+
+
+def _deadline_error(job: JobRecord) -> JobError:
+    return JobError(
+        code="deadline_passed",
+        stage=str(job.stage),
+        message=f"The request's deadline {job.request.deadline} passed while the job was {job.state}.",
+        action="Submit again with a later deadline."
+        if job.finetune_id is None
+        else f"Training {job.finetune_id} goes on at Segmind; `finetune retry` fetches it.",
+    )
+
+
+def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outcome) -> tuple[JobRecord, StageResult]:
+    settings = container.settings
+    released = {"owner": "", "progress": None}
+    match outcome:
+        case Done():
+            fields = {**released, "attempts": 0, "waiting_for": None, "error": None, **outcome.fields}
+            ended = outcome.to is not None and outcome.to.terminal
+            change = Change(delay=None if ended else settings.finetune_handover, own=outcome.own)
+            job = container.jobs.transition(job, change, to=outcome.to, **fields)
+            return job, StageResult(outcome.sentence, proceed=not ended)
+        case Wait():
+            change = Change(delay=outcome.delay, room_score=outcome.room_score)
+            fields = {**released, "waiting_for": outcome.reason, **outcome.fields}
+            job = container.jobs.transition(job, change, **fields)
+            return job, StageResult(outcome.sentence, proceed=False)
+        case Retry() if job.attempts + 1 < settings.finetune_max_attempts:
+            delay = outcome.after if outcome.after is not None else backoff(container, job.attempts)
+            fields = {**released, "waiting_for": WaitReason.BACKOFF, "error": outcome.error, **outcome.fields}
+            job = container.jobs.transition(job, Change(delay=delay), attempts=job.attempts + 1, **fields)
+            tries = f"try {job.attempts} of {settings.finetune_max_attempts}"
+            return job, StageResult(f"{tries} failed: {outcome.error.message} Again in {delay:.0f} s", proceed=False)
+        case Retry() | Fail():
+            fields = {**released, "waiting_for": None, "failed_stage": stage, "error": outcome.error, **outcome.fields}
+            job = container.jobs.transition(job, Change(), to=JobState.FAILED, **fields)
+            return job, StageResult(f"failed: {outcome.error.message}", proceed=False)
+        case Attention():
+            fields = {**released, "waiting_for": None, "evidence": outcome.evidence}
+            change = Change(delay=settings.finetune_training_limit)
+            job = container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
+            return job, StageResult(outcome.sentence, proceed=False)
+
+
+def backoff(container: Container, attempts: int) -> float:
+    """Return the seconds to wait after ``attempts`` earlier failures: exponential, capped, with jitter."""
+    settings = container.settings
+    longest = min(settings.finetune_backoff_max, settings.finetune_backoff_base * 2**attempts)
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret

@@ -1,0 +1,130 @@
+"""Submit: the one call that costs money, has no idempotency key and cannot be taken back (Fast Flux API, section 1).
+
+Before the POST the intent is written and, where Redis keeps a log, confirmed to be in it. A job with an intent is never
+submitted again by this stage: only the sweep, which asks Segmind what it has, may adopt a training or clear the intent.
+"""
+
+from functools import partial
+
+import structlog
+
+from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.store import Call, CallClass, NotDurableError, RedisError, room_score
+from finetune_worker.container import Container
+from finetune_worker.segmind.errors import OutcomeUnknown, Rejected
+from finetune_worker.segmind.models import SubmitReply, SubmitRequest
+from finetune_worker.stages.calls import (
+    AccountPausedError,
+    NoSlot,
+    StaleCallError,
+    call_api,
+    park,
+    park_paused,
+)
+from finetune_worker.stages.claim import Claim
+from finetune_worker.stages.errors import from_api
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
+from finetune_worker.stages.reconcile import examine_candidate
+
+log = structlog.get_logger(__name__)
+
+DURABLE_WITHIN = 4.0
+"""Seconds that Redis may take to confirm that the intent is in its log."""
+
+
+def submit(container: Container, claim: Claim) -> Outcome:
+    """Send the job's training to Segmind, at most once."""
+    job = claim.job
+    if job.intent_ms is not None:
+        if job.candidates:
+            return examine_candidate(container, job)
+        return look_for_it(container, job, "the worker that was to send it did not come back")
+    slot = container.budget.take(job.account, job.id, room_score(CallClass.SUBMIT, job), submit=True)
+    if isinstance(slot, NoSlot):
+        return park(job, CallClass.SUBMIT, slot, "submit")
+    return _send(container, claim, slot)
+
+
+def _send(container: Container, claim: Claim, slot: Call) -> Outcome:
+    try:
+        claim.write(intent_ms=slot.at_ms, looks=0, durable_within=DURABLE_WITHIN)
+    except NotDurableError as error:
+        container.budget.end(slot, refund=True)
+        claim.job = container.jobs.get(claim.job.id)
+        return Retry(
+            JobError(
+                code="store_not_durable",
+                stage=Stage.SUBMIT,
+                message=f"Nothing was submitted: {error}",
+                action="Check the disk of the Redis server.",
+                retryable=True,
+            ),
+            fields={"intent_ms": None},
+        )
+    request = claim.job.request
+    body = SubmitRequest(
+        name=request.name,
+        data_source_path=claim.job.dataset_url or "",
+        instance_prompt=request.instance_prompt,
+        trigger_word=request.trigger_word,
+        base_model=request.base_model,
+        theme=request.theme,
+        segmind_public=request.segmind_public,
+        advance_parameters=request.advance_parameters,
+    )
+    client = container.segmind(claim.job.account)
+    try:
+        reply = call_api(container.budget, slot, partial(client.submit, body))
+    except AccountPausedError as paused:
+        waiting = park_paused(claim.job, CallClass.SUBMIT, paused, "submit")
+        waiting.fields["intent_ms"] = None
+        return waiting
+    except StaleCallError:
+        return Wait(
+            "parked: this worker stood still before the submit, so it did not send it",
+            WaitReason.API_SLOT,
+            1.0,
+            fields={"intent_ms": None},
+        )
+    except Rejected as error:
+        return Fail(from_api(error, Stage.SUBMIT), fields={"intent_ms": None})
+    except OutcomeUnknown as error:
+        log.warning("submit_outcome_unknown", code=error.code, detail=error.detail)
+        return look_for_it(container, claim.job, error.detail)
+    return _accepted(claim.job, reply)
+
+
+def _accepted(job: JobRecord, reply: SubmitReply) -> Done:
+    structlog.contextvars.bind_contextvars(finetune_id=reply.finetune_id)
+    return Done(
+        f"submitted: training {reply.finetune_id}",
+        to=JobState.TRAINING,
+        own=reply.finetune_id,
+        fields=trained_by(reply.finetune_id, reply.status, job),
+    )
+
+
+def trained_by(finetune_id: str, status: str | None, job: JobRecord) -> dict[str, object]:
+    """Return the fields of a job that a training now belongs to."""
+    return {
+        "finetune_id": finetune_id,
+        "provider_status": status,
+        "submitted_ms": job.intent_ms,
+        "waiting_for": WaitReason.PROVIDER,
+        "candidates": [],
+        "ruled_out": [],
+    }
+
+
+def look_for_it(container: Container, job: JobRecord, why: str) -> Wait:
+    """Wait for the sweeps to say whether the submit reached Segmind."""
+    try:
+        container.accounts.next_sweep_in(job.account, 0.0)
+    except RedisError as error:
+        log.warning("sweep_not_hastened", error=str(error))
+    return Wait(
+        f"outcome of the submit unknown ({why}): looking for the training in Segmind's list, not sending again",
+        WaitReason.PROVIDER,
+        container.settings.finetune_unseen_limit,
+        fields={"evidence": [*job.evidence, f"the submit's outcome is unknown: {why}"]},
+    )

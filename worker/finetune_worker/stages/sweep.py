@@ -1,0 +1,130 @@
+"""The sweep: one list call sees every training of an account, and every job that it shows to have moved is moved."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
+from finetune_queue.store import SWEEP, AccountStatus, CallClass, Change, ConflictError, NoSlot, room_score
+from finetune_worker.container import Container
+from finetune_worker.segmind.client import SegmindClient
+from finetune_worker.segmind.errors import SegmindError
+from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
+from finetune_worker.stages.calls import PARKED, AccountPausedError, StaleCallError, call_api
+from finetune_worker.stages.observe import observe
+from finetune_worker.stages.poll import look_again_in
+from finetune_worker.stages.reconcile import Sightings, reconcile, sight
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Look:
+    """What one look at the account showed of the jobs it was for; nothing of the account's other trainings is kept."""
+
+    by_finetune_id: dict[str, JobRecord]
+    unsure: list[JobRecord]
+    found: dict[str, FinetuneItem | FinetuneDetails] = field(default_factory=dict)
+    sightings: dict[str, Sightings] = field(default_factory=dict)
+    complete: bool = False
+
+    def run(self, client: SegmindClient) -> None:
+        """Make the one call: the list, or the details of an only job."""
+        if len(self.by_finetune_id) == 1 and not self.unsure:
+            [(finetune_id, job)] = self.by_finetune_id.items()
+            self.found[job.id] = client.details(finetune_id)
+        else:
+            self._read(client.list_finetunes())
+        self.complete = True
+
+    def _read(self, items: Iterable[FinetuneItem]) -> None:
+        for item in items:
+            job = self.by_finetune_id.get(item.finetune_id)
+            if job is not None:
+                self.found[job.id] = item
+            for doubtful in self.unsure:
+                sight(doubtful, item, self.sightings[doubtful.id])
+
+
+def sweep(container: Container, account: str) -> str:
+    """Look at all trainings of the account with one call; returns a sentence on what it showed."""
+    tracked = container.jobs.tracked(account)
+    if not tracked:
+        return "no trainings to look at"
+    slot = container.budget.take(account, SWEEP, 0.0)
+    if isinstance(slot, NoSlot):
+        return f"waiting for an API slot ({slot.reason})"
+    # A job that a worker holds is in the middle of its submit, or of its own look: it is left alone.
+    unsure = [job for job in tracked if job.finetune_id is None and not job.owner]
+    look = _Look(
+        by_finetune_id={job.finetune_id: job for job in tracked if job.finetune_id is not None},
+        unsure=unsure,
+        sightings={job.id: Sightings() for job in unsure},
+    )
+    trouble: str | None = None
+    try:
+        client = container.segmind(account)
+        call_api(container.budget, slot, lambda: look.run(client))
+    except (AccountPausedError, StaleCallError, SegmindError) as error:
+        trouble = str(error)
+        log.warning("sweep_incomplete", account=account, detail=trouble)
+    moved = _act_on(container, look, asked_ms=slot.at_ms)
+    container.accounts.next_sweep_in(account, interval(container, container.accounts.status(account)))
+    log.info("account_swept", account=account, tracked=len(tracked), seen=len(look.found), moved=moved)
+    seen = f"saw {len(look.found)} of {len(tracked)} trainings, {moved} moved"
+    return seen if trouble is None else f"{seen}; {trouble}"
+
+
+def _act_on(container: Container, look: _Look, *, asked_ms: int) -> int:
+    moved = 0
+    unchanged: list[tuple[str, float]] = []
+    for job in look.by_finetune_id.values():
+        seen = look.found.get(job.id)
+        if seen is None:
+            continue  # its deadline brings it to the poll stage, which asks for its details
+        observation = observe(job, seen)
+        if not observation.news:
+            if job.waiting_for is WaitReason.PROVIDER:
+                unchanged.append((job.id, look_again_in(container, job)))
+            continue
+        try:
+            _move(container, job, observation.to, observation.fields, wants_details=observation.wants_details)
+        except ConflictError:
+            log.info("sweep_overtaken", job_id=job.id)
+        else:
+            moved += 1
+    container.deadlines.put_off(unchanged)
+    for job in look.unsure:
+        try:
+            result = reconcile(container, job, look.sightings[job.id], asked_ms=asked_ms, complete=look.complete)
+        except ConflictError:
+            result = "overtaken"
+        log.info("submit_reconciled", job_id=job.id, result=result)
+    return moved
+
+
+def _move(
+    container: Container, job: JobRecord, to: JobState | None, fields: dict[str, Any], *, wants_details: bool
+) -> None:
+    if to is not None and to.terminal:
+        container.jobs.transition(job, Change(), to=to, owner="", waiting_for=None, **fields)
+    elif to is not None or fields.get("deployed"):
+        event = EventType.PROGRESS if to is None else None
+        fields = {"owner": "", "attempts": 0, "waiting_for": None, **fields}
+        container.jobs.transition(job, Change(delay=0.0), to=to, event=event, **fields)
+    else:
+        event = EventType.PROGRESS if fields else None
+        change = Change(delay=look_again_in(container, job))
+        if wants_details or job.wants_details:
+            change = Change(delay=PARKED, room_score=room_score(CallClass.FINISH, job))
+            fields = {**fields, "wants_details": True, "waiting_for": WaitReason.API_SLOT}
+        container.jobs.transition(job, change, event=event, owner="", **fields)
+
+
+def interval(container: Container, account: AccountStatus) -> float:
+    """Return the seconds until the next sweep: half the idle budget at most, a small share of it while work waits."""
+    slot_time = account.limits.window / account.limits.calls
+    share = container.settings.finetune_poll_share if account.waiting else 0.5
+    return max(container.settings.finetune_poll_min_interval, slot_time / share)

@@ -1,0 +1,67 @@
+"""The Celery tasks: thin shells that run a stage and say in one sentence what came of it."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import structlog
+from celery import Celery, Task
+
+from finetune_queue.contract import Stage
+from finetune_queue.messaging import RUN, SWEEP, stage_task
+from finetune_worker.container import Container
+from finetune_worker.intake import accept
+from finetune_worker.stages.download import download
+from finetune_worker.stages.poll import poll
+from finetune_worker.stages.publish import publish
+from finetune_worker.stages.runner import StageFunction, run_stage
+from finetune_worker.stages.submit import submit
+from finetune_worker.stages.sweep import sweep
+from finetune_worker.stages.upload import upload
+
+STAGES: Mapping[Stage, StageFunction] = {
+    Stage.UPLOAD: upload,
+    Stage.SUBMIT: submit,
+    Stage.POLL: poll,
+    Stage.DOWNLOAD: download,
+    Stage.PUBLISH: publish,
+}
+
+
+class HasContainer(Protocol):
+    """Gives the process's container when a task first needs it."""
+
+    @property
+    def container(self) -> Container: ...
+
+
+def register(app: Celery, runtime: HasContainer) -> None:
+    """Declare every task on the app, by explicit names."""
+    for stage, function in STAGES.items():
+        _register_stage(app, runtime, stage, function)
+
+    # Acks late: until the job is registered the message is all there is of a raw client's request.
+    @app.task(name=RUN, bind=True, acks_late=True)
+    def run(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
+        _bind(self, "run")
+        return accept(runtime.container, args, kwargs, message_id=self.request.id or "")
+
+    @app.task(name=SWEEP, bind=True)
+    def sweep_account(self: Task[..., str], account: str) -> str:
+        _bind(self, "sweep", account=account)
+        return sweep(runtime.container, account)
+
+
+def _register_stage(app: Celery, runtime: HasContainer, stage: Stage, function: StageFunction) -> None:
+    # Acks early: a stage's recovery is its job's deadline, and a redelivery would only be refused by the claim.
+    @app.task(name=stage_task(stage), bind=True)
+    def run(self: Task[..., str], job_id: str) -> str:
+        _bind(self, stage, job_id=job_id)
+        result = run_stage(runtime.container, stage, function, job_id, self.request.id or "")
+        if not result.proceed:
+            self.request.chain = None
+        return result.sentence
+
+
+def _bind(task: "Task[..., str]", stage: str, **fields: str) -> None:
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(task_id=task.request.id, stage=str(stage), **fields)
