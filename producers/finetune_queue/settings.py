@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -219,6 +219,16 @@ class Settings(BaseSettings):
             return url
         database = parse_qs(parts.query).get("db", ["0"])[-1]
         return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"
+
+    @property
+    def secret_values(self) -> set[str]:
+        """Every secret in these settings, as it may turn up in a text: keys, and passwords of server URLs."""
+        found = {account.api_key.get_secret_value() for account in self.accounts.values()}
+        for url in filter(None, (self.finetune_redis_url, self.finetune_broker_url)):
+            parts = urlsplit(url)
+            passwords = [parts.password or "", *parse_qs(parts.query).get("password", [])]
+            found.update(form for password in passwords for form in (password, unquote(password)) if form)
+        return found
 
     def require_worker(self) -> Self:
         """Return these settings if a worker can run on them.
