@@ -51,6 +51,7 @@ class Container:
                 client,
                 call_timeout=settings.segmind_call_timeout + CALL_MARGIN,
                 handover=settings.finetune_handover,
+                first_sweep=settings.finetune_poll_min_interval,
                 backoff_base=settings.finetune_backoff_base,
                 backoff_max=settings.finetune_backoff_max,
             ),

@@ -61,13 +61,25 @@ class Budget:
     """The slots, waiting rooms and pauses of all accounts."""
 
     def __init__(
-        self, client: redis.Redis, *, call_timeout: float, handover: float, backoff_base: float, backoff_max: float
+        self,
+        client: redis.Redis,
+        *,
+        call_timeout: float,
+        handover: float,
+        first_sweep: float,
+        backoff_base: float,
+        backoff_max: float,
     ) -> None:
-        """All times in seconds: ``call_timeout`` by when a call has ended for certain, ``handover`` how long a reserved
-        slot waits for its holder, ``backoff_*`` the pause after an outage without a Retry-After."""
+        """Make the budget of all accounts; all times in seconds.
+
+        ``call_timeout`` is by when a call has ended for certain, ``handover`` how long a reserved slot waits for its
+        holder, ``first_sweep`` how long after a submit a look may be worth a call, ``backoff_*`` the pause after an
+        outage without a Retry-After.
+        """
         self._accounts = Accounts(client)
         self._call_timeout_ms = int(call_timeout * 1000)
         self._handover_ms = int(handover * 1000)
+        self._first_sweep_ms = int(first_sweep * 1000)
         self._backoff_ms = (int(backoff_base * 1000), int(backoff_max * 1000))
         self._take = scripts.load(client, "take_slot")
         self._end = scripts.load(client, "end_call")
@@ -84,7 +96,7 @@ class Budget:
         asked = time.monotonic()
         reply = self._take(
             [keys.slots(account), keys.room(account), keys.account(account), keys.tracked(account)],
-            [holder, token, score, self._call_timeout_ms, "1" if submit else "0"],
+            [holder, token, score, self._call_timeout_ms, "1" if submit else "0", self._first_sweep_ms],
         )
         if reply[0] == 1:
             return Call(account, token, submit, asked, int(reply[1]))

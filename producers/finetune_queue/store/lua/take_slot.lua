@@ -3,6 +3,7 @@
 -- KEYS  1 slots  2 waiting room  3 account  4 tracked
 -- ARGV  1 holder (job id or "sweep")  2 token of the call  3 the holder's score in the room
 --       4 timeout_ms: by when the call has ended for certain  5 "1" for a submit
+--       6 first_sweep_ms: how long after a submit the first look at it may be worth a call
 -- Returns {1, now_ms}, or {0, reason, how many are ahead}.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -41,6 +42,9 @@ redis.call('ZADD', KEYS[1], now + ARGV[4] + window + math.ceil(window / 1000) + 
 if probing then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[4]) end
 if submit then
   redis.call('HSET', KEYS[3], 'spent_day', day, 'spent', spent + 1)
+  if redis.call('ZCARD', KEYS[4]) == 0 then
+    redis.call('HSET', KEYS[3], 'sweep_at', math.max(number('sweep_at'), now + ARGV[6]))
+  end
   redis.call('ZADD', KEYS[4], 'NX', now, ARGV[1])
 end
 return {1, now}

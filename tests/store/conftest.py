@@ -1,0 +1,36 @@
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, connect
+
+HANDOVER = 2.0
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with connect(redis_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def jobs(client: redis.Redis) -> JobStore:
+    return JobStore(client, retention=60)
+
+
+@pytest.fixture
+def deadlines(client: redis.Redis) -> Deadlines:
+    return Deadlines(client)
+
+
+@pytest.fixture
+def accounts(client: redis.Redis) -> Accounts:
+    found = Accounts(client)
+    found.configure("default", AccountLimits(calls=3, window=60.0))
+    return found
+
+
+@pytest.fixture
+def budget(client: redis.Redis, accounts: Accounts) -> Budget:
+    return Budget(client, call_timeout=5, handover=HANDOVER, first_sweep=10, backoff_base=1, backoff_max=8)

@@ -1,0 +1,228 @@
+"""The account's budget: slots, the waiting room, pauses and caps."""
+
+import pytest
+import redis
+
+from finetune_queue.contract import JobRecord, JobState, WaitReason, new_job_id
+from finetune_queue.store import (
+    SWEEP,
+    AccountLimits,
+    Accounts,
+    Budget,
+    Call,
+    CallClass,
+    Change,
+    JobStore,
+    NoSlot,
+    RedisError,
+    UnknownAccountError,
+    connect,
+    keys,
+    room_score,
+)
+from support.samples import sample_request
+
+ANYTIME = 9e15
+
+
+def take(budget: Budget, holder: str = "h", score: float = ANYTIME, *, submit: bool = False) -> Call:
+    slot = budget.take("default", holder, score, submit=submit)
+    assert isinstance(slot, Call)
+    return slot
+
+
+def refused(budget: Budget, holder: str = "h", score: float = ANYTIME, *, submit: bool = False) -> NoSlot:
+    slot = budget.take("default", holder, score, submit=submit)
+    assert isinstance(slot, NoSlot)
+    return slot
+
+
+def parked(jobs: JobStore, call: CallClass = CallClass.SUBMIT, **fields: object) -> JobRecord:
+    job, _ = jobs.register(new_job_id(), sample_request(**fields), delay=60)
+    return jobs.transition(job, Change(delay=60, room_score=room_score(call, job)), waiting_for=WaitReason.API_SLOT)
+
+
+def expire_slots(client: redis.Redis, count: int) -> None:
+    """Let the slots that are free first be free now."""
+    for member in client.zrange(keys.slots("default"), 0, count - 1):
+        client.zadd(keys.slots("default"), {member: 0})
+
+
+def test_no_more_calls_than_the_limit(budget: Budget) -> None:
+    for _ in range(3):
+        take(budget)
+    assert refused(budget).reason is WaitReason.API_SLOT
+
+
+def test_a_slot_counts_until_a_window_after_its_call_ended(budget: Budget, client: redis.Redis) -> None:
+    call = take(budget)
+    [(_, while_open)] = client.zrange(keys.slots("default"), 0, -1, withscores=True)
+    assert while_open - call.at_ms > 65_000  # the call's own time-out and the window
+
+    budget.end(call)
+    [(_, after)] = client.zrange(keys.slots("default"), 0, -1, withscores=True)
+    now = client.time()[0] * 1000
+    assert 59_000 <= after - now <= 62_000
+
+
+def test_ending_a_call_whose_slot_is_long_free_takes_none(budget: Budget, client: redis.Redis) -> None:
+    call = take(budget)
+    client.delete(keys.slots("default"))
+    budget.end(call)
+    assert client.zcard(keys.slots("default")) == 0
+
+
+def test_a_newcomer_does_not_overtake_those_who_wait(budget: Budget, jobs: JobStore) -> None:
+    waiting = [parked(jobs) for _ in range(3)]
+    newcomer, _ = jobs.register(new_job_id(), sample_request(), delay=60)
+
+    no = refused(budget, newcomer.id, room_score(CallClass.SUBMIT, newcomer))
+    assert no.ahead == 3
+    take(budget, "urgent", room_score(CallClass.FINISH, newcomer))
+    assert waiting
+
+
+def test_free_slots_go_to_the_best_placed_and_stay_theirs(budget: Budget, jobs: JobStore, accounts: Accounts) -> None:
+    presign = parked(jobs, CallClass.PREPARE)
+    late = parked(jobs, CallClass.SUBMIT)
+    urgent = parked(jobs, CallClass.SUBMIT, priority=9)
+    finish = parked(jobs, CallClass.FINISH, priority=0)
+    assert accounts.place(presign) == 3
+
+    holders, wait = budget.reserve("default", 10)
+
+    assert holders == [finish.id, urgent.id, late.id]
+    assert wait is not None
+    assert refused(budget, presign.id).reason is WaitReason.API_SLOT
+    take(budget, finish.id)
+    assert budget.reserve("default", 10)[0] == []
+    assert accounts.place(late) is None
+    assert accounts.place(presign) == 0
+
+
+def test_a_reservation_that_nobody_takes_frees_the_slot(budget: Budget, jobs: JobStore, client: redis.Redis) -> None:
+    lost = parked(jobs)
+    budget.reserve("default", 10)
+    expire_slots(client, 3)
+    for _ in range(3):
+        take(budget)
+    assert refused(budget, lost.id).reason is WaitReason.API_SLOT
+
+
+def test_a_pause_stops_all_then_lets_one_probe_go_first(budget: Budget, client: redis.Redis) -> None:
+    call = take(budget)
+    assert budget.pause(call, "429", 30.0) >= 30.0
+    assert refused(budget).reason is WaitReason.PAUSED
+
+    client.hset(keys.account("default"), "paused_until", "0")
+    probe = take(budget)
+    assert refused(budget).reason is WaitReason.PAUSED
+    budget.end(probe)
+    take(budget)
+
+
+def test_pauses_without_a_retry_after_grow_and_are_capped(budget: Budget, client: redis.Redis) -> None:
+    lengths = []
+    for _ in range(6):
+        client.delete(keys.slots("default"))
+        client.hset(keys.account("default"), "paused_until", "0")
+        client.hdel(keys.account("default"), "probe_until")
+        lengths.append(budget.pause(take(budget), "503", None))
+    assert 1.0 <= lengths[0] <= 1.25
+    assert 2.0 <= lengths[1] <= 2.5
+    assert 8.0 <= lengths[5] <= 10.0
+
+
+def test_calls_that_fail_together_count_as_one_failure(budget: Budget) -> None:
+    calls = [take(budget) for _ in range(3)]
+    first = budget.pause(calls[0], "503", None)
+    assert budget.pause(calls[1], "503", None) <= first
+    assert budget.pause(calls[2], "503", None) <= first
+
+
+def test_one_probe_is_reserved_after_a_pause(budget: Budget, jobs: JobStore, client: redis.Redis) -> None:
+    call = take(budget)
+    waiting = [parked(jobs) for _ in range(3)]
+    budget.pause(call, "503", None)
+    holders, wait = budget.reserve("default", 10)
+    assert holders == []
+    assert wait is not None
+    assert 0.5 < wait <= 1.25
+
+    client.hset(keys.account("default"), "paused_until", "0")
+    holders, _ = budget.reserve("default", 10)
+    assert holders == [waiting[0].id]
+    assert budget.reserve("default", 10)[0] == []
+    budget.end(take(budget, waiting[0].id))
+    assert budget.reserve("default", 10)[0] == [waiting[1].id]
+
+
+def test_a_cap_on_submits_holds_submits_only(budget: Budget, jobs: JobStore, accounts: Accounts) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=1))
+    call = take(budget, "job-1", submit=True)
+    assert refused(budget, "job-2", submit=True).reason is WaitReason.SPENDING
+    presign = parked(jobs, CallClass.PREPARE)
+    parked(jobs, CallClass.SUBMIT)
+    assert budget.reserve("default", 10)[0] == [presign.id]
+
+    budget.end(call, refund=True)  # it was not sent after all
+    take(budget, "job-2", submit=True)
+
+
+def test_the_first_training_is_not_swept_before_it_can_have_moved(budget: Budget, accounts: Accounts) -> None:
+    take(budget, "job-1", submit=True)
+    assert budget.reserve("default", 2)[0] == []
+    accounts.next_sweep_in("default", 0)
+    assert budget.reserve("default", 2)[0] == [SWEEP]
+
+
+def test_a_cap_of_zero_stops_submits(budget: Budget, accounts: Accounts) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=0))
+    assert refused(budget, "job-1", submit=True).reason is WaitReason.SPENDING
+
+
+def test_trainings_in_flight_are_capped_exactly(budget: Budget, accounts: Accounts) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_training=2))
+    take(budget, "job-1", submit=True)
+    take(budget, "job-2", submit=True)
+    take(budget, "job-2", submit=True)  # its own place counts once
+    assert refused(budget, "job-3", submit=True).reason is WaitReason.TRAININGS
+
+
+def test_a_changed_limit_takes_effect_at_once(budget: Budget, accounts: Accounts) -> None:
+    for _ in range(3):
+        take(budget)
+    accounts.configure("default", AccountLimits(calls=4, window=60.0))
+    take(budget)
+    accounts.configure("default", AccountLimits(calls=2, window=60.0))
+    assert refused(budget).reason is WaitReason.API_SLOT
+
+
+def test_the_sweep_goes_first_when_due_and_only_while_something_trains(
+    budget: Budget, jobs: JobStore, accounts: Accounts
+) -> None:
+    waiting = parked(jobs)
+    accounts.next_sweep_in("default", 0)
+    assert budget.reserve("default", 1)[0] == [waiting.id]
+
+    submitting, _ = jobs.register(new_job_id(), sample_request(), delay=60)
+    submitting = jobs.transition(submitting, Change(delay=60), to=JobState.UPLOADING)
+    submitting = jobs.transition(submitting, Change(delay=60), to=JobState.SUBMITTING)
+    assert SWEEP not in budget.reserve("default", 2)[0]
+
+    jobs.transition(submitting, Change(delay=60), intent_ms=2)
+    assert budget.reserve("default", 2)[0] == [SWEEP]
+    assert budget.reserve("default", 2)[0] == []
+    take(budget, SWEEP, 0.0)
+
+
+def test_an_unreachable_budget_allows_no_call(budget: Budget, accounts: Accounts) -> None:
+    with connect("redis://127.0.0.1:1/0") as nowhere:
+        blind = Budget(nowhere, call_timeout=5, handover=1, first_sweep=10, backoff_base=1, backoff_max=8)
+        with pytest.raises(RedisError):
+            blind.take("default", "h", 0.0)
+
+
+def test_an_account_that_nobody_serves_is_named(budget: Budget) -> None:
+    with pytest.raises(UnknownAccountError, match=r"'other' \(known: default\)"):
+        budget.take("other", "h", 0.0)

@@ -1,0 +1,97 @@
+"""The limit as a property: many processes, random latencies, crashes and wrong clocks, judged by a server's log."""
+
+import bisect
+import multiprocessing
+import random
+import threading
+import time
+from multiprocessing.queues import Queue
+
+import pytest
+
+from finetune_queue.store import AccountLimits, Accounts, Budget, Call, connect
+
+CALLS = 5
+WINDOW = 0.4
+CALL_TIMEOUT = 0.15
+SECONDS = 4.0
+PROCESSES = 4
+THREADS = 4
+
+
+def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
+    """Call as fast as slots come. ``arrivals`` gets the time at which each call reaches the server."""
+    chance = random.Random(seed)
+    # A worker's own clock may be wrong by hours: nothing that grants a slot may look at it.
+    skew = chance.uniform(-7200, 7200)
+    real = time.time
+    time.time = lambda: real() + skew  # type: ignore[assignment]
+    client = connect(url)
+    budget = Budget(client, call_timeout=CALL_TIMEOUT, handover=1, first_sweep=1, backoff_base=0.01, backoff_max=0.05)
+    end = time.monotonic() + SECONDS
+
+    def call_repeatedly(number: int) -> None:
+        mine = random.Random(seed * 100 + number)
+        while time.monotonic() < end:
+            slot = budget.take("default", f"{seed}-{number}", 0.0)
+            if not isinstance(slot, Call):
+                time.sleep(mine.uniform(0.001, 0.01))
+                continue
+            time.sleep(mine.choice([0.0, 0.0, mine.uniform(0, 0.05)]))
+            arrivals.put(time.monotonic())  # one clock for all processes of a machine
+            time.sleep(mine.choice([0.0, mine.uniform(0, 0.05)]))
+            if mine.random() < 0.1:
+                continue  # crashed: nobody ends the call
+            if mine.random() < 0.1:
+                budget.pause(slot, "503", mine.choice([None, 0.02]))
+            else:
+                budget.end(slot)
+
+    threads = [threading.Thread(target=call_repeatedly, args=(number,)) for number in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    client.close()
+
+
+def most_in_any_window(arrivals: list[float], window: float) -> int:
+    """Return the most arrivals in any half-open window: what a strict sliding-window log would count."""
+    arrivals = sorted(arrivals)
+    return max(bisect.bisect_left(arrivals, start + window) - index for index, start in enumerate(arrivals))
+
+
+def most_in_a_fixed_window(arrivals: list[float], window: float, offset: float) -> int:
+    """Return the most arrivals in one of the windows of a server that counts by its clock."""
+    counts: dict[int, int] = {}
+    for arrival in arrivals:
+        number = int((arrival - offset) // window)
+        counts[number] = counts.get(number, 0) + 1
+    return max(counts.values())
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_window_at_the_server_holds_more_than_the_limit(redis_url: str, seed: int) -> None:
+    with connect(redis_url) as client:
+        Accounts(client).configure("default", AccountLimits(calls=CALLS, window=WINDOW))
+    context = multiprocessing.get_context("spawn")
+    arrivals: Queue[float] = context.Queue()
+    workers = [
+        context.Process(target=_work, args=(redis_url, seed * 10 + number, arrivals)) for number in range(PROCESSES)
+    ]
+    for worker in workers:
+        worker.start()
+    seen: list[float] = []
+    while any(worker.is_alive() for worker in workers) or not arrivals.empty():
+        while not arrivals.empty():
+            seen.append(arrivals.get())
+        workers[0].join(timeout=0.05)
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+
+    assert most_in_any_window(seen, WINDOW) <= CALLS
+    for tenth in range(10):
+        assert most_in_a_fixed_window(seen, WINDOW, WINDOW * tenth / 10) <= CALLS
+    # It must not be exact by making no calls: crashes and pauses cost some, yet most of the limit was used.
+    assert len(seen) > 0.5 * CALLS * SECONDS / WINDOW

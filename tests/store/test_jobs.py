@@ -1,0 +1,198 @@
+"""The job store: one script changes a job, all or nothing, from the version in hand."""
+
+import pytest
+import redis
+
+from finetune_queue.contract import TRANSITIONS, Event, EventType, JobState, new_job_id
+from finetune_queue.store import (
+    Change,
+    ConflictError,
+    Deadlines,
+    IdempotencyError,
+    JobNotFoundError,
+    JobStore,
+    OwnedElsewhereError,
+    keys,
+)
+from support.samples import sample_request
+
+
+def test_a_registered_job_has_a_deadline_an_event_and_its_place_in_the_lists(
+    jobs: JobStore, client: redis.Redis
+) -> None:
+    job, new = jobs.register(new_job_id(), sample_request(labels={"team": "a"}), delay=15)
+
+    assert new
+    assert jobs.get(job.id) == job
+    assert client.zscore(keys.deadlines(), job.id) is not None
+    assert [found.id for found in jobs.newest()] == [job.id]
+    assert jobs.counts()[JobState.ACCEPTED] == 1
+    [event] = jobs.events(job.id)
+    assert (event.id, event.kind, event.subject) == (f"{job.id}-1", EventType.ACCEPTED, job.id)
+    assert event.data["labels"] == {"team": "a"}
+
+
+def test_the_stream_holds_the_same_event_as_the_job(jobs: JobStore, client: redis.Redis) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+
+    [(_, fields)] = client.xrange(keys.events())
+    assert [Event.model_validate_json(fields["event"])] == jobs.events(job.id)
+
+
+def test_registering_twice_gives_the_same_job(jobs: JobStore) -> None:
+    job_id = new_job_id()
+    first, _ = jobs.register(job_id, sample_request(), delay=15)
+    second, new = jobs.register(job_id, sample_request(), delay=15)
+
+    assert (second, new) == (first, False)
+    assert len(jobs.events(job_id)) == 1
+
+
+def test_the_same_key_with_another_request_is_refused(jobs: JobStore) -> None:
+    job_id = new_job_id()
+    jobs.register(job_id, sample_request(), delay=15)
+
+    with pytest.raises(IdempotencyError, match=job_id):
+        jobs.register(job_id, sample_request(trigger_word="2MAN"), delay=15)
+
+
+def test_a_write_from_an_old_version_is_refused_and_changes_nothing(jobs: JobStore, client: redis.Redis) -> None:
+    old, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    new = jobs.transition(old, Change(delay=15), to=JobState.UPLOADING)
+    before = client.hgetall(keys.job(old.id)), client.zscore(keys.deadlines(), old.id), jobs.events(old.id)
+
+    with pytest.raises(ConflictError):
+        jobs.transition(old, Change(delay=1, own="ft-1"), to=JobState.CANCELLED, finetune_id="ft-1")
+
+    assert before == (client.hgetall(keys.job(old.id)), client.zscore(keys.deadlines(), old.id), jobs.events(old.id))
+    assert client.hlen(keys.owners()) == 0
+    assert jobs.get(old.id) == new
+
+
+def test_a_training_belongs_to_one_job(jobs: JobStore) -> None:
+    first, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    second, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    jobs.transition(first, Change(delay=15, own="ft-1"), finetune_id="ft-1")
+
+    with pytest.raises(OwnedElsewhereError) as caught:
+        jobs.transition(second, Change(delay=15, own="ft-1"), finetune_id="ft-1")
+
+    assert caught.value.owner == first.id
+    assert jobs.get(second.id) == second
+
+
+def test_what_the_writer_knows_is_what_is_stored(jobs: JobStore) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    job = jobs.transition(job, Change(delay=15), evidence=["one"], attempts=2, waiting_for="backoff")
+    assert jobs.get(job.id) == job
+
+    job = jobs.transition(job, Change(delay=15), to=JobState.UPLOADING, waiting_for=None, attempts=0)
+    assert jobs.get(job.id) == job
+    assert job.waiting_for is None
+
+
+def test_an_ended_job_leaves_the_deadlines_and_the_room(jobs: JobStore, client: redis.Redis) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    job = jobs.transition(job, Change(delay=15, room_score=1.0))
+    assert client.zcard(keys.room("default")) == 1
+
+    jobs.transition(job, Change(), to=JobState.CANCELLED)
+
+    assert client.zcard(keys.room("default")) == 0
+    assert client.zcard(keys.deadlines()) == 0
+
+
+@pytest.mark.parametrize("source", JobState)
+def test_only_the_table_s_changes_of_state_are_made(jobs: JobStore, source: JobState) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    job = job.model_copy(update={"state": source})
+    for target in set(JobState) - TRANSITIONS[source]:
+        with pytest.raises(ValueError, match="cannot go"):
+            jobs.transition(job, Change(delay=1), to=target)
+
+
+def test_a_live_job_cannot_lose_its_deadline(jobs: JobStore) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    with pytest.raises(ValueError, match="deadline"):
+        jobs.transition(job, Change(), to=JobState.UPLOADING)
+
+
+def test_a_durable_write_is_in_the_log_when_it_returns(jobs: JobStore) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    job = jobs.transition(job, Change(delay=15), durable_within=5.0, attempts=1)
+    assert jobs.get(job.id) == job
+
+
+def test_due_jobs_are_taken_by_one_taker_only(jobs: JobStore, deadlines: Deadlines) -> None:
+    due = {jobs.register(new_job_id(), sample_request(), delay=0)[0].id for _ in range(3)}
+    later, _ = jobs.register(new_job_id(), sample_request(), delay=60)
+
+    taken, wait = deadlines.due(10, handover=30)
+
+    assert set(taken) == due
+    assert wait is not None
+    assert 25 < wait <= 30
+    assert deadlines.due(10, handover=30)[0] == []
+    assert later.id not in taken
+
+
+def test_an_earlier_deadline_wakes_a_sleeper_and_a_later_one_does_not(jobs: JobStore, client: redis.Redis) -> None:
+    first, _ = jobs.register(new_job_id(), sample_request(), delay=30)
+    assert client.llen(keys.wake()) == 1
+    client.delete(keys.wake())
+
+    jobs.register(new_job_id(), sample_request(), delay=60)
+    assert client.llen(keys.wake()) == 0
+
+    jobs.transition(first, Change(delay=1))
+    assert client.llen(keys.wake()) == 1
+
+
+def test_putting_off_does_not_revive_an_ended_job(jobs: JobStore, deadlines: Deadlines, client: redis.Redis) -> None:
+    live, _ = jobs.register(new_job_id(), sample_request(), delay=1)
+    ended, _ = jobs.register(new_job_id(), sample_request(), delay=1)
+    jobs.transition(ended, Change(), to=JobState.CANCELLED)
+
+    deadlines.put_off([(live.id, 100.0), (ended.id, 100.0)])
+
+    assert client.zrange(keys.deadlines(), 0, -1) == [live.id]
+    assert deadlines.due(10, handover=1)[0] == []
+
+
+def test_a_cancel_of_a_held_job_asks_its_holder_without_fencing_it(jobs: JobStore) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    assert not jobs.request_cancel(job.id)
+
+    job = jobs.transition(job, Change(delay=15), owner="task-1")
+    assert jobs.request_cancel(job.id)
+    assert jobs.get(job.id).cancel_requested
+    jobs.transition(job, Change(delay=15), attempts=1)  # the holder can still write
+
+    with pytest.raises(JobNotFoundError):
+        jobs.request_cancel(new_job_id())
+
+
+def test_finished_jobs_are_forgotten_after_their_time_and_live_ones_never(client: redis.Redis) -> None:
+    jobs = JobStore(client, retention=0)
+    live, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    ended, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    ended = jobs.transition(ended, Change(delay=15, own="ft-1"), finetune_id="ft-1")
+    jobs.transition(ended, Change(), to=JobState.CANCELLED)
+
+    assert jobs.forget_finished() in {0, 1}  # the clock of whole seconds may not have moved yet
+    JobStore(client, retention=-2).forget_finished()
+
+    with pytest.raises(JobNotFoundError):
+        jobs.get(ended.id)
+    assert jobs.events(ended.id) == []
+    assert client.hlen(keys.owners()) == 0
+    assert [job.id for job in jobs.newest()] == [live.id]
+
+
+def test_a_rejected_message_is_kept_with_its_body_and_told_of(jobs: JobStore, client: redis.Redis) -> None:
+    jobs.reject("m-1", '{"name": 1', "unreadable", ["it is not JSON"])
+
+    [(_, letter)] = client.xrange(keys.dead_letters())
+    assert (letter["message_id"], letter["body"]) == ("m-1", '{"name": 1')
+    [(_, fields)] = client.xrange(keys.events())
+    assert Event.model_validate_json(fields["event"]).kind is EventType.REJECTED
