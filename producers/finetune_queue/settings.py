@@ -206,7 +206,7 @@ class Settings(BaseSettings):
         return {self.DEFAULT_ACCOUNT: only}
 
     @property
-    def segmindis_loopback(self) -> bool:
+    def segmind_is_loopback(self) -> bool:
         """Whether the API is on this machine (the sandbox), where plain http and loopback addresses are allowed."""
         return is_loopback(urlsplit(self.segmind_base_url).hostname)
 
