@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,16 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 GOOD_SIZE = (1024, 1024)
 
 
+@cache
+def good_image(number: int) -> bytes:
+    return image_bytes(number, GOOD_SIZE)
+
+
 def good_files(count: int = 6) -> dict[str, bytes]:
     """What nothing can be said against."""
     files: dict[str, bytes] = {}
     for number in range(count):
-        files[f"p{number}.jpg"] = image_bytes(number, GOOD_SIZE)
+        files[f"p{number}.jpg"] = good_image(number)
         files[f"p{number}.txt"] = f"1MAN walks, {number}".encode()
     return files
 

@@ -9,7 +9,7 @@ DatasetErrorCode = Literal[
     "dataset_bad_address",  # not a path or URL that is understood
     "dataset_empty",  # a folder without a single image
     "dataset_too_large",  # at or over the API's 100 MB
-    "dataset_name_clash",  # two files of a folder would get the same name in the ZIP
+    "dataset_bad_names",  # files of a folder whose names cannot all go into one ZIP
     "dataset_not_public",  # an https address that the provider could not use
     "dataset_unavailable",  # the server or store does not answer now
 ]

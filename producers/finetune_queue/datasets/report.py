@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
 _REPACK = "Make the ZIP again from the original files, for example with `finetune submit FOLDER`, which packs a folder."
 _SMALLER = "Scale the images down to at most 2048 pixels on the long side: the training uses no more."
-_CONVERT = "Save it as JPEG or PNG."
+_CONVERT = "Save it as JPEG or PNG, or leave it out."
 
 RULES: dict[str, Rule] = {
     # the archive as a whole
