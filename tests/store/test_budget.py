@@ -1,7 +1,8 @@
 """The account's budget: slots, the waiting room, pauses and caps."""
 
+from typing import Any
+
 import pytest
-import redis
 
 from finetune_queue.contract import JobRecord, JobState, WaitReason, new_job_id
 from finetune_queue.store import (
@@ -42,7 +43,7 @@ def parked(jobs: JobStore, call: CallClass = CallClass.SUBMIT, **fields: object)
     return jobs.transition(job, Change(delay=60, room_score=room_score(call, job)), waiting_for=WaitReason.API_SLOT)
 
 
-def expire_slots(client: redis.Redis, count: int) -> None:
+def expire_slots(client: Any, count: int) -> None:
     """Let the slots that are free first be free now."""
     for member in client.zrange(keys.slots("default"), 0, count - 1):
         client.zadd(keys.slots("default"), {member: 0})
@@ -54,7 +55,7 @@ def test_no_more_calls_than_the_limit(budget: Budget) -> None:
     assert refused(budget).reason is WaitReason.API_SLOT
 
 
-def test_a_slot_counts_until_a_window_after_its_call_ended(budget: Budget, client: redis.Redis) -> None:
+def test_a_slot_counts_until_a_window_after_its_call_ended(budget: Budget, client: Any) -> None:
     call = take(budget)
     [(_, while_open)] = client.zrange(keys.slots("default"), 0, -1, withscores=True)
     assert while_open - call.at_ms > 65_000  # the call's own time-out and the window
@@ -65,7 +66,7 @@ def test_a_slot_counts_until_a_window_after_its_call_ended(budget: Budget, clien
     assert 59_000 <= after - now <= 62_000
 
 
-def test_ending_a_call_whose_slot_is_long_free_takes_none(budget: Budget, client: redis.Redis) -> None:
+def test_ending_a_call_whose_slot_is_long_free_takes_none(budget: Budget, client: Any) -> None:
     call = take(budget)
     client.delete(keys.slots("default"))
     budget.end(call)
@@ -100,7 +101,7 @@ def test_free_slots_go_to_the_best_placed_and_stay_theirs(budget: Budget, jobs: 
     assert accounts.place(presign) == 0
 
 
-def test_a_reservation_that_nobody_takes_frees_the_slot(budget: Budget, jobs: JobStore, client: redis.Redis) -> None:
+def test_a_reservation_that_nobody_takes_frees_the_slot(budget: Budget, jobs: JobStore, client: Any) -> None:
     lost = parked(jobs)
     budget.reserve("default", 10)
     expire_slots(client, 3)
@@ -109,7 +110,7 @@ def test_a_reservation_that_nobody_takes_frees_the_slot(budget: Budget, jobs: Jo
     assert refused(budget, lost.id).reason is WaitReason.API_SLOT
 
 
-def test_a_pause_stops_all_then_lets_one_probe_go_first(budget: Budget, client: redis.Redis) -> None:
+def test_a_pause_stops_all_then_lets_one_probe_go_first(budget: Budget, client: Any) -> None:
     call = take(budget)
     assert budget.pause(call, "429", 30.0) >= 30.0
     assert refused(budget).reason is WaitReason.PAUSED
@@ -121,7 +122,7 @@ def test_a_pause_stops_all_then_lets_one_probe_go_first(budget: Budget, client: 
     take(budget)
 
 
-def test_pauses_without_a_retry_after_grow_and_are_capped(budget: Budget, client: redis.Redis) -> None:
+def test_pauses_without_a_retry_after_grow_and_are_capped(budget: Budget, client: Any) -> None:
     lengths = []
     for _ in range(6):
         client.delete(keys.slots("default"))
@@ -140,7 +141,7 @@ def test_calls_that_fail_together_count_as_one_failure(budget: Budget) -> None:
     assert budget.pause(calls[2], "503", None) <= first
 
 
-def test_one_probe_is_reserved_after_a_pause(budget: Budget, jobs: JobStore, client: redis.Redis) -> None:
+def test_one_probe_is_reserved_after_a_pause(budget: Budget, jobs: JobStore, client: Any) -> None:
     call = take(budget)
     waiting = [parked(jobs) for _ in range(3)]
     budget.pause(call, "503", None)

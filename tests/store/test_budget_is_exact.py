@@ -25,7 +25,7 @@ def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
     # A worker's own clock may be wrong by hours: nothing that grants a slot may look at it.
     skew = chance.uniform(-7200, 7200)
     real = time.time
-    time.time = lambda: real() + skew  # type: ignore[assignment]
+    time.time = lambda: real() + skew
     client = connect(url)
     budget = Budget(client, call_timeout=CALL_TIMEOUT, handover=1, first_sweep=1, backoff_base=0.01, backoff_max=0.05)
     end = time.monotonic() + SECONDS

@@ -1,7 +1,8 @@
 """The job store: one script changes a job, all or nothing, from the version in hand."""
 
+from typing import Any
+
 import pytest
-import redis
 
 from finetune_queue.contract import TRANSITIONS, Event, EventType, JobState, new_job_id
 from finetune_queue.store import (
@@ -17,9 +18,7 @@ from finetune_queue.store import (
 from support.samples import sample_request
 
 
-def test_a_registered_job_has_a_deadline_an_event_and_its_place_in_the_lists(
-    jobs: JobStore, client: redis.Redis
-) -> None:
+def test_a_registered_job_has_a_deadline_an_event_and_its_place_in_the_lists(jobs: JobStore, client: Any) -> None:
     job, new = jobs.register(new_job_id(), sample_request(labels={"team": "a"}), delay=15)
 
     assert new
@@ -32,7 +31,7 @@ def test_a_registered_job_has_a_deadline_an_event_and_its_place_in_the_lists(
     assert event.data["labels"] == {"team": "a"}
 
 
-def test_the_stream_holds_the_same_event_as_the_job(jobs: JobStore, client: redis.Redis) -> None:
+def test_the_stream_holds_the_same_event_as_the_job(jobs: JobStore, client: Any) -> None:
     job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
 
     [(_, fields)] = client.xrange(keys.events())
@@ -56,7 +55,7 @@ def test_the_same_key_with_another_request_is_refused(jobs: JobStore) -> None:
         jobs.register(job_id, sample_request(trigger_word="2MAN"), delay=15)
 
 
-def test_a_write_from_an_old_version_is_refused_and_changes_nothing(jobs: JobStore, client: redis.Redis) -> None:
+def test_a_write_from_an_old_version_is_refused_and_changes_nothing(jobs: JobStore, client: Any) -> None:
     old, _ = jobs.register(new_job_id(), sample_request(), delay=15)
     new = jobs.transition(old, Change(delay=15), to=JobState.UPLOADING)
     before = client.hgetall(keys.job(old.id)), client.zscore(keys.deadlines(), old.id), jobs.events(old.id)
@@ -91,7 +90,7 @@ def test_what_the_writer_knows_is_what_is_stored(jobs: JobStore) -> None:
     assert job.waiting_for is None
 
 
-def test_an_ended_job_leaves_the_deadlines_and_the_room(jobs: JobStore, client: redis.Redis) -> None:
+def test_an_ended_job_leaves_the_deadlines_and_the_room(jobs: JobStore, client: Any) -> None:
     job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
     job = jobs.transition(job, Change(delay=15, room_score=1.0))
     assert client.zcard(keys.room("default")) == 1
@@ -136,7 +135,7 @@ def test_due_jobs_are_taken_by_one_taker_only(jobs: JobStore, deadlines: Deadlin
     assert later.id not in taken
 
 
-def test_an_earlier_deadline_wakes_a_sleeper_and_a_later_one_does_not(jobs: JobStore, client: redis.Redis) -> None:
+def test_an_earlier_deadline_wakes_a_sleeper_and_a_later_one_does_not(jobs: JobStore, client: Any) -> None:
     first, _ = jobs.register(new_job_id(), sample_request(), delay=30)
     assert client.llen(keys.wake()) == 1
     client.delete(keys.wake())
@@ -148,7 +147,7 @@ def test_an_earlier_deadline_wakes_a_sleeper_and_a_later_one_does_not(jobs: JobS
     assert client.llen(keys.wake()) == 1
 
 
-def test_putting_off_does_not_revive_an_ended_job(jobs: JobStore, deadlines: Deadlines, client: redis.Redis) -> None:
+def test_putting_off_does_not_revive_an_ended_job(jobs: JobStore, deadlines: Deadlines, client: Any) -> None:
     live, _ = jobs.register(new_job_id(), sample_request(), delay=1)
     ended, _ = jobs.register(new_job_id(), sample_request(), delay=1)
     jobs.transition(ended, Change(), to=JobState.CANCELLED)
@@ -172,7 +171,7 @@ def test_a_cancel_of_a_held_job_asks_its_holder_without_fencing_it(jobs: JobStor
         jobs.request_cancel(new_job_id())
 
 
-def test_finished_jobs_are_forgotten_after_their_time_and_live_ones_never(client: redis.Redis) -> None:
+def test_finished_jobs_are_forgotten_after_their_time_and_live_ones_never(client: Any) -> None:
     jobs = JobStore(client, retention=0)
     live, _ = jobs.register(new_job_id(), sample_request(), delay=15)
     ended, _ = jobs.register(new_job_id(), sample_request(), delay=15)
@@ -189,7 +188,7 @@ def test_finished_jobs_are_forgotten_after_their_time_and_live_ones_never(client
     assert [job.id for job in jobs.newest()] == [live.id]
 
 
-def test_a_rejected_message_is_kept_with_its_body_and_told_of(jobs: JobStore, client: redis.Redis) -> None:
+def test_a_rejected_message_is_kept_with_its_body_and_told_of(jobs: JobStore, client: Any) -> None:
     jobs.reject("m-1", '{"name": 1', "unreadable", ["it is not JSON"])
 
     [(_, letter)] = client.xrange(keys.dead_letters())
