@@ -1,0 +1,71 @@
+# Everything needs only make, Python 3.11 or later and a package index: no root, no Docker, no Redis.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Touched when what it names is installed, so that a second run has nothing to do.
+RUNTIME := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+# Where a Python is looked for; `make install PYTHON=/path/to/python3` names one.
+PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
+# More for pytest: `make test ARGS="-k budget"`.
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test check lock clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(RUNTIME) ## Set up .venv with all that the service needs.
+
+demo: $(RUNTIME) ## Run one fine-tune from images to verified weights, on this machine and at no cost.
+	@$(BIN)/finetune demo
+
+up: $(RUNTIME) ## Start Valkey, the sandbox, a worker and Flower, until Ctrl-C.
+	@$(BIN)/python -m finetune_queue.local up
+
+test: $(DEV) ## Run all tests. ARGS="-k word" chooses some.
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+check: $(DEV) ## Check style, types, layers and generated files.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python ops/settings_table.py --check
+
+lock: ## Bring the lock files in line with pyproject.toml; ARGS=--upgrade takes newer versions (needs uv).
+	@command -v uv >/dev/null || { echo "make lock needs uv (https://docs.astral.sh/uv/)."; exit 1; }
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+	  $(ARGS) --all-extras --group build pyproject.toml -o requirements.lock
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+	  $(ARGS) --all-extras --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+clean: ## Remove .venv, var/ and all caches.
+	rm -rf $(VENV) var build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@for python in $(PYTHON); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$("$$python" --version)."; \
+	    "$$python" -m venv --clear $(VENV) && exit 0; \
+	    echo "This Python cannot make virtual environments (on Debian and Ubuntu: install python3-venv)."; exit 1; \
+	  fi; \
+	done; \
+	echo "Python 3.11 or later is needed, and none was found as: $(PYTHON)."; \
+	echo "Install one, or name it: make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3"; \
+	exit 1
+
+$(RUNTIME): requirements.lock pyproject.toml | $(BIN)/python
+	@$(PIP) --version >/dev/null || { echo "$(VENV) is incomplete. Run make clean, then this again."; exit 1; }
+	@echo "Installing the packages of requirements.lock; the first time takes about a minute."
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): requirements-dev.lock $(RUNTIME)
+	@echo "Installing the tools of requirements-dev.lock."
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
