@@ -1,0 +1,77 @@
+"""Statuses and presigned URLs."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from finetune_worker.segmind import FinetuneDetails, FinetuneItem, PresignedUpload
+
+
+def item(status: str, error_message: object = None) -> FinetuneItem:
+    return FinetuneItem.model_validate({"finetune_id": "a", "status": status, "error_message": error_message})
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "known", "trained", "failed"),
+    [
+        ("REQUESTED", None, True, False, False),
+        ("DATA_PROCESSING", "", True, False, False),
+        ("TRAINING_INITIATED", None, True, False, False),
+        ("TRAINING_COMPLETED", None, True, True, False),
+        ("INFERENCE_QUEUED", None, True, True, False),
+        ("DEPLOYING", None, True, True, False),
+        ("AVAILABLE", None, True, True, False),
+        ("available ", None, True, True, False),
+        ("REQUESTED", "the ZIP is empty", True, False, True),
+        ("FAILED", None, False, False, True),
+        ("TRAINING_FAILED", None, False, False, True),
+        ("error", None, False, False, True),
+        ("CANCELLED", None, False, False, True),
+        ("AVAILABLE", "a warning", True, True, False),
+        ("QUANTUM_TUNING", None, False, False, False),
+        ("", None, False, False, False),
+    ],
+)
+def test_what_a_status_says(status: str, error: str | None, known: bool, trained: bool, failed: bool) -> None:  # noqa: FBT001
+    found = item(status, error)
+    assert (found.known, found.trained, found.failed) == (known, trained, failed)
+    assert found.status == status
+
+
+def test_details_without_their_wrapper_are_read_too() -> None:
+    assert FinetuneDetails.model_validate({"finetune_id": "a"}).finetune_id == "a"
+
+
+def test_a_time_without_a_zone_is_utc() -> None:
+    found = FinetuneDetails.model_validate({"finetune_id": "a", "created_ts": "2025-01-01T00:00:00"})
+    assert found.created_ts == datetime(2025, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("query", "expires"),
+    [
+        ("X-Amz-Date=20260101T000000Z&X-Amz-Expires=60", datetime(2026, 1, 1, 0, 1, tzinfo=UTC)),
+        ("x-amz-date=20260101T000000Z&x-amz-expires=60", datetime(2026, 1, 1, 0, 1, tzinfo=UTC)),
+        ("AWSAccessKeyId=a&Signature=b&Expires=1767225600", datetime(2026, 1, 1, tzinfo=UTC)),
+        ("X-Amz-Date=20260101T000000Z", None),
+        ("X-Amz-Date=today&X-Amz-Expires=60", None),
+        ("X-Amz-Date=20260101T000000Z&X-Amz-Expires=9999999999999", None),
+        ("Expires=99999999999999999", None),
+        ("", None),
+    ],
+)
+def test_when_a_presigned_url_ends(query: str, expires: datetime | None) -> None:
+    upload = PresignedUpload.model_validate(
+        {"presigned_url": f"https://b.example/x?{query}", "s3_url": "https://b.example/x"}
+    )
+    assert upload.expires_at == expires
+    if expires is not None:
+        assert not upload.expired(expires - timedelta(seconds=1))
+        assert upload.expired(expires - timedelta(seconds=1), margin=timedelta(seconds=5))
+        assert upload.expired(expires)
+
+
+def test_the_signed_headers() -> None:
+    url = "https://b.example/x?X-Amz-SignedHeaders=content-type%3Bhost%3Bx-amz-acl"
+    upload = PresignedUpload.model_validate({"presigned_url": url, "s3_url": "https://b.example/x"})
+    assert upload.signed_headers == {"content-type", "host", "x-amz-acl"}

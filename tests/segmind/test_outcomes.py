@@ -1,0 +1,465 @@
+"""What each way of failing is called: above all, whether a submit may have been paid."""
+
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime, formatdate
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from finetune_worker.segmind import (
+    NotSent,
+    OutcomeUnknown,
+    RateLimited,
+    Rejected,
+    SegmindClient,
+    SegmindError,
+    SubmitRequest,
+    Unavailable,
+)
+from wire.certificates import server_context
+from wire.rawserver import RawServer, Wire
+
+KEY = "SG_test_0123456789"
+REQUEST = SubmitRequest(
+    name="job", data_source_path="https://b.example/x.zip", instance_prompt="a 1MAN", trigger_word="1MAN"
+)
+BIG = REQUEST.model_copy(update={"advance_parameters": {"filler": "x" * 30_000_000}})
+
+Op = Callable[[SegmindClient], object]
+
+
+def submit(client: SegmindClient) -> object:
+    return client.submit(REQUEST)
+
+
+REPEATABLE: dict[str, Op] = {
+    "details": lambda client: client.details("ft-1"),
+    "list": lambda client: list(client.list_finetunes()),
+    "presign_upload": lambda client: client.presign_upload("x"),
+    "set_access": lambda client: client.set_access("ft-1", public=True),
+    "credits": lambda client: client.credits(),
+}
+
+
+def failure(
+    url: str, call: Op, *, connect_timeout: float = 2, read_timeout: float = 5, call_timeout: float = 10
+) -> SegmindError:
+    """Make the call and return its error, checked for secrets."""
+    with (
+        SegmindClient(
+            url, SecretStr(KEY), connect_timeout=connect_timeout, read_timeout=read_timeout, call_timeout=call_timeout
+        ) as client,
+        pytest.raises(SegmindError) as caught,
+    ):
+        call(client)
+    shown = "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
+    assert KEY not in shown
+    assert caught.value.__cause__ is None
+    return caught.value
+
+
+@pytest.fixture
+def unused_port() -> Iterator[int]:
+    """A port that is bound and does not listen: connecting is refused for sure."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+# --- Nothing was sent ---
+
+
+@pytest.mark.parametrize("call", [submit, *REPEATABLE.values()])
+def test_a_refused_connection_sent_nothing(unused_port: int, call: Op) -> None:
+    error = failure(f"http://127.0.0.1:{unused_port}", call)
+    assert (type(error), error.code, error.retryable, error.status) == (NotSent, "connect_failed", True, None)
+
+
+def test_a_name_without_an_address_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **kwargs: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    error = failure("https://api.segmind.invalid", submit)
+    assert (type(error), error.code) == (NotSent, "dns_failed")
+    assert "api.segmind.invalid" in error.detail
+
+
+def test_an_impossible_name_sent_nothing() -> None:
+    assert failure(f"https://{'a' * 64}.localhost", submit).code == "dns_failed"
+
+
+def test_an_untrusted_certificate_sent_nothing(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+    context, _ = server_context(tmp_path)
+    with RawServer(lambda wire: heard.append(wire.sock.recv(100)), tls=context) as server:
+        error = failure(server.url, submit)
+    assert (type(error), error.code) == (NotSent, "tls_failed")
+    assert heard == []
+
+
+def test_a_server_without_tls_sent_nothing() -> None:
+    with RawServer(lambda wire: wire.say(b"HTTP/1.1 400 Bad\r\n\r\n")) as server:
+        error = failure(server.url.replace("http", "https"), submit)
+    assert (type(error), error.code) == (NotSent, "tls_failed")
+
+
+def test_a_tls_handshake_that_never_ends_sent_nothing() -> None:
+    with RawServer(Wire.wait_closed) as server:
+        error = failure(server.url.replace("http", "https"), submit, connect_timeout=0.3)
+    assert type(error) is NotSent
+    assert error.code in {"read_timeout", "connect_timeout"}
+
+
+def test_a_connection_that_is_never_accepted_sent_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        fillers = []
+        try:
+            for _ in range(4):  # the kernel takes one or two into the queue and then drops what knocks
+                filler = socket.socket()
+                filler.settimeout(0)
+                filler.connect_ex(("127.0.0.1", port))
+                fillers.append(filler)
+            error = failure(f"http://127.0.0.1:{port}", submit, connect_timeout=0.3)
+        finally:
+            for filler in fillers:
+                filler.close()
+    assert (type(error), error.code) == (NotSent, "connect_timeout")
+
+
+def test_a_connection_lost_while_the_headers_leave_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_worker.wire import deadline
+
+    def broken(self: socket.socket, data: bytes, flags: int = 0) -> int:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(deadline.TimedSocket, "send", broken)
+    with RawServer(Wire.wait_closed) as server:
+        assert type(failure(server.url, submit, read_timeout=0.2)) is NotSent
+
+
+# --- A clear no ---
+
+NO = {
+    400: "request_rejected",
+    401: "api_key_rejected",
+    402: "credits_exhausted",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "request_rejected",
+    422: "request_rejected",
+}
+
+
+def replying(status: int, body: bytes = b"", **headers: str) -> Callable[[Wire], None]:
+    def talk(wire: Wire) -> None:
+        while wire.hear():
+            wire.reply(status, body, **headers)
+
+    return talk
+
+
+@pytest.mark.parametrize("call", [submit, REPEATABLE["details"], REPEATABLE["list"]])
+@pytest.mark.parametrize("status", NO)
+def test_a_clear_no(status: int, call: Op) -> None:
+    with RawServer(
+        replying(status, b'{"error": "no: https://x.example/a?X-Amz-Signature=feed&b=1 %s"}' % KEY.encode())
+    ) as server:
+        error = failure(server.url, call)
+    assert (type(error), error.code, error.status, error.retryable) == (Rejected, NO[status], status, False)
+    assert "https://x.example/a?... ***" in error.detail
+    assert "feed" not in str(error)
+
+
+def test_a_no_before_the_body_was_read() -> None:
+    """A proxy that answers 413 after the headers and closes: its answer counts, not the broken pipe."""
+
+    def talk(wire: Wire) -> None:
+        wire.head()
+        wire.reply(413, b"", Connection="close")
+        wire.sock.shutdown(socket.SHUT_WR)
+        wire.wait_closed()
+
+    with RawServer(talk) as server:
+        error = failure(server.url, lambda client: client.submit(BIG))
+    assert (type(error), error.code) == (Rejected, "request_too_large")
+
+
+def test_a_no_whose_explanation_is_cut_off_is_still_a_no() -> None:
+    def talk(wire: Wire) -> None:
+        wire.hear()
+        wire.say(b'HTTP/1.1 402 Pay\r\nContent-Length: 500\r\n\r\n{"error"')
+        wire.reset()
+
+    with RawServer(talk) as server:
+        assert failure(server.url, submit).code == "credits_exhausted"
+
+
+@pytest.mark.parametrize("call", REPEATABLE.values())
+@pytest.mark.parametrize("status", [409, 410, 499])
+def test_any_other_4xx_of_a_repeatable_call_is_a_no(call: Op, status: int) -> None:
+    with RawServer(replying(status)) as server:
+        error = failure(server.url, call)
+    assert (type(error), error.code) == (Rejected, "request_rejected")
+
+
+@pytest.mark.parametrize("call", REPEATABLE.values())
+def test_a_redirect_is_not_followed(call: Op) -> None:
+    with RawServer(replying(200, b"{}")) as trap:
+        with RawServer(replying(302, b"x" * 1000, Location=trap.url)) as server:
+            error = failure(server.url, call)
+        assert trap.connections == 0
+    assert (type(error), error.code) == (Rejected, "redirected")
+
+
+# --- Later ---
+
+
+@pytest.mark.parametrize("call", [submit, *REPEATABLE.values()])
+def test_429_is_a_no_for_now(call: Op) -> None:
+    with RawServer(replying(429, b'{"error": "slow down"}', Retry_After="17")) as server:
+        error = failure(server.url, call)
+    assert (type(error), error.code, error.retryable, error.retry_after) == (RateLimited, "rate_limited", True, 17.0)
+
+
+NOW = datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("1.5", 1.5),
+        ("-3", 0),
+        ("999999", 3600),
+        (format_datetime(NOW + timedelta(hours=3, seconds=20), usegmt=True), 20),
+        (formatdate(0, usegmt=True), 0),
+        ("soon", None),
+        ("nan", None),
+        ("inf", 3600),
+        ("", None),
+    ],
+)
+def test_retry_after_in_seconds_or_as_a_date(text: str, seconds: float | None) -> None:
+    """The server's clock runs three hours ahead: its own Date says so."""
+    ahead = format_datetime(NOW + timedelta(hours=3), usegmt=True)
+    with RawServer(replying(429, Retry_After=text, Date=ahead)) as server:
+        assert failure(server.url, submit).retry_after == seconds
+
+
+@pytest.mark.parametrize("call", REPEATABLE.values())
+@pytest.mark.parametrize("status", [408, 425, 500, 502, 503, 504, 599])
+def test_a_repeatable_call_meets_a_server_in_trouble(call: Op, status: int) -> None:
+    with RawServer(replying(status, b"<html>Bad gateway</html>", Retry_After="5")) as server:
+        error = failure(server.url, call)
+    assert (type(error), error.code, error.retryable) == (Unavailable, "server_error", True)
+    assert (error.retry_after, error.status) == (5.0, status)
+    assert "html" not in error.detail
+
+
+# --- Faults of the connection, after the request left ---
+
+
+def hang(wire: Wire) -> None:
+    wire.hear()
+    wire.wait_closed()
+
+
+def reset(wire: Wire) -> None:
+    wire.hear()
+    wire.reset()
+
+
+def end(wire: Wire) -> None:
+    wire.hear()
+
+
+def reset_in_the_headers(wire: Wire) -> None:
+    wire.hear()
+    wire.say(b"HTTP/1.1 200 OK\r\nContent-Le")
+    wire.reset()
+
+
+def cut_body(wire: Wire) -> None:
+    wire.hear()
+    wire.say(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[{"finetune_id"')
+
+
+def cut_chunks(wire: Wire) -> None:
+    wire.hear()
+    wire.say(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[{"fi\r\n')
+
+
+def nonsense(wire: Wire) -> None:
+    wire.hear()
+    wire.say(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+
+
+def two_lengths(wire: Wire) -> None:
+    wire.hear()
+    wire.say(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd")
+
+
+def endless_headers(wire: Wire) -> None:
+    wire.hear()
+    wire.say(b"HTTP/1.1 200 OK\r\n" + b"X-Filler: y\r\n" * 500)
+
+
+LOST = {
+    "hang": (hang, "read_timeout"),
+    "reset": (reset, "connection_lost"),
+    "end": (end, "connection_lost"),
+    "reset in the headers": (reset_in_the_headers, "connection_lost"),
+    "cut body": (cut_body, "connection_lost"),
+    "cut chunks": (cut_chunks, "connection_lost"),
+    "nonsense": (nonsense, "connection_lost"),
+    "two lengths": (two_lengths, "connection_lost"),
+    "endless headers": (endless_headers, "connection_lost"),
+}
+
+
+@pytest.mark.parametrize("fault", LOST)
+def test_a_submit_that_left_has_an_unknown_outcome(fault: str) -> None:
+    talk, code = LOST[fault]
+    with RawServer(talk) as server:
+        error = failure(server.url, submit, read_timeout=0.3)
+        assert server.connections == 1
+    assert (type(error), error.code, error.retryable) == (OutcomeUnknown, code, False)
+
+
+@pytest.mark.parametrize("call", [REPEATABLE["details"], REPEATABLE["list"], REPEATABLE["set_access"]])
+@pytest.mark.parametrize("fault", LOST)
+def test_the_same_faults_make_a_repeatable_call_unavailable(fault: str, call: Op) -> None:
+    talk, code = LOST[fault]
+    with RawServer(talk) as server:
+        error = failure(server.url, call, read_timeout=0.3)
+        assert server.connections == 1
+    assert (type(error), error.code, error.retryable) == (Unavailable, code, True)
+
+
+def test_a_submit_reset_in_the_middle_of_its_body_has_an_unknown_outcome() -> None:
+    def talk(wire: Wire) -> None:
+        wire.head()
+        wire.sock.recv(1000)
+        wire.reset()
+
+    with RawServer(talk) as server:
+        assert type(failure(server.url, lambda client: client.submit(BIG))) is OutcomeUnknown
+
+
+def test_a_submit_whose_server_stops_reading_has_an_unknown_outcome() -> None:
+    gone: list[bool] = []
+
+    def talk(wire: Wire) -> None:
+        wire.head()
+        while not gone:
+            time.sleep(0.01)
+
+    with RawServer(talk) as server:
+        error = failure(server.url, lambda client: client.submit(BIG), read_timeout=0.3)
+        gone.append(True)
+    assert (type(error), error.code) == (OutcomeUnknown, "read_timeout")
+
+
+UNCLEAR = [103, 204, 301, 302, 303, 307, 308, 406, 408, 409, 410, 418, 421, 425, 451, 499, 500, 502, 503, 504]
+
+
+@pytest.mark.parametrize("status", UNCLEAR)
+def test_any_status_that_is_not_a_clear_no_leaves_a_submit_unknown(status: int) -> None:
+    with RawServer(replying(status, b"")) as server:
+        error = failure(server.url, submit)
+    assert (type(error), error.retryable) == (OutcomeUnknown, False)
+    assert error.code in {"server_error", "unclear_status", "unreadable_reply"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b"null", b"[]", b'{"status": "REQUESTED"}', b'{"finetune_id": ""}', b'{"finetune_id": null}',
+     b'{"error": "try again"}', b'{"finetune_id": {"a": 1}}', b'{"finetune_id": "a"', b" " * 5_000_000, b"[" * 99_999],
+    ids=lambda body: body[:20].decode(),
+)  # fmt: skip
+def test_an_unreadable_success_leaves_a_submit_unknown(body: bytes) -> None:
+    with RawServer(replying(200, body)) as server:
+        error = failure(server.url, submit)
+    assert (type(error), error.code, error.status) == (OutcomeUnknown, "unreadable_reply", 200)
+
+
+@pytest.mark.parametrize("status", [200, 201, 202])
+def test_any_success_with_an_id_is_one(status: int) -> None:
+    with (
+        RawServer(replying(status, b'{"finetune_id": 77}')) as server,
+        SegmindClient(server.url, SecretStr(KEY)) as client,
+    ):
+        assert client.submit(REQUEST).finetune_id == "77"
+
+
+# --- Deadlines ---
+
+
+def trickle_headers(wire: Wire) -> None:
+    wire.hear()
+    while True:
+        wire.say(b"HTTP/1.1 200 OK\r\nX: "[:1])
+        time.sleep(0.02)
+
+
+def trickle_body(wire: Wire) -> None:
+    wire.hear()
+    wire.say(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n[")
+    while True:
+        wire.say(b" ")
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("talk", [trickle_headers, trickle_body])
+@pytest.mark.parametrize("call", [submit, REPEATABLE["details"], REPEATABLE["list"]])
+def test_a_trickle_does_not_outlast_the_call(talk: Callable[[Wire], None], call: Op) -> None:
+    began = time.monotonic()
+    with RawServer(talk) as server:
+        error = failure(server.url, call, read_timeout=5, call_timeout=0.5)
+    assert 0.4 < time.monotonic() - began < 3
+    assert error.code == "call_timeout"
+    assert type(error) is (OutcomeUnknown if call is submit else Unavailable)
+
+
+def test_a_trickle_over_tls_does_not_outlast_the_call_either(tmp_path: Path) -> None:
+    context, trusted = server_context(tmp_path)
+
+    def call(client: SegmindClient) -> object:
+        client._endpoint.session.verify = str(trusted)
+        return client.submit(REQUEST)
+
+    with RawServer(trickle_body, tls=context) as server:
+        error = failure(server.url, call, call_timeout=0.5)
+    assert (type(error), error.code) == (OutcomeUnknown, "call_timeout")
+
+
+def test_a_submit_over_tls(tmp_path: Path) -> None:
+    context, trusted = server_context(tmp_path)
+    with (
+        RawServer(replying(200, b'{"finetune_id": "a"}'), tls=context) as server,
+        SegmindClient(server.url, SecretStr(KEY)) as client,
+    ):
+        client._endpoint.session.verify = str(trusted)
+        assert client.submit(BIG).finetune_id == "a"
+
+
+def test_a_kept_connection_that_the_server_closed_does_not_hurt_a_submit() -> None:
+    """The server drops each connection after one reply: the next call finds it dead. A submit opens its own."""
+
+    def talk(wire: Wire) -> None:
+        wire.hear()
+        wire.reply(200, b'{"finetune_id": "a"}')
+
+    with RawServer(talk) as server, SegmindClient(server.url, SecretStr(KEY)) as client:
+        for _ in range(5):
+            client.details("a")
+            client.submit(REQUEST)

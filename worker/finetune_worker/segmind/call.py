@@ -1,0 +1,208 @@
+"""One API call from request to checked reply: the place where its outcome is classified and logged."""
+
+import io
+import time
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import requests
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from finetune_queue.setting_types import is_loopback
+from finetune_worker.segmind.errors import (
+    MalformedReply,
+    NotSent,
+    OutcomeUnknown,
+    Rejected,
+    SegmindError,
+    Unavailable,
+    from_status,
+)
+from finetune_worker.segmind.replies import (
+    MAX_ERROR,
+    MAX_JSON,
+    BoundedBody,
+    TooLargeError,
+    error_message,
+    parse_json,
+    says_error,
+)
+from finetune_worker.wire.deadline import Deadline
+from finetune_worker.wire.failures import WIRE_ERRORS, explain
+from finetune_worker.wire.urls import require_callable
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_log = structlog.get_logger(__name__)
+
+
+class WatchedBody(io.BytesIO):
+    """A request body that knows whether it began to leave.
+
+    urllib3 reads it after the connection stands and the headers are written: until then nothing of it can have
+    reached the server, whatever exception ended the call, and from then on anything may have.
+    """
+
+    begun = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.begun = True
+        return super().read(size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where and how calls go. Times in seconds."""
+
+    session: requests.Session
+    base_url: str
+    host: str
+    key: str
+    connect_timeout: float
+    read_timeout: float
+    call_timeout: float
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.base_url!r})"
+
+
+class Call:
+    """One call. A call with a ``paid`` body must not be repeated when its outcome is not known."""
+
+    def __init__(self, endpoint: Endpoint, operation: str, *, paid: WatchedBody | None = None) -> None:
+        self.deadline = Deadline(endpoint.call_timeout, idle=endpoint.read_timeout)
+        self._endpoint = endpoint
+        self._operation = operation
+        self._paid = paid
+        self._started = time.monotonic()
+        self._status: int | None = None
+
+    def model(self, kind: type[Model], method: str, path: str, **request: Any) -> Model:
+        """Call and return the reply as a ``kind``."""
+        body = self._body_of(method, path, **request)
+        try:
+            found = kind.model_validate(parse_json(body))
+        except ValidationError as error:
+            fields = sorted({".".join(map(str, problem["loc"])) or "reply" for problem in error.errors()})
+            problem = f"wrong or missing: {', '.join(fields)}"
+        except ValueError:
+            problem = "not JSON"
+        else:
+            self.log(None)
+            return found
+        said = error_message(body, self._endpoint.key) if problem != "not JSON" else ""
+        raise self._logged(self._unreadable(problem + (f"; it said: {said}" if said else "")))
+
+    def link(self, method: str, path: str, **request: Any) -> str:
+        """Call and return the reply, which is a URL in plain text (quoted like JSON is fine too)."""
+        body = self._body_of(method, path, **request)
+        try:
+            found = body.decode().strip().strip('"')
+            require_callable(found, allow_loopback=is_loopback(self._endpoint.host))
+        except ValueError:
+            failure = self._unreadable("not a link that may be followed")
+        else:
+            self.log(None)
+            return found
+        raise self._logged(failure)
+
+    def done(self, method: str, path: str, **request: Any) -> None:
+        """Call for the status alone. A success that says ``error`` in its body is none."""
+        body = self._body_of(method, path, **request)
+        if says_error(body):
+            detail = f"Segmind rejected the request. It said: {error_message(body, self._endpoint.key)}"
+            failure = Rejected("request_rejected", operation=self._operation, detail=detail, status=self._status)
+            raise self._logged(failure)
+        self.log(None)
+
+    def open(self, method: str, path: str, **request: Any) -> requests.Response:
+        """Send the request and return a successful reply with its body unread; the caller closes it.
+
+        Raises:
+            SegmindError: anything else, logged.
+        """
+        endpoint = self._endpoint
+        headers = {"x-api-key": endpoint.key, "Accept": "*/*", **request.pop("headers", {})}
+        try:
+            with self.deadline.running():
+                response = endpoint.session.request(
+                    method,
+                    endpoint.base_url + path,
+                    headers=headers,
+                    timeout=(endpoint.connect_timeout, endpoint.read_timeout),
+                    stream=True,
+                    **request,
+                )
+        except WIRE_ERRORS as error:
+            failure = self.broken(error)
+        else:
+            self._status = response.status_code
+            if 200 <= response.status_code < 300:
+                return response
+            failure = self._refused(response)
+        # Raised out here, so that the library's error, which holds the request and so the key, is not chained to it.
+        raise self._logged(failure)
+
+    def broken(self, error: Exception) -> SegmindError:
+        """Classify what ended the exchange before its reply was whole and readable."""
+        if isinstance(error, TooLargeError):
+            return self._unreadable("longer than any reply should be")
+        if not isinstance(error, WIRE_ERRORS):
+            return self._unreadable("not JSON, or cut off")
+        failure = explain(error, self._endpoint.host, self.deadline)
+        never_left = not (self.deadline.sending if self._paid is None else self._paid.begun)
+        about: dict[str, Any] = {"operation": self._operation, "status": self._status}
+        if never_left:
+            return NotSent(failure.code, detail=f"{failure.sentence} Nothing was sent.", **about)
+        if self._paid is not None:
+            return OutcomeUnknown(
+                failure.code, detail=f"{failure.sentence} The submit may have been accepted all the same.", **about
+            )
+        if failure.code == "unreadable_reply":
+            return MalformedReply("malformed_reply", detail=failure.sentence, **about)
+        return Unavailable(failure.code, detail=failure.sentence, **about)
+
+    def log(self, failure: SegmindError | None, **fields: Any) -> None:
+        """Write the call's one line."""
+        _log.info(
+            "segmind_call",
+            operation=self._operation,
+            status=self._status,
+            duration_s=round(time.monotonic() - self._started, 3),
+            outcome=failure.code if failure else "ok",
+            **fields,
+        )
+
+    def _body_of(self, method: str, path: str, **request: Any) -> bytes:
+        response = self.open(method, path, **request)
+        try:
+            return BoundedBody(response, self.deadline, MAX_JSON).read_all()
+        except (*WIRE_ERRORS, TooLargeError) as error:
+            failure = self.broken(error)
+        finally:
+            response.close()
+        raise self._logged(failure)
+
+    def _refused(self, response: requests.Response) -> SegmindError:
+        try:
+            body = BoundedBody(response, self.deadline, MAX_ERROR).read_all()
+        except (*WIRE_ERRORS, TooLargeError):
+            body = b""  # the status is the answer; only its explanation is lost
+        finally:
+            response.close()
+        message = error_message(body, self._endpoint.key)
+        return from_status(
+            self._operation, response.status_code, response.headers, message, repeatable=self._paid is None
+        )
+
+    def _unreadable(self, problem: str) -> SegmindError:
+        about: dict[str, Any] = {"operation": self._operation, "status": self._status}
+        if self._paid is not None:
+            detail = f"Segmind's reply to the submit cannot be read ({problem}): it may have been accepted."
+            return OutcomeUnknown("unreadable_reply", detail=detail, **about)
+        return MalformedReply("malformed_reply", detail=f"Segmind's reply cannot be read ({problem}).", **about)
+
+    def _logged(self, failure: SegmindError) -> SegmindError:
+        self.log(failure)
+        return failure

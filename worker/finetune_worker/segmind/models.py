@@ -1,0 +1,187 @@
+"""The API's messages (Fast Flux API, sections 1 to 6). Unknown fields are kept and unknown statuses survive."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+TRAINED_STATUSES = frozenset({"TRAINING_COMPLETED", "INFERENCE_QUEUED", "DEPLOYING", "AVAILABLE"})
+"""The training is over and its weights exist, or will in a moment."""
+
+KNOWN_STATUSES = TRAINED_STATUSES | {"REQUESTED", "DATA_PROCESSING", "TRAINING_INITIATED"}
+"""Every word that Segmind's pages name."""
+
+_FAILED_WORDS = ("FAIL", "ERROR", "CANCEL", "ABORT", "REJECT")
+
+Id = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+
+_timestamp: TypeAdapter[datetime] = TypeAdapter(datetime)
+
+
+def _text_or_none(value: Any) -> Any:
+    """Nothing for null and "", and the JSON of a value that is no text: an odd message must not hide the rest."""
+    if value is None or isinstance(value, str):
+        return (value or "").strip() or None
+    return json.dumps(value)
+
+
+def _time_or_none(value: Any) -> datetime | None:
+    try:
+        found = _timestamp.validate_python(value)
+    except ValidationError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _status_word(value: Any) -> Any:
+    return "" if value is None else value
+
+
+LooseText = Annotated[str | None, BeforeValidator(_text_or_none)]
+LooseTime = Annotated[datetime | None, BeforeValidator(_time_or_none)]
+
+
+class _Reply(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True, coerce_numbers_to_str=True, hide_input_in_errors=True)
+
+
+class SubmitRequest(BaseModel):
+    """The body of a submit. ``advance_parameters`` and fields not named here are sent as they are: siblings of Fast
+    Flux take others.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+
+    name: str
+    data_source_path: str
+    instance_prompt: str
+    trigger_word: str
+    base_model: str = "FAST_FLUX"
+    theme: str | None = "subject"
+    segmind_public: bool = False
+    advance_parameters: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class SubmitReply(_Reply):
+    """The answer to a submit. Fast Flux says ``finetune_id``, its Qwen sibling ``request_id``, for the same thing."""
+
+    finetune_id: Id = Field(validation_alias=AliasChoices("finetune_id", "request_id"))
+    status: Annotated[str, BeforeValidator(_status_word)] = ""
+    name: LooseText = None
+
+
+class _Finetune(_Reply):
+    """What an item of the list and the details share."""
+
+    finetune_id: Id = Field(validation_alias=AliasChoices("finetune_id", "request_id"))
+    id: LooseText = None
+    name: LooseText = None
+    status: Annotated[str, BeforeValidator(_status_word)] = ""
+    data_source_path: LooseText = None
+    base_model: LooseText = None
+    error_message: LooseText = None
+    cloud_storage_url: LooseText = None
+
+    @property
+    def known(self) -> bool:
+        """Whether ``status`` is a word that Segmind documents."""
+        return self._word in KNOWN_STATUSES
+
+    @property
+    def trained(self) -> bool:
+        """Whether the training is over and gave weights."""
+        return self._word in TRAINED_STATUSES
+
+    @property
+    def available(self) -> bool:
+        """Whether the model is deployed for inference."""
+        return self._word == "AVAILABLE"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the training failed: no word for it is documented, so ``error_message`` or a word like FAILED.
+
+        A paid training that is over is not thrown away for a message: `trained` goes first.
+        """
+        if self.trained:
+            return False
+        return self.error_message is not None or any(part in self._word for part in _FAILED_WORDS)
+
+    @property
+    def _word(self) -> str:
+        return self.status.strip().upper()
+
+
+class FinetuneItem(_Finetune):
+    """One item of the list (section 3). It may lack ``cloud_storage_url`` when the details have it."""
+
+
+class FinetuneDetails(_Finetune):
+    """One fine-tune's details (section 2)."""
+
+    slug: LooseText = None
+    created_ts: LooseTime = None
+    updated_ts: LooseTime = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unwrap(cls, value: Any) -> Any:
+        return value["finetune"] if isinstance(value, dict) and "finetune" in value else value
+
+
+class PresignedUpload(_Reply):
+    """Where to PUT a dataset (section 4). The URL's signature is a password: `repr` and logs show stars."""
+
+    model_config = ConfigDict(extra="ignore")  # a second spelling of the URL must not be kept in the clear
+
+    presigned_url: SecretStr = Field(min_length=1)
+    s3_url: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the URL ends (X-Amz-Date + X-Amz-Expires, or the older Expires); None if it does not say."""
+        try:
+            if started := self._parameter("x-amz-date"):
+                begin = datetime.strptime(started, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+                return begin + timedelta(seconds=int(self._parameter("x-amz-expires") or ""))
+            return datetime.fromtimestamp(int(self._parameter("expires") or ""), UTC)
+        except (ValueError, OverflowError, OSError):
+            return None
+
+    @property
+    def signed_headers(self) -> frozenset[str]:
+        """The headers that the PUT must carry (X-Amz-SignedHeaders), in lower case; empty if it does not say."""
+        return frozenset(filter(None, (self._parameter("x-amz-signedheaders") or "").lower().split(";")))
+
+    def expired(self, now: datetime, *, margin: timedelta = timedelta(0)) -> bool:
+        """Tell whether the URL ends within ``margin`` after ``now``."""
+        return self.expires_at is not None and now + margin >= self.expires_at
+
+    def _parameter(self, name: str) -> str | None:
+        query = parse_qs(urlsplit(self.presigned_url.get_secret_value()).query)
+        return next((values[0] for key, values in query.items() if key.lower() == name), None)
+
+
+class Credits(_Reply):
+    """What the account may still spend."""
+
+    credits: float = 0.0
+    free_credits: float = Field(default=0.0, validation_alias="free-credits")
+
+    @property
+    def total(self) -> float:
+        return self.credits + self.free_credits

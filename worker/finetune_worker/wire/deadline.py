@@ -1,0 +1,98 @@
+"""A deadline that holds for a whole HTTP exchange, not only for each single read of it.
+
+`requests` knows a time to connect and a time between two bytes: a server that sends a byte before each of those runs
+out holds a thread for ever. Here the socket itself knows the running call's deadline (by thread: calls are
+synchronous), so that sending, waiting for the headers and reading the body all end by it. Only the system's name
+resolution cannot be cut short: it has its own limits (resolv.conf).
+"""
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+_running = threading.local()
+
+
+class Deadline:
+    """The end of one call, by the monotonic clock, and how long its connection may be silent.
+
+    Args:
+        total: Seconds from now to the end of the call.
+        idle: Seconds that one send or receive may wait for the other side.
+    """
+
+    def __init__(self, total: float, *, idle: float) -> None:
+        self._end = time.monotonic() + total
+        self.idle = idle
+        self.sending = False
+        """Whether a byte of the request may have left: False means that the server cannot have seen the call."""
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left; negative when it has passed."""
+        return self._end - time.monotonic()
+
+    @property
+    def passed(self) -> bool:
+        return self.remaining <= 0
+
+    def patience(self, most: float) -> float:
+        """Return how many seconds to wait now, at most ``most``.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
+        left = self.remaining
+        if left <= 0:
+            raise TimeoutError("the call's deadline has passed")
+        return min(most, left)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold every socket that this thread uses inside the block to this deadline."""
+        outer = current()
+        _running.deadline = self
+        try:
+            yield
+        finally:
+            _running.deadline = outer
+
+
+def current() -> Deadline | None:
+    """Return the deadline that holds for this thread now."""
+    return getattr(_running, "deadline", None)
+
+
+class TimedSocket(socket.socket):
+    """A socket whose sends and receives end by the running call's deadline."""
+
+    def recv_into(self, buffer: "WriteableBuffer", nbytes: int | None = None, flags: int = 0) -> int:
+        self._arm()
+        return super().recv_into(buffer, nbytes or 0, flags)
+
+    def send(self, data: "ReadableBuffer", flags: int = 0) -> int:
+        self._arm(sending=True)
+        return super().send(data, flags)
+
+    def sendall(self, data: "ReadableBuffer", flags: int = 0) -> None:
+        with memoryview(data) as view, view.cast("B") as rest:
+            sent = 0
+            while sent < len(rest):
+                sent += self.send(rest[sent:], flags)
+
+    def _arm(self, *, sending: bool = False) -> None:
+        deadline = current()
+        if deadline is not None:
+            self.settimeout(deadline.patience(deadline.idle))
+            deadline.sending = deadline.sending or sending
+
+
+class TimedTLSSocket(TimedSocket, ssl.SSLSocket):
+    """The same over TLS; made by an SSL context (its ``sslsocket_class``)."""
