@@ -1,0 +1,111 @@
+"""A folder as a place: written beside the target and renamed, so that a name is whole or not there."""
+
+import io
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from finetune_queue.storage.errors import IncompleteError, from_os_error
+from finetune_queue.storage.model import Progress, Stored
+
+_CHUNK = 1 << 20
+_STALE_SECONDS = 24 * 3600
+
+
+class Folder:
+    """The methods of `Place` on a local folder. Names are checked by `Place`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def url_of(self, name: str) -> str:
+        return self.local_path(name).as_uri()
+
+    def local_path(self, name: str) -> Path:
+        return self.root / name
+
+    def put_file(self, local: Path, name: str, on_progress: Progress | None) -> Stored:
+        with local.open("rb") as source:
+            size = os.fstat(source.fileno()).st_size
+
+            def copy(target: io.BufferedWriter) -> None:
+                done = 0
+                while chunk := source.read(_CHUNK):
+                    target.write(chunk)
+                    done += len(chunk)
+                    if on_progress is not None:
+                        on_progress(done, size)
+                if done != size:
+                    raise IncompleteError(f"{local} changed while it was copied: {done} of {size} bytes.")
+
+            return self._write(name, copy)
+
+    def put_bytes(self, data: bytes, name: str) -> Stored:
+        return self._write(name, lambda target: target.write(data))
+
+    def _write(self, name: str, fill: Callable[[io.BufferedWriter], object]) -> Stored:
+        target = self.local_path(name)
+        with _reported(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _drop_stale(target)
+            part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+            try:
+                with part.open("xb") as file:
+                    fill(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(target)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            _sync_folder(target.parent)
+        return self.info(name)
+
+    def open_read(self, name: str) -> io.BufferedReader:
+        path = self.local_path(name)
+        with _reported(path):
+            return path.open("rb")
+
+    def info(self, name: str) -> Stored:
+        path = self.local_path(name)
+        with _reported(path):
+            found = path.stat()
+        return Stored(
+            size=found.st_size,
+            etag=f"{found.st_mtime_ns:x}-{found.st_size:x}",
+            modified=datetime.fromtimestamp(found.st_mtime, UTC),
+        )
+
+    def delete(self, name: str) -> None:
+        path = self.local_path(name)
+        with _reported(path):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, str(path)) from error
+
+
+def _drop_stale(target: Path) -> None:
+    """Removes what a killed process left behind under this name: weights are large, and nobody else would."""
+    before = time.time() - _STALE_SECONDS
+    for part in target.parent.glob(".*.part"):
+        if part.name.startswith(f".{target.name}.") and part.stat().st_mtime < before:
+            part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

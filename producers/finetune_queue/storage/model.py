@@ -1,0 +1,38 @@
+"""What both kinds of place share."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a place says of an object. `etag` changes with the content; `modified` is None where a store has no time."""
+
+    size: int
+    etag: str | None
+    modified: datetime | None
+
+
+class Backend(Protocol):
+    """A folder or a bucket, below `Place`."""
+
+    def url_of(self, name: str) -> str: ...
+
+    def local_path(self, name: str) -> Path | None: ...
+
+    def put_file(self, local: Path, name: str, on_progress: Progress | None) -> Stored: ...
+
+    def put_bytes(self, data: bytes, name: str) -> Stored: ...
+
+    def open_read(self, name: str) -> io.BufferedReader: ...
+
+    def info(self, name: str) -> Stored: ...
+
+    def delete(self, name: str) -> None: ...

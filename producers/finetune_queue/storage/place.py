@@ -1,0 +1,91 @@
+"""One place to store things, whatever it is."""
+
+import io
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_queue.storage.errors import ObjectMissingError
+from finetune_queue.storage.local import Folder
+from finetune_queue.storage.model import Backend, Progress, Stored
+from finetune_queue.storage.objects import Bucket
+from finetune_queue.storage.urls import parse_url
+
+__all__ = ["Place", "Stored"]
+
+
+class Place:
+    """A folder (`file:///srv/artifacts`, `file://./var/artifacts`) or a bucket (`s3://`, `gs://`, `az://`).
+
+    `options` go to the fsspec driver of a bucket; an S3 endpoint may also come from `AWS_ENDPOINT_URL`. Nothing is
+    opened before the first use. May be shared by threads, and used on both sides of a fork.
+
+    Names are relative paths with slashes. Every method raises the errors of the tree under `StorageError`, and
+    ValueError for a name that climbs out of the place.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        """Raises: BadUrlError."""
+        address = parse_url(url)
+        self._backend: Backend = Folder(address) if isinstance(address, Path) else Bucket(address, dict(options or {}))
+        self.url = self._backend.url_of("").rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"Place({self.url!r})"
+
+    def put_file(self, local: Path, name: str, on_progress: Progress | None = None) -> Stored:
+        """Stores a copy of a local file: the name appears at once and whole, replacing what was there.
+
+        Raises:
+            OSError: `local` itself cannot be read.
+        """
+        return self._backend.put_file(local, checked_name(name), on_progress)
+
+    def put_bytes(self, data: bytes, name: str) -> Stored:
+        """Stores a small object, such as a manifest, in the same way."""
+        return self._backend.put_bytes(data, checked_name(name))
+
+    def open_read(self, name: str) -> io.BufferedReader:
+        """A stream of an object's bytes, to be closed by the caller; read ahead by a few megabytes at most."""
+        return self._backend.open_read(checked_name(name))
+
+    def info(self, name: str) -> Stored:
+        """Raises: ObjectMissingError when there is nothing of this name."""
+        return self._backend.info(checked_name(name))
+
+    def exists(self, name: str) -> bool:
+        try:
+            self._backend.info(checked_name(name))
+        except ObjectMissingError:
+            return False
+        return True
+
+    def delete(self, name: str) -> None:
+        """Removes an object; one that is not there is no error."""
+        self._backend.delete(checked_name(name))
+
+    def url_of(self, name: str) -> str:
+        """The object's full URL, as `sources.resolve_dataset` and other places read it."""
+        return self._backend.url_of(checked_name(name))
+
+    def local_path(self, name: str) -> Path | None:
+        """Where the object lies on this machine, or None for a bucket."""
+        return self._backend.local_path(checked_name(name))
+
+    def check_writable(self) -> None:
+        """Writes and removes a small object, and so raises what a job would meet."""
+        name = f".finetune-check-{uuid.uuid4().hex}"
+        self._backend.put_bytes(b"finetune-queue was here", name)
+        self._backend.delete(name)
+
+
+def checked_name(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        ValueError: it is empty, absolute, or has a part that is empty, `.` or `..`.
+    """
+    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{name!r} is not the name of an object inside a place")
+    return name
