@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         InvalidRequestError,
         NotPossibleError,
         QueueUnavailableError,
+        StagingUnavailableError,
         UnknownJobError,
         WaitTimeoutError,
     )
@@ -27,6 +28,7 @@ _HOMES = {
     "InvalidRequestError": "errors",
     "NotPossibleError": "errors",
     "QueueUnavailableError": "errors",
+    "StagingUnavailableError": "errors",
     "UnknownJobError": "errors",
     "WaitTimeoutError": "errors",
     "FineTuneQueue": "sdk",
@@ -50,6 +52,7 @@ __all__ = [
     "QueueUnavailableError",
     "Settings",
     "SettingsError",
+    "StagingUnavailableError",
     "UnknownJobError",
     "WaitTimeoutError",
     "Waiting",

@@ -40,3 +40,7 @@ class WaitTimeoutError(FineTuneQueueError):
 
 class QueueUnavailableError(FineTuneQueueError):
     """Redis or the broker is out of reach."""
+
+
+class StagingUnavailableError(FineTuneQueueError):
+    """The staging store did not take the dataset."""

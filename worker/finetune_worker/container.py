@@ -10,6 +10,7 @@ from celery import Celery
 
 from finetune_queue.messaging import Messenger
 from finetune_queue.settings import Settings
+from finetune_queue.storage import Place
 from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, connect
 from finetune_worker.segmind.client import SegmindClient
 
@@ -31,6 +32,7 @@ class Container:
     accounts: Accounts
     budget: Budget
     messenger: Messenger
+    artifacts: Place
     work_dir: Path
     _clients: dict[str, SegmindClient] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -56,6 +58,7 @@ class Container:
                 backoff_max=settings.finetune_backoff_max,
             ),
             messenger=Messenger(app),
+            artifacts=Place(settings.finetune_artifact_url),
             work_dir=work_dir,
         )
 

@@ -130,6 +130,10 @@ class JobStore:
         """Return the account's jobs that Segmind works on, or may be working on."""
         return self.get_many(cast("list[str]", self._redis.zrange(keys.tracked(account), 0, -1)))
 
+    def owner_of(self, finetune_id: str) -> str | None:
+        """Return the id of the job that owns the training."""
+        return cast("str | None", self._redis.hget(keys.owners(), finetune_id))
+
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
         """Return the job's events numbered above ``after``, oldest first."""
         rows = cast("list[str]", self._redis.lrange(keys.job_events(job_id), after, -1))

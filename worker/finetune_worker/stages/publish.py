@@ -1,8 +1,6 @@
 """Publish: the manifest beside the weights, then the job's end and its result event in one transition."""
 
 import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from finetune_queue.storage import StorageError
@@ -13,9 +11,6 @@ from finetune_worker.container import Container
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry
 
-MANIFEST = "manifest.json"
-
-
 def publish(container: Container, claim: Claim) -> Outcome:
     """Write the manifest and end the job."""
     job = claim.job
@@ -23,15 +18,18 @@ def publish(container: Container, claim: Claim) -> Outcome:
     if weights is None:
         message = f"job {job.id} reached publish without weights"
         raise ValueError(message)
-    with tempfile.TemporaryDirectory(dir=container.work_dir) as folder:
-        path = Path(folder) / MANIFEST
-        path.write_text(json.dumps(manifest(job), indent=2) + "\n", encoding="utf-8")
-        try:
-            container.artifacts.put_file(path, f"{job.id}/{MANIFEST}")
-        except StorageError as error:
-            problem = JobError(code=error.code, stage=Stage.PUBLISH, message=str(error), retryable=error.retryable)
-            return Retry(problem) if error.retryable else Fail(problem)
+    body = json.dumps(manifest(job), indent=2) + "\n"
+    try:
+        container.artifacts.put_bytes(body.encode(), manifest_name(job.id))
+    except StorageError as error:
+        problem = JobError(code=error.code, stage=Stage.PUBLISH, message=error.sentence, retryable=error.retryable)
+        return Retry(problem) if error.retryable else Fail(problem)
     return Done(f"succeeded: weights at {weights.url} (sha256 {weights.sha256[:12]}…)", to=JobState.SUCCEEDED)
+
+
+def manifest_name(job_id: str) -> str:
+    """Return where a job's manifest lies among the artifacts."""
+    return f"{job_id}/manifest.json"
 
 
 def manifest(job: JobRecord) -> dict[str, Any]:

@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 LOOKS = 3
 """Complete lists without the training before it counts as absent, besides the settle time."""
 
-CLOCK_SKEW = timedelta(minutes=5)
+CLOCK_SKEW = timedelta(minutes=2)
 """How far Segmind's clock may be from the Redis server's."""
 
 
@@ -51,8 +51,9 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
         if len(sightings.marked) > 1:
             log.error("training_paid_twice", job_id=job.id, finetune_ids=sightings.marked)
         return _adopt(container, job, sightings.marked[0])
-    if sightings.alike and job.state is JobState.SUBMITTING:
-        _examine_soon(container, job, sightings.alike)
+    alike = [found for found in sightings.alike if container.jobs.owner_of(found) is None]
+    if alike and job.state is JobState.SUBMITTING:
+        _examine_soon(container, job, alike)
         return "candidate"
     # Only a list asked for after the POST must have ended says anything about its absence.
     settings = container.settings

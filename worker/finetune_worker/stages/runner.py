@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import structlog
 
 from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.store import Change, ConflictError, JobNotFoundError, RedisError
+from finetune_queue.store import Change, ConflictError, JobNotFoundError, OwnedElsewhereError, RedisError
 from finetune_worker.container import Container
 from finetune_worker.stages.calls import StaleCallError
 from finetune_worker.stages.claim import CancelRequestedError, Claim
@@ -48,7 +48,11 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
     try:
         claim = Claim(container.jobs, job, task_id, container.settings.finetune_lease)
         outcome = _act(container, function, claim)
-        job, result = _conclude(container, claim.job, stage, outcome)
+        try:
+            job, result = _conclude(container, claim.job, stage, outcome)
+        except OwnedElsewhereError as error:
+            outcome = Attention(f"needs attention: {error}", [*claim.job.evidence, str(error)])
+            job, result = _conclude(container, claim.job, stage, outcome)
     except ConflictError as error:
         log.warning("claim_lost", detail=str(error))
         return StageResult("the job went on without this worker, whose writes were refused", proceed=False)
@@ -148,5 +152,5 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
 def backoff(container: Container, attempts: int) -> float:
     """Return the seconds to wait after ``attempts`` earlier failures: exponential, capped, with jitter."""
     settings = container.settings
-    longest = min(settings.finetune_backoff_max, settings.finetune_backoff_base * 2**attempts)
+    longest = min(settings.finetune_backoff_max, settings.finetune_backoff_base * 2.0**attempts)
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret

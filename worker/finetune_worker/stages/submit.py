@@ -9,13 +9,12 @@ from functools import partial
 import structlog
 
 from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.store import Call, CallClass, NotDurableError, RedisError, room_score
+from finetune_queue.store import Call, CallClass, NoSlot, NotDurableError, RedisError, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import OutcomeUnknown, Rejected
 from finetune_worker.segmind.models import SubmitReply, SubmitRequest
 from finetune_worker.stages.calls import (
     AccountPausedError,
-    NoSlot,
     StaleCallError,
     call_api,
     park,

@@ -1,0 +1,116 @@
+"""What all stages share: claims, fencing, cancels, deadlines, attempts."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from finetune_queue.contract import JobError, JobState, Stage, WaitReason
+from finetune_queue.store import Change, ConflictError
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
+from finetune_worker.stages.runner import run_stage
+
+ERROR = JobError(code="x", stage="upload", message="It broke.", retryable=True)
+
+
+def run(bench: Any, job: Any, function: Any) -> Any:
+    return run_stage(bench.container, Stage.UPLOAD, function, job.id, "task-1")
+
+
+def test_a_stage_that_is_done_hands_over_and_the_chain_goes_on(bench: Any) -> None:
+    job = bench.job()
+    job = bench.container.jobs.transition(job, Change(delay=60), to=JobState.UPLOADING)
+    result = run(bench, job, lambda *_: Done("put", to=JobState.SUBMITTING, fields={"dataset_url": "https://x/y"}))
+    job = bench.read(job)
+    assert (result.sentence, result.proceed) == ("put", True)
+    assert (job.state, job.owner, job.dataset_url) == (JobState.SUBMITTING, "", "https://x/y")
+
+
+def test_only_one_of_two_workers_runs_a_stage(bench: Any) -> None:
+    job = bench.job()
+    inner: list[Any] = []
+
+    def stage(container: Any, claim: Any) -> Outcome:
+        inner.append(run(bench, job, lambda *_: pytest.fail("two workers ran the stage")))
+        return Wait("w", WaitReason.BACKOFF, 10)
+
+    run(bench, job, stage)
+    assert inner[0].sentence == "nothing to do: another worker has the job"
+
+
+def test_an_overtaken_worker_cannot_write(bench: Any) -> None:
+    job = bench.job()
+
+    def stage(container: Any, claim: Any) -> Outcome:
+        # Its lease ran out and the dispatcher gave the job to somebody else.
+        container.jobs.transition(claim.job, Change(delay=60), owner="")
+        with pytest.raises(ConflictError):
+            claim.write(dataset_url="stale")
+        return Fail(ERROR)
+
+    result = run(bench, job, stage)
+    assert "refused" in result.sentence
+    assert bench.read(job).state is JobState.ACCEPTED
+
+
+def test_a_retry_uses_an_attempt_and_the_last_one_fails_the_job(bench: Any) -> None:
+    job = bench.job()
+    tries = bench.container.settings.finetune_max_attempts
+    for attempt in range(1, tries):
+        run(bench, job, lambda *_: Retry(ERROR))
+        assert bench.read(job).attempts == attempt
+        assert bench.read(job).waiting_for is WaitReason.BACKOFF
+    result = run(bench, job, lambda *_: Retry(ERROR))
+    job = bench.read(job)
+    assert (job.state, job.error, job.failed_stage) == (JobState.FAILED, ERROR, Stage.UPLOAD)
+    assert not result.proceed
+
+
+def test_a_wait_uses_no_attempt(bench: Any) -> None:
+    job = bench.job()
+    run(bench, job, lambda *_: Wait("w", WaitReason.API_SLOT, 10, room_score=1.0))
+    job = bench.read(job)
+    assert (job.attempts, job.waiting_for, job.owner) == (0, WaitReason.API_SLOT, "")
+    assert bench.container.accounts.place(job) == 0
+
+
+def test_a_defect_of_ours_ends_in_the_job_and_not_in_a_traceback_alone(bench: Any) -> None:
+    job = bench.job()
+    result = run(bench, job, lambda *_: 1 / 0)
+    assert "ZeroDivisionError" in result.sentence
+    error = bench.read(job).error
+    assert error is not None
+    assert error.code == "internal_error"
+
+
+def test_a_cancel_while_a_stage_runs_takes_effect_at_its_next_sign_of_life(bench: Any) -> None:
+    job = bench.job()
+
+    def stage(container: Any, claim: Any) -> Outcome:
+        assert container.jobs.request_cancel(job.id)
+        claim._last_sign = -1e9
+        claim.progress(1, 2)
+        raise AssertionError("it went on")
+
+    result = run(bench, job, stage)
+    assert bench.read(job).state is JobState.CANCELLED
+    assert result.sentence == "cancelled: nothing had been submitted"
+
+
+def test_a_passed_deadline_fails_the_job_before_anything_is_paid(bench: Any) -> None:
+    job = bench.job(deadline=datetime.now(UTC) - timedelta(seconds=1))
+    run(bench, job, lambda *_: pytest.fail("the stage ran"))
+    error = bench.read(job).error
+    assert error is not None
+    assert error.code == "deadline_passed"
+
+
+def test_a_message_of_an_earlier_stage_does_nothing(bench: Any) -> None:
+    job = bench.submitting()
+    result = run(bench, job, lambda *_: pytest.fail("the stage ran"))
+    assert result.sentence == "nothing to do: the job is submitting"
+
+
+def test_a_message_of_a_job_that_is_gone_says_so(bench: Any) -> None:
+    result = run_stage(bench.container, Stage.UPLOAD, lambda *_: pytest.fail("ran"), "no-such-job", "task-1")
+    assert "There is no job no-such-job" in result.sentence

@@ -1,0 +1,210 @@
+"""The submit: at most once, whatever happens to the call that costs money."""
+
+import time
+from typing import Any
+
+import pytest
+
+from finetune_queue.contract import EventType, JobState, WaitReason
+from finetune_queue.store import Change, keys
+from finetune_worker.stages import calls
+from finetune_worker.stages.sweep import sweep
+from support.until import until
+
+
+def test_an_accepted_submit_makes_the_job_a_training(bench: Any) -> None:
+    job = bench.submitting()
+
+    result = bench.run(job)
+
+    job = bench.read(job)
+    assert result.proceed
+    assert job.state is JobState.TRAINING
+    assert job.finetune_id in result.sentence
+    assert job.owner == ""
+    assert bench.submits() == 1
+
+
+def test_a_second_message_submits_nothing(bench: Any) -> None:
+    job = bench.submitting()
+    bench.run(job)
+    assert not bench.run(job).sentence.startswith("submitted")
+    assert bench.submits() == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "reply_lost"},
+        {"kind": "http_error", "status": 502, "processed": True},
+        {"kind": "malformed_json"},
+        {"kind": "html_200", "processed": True},
+        {"kind": "slow", "seconds": 1.5, "processed": True},
+    ],
+    ids=lambda fault: fault["kind"],
+)
+def test_a_submit_whose_answer_is_lost_is_found_and_not_repeated(bench: Any, fault: dict[str, Any]) -> None:
+    bench.sandbox.control.add_fault(op="submit", **fault)
+    job = bench.submitting()
+
+    result = bench.run(job)
+    assert "not sending again" in result.sentence
+    assert bench.read(job).state is JobState.SUBMITTING
+    bench.run(job)
+    assert bench.submits() == 1
+
+    open_for_calls(bench)
+    sweep(bench.container, "default")
+
+    job = bench.read(job)
+    assert job.state in {JobState.TRAINING, JobState.DOWNLOADING}
+    assert job.finetune_id == bench.sandbox.control.trainings()[0]["finetune_id"]
+    assert bench.submits() == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ({"kind": "rate_limited", "retry_after": 30}, WaitReason.PAUSED),
+        ({"kind": "http_error", "status": 401}, None),
+        ({"kind": "http_error", "status": 402}, None),
+        ({"kind": "http_error", "status": 422}, None),
+    ],
+    ids=lambda value: value.get("status", value["kind"]) if isinstance(value, dict) else "",
+)
+def test_a_clear_no_takes_the_intent_back(bench: Any, fault: dict[str, Any], reason: WaitReason | None) -> None:
+    bench.sandbox.control.add_fault(op="submit", **fault)
+    job = bench.submitting()
+
+    bench.run(job)
+
+    job = bench.read(job)
+    assert job.intent_ms is None
+    assert job.waiting_for is reason
+    assert job.attempts == 0
+    assert job.state is (JobState.SUBMITTING if reason else JobState.FAILED)
+    assert bench.container.accounts.status("default").spent_today == 0
+    if reason is None:
+        assert job.error is not None
+        assert job.error.message
+
+
+def test_a_refused_connection_uses_no_attempt_and_pauses_the_account(bench: Any) -> None:
+    job = bench.submitting()
+    client = bench.container.segmind("default")
+    client.close()
+    bench.container._clients["default"] = type(client)(
+        "http://127.0.0.1:1", bench.container.settings.accounts["default"].api_key,
+        connect_timeout=1, read_timeout=1, call_timeout=2,
+    )  # fmt: skip
+
+    bench.run(job)
+
+    job = bench.read(job)
+    assert (job.state, job.intent_ms, job.attempts) == (JobState.SUBMITTING, None, 0)
+    assert job.waiting_for is WaitReason.PAUSED
+    status = bench.container.accounts.status("default")
+    assert status.paused_for > 0
+    assert status.waiting == 1
+    assert status.spent_today == 0
+
+
+def test_a_dead_worker_s_submit_that_never_left_is_sent_after_the_settle_time(bench: Any) -> None:
+    job = dead_in_the_middle(bench, bench.submitting())
+    bench.run(job)
+    assert bench.submits() == 0
+
+    def absent() -> bool:
+        open_for_calls(bench)
+        sweep(bench.container, "default")
+        return bench.read(job).intent_ms is None
+
+    started = time.monotonic()
+    until(absent, seconds=20, pause=0.3)
+    assert time.monotonic() - started >= bench.container.settings.finetune_settle_time
+
+    open_for_calls(bench)
+    bench.run(job)
+    assert bench.read(job).state is JobState.TRAINING
+    assert bench.submits() == 1
+
+
+def test_a_list_that_lags_does_not_make_a_submit_absent(bench: Any) -> None:
+    bench.sandbox.control.change_settings(list_lag_seconds=4)
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    job = bench.submitting()
+    bench.run(job)
+
+    def found() -> bool:
+        open_for_calls(bench)
+        sweep(bench.container, "default")
+        return bench.read(job).finetune_id is not None
+
+    until(found, seconds=20, pause=0.3)
+    assert bench.submits() == 1
+    bench.sandbox.control.change_settings(list_lag_seconds=0)
+
+
+def test_a_partial_list_says_nothing_about_absence(bench: Any) -> None:
+    job = dead_in_the_middle(bench, bench.submitting())
+    bench.container.jobs.transition(job, Change(delay=60), intent_ms=1, looks=50)
+    bench.sandbox.control.add_fault(op="list", kind="malformed_json")
+
+    sweep(bench.container, "default")
+
+    assert bench.read(job).intent_ms == 1
+
+
+def test_two_jobs_with_one_public_url_each_find_their_own_training(bench: Any) -> None:
+    older = bench.submitting(passed_through=True)
+    bench.run(older)
+    until(lambda: bench.read(older).finetune_id is not None, seconds=5)
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    job = bench.submitting(passed_through=True)
+    bench.container.jobs.transition(bench.read(job), Change(delay=60), dataset_url=bench.read(older).dataset_url)
+    bench.run(job)
+
+    def found() -> bool:
+        open_for_calls(bench)
+        sweep(bench.container, "default")
+        open_for_calls(bench)
+        if bench.read(job).candidates:
+            bench.run(job)
+        return bench.read(job).finetune_id is not None
+
+    until(found, seconds=15, pause=0.2)
+    assert bench.read(job).finetune_id != bench.read(older).finetune_id
+    assert bench.submits() == 2
+
+
+def test_a_worker_that_stood_still_does_not_send(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "FRESH", -1.0)
+    job = bench.submitting()
+
+    bench.run(job)
+
+    assert bench.submits() == 0
+    job = bench.read(job)
+    assert (job.state, job.intent_ms) == (JobState.SUBMITTING, None)
+
+
+def test_the_intent_is_written_before_the_call(bench: Any) -> None:
+    bench.sandbox.control.add_fault(op="submit", kind="slow", seconds=0.5)
+    job = bench.submitting()
+    bench.run(job)
+    kinds = [event.kind for event in bench.container.jobs.events(job.id)]
+    assert kinds[-1] is EventType.TRAINING
+
+
+def dead_in_the_middle(bench: Any, job: Any) -> Any:
+    """Leave the job as a worker does that was killed between its intent and its call."""
+    jobs = bench.container.jobs
+    now = int(time.time() * 1000)
+    job = jobs.transition(bench.read(job), Change(delay=60), owner="dead", intent_ms=now)
+    return jobs.transition(job, Change(delay=60), owner="")
+
+
+def open_for_calls(bench: Any) -> None:
+    """End the account's pause, so that a test need not wait for it."""
+    client = bench.container.jobs._redis
+    client.hdel(keys.account("default"), "paused_until", "probing", "probe_until")

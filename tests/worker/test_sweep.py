@@ -1,0 +1,180 @@
+"""The sweep and the poll stage: one call sees every training, and each moves as soon as it can."""
+
+from typing import Any
+
+import pytest
+
+from finetune_queue.contract import EventType, JobState, WaitReason
+from finetune_queue.store import AccountLimits, Change, keys
+from finetune_worker.stages.sweep import interval, sweep
+from support.until import until
+
+
+def calls_of(bench: Any, operation: str) -> int:
+    return sum(bench.sandbox.control.report()["calls"].get(operation, {}).values())
+
+
+def trained(bench: Any, count: int, **settings: Any) -> list[Any]:
+    bench.sandbox.control.change_settings(**settings)
+    jobs = [bench.submitting() for _ in range(count)]
+    for job in jobs:
+        bench.run(job)
+    if settings.get("training_seconds"):
+        return jobs
+    until(lambda: all(row["status"] != "REQUESTED" for row in bench.sandbox.control.trainings()), seconds=5)
+    return jobs
+
+
+def test_one_list_call_moves_every_finished_training(bench: Any) -> None:
+    jobs = trained(bench, 5, list_carries_weights_url=True)
+
+    sentence = sweep(bench.container, "default")
+
+    assert sentence == "saw 5 of 5 trainings, 5 moved"
+    assert calls_of(bench, "list") == 1
+    assert calls_of(bench, "details") == 0
+    assert {bench.read(job).state for job in jobs} == {JobState.DOWNLOADING}
+    assert all(bench.read(job).weights_url for job in jobs)
+
+
+def test_a_list_without_urls_costs_one_details_call_for_each_job(bench: Any) -> None:
+    jobs = trained(bench, 3, list_carries_weights_url=False)
+
+    sweep(bench.container, "default")
+    assert bench.container.accounts.status("default").waiting == 3
+    sweep(bench.container, "default")
+    holders, _ = bench.container.budget.reserve("default", 10)
+    assert set(holders) - {"sweep"} == {job.id for job in jobs}
+    for job in jobs:
+        assert bench.run(job).proceed
+        assert bench.read(job).state is JobState.DOWNLOADING
+    assert calls_of(bench, "details") == 3
+
+
+def test_a_single_training_is_looked_at_by_its_details(bench: Any) -> None:
+    [job] = trained(bench, 1, list_carries_weights_url=False)
+    sweep(bench.container, "default")
+    assert bench.read(job).state is JobState.DOWNLOADING
+    assert (calls_of(bench, "list"), calls_of(bench, "details")) == (0, 1)
+
+
+def test_a_running_training_parks_its_job_and_tells_of_its_status(bench: Any) -> None:
+    [job] = trained(bench, 1, training_seconds=600)
+    result = bench.run(job)
+    assert not result.proceed
+    assert "waiting for Segmind to train" in result.sentence
+    finetune_id = bench.read(job).finetune_id
+    bench.sandbox.control.change_training(finetune_id, status_word="WARMING_UP")
+
+    sweep(bench.container, "default")
+
+    job = bench.read(job)
+    assert (job.state, job.provider_status) == (JobState.TRAINING, "WARMING_UP")
+    last = bench.container.jobs.events(job.id)[-1]
+    assert (last.kind, last.data["provider_status"]) == (EventType.PROGRESS, "WARMING_UP")
+    assert job.waiting_for is WaitReason.PROVIDER
+
+
+def test_a_failed_training_fails_its_job_with_segmind_s_words(bench: Any) -> None:
+    [job] = trained(bench, 1, training_seconds=600)
+    bench.sandbox.control.change_training(bench.read(job).finetune_id, fail="no faces found")
+
+    sweep(bench.container, "default")
+
+    job = bench.read(job)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert "no faces found" in job.error.message
+    assert job.error.code == "training_failed"
+    assert not job.tracked
+    assert bench.container.accounts.status("default").tracked == 0
+
+
+def test_a_training_that_the_list_lacks_is_asked_for_alone(bench: Any) -> None:
+    first, second = trained(bench, 2, training_seconds=600)
+    for job in (first, second):
+        bench.run(job)
+    bench.sandbox.control.change_training(bench.read(first).finetune_id, hidden=True)
+    sweep(bench.container, "default")
+
+    long_ago = {"entered_ms": 1}
+    jobs = bench.container.jobs
+    jobs.transition(bench.read(first), Change(delay=60), **long_ago)
+    assert "waiting for Segmind to train" in bench.run(first).sentence
+    assert calls_of(bench, "details") == 1
+
+
+def test_a_training_that_segmind_forgot_fails_its_job(bench: Any) -> None:
+    [job] = trained(bench, 1, training_seconds=600)
+    jobs = bench.container.jobs
+    jobs.transition(bench.read(job), Change(delay=60), entered_ms=1, finetune_id="never-was")
+
+    bench.run(job)
+
+    job = bench.read(job)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.code == "not_found"
+
+
+def test_a_training_that_never_ends_fails_its_job(bench: Any) -> None:
+    [job] = trained(bench, 1, training_seconds=600)
+    bench.container.jobs.transition(bench.read(job), Change(delay=60), submitted_ms=1)
+
+    bench.run(job)
+
+    job = bench.read(job)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.code == "training_too_long"
+    assert job.finetune_id in job.error.message
+
+
+@pytest.mark.parametrize("fault", [{"kind": "rate_limited"}, {"kind": "http_error", "status": 503}, {"kind": "reset"}])
+def test_a_sweep_that_fails_moves_nobody_and_pauses_the_account(bench: Any, fault: dict[str, Any]) -> None:
+    jobs = trained(bench, 2, list_carries_weights_url=True)
+    bench.sandbox.control.add_fault(op="list", **fault)
+
+    sweep(bench.container, "default")
+
+    assert {bench.read(job).state for job in jobs} == {JobState.TRAINING}
+    assert bench.container.accounts.status("default").paused_for > 0
+
+
+def test_a_list_cut_short_still_moves_whom_it_showed(bench: Any) -> None:
+    jobs = trained(bench, 4, list_carries_weights_url=True)
+    bench.sandbox.control.add_fault(op="list", kind="malformed_json")
+
+    sweep(bench.container, "default")
+
+    states = [bench.read(job).state for job in jobs]
+    assert states.count(JobState.DOWNLOADING) >= 1
+    assert states.count(JobState.TRAINING) >= 1
+
+
+def test_a_training_seen_in_time_is_put_off(bench: Any) -> None:
+    jobs = trained(bench, 2, training_seconds=600)
+    for job in jobs:
+        bench.run(job)
+    client = bench.container.jobs._redis
+    for job in jobs:
+        client.zadd(keys.deadlines(), {job.id: 0})
+    sweep(bench.container, "default")
+    assert bench.container.deadlines.due(10, handover=1)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("calls", "window", "waiting", "seconds"),
+    [(50, 60.0, 0, 10.0), (50, 60.0, 9, 30.0), (5, 60.0, 0, 24.0), (5, 60.0, 9, 300.0)],
+)
+def test_looking_takes_half_of_an_idle_budget_and_a_small_share_of_a_busy_one(
+    bench: Any, calls: int, window: float, waiting: int, seconds: float
+) -> None:
+    container = bench.container
+    object.__setattr__(
+        container, "settings", container.settings.model_copy(update={"finetune_poll_min_interval": 10.0})
+    )
+    container.accounts.configure("default", AccountLimits(calls=calls, window=window))
+    for number in range(waiting):
+        container.jobs._redis.zadd(keys.room("default"), {str(number): number})
+    assert interval(container, container.accounts.status("default")) == pytest.approx(seconds)
