@@ -18,12 +18,13 @@ help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(RUNTIME) ## Set up .venv with all that the service needs.
+	@echo "Installed in $(VENV)."
 
 demo: $(RUNTIME) ## Run one fine-tune from images to verified weights, on this machine and at no cost.
 	@$(BIN)/finetune demo
 
 up: $(RUNTIME) ## Start Valkey, the sandbox, a worker and Flower, until Ctrl-C.
-	@$(BIN)/python -m finetune_queue.local up
+	@$(BIN)/python -m finetune_queue.local
 
 test: $(DEV) ## Run all tests. ARGS="-k word" chooses some.
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)

@@ -43,6 +43,7 @@ class Child:
         self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
+        self._told = 0
         self._swept = False
 
     @property
@@ -77,7 +78,7 @@ class Child:
         if shutil.which(self._command[0], path=self._env.get("PATH")) is None:
             raise ProcessError(f"{self.name} cannot be started: {self._command[0]} is not there")
         with self.log.open("ab") as log:
-            self._log_start = log.tell()
+            self._log_start = self._told = log.tell()
             self._swept = False
             self._process = subprocess.Popen(  # noqa: S603 - a fixed argument list, no shell
                 [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid()), *self._command],
@@ -94,6 +95,16 @@ class Child:
         """What it has printed since `start`, whole lines only while it runs."""
         text = self._output()
         return (text if not self.running else text[: text.rfind("\n") + 1]).splitlines()
+
+    def new_lines(self) -> list[str]:
+        """The whole lines it has printed since the last call of this method, or since `start`."""
+        with self.log.open("rb") as log:
+            log.seek(self._told)
+            whole = log.read().rpartition(b"\n")[0]
+        if not whole:
+            return []
+        self._told += len(whole) + 1
+        return whole.decode(errors="replace").split("\n")
 
     def wait_for_line(self, wanted: Callable[[str], bool], *, timeout: float) -> str:
         """Return the first line of output that is wanted.
@@ -130,9 +141,9 @@ class Child:
             if condition():
                 return
             if code is not None:
-                raise ProcessError(f"{self.name} ended with exit code {code}. {self._tail()}")
+                raise self.failure(f"ended with exit code {code}")
             if time.monotonic() > deadline:
-                raise ProcessError(f"{self.name} was not ready after {timeout:g} s. {self._tail()}")
+                raise self.failure(f"was not ready after {timeout:g} s")
             time.sleep(_TICK)
 
     def wait(self, *, timeout: float) -> int:
@@ -143,8 +154,14 @@ class Child:
         """
         code = self._wait(timeout)
         if code is None:
-            raise ProcessError(f"{self.name} still runs after {timeout:g} s. {self._tail()}")
+            raise self.failure(f"still runs after {timeout:g} s")
         return code
+
+    def failure(self, what: str) -> ProcessError:
+        """Return an error that says what the process did, with its last lines of output."""
+        lines = self._output()[-_TAIL_BYTES:].splitlines()[-20:]
+        tail = "\n".join(f"  {line}" for line in lines or ["(nothing)"])
+        return ProcessError(f"{self.name} {what}. Its last output ({self.log}):\n{tail}")
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process itself, not to its children; nothing if it has ended."""
@@ -192,7 +209,3 @@ class Child:
         with self.log.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace")
-
-    def _tail(self) -> str:
-        lines = self._output()[-_TAIL_BYTES:].splitlines()[-20:]
-        return f"Its last output ({self.log}):\n" + "\n".join(f"  {line}" for line in lines or ["(nothing)"])

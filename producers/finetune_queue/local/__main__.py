@@ -1,0 +1,76 @@
+"""`python -m finetune_queue.local`: start the whole stack and stay until Ctrl-C (`make up`)."""
+
+import os
+import signal
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from finetune_queue.local.processes import ProcessError
+from finetune_queue.local.stack import LocalStack
+from finetune_queue.local.valkey import ServerNotFoundError
+
+_TICK = 0.2
+
+
+def main() -> int:
+    """Run until Ctrl-C or SIGTERM; 1 if a part could not start or ended by itself."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    now = datetime.now().astimezone()
+    folder = Path("var") / "up" / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
+    try:
+        with LocalStack(folder, flower=True) as stack:
+            _say(_welcome(stack))
+            return _watch(stack)
+    except KeyboardInterrupt:
+        _say("Stopped.")
+        return 0
+    except (ProcessError, ServerNotFoundError) as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the terminal is the point
+        return 1
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _welcome(stack: LocalStack) -> str:
+    env = stack.settings_env
+    return "\n".join(
+        [
+            f"Valkey   {stack.valkey.url}",
+            f"Sandbox  {stack.sandbox_url}  (Segmind's API, emulated: trainings cost nothing)",
+            f"Flower   {stack.flower_url}",
+            f"Weights  {env['FINETUNE_ARTIFACT_URL']}",
+            f"Logs     {stack.folder}",
+            "",
+            "To submit from another terminal:",
+            *(f"  export {name}={env[name]}" for name in ("FINETUNE_REDIS_URL", "FINETUNE_STAGING_URL")),
+            "  .venv/bin/finetune submit --help",
+            "",
+            "Ctrl-C ends everything.",
+        ]
+    )
+
+
+def _watch(stack: LocalStack) -> int:
+    """Show what the workers log until a part of the stack ends, which it should not."""
+    while True:
+        for worker in stack.workers:
+            for line in worker.new_lines():
+                _say(f"{worker.name} | {line}")
+        for child in stack.children:
+            if not child.running:
+                print(child.failure(f"ended with exit code {child.returncode}"), file=sys.stderr)  # noqa: T201
+                return 1
+        time.sleep(_TICK)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the terminal is the point
+
+
+if __name__ == "__main__":
+    sys.exit(main())

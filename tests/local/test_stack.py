@@ -1,0 +1,105 @@
+"""The whole system starts, works on its own settings only, and leaves nothing running."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from finetune_queue.local.processes import Child, ProcessError
+from finetune_queue.local.stack import LocalStack, _is_healthy
+from finetune_queue.settings import load_settings
+
+
+def _runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.fixture
+def real_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's machine, with the key of a real account in the environment and in `.env`."""
+    monkeypatch.setenv("SEGMIND_API_KEY", "SG_real_account")
+    monkeypatch.setenv("SANDBOX_PORT", "not-a-port")
+    Path(".env").write_text("SEGMIND_ACCOUNTS={}\nFINETUNE_REDIS_URL=redis://real-server/0\n")
+
+
+@pytest.mark.usefixtures("real_account")
+def test_it_runs_on_settings_of_its_own_and_ends_what_it_started(tmp_path: Path) -> None:
+    with LocalStack(tmp_path / "stack", workers=0, rate_limit="5/1") as stack:
+        with redis.Redis.from_url(stack.valkey.url, socket_timeout=5) as client:
+            assert client.ping()
+        assert _is_healthy(f"{stack.sandbox_url}/_sandbox/health")
+        settings = stack.settings
+        assert settings.finetune_redis_url == stack.valkey.url
+        assert settings.accounts == {}, "a producer needs no key"
+        worker = load_settings(stack.worker_env, worker=True)
+        assert worker.segmind_base_url == stack.sandbox_url
+        assert worker.segmind_is_loopback
+        assert str(worker.accounts["default"].rate_limit) == "5/1"
+        children = stack.children
+        assert [child.name for child in children] == ["Valkey", "sandbox"]
+        for child in children:
+            assert b"SG_real_account" not in Path(f"/proc/{child.pid}/environ").read_bytes()
+        pids = [child.pid for child in children]
+    assert not any(map(_runs, pids))
+
+
+def test_a_part_that_cannot_start_is_named_and_the_others_are_ended(tmp_path: Path) -> None:
+    stack = LocalStack(tmp_path, workers=0, sandbox={"SANDBOX_TRAINING_SECONDS": "long"})
+    with pytest.raises(ProcessError, match=r"sandbox ended with exit code 1[\s\S]*training_seconds"), stack:
+        pytest.fail("it should not start")
+    assert not stack.valkey.process.running
+
+
+def test_a_worker_with_wrong_settings_is_told_what_is_wrong(tmp_path: Path) -> None:
+    stack = LocalStack(tmp_path, settings={"FINETUNE_LEASE": "soon"})
+    with pytest.raises(ProcessError, match=r"worker1 ended [\s\S]*FINETUNE_LEASE \(environment\): should be"), stack:
+        pytest.fail("it should not start")
+    assert not any(child.running for child in stack.children)
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Child]:
+    env = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    command = [sys.executable, "-m", "finetune_queue.local"]
+    with Child("up", command, env=env, cwd=tmp_path, log=tmp_path / "up.log") as child:
+        yield child
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_make_up_says_what_is_where_and_ends_on_a_signal(up: Child, ending: signal.Signals) -> None:
+    up.wait_for_line(lambda line: line == "Ctrl-C ends everything.", timeout=60)
+    said = dict(line.split(maxsplit=1) for line in up.lines() if line[:1].isupper())
+    assert _is_healthy(f"{said['Flower']}/healthcheck")
+    assert _is_healthy(f"{said['Sandbox'].split()[0]}/_sandbox/health")
+    with redis.Redis.from_url(said["Valkey"], socket_timeout=5) as client:
+        assert client.ping()
+    children = _children(up.pid)
+    assert len(children) == 4
+    up.send_signal(ending)
+    assert up.wait(timeout=30) == 0
+    assert up.lines()[-1] == "Stopped."
+    assert not any(map(_runs, children))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_make_up_ends_when_one_of_its_parts_does(up: Child) -> None:
+    up.wait_for_line(lambda line: line == "Ctrl-C ends everything.", timeout=60)
+    children = _children(up.pid)
+    os.kill(children[1], signal.SIGKILL)
+    assert up.wait(timeout=30) == 1
+    assert any("sandbox ended with exit code -9" in line for line in up.lines())
+    assert not any(map(_runs, children))
+
+
+def _children(parent: int) -> list[int]:
+    """The ids of a process's children, oldest first."""
+    return sorted(
+        int(stat.parent.name)
+        for stat in Path("/proc").glob("[0-9]*/stat")
+        if stat.read_text().rpartition(")")[2].split()[1] == str(parent)
+    )
