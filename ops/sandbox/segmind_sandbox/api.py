@@ -60,8 +60,8 @@ class Call:
         if self._content_type() != "application/json":
             raise BadRequestError("Content-Type must be application/json")
         try:
-            body: object = json.loads(await self.request.body())
-        except ValueError:
+            body: object = json.loads(await self.request.body(), parse_constant=_no_constant)
+        except (ValueError, RecursionError):
             raise BadRequestError("the body is not valid JSON") from None
         return body
 
@@ -82,6 +82,10 @@ class Call:
 
     def _content_type(self) -> str:
         return self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _texts(items: list[tuple[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,8 @@ class SandboxProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Remember the transport for the requests of this connection."""
         self.app_state = {**self.app_state, _TRANSPORT: transport}
+        # asyncio sets this only for sockets made with an explicit protocol; without it each reply waits for an ACK.
+        _socket(transport).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
 
 
@@ -35,6 +37,10 @@ class HangUpError(Exception):
         self.reset = reset
 
 
+def _socket(transport: asyncio.Transport) -> socket.socket:
+    return cast("socket.socket", transport.get_extra_info("socket"))
+
+
 async def hang_up(scope: Scope, receive: Receive, *, reset: bool) -> None:
     """Close the connection of this request: what was written is flushed, or with ``reset`` dropped and RST sent.
 
@@ -44,8 +50,7 @@ async def hang_up(scope: Scope, receive: Receive, *, reset: bool) -> None:
     if transport is None:
         raise RuntimeError("faults that close the connection need uvicorn with http=SandboxProtocol")
     if reset:
-        peer = cast("socket.socket", transport.get_extra_info("socket"))
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        _socket(transport).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         transport.abort()
     else:
         transport.close()

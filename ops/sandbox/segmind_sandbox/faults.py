@@ -3,6 +3,9 @@
 A fault names an operation and a kind, and fires ``count`` times (by default once) or, with a ``probability``
 below 1, at random until it is removed. ``match`` limits it to calls whose path or body contains the text: a job's
 name, a file name, an id.
+
+Faults that only shape a call (slow, stall, corrupted, ignore_range, partial_list) fire together. Of those that decide
+how it is answered the oldest fires, and the others wait for the next call: several make a sequence.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ class Fault(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     ops: ClassVar[frozenset[str]] = API_OPS | STORAGE_OPS | {"api"}
+    decides: ClassVar[bool] = False  # the call's reply; at most one such fault fires in a call
 
     op: Op
     count: int | None = Field(None, ge=1, description="how often it fires; null: until it is removed")
@@ -59,6 +63,7 @@ class Fault(BaseModel):
 class HttpError(Fault):
     """An error status; with ``processed`` the call has had its effect all the same."""
 
+    decides: ClassVar[bool] = True
     kind: Literal["http_error"]
     status: int = Field(500, ge=400, le=599)
     body: Literal["error", "empty", "html"] = "error"
@@ -68,12 +73,14 @@ class HttpError(Fault):
 class ReplyLost(Fault):
     """The call has its effect, then the connection closes without a reply."""
 
+    decides: ClassVar[bool] = True
     kind: Literal["reply_lost"]
 
 
 class Reset(Fault):
     """The connection is reset before the call has any effect."""
 
+    decides: ClassVar[bool] = True
     kind: Literal["reset"]
 
 
@@ -89,6 +96,7 @@ class RateLimited(Fault):
     """A 429 although the account's limit is not reached."""
 
     ops: ClassVar[frozenset[str]] = API_OPS | {"api"}
+    decides: ClassVar[bool] = True
     kind: Literal["rate_limited"]
     retry_after: float | None = Field(None, ge=0)
 
@@ -97,6 +105,7 @@ class MalformedJson(Fault):
     """The call has its effect, then its JSON reply is cut in half."""
 
     ops: ClassVar[frozenset[str]] = API_OPS | {"api"}
+    decides: ClassVar[bool] = True
     kind: Literal["malformed_json"]
 
 
@@ -104,6 +113,7 @@ class Html200(Fault):
     """A page of HTML with status 200, as a proxy in trouble sends; with ``processed`` after the effect."""
 
     ops: ClassVar[frozenset[str]] = API_OPS | {"api"}
+    decides: ClassVar[bool] = True
     kind: Literal["html_200"]
     processed: bool = False
 
@@ -120,6 +130,7 @@ class SlowDown(Fault):
     """503 SlowDown with S3's XML body."""
 
     ops: ClassVar[frozenset[str]] = STORAGE_OPS
+    decides: ClassVar[bool] = True
     kind: Literal["slow_down"]
 
 
@@ -127,6 +138,7 @@ class Truncated(Fault):
     """The body ends after ``after_bytes`` of the bytes asked for, and the connection closes."""
 
     ops: ClassVar[frozenset[str]] = READS
+    decides: ClassVar[bool] = True
     kind: Literal["truncated"]
     after_bytes: int = Field(1000, ge=0)
 
@@ -246,9 +258,10 @@ class FaultBook:
 
     def draw(self, op: str, text: str) -> list[AnyFault]:
         """The faults that fire for this call, each taken from its count."""
-        fired = []
+        fired: list[AnyFault] = []
+        decided = False
         for armed in self._armed.values():
-            if armed.left == 0 or not armed.fault.applies_to(op, text):
+            if armed.left == 0 or (decided and armed.fault.decides) or not armed.fault.applies_to(op, text):
                 continue
             if armed.fault.probability < 1 and self.random.random() >= armed.fault.probability:
                 continue
@@ -257,4 +270,5 @@ class FaultBook:
                 armed.left -= 1
             self.fired[armed.fault.kind] += 1
             fired.append(armed.fault)
+            decided = decided or armed.fault.decides
         return fired

@@ -65,9 +65,8 @@ async def access_update(call: Call) -> Response:
 async def file_link(call: Call) -> Response:
     """The siblings' link to private weights: a GET with a form, answered by the link as plain text."""
     body = models.parse(models.FileLink, await call.form())
-    training = call.sandbox.trainings.of_model(
-        urlsplit(body.cloud_storage_url).path.rpartition("/")[2][: -len(".safetensors")]
-    )
+    name = urlsplit(body.cloud_storage_url).path.rpartition("/")[2]
+    training = call.sandbox.trainings.of_model(name.removesuffix(".safetensors"))
     if training is None or training.account != call.account.name or body.cloud_storage_url != training.weights_url:
         raise RefusedError(404, "File not found")
     seconds = call.sandbox.settings.link_seconds

@@ -45,7 +45,7 @@ RateText = Annotated[str, AfterValidator(_checked_rate)]
 class SandboxSettings(BaseSettings):
     """Everything that can be chosen about a sandbox. Durations are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="SANDBOX_", extra="ignore", validate_assignment=True)
+    model_config = SettingsConfigDict(env_prefix="SANDBOX_", extra="forbid")
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(0, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -68,7 +68,7 @@ class SandboxSettings(BaseSettings):
         default=False, description="weights of FAST_FLUX need a signed link, as the siblings'"
     )
     link_seconds: int = Field(3600, ge=1, le=604800, description="life of presigned uploads and signed weights links")
-    credits: float = Field(1000.0, ge=0, description="what each account starts with")
+    credits: float = Field(100_000.0, ge=0, description="what each account starts with")
     training_cost: float = Field(0.1, ge=0, description="credits taken by an accepted submit")
     webhook_url: str | None = Field(None, description="register this webhook for every account at start")
     webhook_timeout: float = Field(5.0, gt=0, description="time allowed for one delivery")
