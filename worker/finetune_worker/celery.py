@@ -89,3 +89,8 @@ def _check_worker(**_: object) -> None:
         _settings.require_worker()
     except SettingsError as error:
         raise SystemExit(str(error)) from None
+
+
+@signals.worker_shutting_down.connect
+def _stop_soon(**_: object) -> None:
+    app.finetune.container.stop_soon()  # type: ignore[attr-defined]

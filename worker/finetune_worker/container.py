@@ -2,6 +2,7 @@
 
 import tempfile
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -13,6 +14,7 @@ from finetune_queue.settings import Settings
 from finetune_queue.storage import Place
 from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, connect
 from finetune_worker.segmind.client import SegmindClient
+from finetune_worker.transfer.limits import Limits
 
 CALL_MARGIN = 10.0
 """Seconds beyond its own time-out after which a call has ended for certain."""
@@ -35,6 +37,7 @@ class Container:
     artifacts: Place
     work_dir: Path
     _clients: dict[str, SegmindClient] = field(default_factory=dict)
+    _stopping: list[float] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -61,6 +64,14 @@ class Container:
             artifacts=Place(settings.finetune_artifact_url),
             work_dir=work_dir,
         )
+
+    def stop_soon(self) -> None:
+        """Give running stages the shutdown time-out from now; those that can then park their job."""
+        self._stopping.append(time.monotonic() + self.settings.finetune_shutdown_timeout)
+
+    def out_of_time(self) -> bool:
+        """Tell whether the worker is being stopped and its running stages have had their time."""
+        return bool(self._stopping) and time.monotonic() >= self._stopping[0]
 
     def announce_accounts(self) -> None:
         """Tell every worker the limits of the accounts in these settings."""
@@ -96,6 +107,13 @@ class Container:
                     call_timeout=self.settings.segmind_call_timeout,
                 )
             return self._clients[account]
+
+    @property
+    def transfer_limits(self) -> Limits:
+        """Bounds of one upload or download: a stall ends it before the job's lease does."""
+        return Limits(
+            connect_timeout=self.settings.segmind_connect_timeout, stall_timeout=self.settings.finetune_lease / 2
+        )
 
     def close(self) -> None:
         """Close the API connections."""

@@ -154,6 +154,7 @@ class JobRecord(BaseModel):
     wants_details: bool = False
     deployed: bool = False
     # download
+    weights_private: bool = False
     weights: Weights | None = None
 
     @classmethod
@@ -202,7 +203,7 @@ class JobRecord(BaseModel):
 
 _INTERNAL = {
     *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
-    *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed"),
+    *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private"),
 }
 _JSON_FIELDS = frozenset(
     {"request", "progress", "error", "dataset_report", "evidence", "weights", "candidates", "ruled_out"}

@@ -1,6 +1,7 @@
 """A claim: one worker's exclusive hold on a job, for as long as it shows signs of life."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from finetune_queue.contract import EventType, JobRecord
@@ -14,16 +15,23 @@ class CancelRequestedError(Exception):
     """The caller asked to cancel the job while a stage was running."""
 
 
+class WorkerStoppingError(Exception):
+    """This worker is being stopped and has no more time for the stage."""
+
+
 class Claim:
     """A claimed job. Every write names the version in hand, so a worker that was overtaken cannot write."""
 
-    def __init__(self, store: JobStore, job: JobRecord, owner: str, lease: float) -> None:
-        """Take the job for ``lease`` seconds; each write renews it.
+    def __init__(
+        self, store: JobStore, job: JobRecord, owner: str, lease: float, out_of_time: Callable[[], bool]
+    ) -> None:
+        """Take the job for ``lease`` seconds; each write renews it. ``out_of_time`` tells when the worker must stop.
 
         Raises:
             ConflictError: somebody else was first.
         """
         self._store = store
+        self._out_of_time = out_of_time
         self._lease = lease
         self._last_sign = time.monotonic()
         self.job = store.transition(job, Change(delay=lease), owner=owner)
@@ -45,8 +53,11 @@ class Claim:
 
         Raises:
             CancelRequestedError: the caller wants the job cancelled.
+            WorkerStoppingError: the worker must stop now.
             ConflictError: the claim was lost.
         """
+        if self._out_of_time():
+            raise WorkerStoppingError
         if time.monotonic() - self._last_sign < min(1.0, self._lease / _SIGNS_PER_LEASE):
             return
         self.write(progress=Progress(done=done, total=total))

@@ -3,13 +3,14 @@
 import json
 from typing import Any
 
-from finetune_queue.storage import StorageError
-
-from finetune_queue.contract import JobError, JobRecord, JobState, Stage
+from finetune_queue.contract import JobRecord, JobState, Stage
 from finetune_queue.contract.job import iso_time
+from finetune_queue.storage import StorageError
 from finetune_worker.container import Container
 from finetune_worker.stages.claim import Claim
+from finetune_worker.stages.errors import from_storage
 from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry
+
 
 def publish(container: Container, claim: Claim) -> Outcome:
     """Write the manifest and end the job."""
@@ -22,7 +23,7 @@ def publish(container: Container, claim: Claim) -> Outcome:
     try:
         container.artifacts.put_bytes(body.encode(), manifest_name(job.id))
     except StorageError as error:
-        problem = JobError(code=error.code, stage=Stage.PUBLISH, message=error.sentence, retryable=error.retryable)
+        problem = from_storage(error, Stage.PUBLISH)
         return Retry(problem) if error.retryable else Fail(problem)
     return Done(f"succeeded: weights at {weights.url} (sha256 {weights.sha256[:12]}…)", to=JobState.SUCCEEDED)
 

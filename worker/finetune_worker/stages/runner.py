@@ -12,7 +12,7 @@ from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitRe
 from finetune_queue.store import Change, ConflictError, JobNotFoundError, OwnedElsewhereError, RedisError
 from finetune_worker.container import Container
 from finetune_worker.stages.calls import StaleCallError
-from finetune_worker.stages.claim import CancelRequestedError, Claim
+from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
 
 log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
     if job.owner:
         return StageResult("nothing to do: another worker has the job", proceed=False)
     try:
-        claim = Claim(container.jobs, job, task_id, container.settings.finetune_lease)
+        claim = Claim(container.jobs, job, task_id, container.settings.finetune_lease, container.out_of_time)
         outcome = _act(container, function, claim)
         try:
             job, result = _conclude(container, claim.job, stage, outcome)
@@ -76,6 +76,8 @@ def _act(container: Container, function: StageFunction, claim: Claim) -> Outcome
         return function(container, claim)
     except CancelRequestedError:
         return _cancelled(claim.job)
+    except WorkerStoppingError:
+        return Wait("parked: this worker is stopping; another goes on", WaitReason.BACKOFF, 0.0)
     except StaleCallError:
         return Wait("parked: this worker stood still before its call, so it did not send it", WaitReason.BACKOFF, 1.0)
     except (ConflictError, RedisError):

@@ -1,0 +1,202 @@
+"""One job through real processes: from local images to verified weights and a result event."""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from finetune_queue.contract import Event, EventType, JobState
+from finetune_queue.errors import IdempotencyConflictError
+from finetune_queue.local.stack import LocalStack
+from finetune_queue.messaging import QUEUE, RUN, producer_app
+from finetune_queue.sdk import FineTuneQueue
+from segmind_sandbox.testing import SandboxControl
+from support.samples import sample
+from support.until import until
+
+SECONDS = 30
+
+
+def path_of(url: str) -> Path:
+    return Path(urlsplit(url).path)
+
+
+def test_local_images_become_verified_weights(
+    queue: FineTuneQueue, control: SandboxControl, images: Path, stack: LocalStack
+) -> None:
+    seen: list[Event] = []
+    job = queue.submit(sample(dataset=str(images), labels={"team": "faces"})).wait(SECONDS, on_event=seen.append)
+
+    assert job.state is JobState.SUCCEEDED, job.record.error
+    weights = job.record.weights
+    assert weights is not None
+    body = path_of(weights.url).read_bytes()
+    assert hashlib.sha256(body).hexdigest() == weights.sha256
+    header = json.loads(body[8 : 8 + struct.unpack("<Q", body[:8])[0]])
+    assert weights.tensors == len([name for name in header if name != "__metadata__"])
+    manifest = json.loads(path_of(weights.manifest_url).read_text())
+    assert manifest["weights"]["sha256"] == weights.sha256
+    assert manifest["dataset"]["images"] == 6
+    kinds = [event.kind for event in seen if event.kind is not EventType.PROGRESS]
+    assert kinds == [
+        EventType.ACCEPTED,
+        EventType.UPLOADING,
+        EventType.SUBMITTING,
+        EventType.TRAINING,
+        EventType.DOWNLOADING,
+        EventType.SUCCEEDED,
+    ]
+    assert [event.id for event in seen] == [f"{job.id}-{number + 1}" for number in range(len(seen))]
+    report = control.report()
+    assert sum(report["submits"]["by_name"].values()) == 1
+    with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
+        stream: Any = client.xrange("{finetune}:events")
+    mine = [Event.model_validate_json(fields["event"]) for _, fields in stream]
+    assert [event for event in mine if event.subject == job.id] == seen
+
+
+def test_the_same_key_gives_the_same_job(queue: FineTuneQueue, images: Path, control: SandboxControl) -> None:
+    request = sample(dataset=str(images))
+    first = queue.submit(request, idempotency_key="order-1")
+    second = queue.submit(request, idempotency_key="order-1")
+    assert second.id == first.id
+    with pytest.raises(IdempotencyConflictError):
+        queue.submit(request | {"trigger_word": "2MAN"}, idempotency_key="order-1")
+    first.wait(SECONDS)
+    assert sum(control.report()["submits"]["by_name"].values()) == 1
+
+
+def test_a_raw_celery_client_may_send_the_request(queue: FineTuneQueue, images: Path, stack: LocalStack) -> None:
+    staged = queue.submit(sample(dataset=str(images))).wait(SECONDS).record.request.dataset
+    app = producer_app(stack.settings)
+    sent = app.send_task(RUN, [sample(dataset=staged)], queue=QUEUE)
+    until(lambda: any(job.id == sent.id for job in queue.list()), seconds=SECONDS)
+    assert queue.get(sent.id).wait(SECONDS).state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ({"name": "x"}, "instance_prompt: is required"),
+        (sample(datset="https://x/y.zip"), "datset: is not a field"),
+        ("no-such-job", "There is no job no-such-job"),
+        (17, "expected a JSON object"),
+    ],
+)
+def test_a_message_that_cannot_become_a_job_is_kept_and_told_of(
+    queue: FineTuneQueue, stack: LocalStack, argument: Any, problem: str
+) -> None:
+    sent = producer_app(stack.settings).send_task(RUN, [argument], queue=QUEUE)
+    with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
+
+        def letters() -> list[Any]:
+            rows: Any = client.xrange("{finetune}:dead")
+            return [fields for _, fields in rows if fields["message_id"] == sent.id]
+
+        until(lambda: bool(letters()), seconds=SECONDS)
+        [letter] = letters()
+    assert problem in letter["problems"]
+    assert json.loads(letter["body"])[0] == [argument]
+
+
+def test_a_message_that_is_no_json_is_kept(queue: FineTuneQueue, stack: LocalStack) -> None:
+    app = producer_app(stack.settings)
+    with app.connection_for_write() as connection:
+        connection.Producer(serializer="json").publish(
+            b"{ not json", content_type="application/json", content_encoding="utf-8", routing_key=QUEUE,
+            exchange="", headers={"id": "broken-1", "task": RUN},
+        )  # fmt: skip
+    with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
+
+        def kept() -> bool:
+            rows: Any = client.xrange("{finetune}:dead")
+            return any("{ not json" in fields["body"] for _, fields in rows)
+
+        until(kept, seconds=SECONDS)
+
+
+def test_an_unknown_task_is_kept(queue: FineTuneQueue, stack: LocalStack) -> None:
+    sent = producer_app(stack.settings).send_task("finetune.nonsense", [1], queue=QUEUE)
+    with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
+
+        def kept() -> bool:
+            rows: Any = client.xrange("{finetune}:dead")
+            return any(fields["message_id"] == sent.id for _, fields in rows)
+
+        until(kept, seconds=SECONDS)
+
+
+def test_a_bad_dataset_fails_before_anything_is_paid(
+    queue: FineTuneQueue, control: SandboxControl, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+    job = queue.submit(sample(dataset=str(tmp_path / "empty.zip"))).wait(SECONDS)
+    assert job.state is JobState.FAILED
+    assert job.record.error is not None
+    assert job.record.error.code == "dataset_rejected"
+    assert job.record.dataset_report is not None
+    assert control.report()["submits"]["by_name"] == {}
+
+
+def test_a_wrong_api_key_is_said_on_the_job(
+    queue: FineTuneQueue, control: SandboxControl, images: Path, stack: LocalStack
+) -> None:
+    control.add_fault(op="presign", kind="http_error", status=401)
+    job = queue.submit(sample(dataset=str(images))).wait(SECONDS)
+    assert job.state is JobState.FAILED
+    assert job.record.error is not None
+    assert job.record.error.code == "api_key_rejected"
+    assert "SEGMIND_API_KEY" in job.record.error.message
+
+
+def test_a_failed_job_resumes_at_the_stage_that_failed(
+    queue: FineTuneQueue, control: SandboxControl, images: Path
+) -> None:
+    control.add_fault(op="download", kind="http_error", status=404, count=None)
+    job = queue.submit(sample(dataset=str(images))).wait(SECONDS)
+    assert job.state is JobState.FAILED, job.record
+    control.reset("faults")
+
+    assert job.retry().wait(SECONDS).state is JobState.SUCCEEDED
+    assert sum(control.report()["submits"]["by_name"].values()) == 1
+
+
+def test_a_job_that_waits_for_deployment_ends_when_it_is_available(queue: FineTuneQueue, images: Path) -> None:
+    seen: list[Event] = []
+    job = queue.submit(sample(dataset=str(images), wait_for="available")).wait(SECONDS, on_event=seen.append)
+    assert job.state is JobState.SUCCEEDED
+    assert job.record.provider_status == "AVAILABLE"
+    assert EventType.DEPLOYING in [event.kind for event in seen]
+
+
+def test_private_weights_are_fetched_by_a_link(queue: FineTuneQueue, control: SandboxControl, images: Path) -> None:
+    control.change_settings(private_weights=True)
+    job = queue.submit(sample(dataset=str(images))).wait(SECONDS)
+    control.change_settings(private_weights=False)
+    assert job.state is JobState.SUCCEEDED, job.record.error
+    weights_url = job.record.weights_url or ""
+    assert "Signature" not in weights_url
+
+
+def test_no_secret_is_in_the_logs(stack: LocalStack, queue: FineTuneQueue, images: Path) -> None:
+    queue.submit(sample(dataset=str(images))).wait(SECONDS)
+    key = stack.worker_env["SEGMIND_API_KEY"]
+    for worker in stack.workers:
+        text = "\n".join(worker.lines())
+        assert "stage_finished" in text
+        assert key not in text
+        assert "X-Amz-Signature=" not in text.replace("X-Amz-Signature=[redacted]", "")
+
+
+def test_a_cancelled_job_stops(queue: FineTuneQueue, control: SandboxControl, images: Path) -> None:
+    control.change_settings(training_seconds=600)
+    job = queue.submit(sample(dataset=str(images)))
+    until(lambda: job.refresh().state is JobState.TRAINING, seconds=SECONDS)
+    job.cancel()
+    assert job.wait(SECONDS).state is JobState.CANCELLED
+    control.change_settings(training_seconds=0.5)

@@ -1,0 +1,103 @@
+"""Download: the weights come in with resume, are verified, and only then appear among the artifacts."""
+
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from finetune_queue.contract import JobRecord, JobState, Stage
+from finetune_queue.contract.job import Weights
+from finetune_queue.storage import StorageError
+from finetune_queue.store import CallClass, NoSlot, room_score
+from finetune_worker.container import Container
+from finetune_worker.segmind.errors import MalformedReply, Rejected
+from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
+from finetune_worker.stages.claim import Claim
+from finetune_worker.stages.errors import from_api, from_storage, from_transfer
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry
+from finetune_worker.stages.publish import manifest_name
+from finetune_worker.transfer.download import discard
+from finetune_worker.transfer.download import download as fetch
+from finetune_worker.transfer.errors import NeedNewUrl, Refused, SafetensorsError, TransferError
+from finetune_worker.transfer.safetensors import verify_safetensors
+
+log = structlog.get_logger(__name__)
+
+
+def download(container: Container, claim: Claim) -> Outcome:
+    """Fetch, verify and store the job's weights."""
+    job = claim.job
+    if job.weights is not None:
+        return _done(job, job.weights)
+    url = job.weights_url or ""
+    if job.weights_private:
+        link = _private_link(container, job)
+        if not isinstance(link, str):
+            return link
+        url = link
+    part = container.work_dir / f"{job.id}.part"
+    try:
+        got = fetch(
+            url,
+            part,
+            limits=container.transfer_limits,
+            on_progress=claim.progress,
+            allow_loopback=container.settings.segmind_is_loopback,
+        )
+        checked = verify_safetensors(part)
+    except NeedNewUrl as error:
+        if job.weights_private:
+            return Retry(from_transfer(error, Stage.DOWNLOAD))
+        return Retry(from_transfer(error, Stage.DOWNLOAD), after=0.0, fields={"weights_private": True})
+    except SafetensorsError as error:
+        # What came is whole and still no weights: perhaps Segmind replaces it, so it is fetched anew.
+        discard(part)
+        return Retry(from_transfer(error, Stage.DOWNLOAD))
+    except Refused as error:
+        return Fail(from_transfer(error, Stage.DOWNLOAD))
+    except TransferError as error:
+        return Retry(from_transfer(error, Stage.DOWNLOAD), after=error.retry_after)
+    name = f"{job.id}/weights.safetensors"
+    stored = _store(container, claim, part, name)
+    if stored is not None:
+        return stored
+    discard(part)
+    weights = Weights(
+        url=container.artifacts.url_of(name),
+        manifest_url=container.artifacts.url_of(manifest_name(job.id)),
+        bytes=got.size,
+        sha256=got.sha256,
+        tensors=checked.tensors,
+    )
+    log.info("weights_stored", bytes=got.size, sha256=got.sha256, checked_by=got.checked)
+    return _done(claim.job, weights)
+
+
+def _done(job: JobRecord, weights: Weights) -> Done:
+    sentence = f"downloaded and verified: {weights.bytes:,} bytes, sha256 {weights.sha256[:12]}…"
+    to = JobState.DEPLOYING if job.request.wait_for == "available" else None
+    return Done(sentence, to=to, fields={"weights": weights})
+
+
+def _store(container: Container, claim: Claim, part: Path, name: str) -> Outcome | None:
+    try:
+        container.artifacts.put_file(part, name, on_progress=claim.progress)
+    except StorageError as error:
+        problem = from_storage(error, Stage.DOWNLOAD)
+        return Retry(problem) if error.retryable else Fail(problem)
+    return None
+
+
+def _private_link(container: Container, job: JobRecord) -> Outcome | str:
+    slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
+    if isinstance(slot, NoSlot):
+        return park(job, CallClass.FINISH, slot, "ask for a link to the private weights")
+    client = container.segmind(job.account)
+    try:
+        return call_api(container.budget, slot, partial(client.private_link, job.weights_url or ""))
+    except AccountPausedError as paused:
+        return park_paused(job, CallClass.FINISH, paused, "ask for a link to the private weights")
+    except Rejected as error:
+        return Fail(from_api(error, Stage.DOWNLOAD))
+    except MalformedReply as error:
+        return Retry(from_api(error, Stage.DOWNLOAD))

@@ -1,0 +1,133 @@
+"""Upload: the dataset is checked before anything is paid, and put where Segmind reads it (Fast Flux API, section 4)."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import structlog
+
+from finetune_queue.contract import JobError, JobRecord, JobState, Stage
+from finetune_queue.datasets.check import check_archive
+from finetune_queue.datasets.errors import DatasetError
+from finetune_queue.datasets.report import DatasetReport
+from finetune_queue.store import CallClass, NoSlot, room_score
+from finetune_worker.container import Container
+from finetune_worker.segmind.errors import MalformedReply, Rejected
+from finetune_worker.segmind.models import PresignedUpload
+from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
+from finetune_worker.stages.claim import Claim
+from finetune_worker.stages.errors import from_api, from_dataset, from_transfer
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry
+from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError
+from finetune_worker.transfer.put import upload_presigned
+
+log = structlog.get_logger(__name__)
+
+URL_MARGIN = timedelta(seconds=60)
+"""How long a presigned URL must still be valid to be worth an upload."""
+
+
+def upload(container: Container, claim: Claim) -> Outcome:
+    """Check the job's dataset and make it readable for Segmind."""
+    if claim.job.dataset_url is not None:
+        return Done("the dataset was already in place", to=JobState.SUBMITTING)
+    try:
+        with _dataset_file(container, claim) as path:
+            return _check_and_put(container, claim, path)
+    except DatasetError as error:
+        problem = from_dataset(error, Stage.UPLOAD)
+        return Retry(problem) if error.retryable else Fail(problem)
+
+
+@contextmanager
+def _dataset_file(container: Container, claim: Claim) -> Iterator[Path]:
+    yield Path(unquote(urlsplit(claim.job.request.dataset).path))
+
+
+def _check_and_put(container: Container, claim: Claim, path: Path) -> Outcome:
+    report = _checked(claim, path)
+    if not report.ok:
+        return Fail(_rejected(report))
+    upload_to = _kept_url(container, claim.job)
+    if upload_to is None:
+        presigned = _presign(container, claim.job)
+        if not isinstance(presigned, PresignedUpload):
+            return presigned
+        upload_to = presigned
+    try:
+        done = upload_presigned(
+            upload_to,
+            path,
+            public=True,
+            limits=container.transfer_limits,
+            on_progress=claim.progress,
+            allow_loopback=container.settings.segmind_is_loopback,
+        )
+    except NeedNewUrl as error:
+        container.jobs.drop_upload_url(claim.job.id)
+        return Retry(from_transfer(error, Stage.UPLOAD), after=0.0)
+    except (Refused, SourceChanged) as error:
+        return Fail(from_transfer(error, Stage.UPLOAD))
+    except TransferError as error:
+        return Retry(from_transfer(error, Stage.UPLOAD), after=error.retry_after)
+    container.jobs.drop_upload_url(claim.job.id)
+    return Done(
+        f"uploaded {report.images} images ({done.size:,} bytes)",
+        to=JobState.SUBMITTING,
+        fields={"dataset_url": upload_to.s3_url},
+    )
+
+
+def _checked(claim: Claim, path: Path) -> DatasetReport:
+    request = claim.job.request
+    if claim.job.dataset_report is not None:
+        return DatasetReport.model_validate(claim.job.dataset_report)
+    report = check_archive(path, trigger_word=request.trigger_word, instance_prompt=request.instance_prompt)
+    claim.write(dataset_report=report.model_dump(mode="json"))
+    log.info("dataset_checked", ok=report.ok, images=report.images, bytes=report.bytes)
+    return report
+
+
+def _rejected(report: DatasetReport) -> JobError:
+    errors = [finding for finding in report.findings if finding.severity == "error"]
+    said = "; ".join(f"{each.file}: {each.message}" if each.file else each.message for each in errors[:3])
+    more = f" (and {len(errors) - 3} more)" if len(errors) > 3 else ""
+    return JobError(
+        code="dataset_rejected",
+        stage=Stage.UPLOAD,
+        message=f"The dataset cannot be trained on: {said}{more}",
+        action=f"{errors[0].fix} `finetune dataset check` shows all findings. Nothing was paid.",
+    )
+
+
+def _kept_url(container: Container, job: JobRecord) -> PresignedUpload | None:
+    kept = container.jobs.upload_url(job.id)
+    if kept is None:
+        return None
+    found = PresignedUpload.model_validate_json(kept)
+    return None if found.expired(datetime.now(UTC), margin=URL_MARGIN) else found
+
+
+def _presign(container: Container, job: JobRecord) -> PresignedUpload | Outcome:
+    slot = container.budget.take(job.account, job.id, room_score(CallClass.PREPARE, job))
+    if isinstance(slot, NoSlot):
+        return park(job, CallClass.PREPARE, slot, "ask for an upload URL")
+    client = container.segmind(job.account)
+    try:
+        # Named after the job: the mark by which a submit of unknown outcome is found again.
+        presigned = call_api(container.budget, slot, partial(client.presign_upload, job.id, public=True))
+    except AccountPausedError as paused:
+        return park_paused(job, CallClass.PREPARE, paused, "ask for an upload URL")
+    except Rejected as error:
+        return Fail(from_api(error, Stage.UPLOAD))
+    except MalformedReply as error:
+        return Retry(from_api(error, Stage.UPLOAD))
+    if presigned.expires_at is not None:
+        valid = (presigned.expires_at - datetime.now(UTC)).total_seconds()
+        secret = {"presigned_url": presigned.presigned_url.get_secret_value(), "s3_url": presigned.s3_url}
+        container.jobs.save_upload_url(job.id, json.dumps(secret), valid)
+    return presigned
