@@ -1,0 +1,36 @@
+"""Datasets up, weights down: streamed, checked while they move, and safe to cut at any byte."""
+
+from finetune_worker.transfer.download import Download, discard, download
+from finetune_worker.transfer.errors import (
+    NeedNewUrl,
+    NoRoom,
+    Refused,
+    SafetensorsError,
+    SourceChanged,
+    StartOver,
+    TransferError,
+    TryAgain,
+)
+from finetune_worker.transfer.limits import Limits, Progress
+from finetune_worker.transfer.put import Uploaded, upload_presigned
+from finetune_worker.transfer.safetensors import SafetensorsInfo, verify_safetensors
+
+__all__ = [
+    "Download",
+    "Limits",
+    "NeedNewUrl",
+    "NoRoom",
+    "Progress",
+    "Refused",
+    "SafetensorsError",
+    "SafetensorsInfo",
+    "SourceChanged",
+    "StartOver",
+    "TransferError",
+    "TryAgain",
+    "Uploaded",
+    "discard",
+    "download",
+    "upload_presigned",
+    "verify_safetensors",
+]

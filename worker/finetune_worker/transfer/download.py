@@ -1,0 +1,244 @@
+"""The download of weights (Fast Flux API, section 6): resumable, bounded, checked by the storage's own checksum.
+
+What is kept of a broken download is one object's bytes from its start, never a mixture: the rest is asked for with
+If-Range and the object's strong ETag (RFC 9110, 13.1.5), so that the storage sends a changed object whole, and the
+reply must say that it continues exactly there. Without a strong ETag every download starts at the first byte.
+"""
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import structlog
+
+from finetune_worker.transfer.digests import expected
+from finetune_worker.transfer.errors import NeedNewUrl, Refused, StartOver, TransferError, TryAgain
+from finetune_worker.transfer.limits import Limits, Meter, Progress
+from finetune_worker.transfer.partfile import Known, PartFile, discard
+from finetune_worker.wire.deadline import Deadline
+from finetune_worker.wire.failures import WIRE_ERRORS, explain
+from finetune_worker.wire.headers import retry_after
+from finetune_worker.wire.session import BLOCK, open_session
+from finetune_worker.wire.urls import UnsafeUrlError, require_callable
+
+__all__ = ["Download", "discard", "download"]
+
+MAX_REDIRECTS = 3
+
+_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A whole file. ``checked`` says which of the storage's checksums it was compared with, None if it sent none."""
+
+    size: int
+    sha256: str
+    md5: str
+    etag: str | None
+    checked: str | None
+
+
+def download(
+    url: str,
+    part: Path,
+    *,
+    limits: Limits | None = None,
+    on_progress: Progress | None = None,
+    allow_loopback: bool = False,
+) -> Download:
+    """Download ``url`` to ``part``, going on where an earlier call broke off, and bring it to the disk.
+
+    Whatever ends the call early, also an exception of ``on_progress``, leaves a part that the next call takes up. The
+    caller moves a whole part to its place and then calls `discard`.
+
+    Args:
+        part: A file that is this download's own; its folder exists. A `.json` file is kept beside it.
+        allow_loopback: Let the URL be on this machine, with plain http (the sandbox).
+
+    Raises:
+        TryAgain: the connection broke or the storage is busy; what came is kept.
+        NeedNewUrl: the storage refuses the URL (401, 403); what came is kept.
+        StartOver: the object changed or came damaged; what came is deleted.
+        NoRoom: the disk is full; what came is kept.
+        Refused: the object is gone or too large, or the URL is not one to call.
+    """
+    return _Downloader(url, limits or Limits(), on_progress, allow_loopback=allow_loopback).run(part)
+
+
+class _Downloader:
+    def __init__(self, url: str, limits: Limits, report: Progress | None, *, allow_loopback: bool) -> None:
+        self._url = url
+        self._limits = limits
+        self._report = report
+        self._allow_loopback = allow_loopback
+        self._deadline = Deadline(limits.total_timeout, idle=limits.stall_timeout)
+        self._status: int | None = None
+        self._host = ""
+
+    def run(self, path: Path) -> Download:
+        began = time.monotonic()
+        with PartFile(path, self._url) as part:
+            kept = part.size
+            try:
+                meter = self._fetch(part)
+                done = _finish(part)
+            finally:
+                _log.info(
+                    "transfer_get",
+                    host=self._host,
+                    status=self._status,
+                    kept=kept,
+                    size=part.size,
+                    duration_s=round(time.monotonic() - began, 3),
+                )
+            meter.tell()
+            return done
+
+    def _fetch(self, part: PartFile) -> Meter:
+        """Bring the part to its full length."""
+        if part.whole:
+            # A worker died between the last byte and the use of the file. The URL may have ended since: do not ask.
+            return self._meter(part, part.size)
+        with open_session() as session, self._deadline.running(), self._open(session, part) as response:
+            self._status = response.status_code
+            total: int | None
+            if response.status_code == 206:
+                total = _check_rest(part, response)
+            elif response.status_code == 200:
+                total = self._restart(part, response)
+            else:
+                raise _classify(part, response, self._host)
+            if total is not None:
+                part.require_room(total)
+            meter = self._meter(part, total)
+            self._receive(part, response, meter)
+        if total is not None and part.size < total:
+            raise TryAgain("cut_short", f"{self._host} ended the reply after {part.size:,} of {total:,} bytes.")
+        return meter
+
+    def _open(self, session: requests.Session, part: PartFile) -> requests.Response:
+        url, headers = self._url, {}
+        if part.known is not None and part.size:
+            headers = {"Range": f"bytes={part.size}-", "If-Range": part.known.etag}
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                require_callable(url, allow_loopback=self._allow_loopback)
+            except UnsafeUrlError as error:
+                raise Refused("url_not_allowed", str(error)) from None
+            self._host = urlsplit(url).hostname or ""
+            response = self._get(session, url, headers)
+            target = response.headers.get("Location")
+            if response.status_code not in {301, 302, 303, 307, 308} or not target:
+                return response
+            response.close()
+            url = urljoin(url, target)
+        raise Refused("too_many_redirects", f"{self._host} redirects more than {MAX_REDIRECTS} times.")
+
+    def _get(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+        timeouts = (self._limits.connect_timeout, self._limits.stall_timeout)
+        try:
+            return session.get(url, headers=headers, timeout=timeouts, stream=True)
+        except WIRE_ERRORS as error:
+            failure = explain(error, self._host, self._deadline)
+        # Raised out here: the library's error holds the URL, which may be signed, and must not be chained to ours.
+        raise TryAgain(failure.code, failure.sentence)
+
+    def _restart(self, part: PartFile, response: requests.Response) -> int | None:
+        """Take the whole object from its first byte."""
+        _check_encoding(response)
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+        if total is not None and total > self._limits.max_bytes:
+            raise self._too_large(f"{total:,}")
+        if part.size:
+            _log.info("download_restarted", host=self._host, dropped=part.size)
+        expect = expected(response.headers)
+        etag = response.headers.get("ETag", "")
+        strong = total is not None and re.fullmatch(r'"[^"]*"', etag)
+        part.begin(Known(etag, total, expect) if strong and total is not None else None, expect)
+        part.etag = etag or None
+        return total
+
+    def _receive(self, part: PartFile, response: requests.Response, meter: Meter) -> None:
+        most = self._limits.max_bytes if meter.total is None else meter.total
+        while True:
+            try:
+                data: bytes = response.raw.read1(BLOCK, decode_content=False)
+            except WIRE_ERRORS as error:
+                failure = explain(error, self._host, self._deadline)
+                break
+            if not data:
+                return
+            if part.size + len(data) > most:
+                part.drop()
+                if meter.total is None:
+                    raise self._too_large(f"more than {most:,}")
+                raise StartOver("object_changed", f"{self._host} sent more bytes than it announced.")
+            part.write(data)
+            meter.add(len(data))
+        raise TryAgain(failure.code, failure.sentence)
+
+    def _meter(self, part: PartFile, total: int | None) -> Meter:
+        return Meter(self._limits, done=part.size, total=total, report=self._report)
+
+    def _too_large(self, size: str) -> Refused:
+        return Refused("too_large", f"The object has {size} bytes; at most {self._limits.max_bytes:,} are taken.")
+
+
+def _check_rest(part: PartFile, response: requests.Response) -> int:
+    """Return the total length if the reply goes on exactly where the part ends, of the same object."""
+    _check_encoding(response)
+    found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    etag = response.headers.get("ETag")
+    known = part.known
+    if found is not None and known is not None and etag in {None, known.etag}:
+        start, end, total = (int(number) for number in found.groups())
+        if start == part.size and start <= end < total == known.total:
+            return total
+    part.drop()
+    raise StartOver("object_changed", "The storage's reply does not continue the bytes that were kept.", status=206)
+
+
+def _check_encoding(response: requests.Response) -> None:
+    """Refuse a compressed reply: its length, ranges and checksum would be those of other bytes."""
+    encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise Refused("encoded_reply", f"The storage sent {encoding[:20]} though asked for the bytes as they are.")
+
+
+def _classify(part: PartFile, response: requests.Response, host: str) -> TransferError:
+    status = response.status_code
+    said = f"{host} answered {status}"
+    if status in {401, 403}:
+        return NeedNewUrl("weights_url_refused", f"{said}: the link ended or the weights are private.", status=status)
+    if status in {404, 410}:
+        return Refused("weights_gone", f"{said}: the weights are not there.", status=status)
+    if status == 416:
+        part.drop()
+        return StartOver("object_changed", f"{said}: the object is shorter than what was kept of it.", status=status)
+    if status in {408, 425, 429} or status >= 500:
+        wait = retry_after(response.headers)
+        return TryAgain("storage_busy", f"{said}: it cannot send the file now.", status=status, retry_after=wait)
+    return Refused("unexpected_status", f"{said} to a plain download.", status=status)
+
+
+def _finish(part: PartFile) -> Download:
+    """Bring the whole file to the disk and compare it with what the storage said of it."""
+    part.checkpoint()
+    wrong = part.hashes.mismatch()
+    if wrong is not None:
+        part.drop()
+        raise StartOver("damaged", f"The downloaded file does not have the storage's {wrong}.")
+    return Download(
+        size=part.size,
+        sha256=part.hashes.sha256,
+        md5=part.hashes.md5,
+        etag=part.etag,
+        checked=part.hashes.checked,
+    )

@@ -1,0 +1,269 @@
+"""The presigned PUT of a dataset, as the specification's curl does it (Fast Flux API, section 4; S3's rules for it)."""
+
+import hashlib
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+from urllib.parse import urlsplit
+
+import requests
+import structlog
+
+from finetune_worker.segmind.models import PresignedUpload
+from finetune_worker.transfer.digests import etag_md5
+from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError, TryAgain
+from finetune_worker.transfer.limits import Limits, Meter, Progress
+from finetune_worker.wire.deadline import Deadline
+from finetune_worker.wire.failures import WIRE_ERRORS, explain
+from finetune_worker.wire.headers import retry_after
+from finetune_worker.wire.session import BLOCK, open_session
+from finetune_worker.wire.urls import UnsafeUrlError, require_callable
+
+MAX_ERROR_BODY = 16 * 1024
+
+# The storage's error codes (S3, "List of error codes") that another URL cures.
+_URL_CODES = {
+    "AccessDenied",
+    "AuthorizationQueryParametersError",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+_WAIT_CODES = {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUnavailable", "SlowDown"}
+_EXPIRY_MARGIN = timedelta(seconds=2)
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """What the storage took."""
+
+    size: int
+    md5: str
+    etag: str | None
+
+
+def upload_presigned(
+    upload: PresignedUpload,
+    path: Path,
+    *,
+    public: bool,
+    limits: Limits | None = None,
+    on_progress: Progress | None = None,
+    allow_loopback: bool = False,
+) -> Uploaded:
+    """PUT the file at ``path``. A second PUT replaces the first, so that a failed one may be repeated.
+
+    Args:
+        public: Whether the URL was asked for with public access: then the ACL is one of its signed headers.
+        allow_loopback: Let the URL be on this machine, with plain http (the sandbox).
+
+    Raises:
+        TryAgain: repeat with the same URL, while it is valid.
+        NeedNewUrl: the URL ended or is refused.
+        SourceChanged: the file is missing, empty, or changed under the upload.
+        Refused: the storage will not take this file.
+    """
+    limits = limits or Limits()
+    url = upload.presigned_url.get_secret_value()
+    headers = _headers(upload, public=public, allow_loopback=allow_loopback)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise SourceChanged("source_missing", f"The file {path.name} cannot be read: {error.strerror}.") from None
+    with file, open_session() as session:
+        source = _Source(file, path, limits, on_progress)
+        reply = _put(session, url, headers, source, limits)
+    if not 200 <= reply.status < 300:
+        raise _classify(reply)
+    done = Uploaded(size=len(source), md5=source.md5, etag=reply.headers.get("ETag"))
+    stored = etag_md5(reply.headers)
+    if stored is not None and stored != done.md5:
+        raise TryAgain("upload_damaged", "The storage's checksum is not that of the bytes sent.", status=reply.status)
+    source.finish()
+    return done
+
+
+def _headers(upload: PresignedUpload, *, public: bool, allow_loopback: bool) -> dict[str, str]:
+    """Return the headers of the PUT, or refuse before anything is sent what cannot succeed."""
+    url = upload.presigned_url.get_secret_value()
+    try:
+        require_callable(url, allow_loopback=allow_loopback)
+    except UnsafeUrlError as error:
+        raise Refused("url_not_allowed", str(error)) from None
+    if upload.expired(datetime.now(UTC), margin=_EXPIRY_MARGIN):
+        raise NeedNewUrl("upload_url_expired", f"The upload URL ended at {upload.expires_at:%H:%M:%S} UTC.")
+    headers = {"Content-Type": "application/zip"}
+    if public:
+        headers["x-amz-acl"] = "public-read"
+    unknown = upload.signed_headers - {name.lower() for name in headers} - {"host", "content-length"}
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise Refused(
+            "upload_url_unsupported", f"The upload URL is signed for headers that are not known here: {names}."
+        )
+    return headers
+
+
+@dataclass(frozen=True, slots=True)
+class _StorageReply:
+    status: int
+    headers: requests.structures.CaseInsensitiveDict[str]
+    code: str
+    host: str
+
+
+def _put(
+    session: requests.Session, url: str, headers: dict[str, str], source: "_Source", limits: Limits
+) -> _StorageReply:
+    host = urlsplit(url).hostname or ""
+    deadline = Deadline(limits.total_timeout, idle=limits.stall_timeout)
+    began = time.monotonic()
+    status, code = None, ""
+    try:
+        with deadline.running():
+            response = session.put(
+                url,
+                data=source,
+                headers=headers,
+                timeout=(limits.connect_timeout, limits.stall_timeout),
+                stream=True,
+            )
+            status = response.status_code
+            with response:
+                if not 200 <= status < 300:
+                    code = _storage_code(response)
+                return _StorageReply(status, response.headers, code, host)
+    except _Stopped:
+        failure = None
+    except WIRE_ERRORS as error:
+        failure = explain(error, host, deadline)
+    finally:
+        _log.info(
+            "transfer_put",
+            host=host,
+            status=status,
+            storage_code=code or None,
+            size=len(source),
+            sent=source.sent,
+            duration_s=round(time.monotonic() - began, 3),
+        )
+    # Raised out here: the library's error holds the signed URL and must not be chained to ours.
+    if failure is None:
+        source.raise_failure()
+    raise TryAgain(failure.code, failure.sentence)
+
+
+def _storage_code(response: requests.Response) -> str:
+    """Return the error code in the storage's XML, "" if there is none; searched, so that no XML can do harm."""
+    body = b""
+    try:
+        while len(body) < MAX_ERROR_BODY and (chunk := response.raw.read1(MAX_ERROR_BODY)):
+            body += chunk
+    except WIRE_ERRORS:
+        return ""  # the status is the answer
+    found = re.search(rb"<Code>\s*([A-Za-z0-9.]{1,64})\s*</Code>", body)
+    return found[1].decode() if found else ""
+
+
+def _classify(reply: _StorageReply) -> TransferError:
+    status, code = reply.status, reply.code
+    said = f"{reply.host} answered {status}" + (f" {code}" if code else "")
+    if status in {401, 403} or code in _URL_CODES or 300 <= status < 400:
+        return NeedNewUrl("upload_url_refused", f"{said}: the upload URL ended or is refused.", status=status)
+    if code in _WAIT_CODES or status in {408, 425, 429} or (status >= 500 and status != 501):
+        wait = retry_after(reply.headers)
+        return TryAgain("storage_busy", f"{said}: it cannot take the file now.", status=status, retry_after=wait)
+    if status == 404:
+        return Refused("storage_gone", f"{said}: the place to upload to does not exist.", status=status)
+    if status == 413 or code == "EntityTooLarge":
+        return Refused("too_large", f"{said}: the file is too large.", status=status)
+    return Refused("upload_rejected", f"{said}: it does not take the file.", status=status)
+
+
+class _Stopped(Exception):  # noqa: N818 - not an error of its own
+    """This side stopped the upload; why is kept beside."""
+
+
+class _Source:
+    """The file as a request's body: exactly its bytes, counted, hashed, and refused before the end if it changed.
+
+    The last block is withheld until the file is known to be the one that was opened: of a changed one the server never
+    gets a whole copy.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, limits: Limits, report: Progress | None) -> None:
+        self._file = file
+        self._path = path
+        self._hash = hashlib.md5(usedforsecurity=False)
+        self._failure: BaseException | None = None
+        self._state = self._look()
+        self._size = self._state[0]
+        if self._size == 0:
+            raise SourceChanged("source_empty", f"The file {path.name} is empty.")
+        self._meter = Meter(limits, done=0, total=self._size, report=report)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.read, b"")  # requests streams what can be iterated; urllib3 then prefers `read`
+
+    @property
+    def sent(self) -> int:
+        return self._meter.done
+
+    @property
+    def md5(self) -> str:
+        return self._hash.hexdigest()
+
+    def read(self, size: int = BLOCK) -> bytes:
+        try:
+            return self._next(size)
+        except BaseException as error:  # noqa: BLE001 - raised again, unchanged, by raise_failure
+            # urllib3 takes an OSError from here for one of the socket's, and a broken pipe even for none.
+            self._failure = error
+            raise _Stopped from None
+
+    def finish(self) -> None:
+        """Report the end, after the storage has answered."""
+        self._meter.tell()
+
+    def raise_failure(self) -> NoReturn:
+        """Raise what stopped the upload on this side, unchanged."""
+        if self._failure is None:
+            raise AssertionError("nothing stopped the upload")
+        raise self._failure
+
+    def _next(self, size: int) -> bytes:
+        block = self._file.read(min(size, self._size - self._meter.done))
+        self._hash.update(block)
+        if self._meter.done + len(block) >= self._size or not block:
+            self._check()
+        self._meter.add(len(block))
+        return block
+
+    def _check(self) -> None:
+        if self._look() != self._state:
+            raise SourceChanged("source_changed", f"The file {self._path.name} changed while it was uploaded.")
+
+    def _look(self) -> tuple[int, int, int, int]:
+        """What tells one state of the file from another; both of the open file and of what its path names now."""
+        try:
+            named, opened = self._path.stat(), os.fstat(self._file.fileno())
+        except OSError as error:
+            raise SourceChanged("source_missing", f"The file {self._path.name} is gone: {error.strerror}.") from None
+        if not stat.S_ISREG(opened.st_mode):
+            raise SourceChanged("source_missing", f"{self._path.name} is not a file.")
+        same = (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+        return opened.st_size, opened.st_mtime_ns, opened.st_ino, same

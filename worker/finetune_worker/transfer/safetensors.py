@@ -1,0 +1,195 @@
+"""Whether a file is a whole safetensors file, from its header alone: no framework, no tensor read.
+
+The format: 8 bytes with the header's length, the header (JSON), the tensors' bytes. The header gives each tensor its
+dtype, shape and place; the places must fill the rest of the file exactly, without overlap, hole or byte left over. So
+a file that was cut is always found. Flipped bits are not: the format has no checksum, so the download's is kept.
+"""
+
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from finetune_worker.transfer.errors import SafetensorsError
+
+MAX_HEADER = 100_000_000
+"""Bytes; the format's own cap (the reference implementation's MAX_HEADER_SIZE)."""
+
+MAX_TENSORS = 100_000
+"""More than any model's file has, and few enough to check a hostile header in little memory."""
+
+_BITS = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F8_E4M3": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2": 8,
+    "F8_E5M2FNUZ": 8,
+    "F8_E8M0": 8,
+    "I8": 8,
+    "U8": 8,
+    "BF16": 16,
+    "F16": 16,
+    "I16": 16,
+    "U16": 16,
+    "F32": 32,
+    "I32": 32,
+    "U32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
+_FIELDS = {"dtype", "shape", "data_offsets"}
+_LARGEST = 2**64 - 1
+_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsInfo:
+    """What the header says. ``dtypes`` counts tensors; ``metadata`` is the trainer's free text."""
+
+    size: int
+    header_bytes: int
+    tensors: int
+    parameters: int
+    dtypes: dict[str, int]
+    metadata: dict[str, str]
+
+
+class _Tensor(NamedTuple):
+    dtype: str
+    parameters: int
+    begin: int
+    end: int
+
+
+def verify_safetensors(path: Path) -> SafetensorsInfo:
+    """Check the file at ``path``.
+
+    Raises:
+        SafetensorsError: says what is wrong with it.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        start = file.read(8)
+        if len(start) < 8:
+            raise _bad("truncated", f"the file has only {size} bytes")
+        length = int.from_bytes(start, "little")
+        if length > MAX_HEADER:
+            raise _bad("header_too_large", f"its header would have {length:,} bytes")
+        if 8 + length > size:
+            raise _bad("truncated", f"the file ends inside its header ({size:,} bytes)")
+        header = file.read(length)
+    tensors, metadata = _parse(header)
+    if not tensors:
+        raise _bad("no_tensors", "it holds no tensor")
+    _check_places(tensors, size - 8 - length)
+    dtypes: dict[str, int] = {}
+    for tensor in tensors.values():
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
+    return SafetensorsInfo(
+        size=size,
+        header_bytes=length,
+        tensors=len(tensors),
+        parameters=sum(tensor.parameters for tensor in tensors.values()),
+        dtypes=dtypes,
+        metadata=metadata,
+    )
+
+
+def _parse(header: bytes) -> tuple[dict[str, _Tensor], dict[str, str]]:
+    if not header.startswith(b"{"):
+        raise _bad("header_malformed", "its header does not start with a brace")
+    try:
+        found = json.loads(header.decode(), object_pairs_hook=_Reader().table, parse_constant=_refuse)
+    except UnicodeDecodeError:
+        raise _bad("header_malformed", "its header is not UTF-8") from None
+    except RecursionError:
+        raise _bad("header_malformed", "its header is nested too deep") from None
+    except ValueError as error:
+        raise _bad("header_malformed", f"its header is not JSON ({str(error)[:_SHOWN]})") from None
+    if not isinstance(found, dict):
+        raise _bad("header_malformed", "its header is one tensor without a name")
+    metadata = found.pop("__metadata__", None)
+    if metadata is None:
+        metadata = {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise _bad("header_malformed", "its metadata is not a table of texts")
+    for name, tensor in found.items():
+        if not isinstance(tensor, _Tensor):
+            raise _bad("header_malformed", f"{_short(name)} lacks its dtype, shape or place")
+    return found, metadata
+
+
+class _Reader:
+    """Reads the header's tables. A tensor's is checked and made small at once: a header may name very many."""
+
+    def __init__(self) -> None:
+        self._tensors = 0
+
+    def table(self, pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Tensor:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise _bad("duplicate_name", "a name stands twice in its header")
+        if not found.keys() >= _FIELDS:
+            return found
+        self._tensors += 1
+        if self._tensors > MAX_TENSORS:
+            raise _bad("too_many_tensors", f"it names more than {MAX_TENSORS:,} tensors")
+        return _tensor(found["dtype"], found["shape"], found["data_offsets"])
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _tensor(dtype: Any, shape: Any, place: Any) -> _Tensor:
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise _bad("unknown_dtype", f"a tensor has a dtype that is not known: {_short(dtype)}")
+    if not _sizes(shape) or not _sizes(place) or len(place) != 2:
+        raise _bad("header_malformed", "a tensor has a shape or place that is no list of sizes")
+    parameters = 1
+    for length in shape:
+        parameters *= length
+        if parameters * _BITS[dtype] > _LARGEST:
+            raise _bad("too_large", "a tensor is larger than any file")
+    bits = parameters * _BITS[dtype]
+    begin, end = place
+    if bits % 8 or begin > end or (end - begin) * 8 != bits:
+        raise _bad("size_mismatch", f"a tensor's shape {_short(shape)} of {dtype} does not fit its place {place}")
+    return _Tensor(dtype, parameters, begin, end)
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= _LARGEST for item in value)
+
+
+def _check_places(tensors: dict[str, _Tensor], room: int) -> None:
+    places = sorted((tensor.begin, tensor.end) for tensor in tensors.values())
+    if places[0][0] != 0:
+        raise _bad("hole", "no tensor has its first bytes")
+    for (_, end), (begin, _) in pairwise(places):
+        if begin < end:
+            raise _bad("overlap", f"two tensors share the byte {begin:,}")
+        if begin > end:
+            raise _bad("hole", f"no tensor has the bytes from {end:,} to {begin:,}")
+    end = places[-1][1]
+    if end > room:
+        raise _bad("truncated", f"{end - room:,} bytes are missing at its end")
+    if end < room:
+        raise _bad("trailing_bytes", f"{room - end:,} bytes follow its last tensor")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def _bad(code: str, problem: str) -> SafetensorsError:
+    return SafetensorsError(f"weights_{code}", f"The weights are not a whole safetensors file: {problem}.")
