@@ -1,0 +1,247 @@
+"""Where a request's dataset is: an address that the provider can read itself, or bytes on this machine to upload.
+
+| `dataset` | becomes |
+|---|---|
+| `https://` | `PublicArchive` after a guarded HEAD request, or a `LocalArchive` when it is to be fetched |
+| `file://`, an absolute path | `LocalArchive` where it lies, under one of the allowed roots |
+| `s3://`, `gs://`, `az://` | `LocalArchive`, copied to the scratch folder |
+
+Nothing here looks inside the ZIP; that is `datasets.check`.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_queue.datasets.errors import DatasetError, DatasetErrorCode
+from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
+from finetune_queue.datasets.names import display_name
+from finetune_queue.public_fetch.addresses import AddressPolicy
+from finetune_queue.public_fetch.errors import FetchError, FetchErrorCode
+from finetune_queue.storage import (
+    BadUrlError,
+    NoAccessError,
+    ObjectMissingError,
+    Place,
+    PlaceMissingError,
+    StorageError,
+)
+from finetune_queue.storage.urls import ObjectAddress, parse_url
+
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes so far and the bytes in all, None while these are not known."""
+
+_CHUNK = 1 << 20
+_SMALLER = "Scale the images down to at most 2048 pixels on the long side, or take fewer: 10 to 30 are plenty."
+_FETCH_CODES: dict[FetchErrorCode, DatasetErrorCode] = {
+    "bad_url": "dataset_bad_address",
+    "address_refused": "dataset_not_allowed",
+    "not_found": "dataset_not_found",
+    "too_large": "dataset_too_large",
+    "unreachable": "dataset_unavailable",
+    "timed_out": "dataset_unavailable",
+    "unavailable": "dataset_unavailable",
+    "incomplete": "dataset_unavailable",
+}
+_STORAGE_CODES: dict[type[StorageError], DatasetErrorCode] = {
+    BadUrlError: "dataset_bad_address",
+    NoAccessError: "dataset_unreadable",
+    ObjectMissingError: "dataset_not_found",
+    PlaceMissingError: "dataset_not_found",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PublicArchive:
+    """A ZIP that the provider reads by its URL; `size` in bytes and `etag` are what its server says of it."""
+
+    url: str
+    size: int
+    etag: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalArchive:
+    """A ZIP on this machine; `temporary` says that it lies in the scratch folder and is nobody else's."""
+
+    path: Path
+    size: int
+    temporary: bool
+
+
+def resolve_dataset(
+    dataset: str,
+    *,
+    roots: Sequence[Path],
+    scratch: Path,
+    policy: AddressPolicy,
+    fetch_public: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+    max_bytes: int = MAX_ARCHIVE_BYTES,
+    on_progress: Progress | None = None,
+) -> PublicArchive | LocalArchive:
+    """Finds what `dataset` names, and copies it to `scratch` (a folder of the caller, who removes it) where it must.
+
+    `fetch_public` downloads an `https://` address instead of passing it on: to check it, or because the provider could
+    not read it. `roots` are the folders that files may lie under, whatever links lead to them.
+
+    Raises:
+        DatasetError: it cannot be used, with what to do about it.
+    """
+    scheme = dataset.partition("://")[0].lower() if "://" in dataset else ""
+    if scheme in ("https", "http"):
+        return (
+            _public(dataset, scratch, policy, max_bytes, on_progress)
+            if fetch_public
+            else _head(dataset, policy, max_bytes)
+        )
+    if (not scheme and not dataset.startswith("/")) or "\0" in dataset:
+        raise DatasetError(
+            "dataset_bad_address",
+            f"{display_name(dataset)} is no address that a worker can use.",
+            "Give a URL (https://, s3://, gs://, az://, file://), or submit the folder or ZIP with the SDK or CLI.",
+        )
+    try:
+        address = parse_url(dataset) if scheme else Path(dataset)
+        if isinstance(address, ObjectAddress):
+            return _copied(address, scratch, storage_options, max_bytes, on_progress)
+    except StorageError as error:
+        raise _from_storage(error) from error
+    return _local(address, roots, max_bytes)
+
+
+def _head(url: str, policy: AddressPolicy, max_bytes: int) -> PublicArchive:
+    # Late: `requests` belongs to the extra `worker`, and other addresses do not need it.
+    from finetune_queue.public_fetch import fetch
+
+    try:
+        found = fetch.head(url, max_bytes=max_bytes, policy=policy)
+    except FetchError as error:
+        raise _from_fetch(error) from error
+    return PublicArchive(url=found.url, size=found.size, etag=found.etag)
+
+
+def _public(
+    url: str, scratch: Path, policy: AddressPolicy, max_bytes: int, on_progress: Progress | None
+) -> LocalArchive:
+    from finetune_queue.public_fetch import fetch
+
+    path = _scratch_file(scratch)
+    try:
+        found = fetch.fetch_to_file(url, path, max_bytes=max_bytes, policy=policy, on_progress=on_progress)
+    except FetchError as error:
+        raise _from_fetch(error) from error
+    except OSError as error:
+        raise _no_scratch(error) from error
+    return LocalArchive(path=path, size=found.size, temporary=True)
+
+
+def _local(path: Path, roots: Sequence[Path], max_bytes: int) -> LocalArchive:
+    # Where the links lead decides; outside of the roots not even the existence of a file is told.
+    found = _real(path)
+    if not any(found.is_relative_to(_real(root)) for root in roots):
+        raise DatasetError(
+            "dataset_not_allowed",
+            f"{display_name(str(path))} is not under a folder that datasets may be read from.",
+            "Put it there (setting FINETUNE_DATASET_ROOTS), or submit it with the SDK or CLI.",
+        )
+    try:
+        if not found.is_file():
+            what = "is a folder" if found.is_dir() else "does not exist"
+            code: DatasetErrorCode = "dataset_bad_address" if found.is_dir() else "dataset_not_found"
+            raise DatasetError(
+                code, f"{display_name(str(path))} {what}.", "Give a ZIP file; the SDK and CLI pack folders."
+            )
+        size = found.stat().st_size
+    except OSError as error:
+        raise DatasetError(
+            "dataset_unreadable",
+            f"{display_name(str(path))} cannot be read: {error.strerror or error}.",
+            "Check the rights on it.",
+            retryable=True,
+        ) from error
+    _check_size(display_name(str(path)), size, max_bytes)
+    return LocalArchive(path=found, size=size, temporary=False)
+
+
+def _real(path: Path) -> Path:
+    """Without links; unlike `Path.resolve`, this has an answer for links that lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
+def _copied(
+    address: ObjectAddress,
+    scratch: Path,
+    options: Mapping[str, Any] | None,
+    max_bytes: int,
+    on_progress: Progress | None,
+) -> LocalArchive:
+    url = f"{address.scheme}://{address.path}"
+    if not address.key:
+        raise DatasetError("dataset_bad_address", f"{url} is a bucket, not a file in it.", "Add the name of the ZIP.")
+    place = Place(f"{address.scheme}://{address.bucket}", options)
+    try:
+        total = place.info(address.key).size
+    except ValueError as error:
+        raise DatasetError(
+            "dataset_bad_address", f"{display_name(url)} has an odd name.", "Rename the object."
+        ) from error
+    _check_size(display_name(url), total, max_bytes)
+    path = _scratch_file(scratch)
+    done = 0
+    try:
+        with place.open_read(address.key) as source, path.open("wb") as target:
+            while chunk := source.read(_CHUNK):
+                done += len(chunk)
+                if done > total:
+                    break
+                target.write(chunk)
+                if on_progress is not None:
+                    on_progress(done, total)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _no_scratch(error) from error
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    if done != total:
+        path.unlink(missing_ok=True)
+        raise DatasetError(
+            "dataset_unavailable", f"{display_name(url)} changed while it was read.", "Try again.", retryable=True
+        )
+    return LocalArchive(path=path, size=done, temporary=True)
+
+
+def _scratch_file(scratch: Path) -> Path:
+    return scratch / f"dataset-{uuid.uuid4().hex}.zip"
+
+
+def _check_size(name: str, size: int, max_bytes: int) -> None:
+    if size >= max_bytes:
+        raise DatasetError(
+            "dataset_too_large",
+            f"{name} has {max_bytes / 1_000_000:g} MB or more, which the API does not take.",
+            _SMALLER,
+        )
+
+
+def _no_scratch(error: OSError) -> DatasetError:
+    return DatasetError(
+        "dataset_unavailable",
+        f"The dataset cannot be kept on this machine: {error.strerror or error}.",
+        "Make space for temporary files.",
+        retryable=True,
+    )
+
+
+def _from_fetch(error: FetchError) -> DatasetError:
+    code = _FETCH_CODES.get(error.code, "dataset_not_public")
+    return DatasetError(code, error.sentence, error.fix, retryable=error.retryable)
+
+
+def _from_storage(error: StorageError) -> DatasetError:
+    code = _STORAGE_CODES.get(type(error), "dataset_unavailable")
+    return DatasetError(code, error.sentence, "Check the address.", retryable=error.retryable)
