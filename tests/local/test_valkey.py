@@ -79,7 +79,7 @@ def test_a_free_port_that_is_taken_meanwhile_is_given_up_for_another(
 
 def test_another_server_on_the_port_is_not_taken_for_our_own(tmp_path: Path, valkey: ValkeyServer) -> None:
     with pytest.raises(ProcessError, match="Address already in use"):
-        ValkeyServer(tmp_path, port=valkey.port).start(timeout=0.5)
+        ValkeyServer(tmp_path, port=valkey.port).start()
 
 
 def test_a_stopped_process_is_not_ready(tmp_path: Path) -> None:

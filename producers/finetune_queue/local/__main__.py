@@ -16,8 +16,9 @@ _TICK = 0.2
 
 
 def main() -> int:
-    """Run until Ctrl-C or SIGTERM; 1 if a part could not start or ended by itself."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    """Run until Ctrl-C, SIGTERM or the end of the terminal; 1 if a part could not start or ended by itself."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell started us with them ignored
+        signal.signal(number, _interrupt)
     now = datetime.now().astimezone()
     folder = Path("var") / "up" / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
     try:

@@ -147,7 +147,8 @@ class LocalStack:
     def _launch_flower(self) -> Child:
         port = free_port()
         self.flower_url = f"http://127.0.0.1:{port}"
-        options = ["--address=127.0.0.1", f"--port={port}"]
+        columns = "--tasks_columns=name,args,state,result,received,runtime,worker"
+        options = ["--address=127.0.0.1", f"--port={port}", columns]
         return self._launch("flower", ["celery", "-A", "finetune_worker", "flower", *options], self.settings_env)
 
     def _launch(self, name: str, module: Sequence[str], settings: Mapping[str, str]) -> Child:
@@ -155,7 +156,13 @@ class LocalStack:
         child = Child(
             name,
             [sys.executable, "-m", *module],
-            env={**inherited, "PYTHONUNBUFFERED": "1", **settings},
+            # Celery warns of running as root, which in a container on one's own machine is nothing to say.
+            env={
+                **inherited,
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONWARNINGS": "ignore:You're running the worker",
+                **settings,
+            },
             cwd=self.folder,  # where no `.env` lies
             log=self.folder / f"{name}.log",
         )
