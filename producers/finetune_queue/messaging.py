@@ -3,12 +3,18 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from finetune_queue.contract import Stage
+from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.settings import Settings
+from finetune_queue.store import RedisError
 from finetune_queue.store.keys import BROKER_PREFIX
 
 if TYPE_CHECKING:
     from celery import Celery
+
+log = structlog.get_logger(__name__)
 
 QUEUE = "finetune"
 """Short work: run, submit, poll, publish, sweep."""
@@ -65,8 +71,13 @@ class Messenger:
         self._app = app
 
     def run(self, job_id: str) -> None:
-        """Ask for a registered job to be started."""
-        self._app.send_task(RUN, args=[job_id], queue=QUEUE)
+        """Ask for a registered job to be started. If the broker is out of reach, the job's deadline asks later."""
+        from kombu.exceptions import OperationalError
+
+        try:
+            self._app.send_task(RUN, args=[job_id], queue=QUEUE)
+        except (OperationalError, RedisError) as error:
+            log.warning("message_not_sent", job_id=job_id, error=str(error))
 
     def start(self, job_id: str, stages: Sequence[Stage]) -> None:
         """Start the rest of a job's chain."""
@@ -81,6 +92,21 @@ class Messenger:
     def sweep(self, account: str) -> None:
         """Ask for one look at all of an account's trainings."""
         self._app.send_task(SWEEP, args=[account], queue=QUEUE)
+
+    def workers(self, timeout: float) -> list[str]:
+        """Return the names of the workers that answer within ``timeout`` seconds; it always takes that long.
+
+        Raises:
+            QueueUnavailableError: the broker is out of reach.
+        """
+        from kombu.exceptions import OperationalError
+
+        try:
+            replies = self._app.control.ping(timeout=timeout)
+        except (OperationalError, RedisError) as error:
+            message = f"The broker is out of reach: {error}"
+            raise QueueUnavailableError(message) from error
+        return sorted(name for reply in replies or () for name in reply)
 
 
 def producer_app(settings: Settings) -> "Celery":

@@ -231,9 +231,9 @@ class FineTuneQueue:
                 account = self._accounts.status(record.account)
             except UnknownAccountError:
                 return Waiting(record.waiting_for, ahead, None)
-        if account.stopped:
-            return Waiting(WaitReason.SPENDING, ahead, None)
-        seconds = account.paused_for + ahead * account.limits.window / account.limits.calls
+            if account.stopped:
+                return Waiting(WaitReason.SPENDING, ahead, None)
+            seconds = self._accounts.slot_in(account, ahead)
         return Waiting(WaitReason.PAUSED if account.paused_for else record.waiting_for, ahead, seconds)
 
     def cancel(self, job_id: str) -> Job:

@@ -1,10 +1,11 @@
 """The Celery application: ``celery -A finetune_worker worker``. All of Celery's globals are in this module."""
 
+import logging
 import os
 import threading
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, bootsteps, signals
 
 from finetune_queue.logs import configure_logging
 from finetune_queue.messaging import QUEUE, RUN, SWEEP, TRANSFER_QUEUE, transport_config
@@ -31,6 +32,14 @@ class Runtime:
             if self._built is None or self._built[0] != os.getpid():
                 self._built = (os.getpid(), Container.build(self.settings, self._app))
             return self._built[1]
+
+
+class NoChatter(bootsteps.Step):
+    """Gossip and mingle make every worker listen to all others and wait for them at start; nothing here needs it."""
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        parent.options.update(without_gossip=True, without_mingle=True)
 
 
 def worker_config(settings: Settings) -> dict[str, Any]:
@@ -62,6 +71,7 @@ def create_app(settings: Settings) -> Celery:
     runtime = Runtime(settings, app)
     app.finetune = runtime  # type: ignore[attr-defined]
     register(app, runtime)
+    app.steps["worker"].add(NoChatter)
     app.steps["worker"].add(DispatcherStep)
     app.steps["consumer"].add(DeadLetterStep)
     return app
@@ -81,6 +91,10 @@ app = create_app(_settings)
 @signals.setup_logging.connect
 def _set_up_logging(**_: object) -> None:
     configure_logging(_settings)
+    if _settings.finetune_log_level != "DEBUG":
+        # "received" and "succeeded" for every task: each stage says that itself, in one line with its fields.
+        for name in ("celery.worker.strategy", "celery.app.trace"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @signals.celeryd_init.connect

@@ -16,6 +16,7 @@ from finetune_queue.store.jobs import (
     OwnedElsewhereError,
     StoreError,
 )
+from finetune_queue.store.server import ServerFacts, server_facts
 
 __all__ = [
     "SWEEP",
@@ -35,8 +36,10 @@ __all__ = [
     "NotDurableError",
     "OwnedElsewhereError",
     "RedisError",
+    "ServerFacts",
     "StoreError",
     "UnknownAccountError",
     "connect",
     "room_score",
+    "server_facts",
 ]

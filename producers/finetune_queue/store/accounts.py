@@ -80,6 +80,16 @@ class Accounts:
         """Return how many wait in front of the job in its account's waiting room, None if it does not wait there."""
         return cast("int | None", self._redis.zrank(keys.room(job.account), job.id))
 
+    def slot_in(self, account: AccountStatus, ahead: int) -> float:
+        """Return about how many seconds it takes until somebody with ``ahead`` in front gets a call slot."""
+        seconds, micros = self._redis.time()
+        now = seconds * 1000 + micros / 1000
+        calls, window = account.limits.calls, account.limits.window
+        taken = cast("list[tuple[str, float]]", self._redis.zrange(keys.slots(account.name), 0, -1, withscores=True))
+        waits = [0.0] * (calls - len(taken)) + [max(0.0, (free - now) / 1000) for _, free in taken]
+        rounds, place = divmod(ahead, calls)
+        return max(account.paused_for, waits[min(place, len(waits) - 1)] + rounds * window)
+
     def status(self, account: str) -> AccountStatus:
         """Return the account as it is now.
 

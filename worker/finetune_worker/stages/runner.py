@@ -40,7 +40,9 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
     except JobNotFoundError as error:
         log.warning("job_missing", job_id=job_id)
         return StageResult(str(error), proceed=False)
-    structlog.contextvars.bind_contextvars(account=job.account, finetune_id=job.finetune_id)
+    structlog.contextvars.bind_contextvars(account=job.account)
+    if job.finetune_id is not None:
+        structlog.contextvars.bind_contextvars(finetune_id=job.finetune_id)
     if job.state.terminal or job.stage is not stage:
         return StageResult(f"nothing to do: the job is {job.state}", proceed=False)
     if job.owner:
