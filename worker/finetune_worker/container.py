@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+from urllib.parse import unquote, urlsplit
 
 from celery import Celery
 
@@ -107,6 +108,13 @@ class Container:
                     call_timeout=self.settings.segmind_call_timeout,
                 )
             return self._clients[account]
+
+    @property
+    def dataset_roots(self) -> list[Path]:
+        """The folders that ``file://`` datasets may lie under: those of the settings, and the staging store."""
+        url = self.settings.finetune_staging_url
+        staging = [Path(unquote(urlsplit(Place(url).url).path))] if url.startswith("file:") else []
+        return [*self.settings.finetune_dataset_roots, *staging]
 
     @property
     def transfer_limits(self) -> Limits:

@@ -46,6 +46,10 @@ class FineTuneRequest(BaseModel):
         "a local ZIP or folder.",
     )
 
+    fetch_dataset: bool = Field(
+        default=False,
+        description="Download an https:// dataset, check it and upload it, for a link that Segmind could not read.",
+    )
     account: AccountName = Field(default="default", description="Which configured Segmind account pays.")
     priority: int = Field(default=5, ge=0, le=9, description="0 (last) to 9 (first) among the account's jobs.")
     labels: dict[LabelKey, LabelValue] = Field(

@@ -1,12 +1,10 @@
 """Upload: the dataset is checked before anything is paid, and put where Segmind reads it (Fast Flux API, section 4)."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import structlog
 
@@ -14,6 +12,8 @@ from finetune_queue.contract import JobError, JobRecord, JobState, Stage
 from finetune_queue.datasets.check import check_archive
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.datasets.report import DatasetReport
+from finetune_queue.public_fetch.addresses import AddressPolicy
+from finetune_queue.sources import PublicArchive, resolve_dataset
 from finetune_queue.store import CallClass, NoSlot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
@@ -35,17 +35,27 @@ def upload(container: Container, claim: Claim) -> Outcome:
     """Check the job's dataset and make it readable for Segmind."""
     if claim.job.dataset_url is not None:
         return Done("the dataset was already in place", to=JobState.SUBMITTING)
-    try:
-        with _dataset_file(container, claim) as path:
-            return _check_and_put(container, claim, path)
-    except DatasetError as error:
-        problem = from_dataset(error, Stage.UPLOAD)
-        return Retry(problem) if error.retryable else Fail(problem)
-
-
-@contextmanager
-def _dataset_file(container: Container, claim: Claim) -> Iterator[Path]:
-    yield Path(unquote(urlsplit(claim.job.request.dataset).path))
+    settings, request = container.settings, claim.job.request
+    with tempfile.TemporaryDirectory(dir=container.work_dir) as scratch:
+        try:
+            found = resolve_dataset(
+                request.dataset,
+                roots=container.dataset_roots,
+                scratch=Path(scratch),
+                policy=AddressPolicy(allow_loopback=settings.segmind_is_loopback),
+                fetch_public=request.fetch_dataset,
+                on_progress=claim.progress,
+            )
+            if isinstance(found, PublicArchive):
+                return Done(
+                    f"Segmind reads the public dataset itself ({found.size:,} bytes)",
+                    to=JobState.SUBMITTING,
+                    fields={"dataset_url": found.url},
+                )
+            return _check_and_put(container, claim, found.path)
+        except DatasetError as error:
+            problem = from_dataset(error, Stage.UPLOAD)
+            return Retry(problem) if error.retryable else Fail(problem)
 
 
 def _check_and_put(container: Container, claim: Claim, path: Path) -> Outcome:
