@@ -55,6 +55,19 @@ class Wire:
         heard.body = b"".join(chunks)
         return heard.body
 
+    def swallow(self, heard: Heard) -> int:
+        """Read a body of any length and forget it; return its length."""
+        length = int(heard.headers.get("content-length", "0"))
+        left = length - len(self._buffer)
+        self._buffer = b""
+        room = bytearray(1 << 20)
+        while left:
+            count = self.sock.recv_into(room, min(left, len(room)))
+            if not count:
+                raise ConnectionError("the client left in the middle of its body")
+            left -= count
+        return length
+
     def hear(self) -> Heard | None:
         """Read the next request whole."""
         heard = self.head()

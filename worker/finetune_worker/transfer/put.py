@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,6 +77,8 @@ def upload_presigned(
     url = upload.presigned_url.get_secret_value()
     headers = _headers(upload, public=public, allow_loopback=allow_loopback)
     try:
+        if not path.is_file():  # to open a pipe would wait for its other end
+            raise SourceChanged("source_missing", f"{path.name} is not a file, or is gone.")
         file = path.open("rb")
     except OSError as error:
         raise SourceChanged("source_missing", f"The file {path.name} cannot be read: {error.strerror}.") from None
@@ -168,7 +169,7 @@ def _storage_code(response: requests.Response) -> str:
     """Return the error code in the storage's XML, "" if there is none; searched, so that no XML can do harm."""
     body = b""
     try:
-        while len(body) < MAX_ERROR_BODY and (chunk := response.raw.read1(MAX_ERROR_BODY)):
+        while len(body) < MAX_ERROR_BODY and (chunk := response.raw.read1(MAX_ERROR_BODY - len(body))):
             body += chunk
     except WIRE_ERRORS:
         return ""  # the status is the answer
@@ -246,16 +247,15 @@ class _Source:
         raise self._failure
 
     def _next(self, size: int) -> bytes:
-        block = self._file.read(min(size, self._size - self._meter.done))
+        left = self._size - self._meter.done
+        if left == 0:
+            return b""
+        block = self._file.read(min(size, left))
+        if not block or (len(block) == left and self._look() != self._state):
+            raise SourceChanged("source_changed", f"The file {self._path.name} changed while it was uploaded.")
         self._hash.update(block)
-        if self._meter.done + len(block) >= self._size or not block:
-            self._check()
         self._meter.add(len(block))
         return block
-
-    def _check(self) -> None:
-        if self._look() != self._state:
-            raise SourceChanged("source_changed", f"The file {self._path.name} changed while it was uploaded.")
 
     def _look(self) -> tuple[int, int, int, int]:
         """What tells one state of the file from another; both of the open file and of what its path names now."""
@@ -263,7 +263,5 @@ class _Source:
             named, opened = self._path.stat(), os.fstat(self._file.fileno())
         except OSError as error:
             raise SourceChanged("source_missing", f"The file {self._path.name} is gone: {error.strerror}.") from None
-        if not stat.S_ISREG(opened.st_mode):
-            raise SourceChanged("source_missing", f"{self._path.name} is not a file.")
         same = (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
         return opened.st_size, opened.st_mtime_ns, opened.st_ino, same
