@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_queue.settings import Settings, SettingsError, load_settings
+from finetune_queue.settings import AccountSettings, Settings, SettingsError, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path("ops/settings_table.py")
@@ -37,6 +37,11 @@ def test_every_setting_is_in_each_generated_file() -> None:
     for path in ("docs/settings.md", ".env.example"):
         text = (ROOT / path).read_text()
         assert [name for name in Settings.model_fields if name.upper() not in text] == []
+
+
+def test_every_field_of_an_account_is_explained() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert [name for name in AccountSettings.model_fields if f"| `{name}` |" not in page] == []
 
 
 @pytest.mark.parametrize("path", ["docs/settings.md", ".env.example"])
