@@ -1,0 +1,11 @@
+"""The command line, ``finetune``. Everything heavy is imported by the command that needs it."""
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code, see :class:`~finetune_queue.cli.output.ExitCode`."""
+    from finetune_queue.cli.app import run
+
+    return run(list(sys.argv[1:] if arguments is None else arguments))

@@ -1,0 +1,303 @@
+"""The commands and their options. What a command does is in the module that it imports."""
+
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from finetune_queue.cli import output
+from finetune_queue.cli.output import CliError, ExitCode
+
+app = typer.Typer(
+    name="finetune",
+    help="Submit Segmind Fast Flux fine-tunes to the queue and follow them to verified weights.",
+    epilog="Exit codes: 0 well, 1 the job or a check failed, 2 bad usage or request, 3 no such job, 4 the queue is out "
+    "of reach, 5 time-out, 6 settings, 7 not possible, 8 not installed, 130 Ctrl-C.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+dataset = typer.Typer(help="Look at training data before it costs anything.")
+app.add_typer(dataset, name="dataset")
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for programs, and nothing else.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="Stop waiting after this time. The job goes on."),
+]
+
+
+_MORE = "More of the request"
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit code. Whatever goes wrong becomes one message on standard error."""
+    as_json = "--json" in arguments
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="finetune", standalone_mode=False)
+    except TyperException as error:
+        where = getattr(getattr(error, "ctx", None), "command_path", "finetune")
+        message = f"{error.format_message().rstrip()} See: {where} --help"
+        failure = CliError(message, ExitCode.USAGE, "usage")
+    except Exception as error:  # noqa: BLE001 - the last place that can say it in words
+        failure = output.explain(error) or _unexpected(error, show="--traceback" in arguments)
+    else:
+        return code or ExitCode.OK
+    output.report(failure, as_json=as_json)
+    return failure.exit_code
+
+
+def _unexpected(error: Exception, *, show: bool) -> CliError:
+    if show:
+        traceback.print_exception(error)
+    message = (
+        f"This is a defect of finetune: {type(error).__name__}: {error}. "
+        "Please report it with what `finetune --traceback COMMAND ...` prints."
+    )
+    return CliError(message, ExitCode.INTERNAL, "internal_error")
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    *,
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version and end.")] = False,
+    _traceback: Annotated[
+        bool, typer.Option("--traceback", metavar="", help="Show where an unexpected error came from.")
+    ] = False,
+) -> None:
+    if version:
+        from finetune_queue import __version__
+
+        output.say(f"finetune-queue {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+@app.command()
+def submit(
+    *,
+    data: Annotated[
+        str | None,
+        typer.Option("--dataset", "-d", metavar="PATH", help="A folder of images, a ZIP, or the URL of a ZIP."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", metavar="TEXT", help="The fine-tune's name at Segmind.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Describes the subject; has the trigger word.")
+    ] = None,
+    trigger_word: Annotated[
+        str | None, typer.Option("--trigger-word", "-t", metavar="WORD", help="A rare word that calls up the subject.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", min=1, help="Training steps. Not given: 2000.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="KEY=JSON", help="Another training parameter. May be repeated."),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", metavar="NAME", help="Not given: FAST_FLUX.", rich_help_panel=_MORE)
+    ] = None,
+    theme: Annotated[
+        str | None, typer.Option("--theme", metavar="NAME", help="Not given: subject.", rich_help_panel=_MORE)
+    ] = None,
+    public: Annotated[
+        bool | None,
+        typer.Option("--public/--private", metavar="", help="Who may use the model at Segmind.", rich_help_panel=_MORE),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", "-l", metavar="KEY=TEXT", help="Kept on the job. May be repeated.", rich_help_panel=_MORE
+        ),
+    ] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option("--priority", metavar="N", help="0 (last) to 9 (first). Not given: 5.", rich_help_panel=_MORE),
+    ] = None,
+    account: Annotated[
+        str | None,
+        typer.Option("--account", metavar="NAME", help="Which Segmind account pays.", rich_help_panel=_MORE),
+    ] = None,
+    wait_for: Annotated[
+        str | None,
+        typer.Option(
+            "--wait-for", metavar="WHAT", help="trained, or available (deployed, too).", rich_help_panel=_MORE
+        ),
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(
+            "--idempotency-key", metavar="KEY", help="The same key and request: the same job.", rich_help_panel=_MORE
+        ),
+    ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option("--deadline", metavar="WHEN", help="ISO 8601 with a zone, or 90m, 2h, 1d.", rich_help_panel=_MORE),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="A request as JSON, - for stdin. Options replace its fields."
+        ),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", "-w", metavar="", help="Stay until the job has ended and show it.")
+    ] = False,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Put a fine-tune on the queue.
+
+    Local images are packed, checked and staged first. A job's training is paid at Segmind.
+    """
+    from finetune_queue.cli.requests import build_request
+    from finetune_queue.cli.submit import submit as command
+
+    if timeout is not None and not wait:
+        raise output.usage_error("--timeout needs --wait.")
+    fields = {
+        "dataset": data,
+        "name": name,
+        "instance_prompt": prompt,
+        "trigger_word": trigger_word,
+        "base_model": base_model,
+        "theme": theme,
+        "segmind_public": public,
+        "priority": priority,
+        "account": account,
+        "wait_for": wait_for,
+        "idempotency_key": idempotency_key,
+    }
+    request = build_request(file, fields, steps=steps, parameters=param or (), labels=label or (), deadline=deadline)
+    return command(request, wait=wait, timeout=timeout, as_json=as_json)
+
+
+@app.command()
+def status(job: JobId, *, as_json: AsJson = False) -> ExitCode:
+    """Show one job: its state, why it waits, its result."""
+    from finetune_queue.cli.show import status as command
+
+    return command(job, as_json=as_json)
+
+
+@app.command("list")
+def list_(
+    *,
+    state: Annotated[str | None, typer.Option("--state", metavar="STATE", help="Only jobs in this state.")] = None,
+    account: Annotated[str | None, typer.Option("--account", metavar="NAME", help="Only jobs of this account.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "-l", metavar="KEY=TEXT", help="Only jobs with this label.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many jobs at most.")] = 20,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """List jobs, newest first."""
+    from finetune_queue.cli.show import list_jobs
+
+    return list_jobs(state=state, account=account, labels=label or (), limit=limit, as_json=as_json)
+
+
+@app.command()
+def watch(
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="One job; without it all of them.")] = None,
+    *,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Follow one job until it has ended, or the whole queue until Ctrl-C."""
+    from finetune_queue.cli import watch as command
+
+    if job is not None:
+        return command.watch_job(job, timeout=timeout, as_json=as_json)
+    if timeout is not None:
+        raise output.usage_error("--timeout needs a JOB.")
+    return command.watch_all(as_json=as_json)
+
+
+@app.command()
+def events(
+    job: JobId,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", metavar="", help="Stay until the job has ended.")] = False,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Show a job's events; as JSON one CloudEvent a line."""
+    from finetune_queue.cli.show import events as command
+
+    return command(job, follow=follow, as_json=as_json)
+
+
+@app.command()
+def cancel(job: JobId, *, as_json: AsJson = False) -> ExitCode:
+    """Stop a job. A training that Segmind has goes on there."""
+    from finetune_queue.cli.change import cancel as command
+
+    return command(job, as_json=as_json)
+
+
+@app.command()
+def retry(job: JobId, *, as_json: AsJson = False) -> ExitCode:
+    """Resume a failed job at the stage that failed."""
+    from finetune_queue.cli.change import retry as command
+
+    return command(job, as_json=as_json)
+
+
+@dataset.command()
+def check(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder of images, or a ZIP.", show_default=False)],
+    *,
+    trigger_word: Annotated[
+        str | None, typer.Option("--trigger-word", "-t", metavar="WORD", help="Look for it in the captions.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Look for the trigger word in it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Say what a job would find wrong with a dataset, and what trains badly."""
+    from finetune_queue.cli.dataset import check as command
+
+    return command(path, trigger_word=trigger_word, prompt=prompt, as_json=as_json)
+
+
+@app.command()
+def doctor(*, as_json: AsJson = False) -> ExitCode:
+    """Check Redis, workers, accounts, API key and stores. Spends no API call."""
+    from finetune_queue.cli.doctor import doctor as command
+
+    return command(as_json=as_json)
+
+
+@app.command()
+def demo(
+    *,
+    folder: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the weights go.", show_default=True)
+    ] = Path("var/demo"),
+    keep: Annotated[bool, typer.Option("--keep", metavar="", help="Keep logs, images and Redis' data, too.")] = False,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Run one fine-tune from images to verified weights, on this machine and at no cost."""
+    from finetune_queue.cli.demo import demo as command
+
+    return command(folder, keep=keep, as_json=as_json)
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    add_help_option=False,
+)
+def sandbox(context: typer.Context) -> ExitCode:
+    """Run the Segmind emulator until Ctrl-C; its options: finetune sandbox --help."""
+    from finetune_queue.cli.sandbox import sandbox as command
+
+    return command(context.args)

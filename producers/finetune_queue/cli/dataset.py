@@ -1,0 +1,29 @@
+"""``finetune dataset check``: what a job would find wrong with a dataset, before anything is submitted."""
+
+import tempfile
+from pathlib import Path
+
+from finetune_queue.cli import output
+from finetune_queue.cli.output import ExitCode
+from finetune_queue.datasets.check import check_archive
+from finetune_queue.datasets.names import display_name
+from finetune_queue.datasets.pack import pack
+
+
+def check(source: str, *, trigger_word: str | None, prompt: str | None, as_json: bool) -> ExitCode:
+    """Check a folder, as it would be packed, or a ZIP; 1 if a job with it would fail.
+
+    Raises:
+        DatasetError: there is nothing to check.
+    """
+    with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
+        packed = pack(Path(source).expanduser(), Path(folder) / "dataset.zip")
+        report = check_archive(packed.path, trigger_word=trigger_word, instance_prompt=prompt)
+    report = report.with_findings(packed.notes)
+    if as_json:
+        output.emit(report.model_dump(mode="json"))
+    else:
+        from finetune_queue.datasets.render import render_report
+
+        output.out().print(render_report(report, title=display_name(source)))
+    return ExitCode.OK if report.ok else ExitCode.FAILED

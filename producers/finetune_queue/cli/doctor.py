@@ -1,0 +1,186 @@
+"""``finetune doctor``: is everything there that a job needs, and if not, what to do."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from finetune_queue.cli import output, words
+from finetune_queue.cli.output import ExitCode
+from finetune_queue.cli.session import quiet_logs
+from finetune_queue.errors import QueueUnavailableError
+from finetune_queue.messaging import Messenger, producer_app
+from finetune_queue.settings import Settings, load_settings
+from finetune_queue.storage import Place, StorageError
+from finetune_queue.store import Accounts, AccountStatus, RedisError, connect, server_facts
+
+Status = Literal["ok", "warn", "fail"]
+
+PING_SECONDS = 1.5
+"""How long workers have to answer."""
+
+OLDEST = (7, 0)
+"""The oldest server that the store's scripts are written for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, how it is, and what to do if it is not well."""
+
+    name: str
+    status: Status
+    message: str
+    action: str = ""
+
+
+def doctor(*, as_json: bool) -> ExitCode:
+    """Check everything that can be checked from here; 1 if something failed. Spends no API call.
+
+    Raises:
+        SettingsError: names every setting that is wrong; nothing else can be checked then.
+    """
+    settings = load_settings()
+    quiet_logs(settings)
+    found = []
+    for finding in _findings(settings):
+        found.append(finding)
+        if not as_json:
+            _print(finding)
+    failed = any(finding.status == "fail" for finding in found)
+    if as_json:
+        output.emit({"ok": not failed, "checks": [asdict(finding) for finding in found]})
+    return ExitCode.FAILED if failed else ExitCode.OK
+
+
+def _findings(settings: Settings) -> Iterator[Finding]:
+    yield Finding("settings", "ok", "every value can be used")
+    yield _api(settings)
+    server = list(_server(settings))
+    yield from server
+    if server[0].status == "ok":
+        yield _workers(settings)
+        yield from _accounts(settings)
+    yield _store("artifacts", "FINETUNE_ARTIFACT_URL", settings.finetune_artifact_url)
+    yield _store("staging", "FINETUNE_STAGING_URL", settings.finetune_staging_url)
+
+
+def _api(settings: Settings) -> Finding:
+    where = settings.segmind_base_url
+    kind = "on this machine, so a sandbox" if settings.segmind_is_loopback else "the real API: trainings are paid"
+    names = ", ".join(settings.accounts)
+    if not names:
+        message = f"{where} ({kind}); no API key here, which is right for a producer"
+        return Finding("segmind", "ok", message, "A worker needs SEGMIND_API_KEY.")
+    return Finding("segmind", "ok", f"{where} ({kind}); keys for: {names}")
+
+
+def _server(settings: Settings) -> Iterator[Finding]:
+    where = _without_secrets(settings.finetune_redis_url)
+    try:
+        with connect(settings.finetune_redis_url) as client:
+            facts = server_facts(client)
+    except RedisError as error:
+        message = f"{where} does not answer: {words.printable(error)}"
+        yield Finding("redis", "fail", message, "Start the server, or set FINETUNE_REDIS_URL to where it is.")
+        return
+    server = f"{facts.name} {facts.version} at {where}"
+    if facts.cluster:
+        yield Finding("redis", "fail", f"{server} is a Cluster", "Use one primary: Celery's transport has no Cluster.")
+    elif facts.replica:
+        yield Finding("redis", "fail", f"{server} is a replica", "Set FINETUNE_REDIS_URL to the primary.")
+    elif facts.name == "Redis" and _version(facts.version) < OLDEST:
+        yield Finding("redis", "fail", f"{server} is too old", "Use Redis 7.0 or later, or Valkey.")
+    else:
+        yield Finding("redis", "ok", server)
+    if facts.append_only:
+        yield Finding("persistence", "ok", "the server keeps an append-only log")
+    else:
+        action = "Set `appendonly yes`: a restart would lose jobs, and what was paid for."
+        yield Finding("persistence", "warn", "the server keeps no append-only log", action)
+    if facts.eviction == "noeviction":
+        yield Finding("eviction", "ok", "the server never evicts (noeviction)")
+    else:
+        action = "Set `maxmemory-policy noeviction`: a full server would drop jobs."
+        yield Finding("eviction", "fail", f"the server may drop jobs when full ({facts.eviction})", action)
+
+
+def _workers(settings: Settings) -> Finding:
+    try:
+        names = Messenger(producer_app(settings)).workers(PING_SECONDS)
+    except QueueUnavailableError as error:
+        return Finding("workers", "fail", words.printable(error), "Check FINETUNE_BROKER_URL.")
+    if not names:
+        action = "Start one: celery -A finetune_worker worker. Jobs wait until then."
+        return Finding("workers", "fail", f"no worker answered within {PING_SECONDS:g} s", action)
+    return Finding("workers", "ok", f"{len(names)} alive: {', '.join(map(words.printable, names))}")
+
+
+def _accounts(settings: Settings) -> Iterator[Finding]:
+    try:
+        with connect(settings.finetune_redis_url) as client:
+            accounts = Accounts(client)
+            known = [accounts.status(name) for name in accounts.names()]
+    except RedisError as error:
+        yield Finding("accounts", "fail", f"cannot be read: {words.printable(error)}", "Run finetune doctor again.")
+        return
+    if not known:
+        yield Finding("accounts", "warn", "no worker has announced an account yet", "Start a worker with an API key.")
+    for account in known:
+        yield _account(account)
+
+
+def _account(account: AccountStatus) -> Finding:
+    limits = account.limits
+    parts = [
+        f"{account.used} of {limits.calls} calls per {limits.window:g} s in use",
+        f"{account.waiting} jobs waiting",
+    ]
+    cap = "" if limits.max_training is None else f" of {limits.max_training}"
+    parts.append(f"{account.tracked}{cap} trainings")
+    cap = "" if limits.max_submits_per_day is None else f" of {limits.max_submits_per_day}"
+    parts.append(f"{account.spent_today}{cap} submits today")
+    name, message = f"account {account.name}", ", ".join(parts)
+    if account.stopped:
+        return Finding(name, "warn", f"submits are stopped; {message}", "Nothing is paid until they are allowed again.")
+    if account.paused_for:
+        why = words.printable(account.pause_reason)
+        message = f"paused for {words.duration(account.paused_for)}: {why}; {message}"
+        return Finding(name, "warn", message, "It goes on by itself, unless the reason is one that you must mend.")
+    return Finding(name, "ok", message)
+
+
+def _store(name: str, setting: str, url: str) -> Finding:
+    try:
+        Place(url).check_writable()
+    except StorageError as error:
+        return Finding(name, "fail", words.printable(error.sentence), f"Workers need it too. Set {setting}.")
+    return Finding(name, "ok", f"{words.place(url)} can be written from here")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+
+
+def _without_secrets(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _print(finding: Finding) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = output.out()
+    status = Text(finding.status, style={"ok": "green", "warn": "yellow", "fail": "bold red"}[finding.status])
+    action = f"→ {finding.action}" if finding.action and finding.status != "ok" else ""
+    if not console.is_terminal:
+        output.say(f"{finding.status:<4}  {finding.name}: {finding.message} {action}".rstrip())
+        return
+    row = Table.grid(padding=(0, 2))
+    row.add_column(width=4)
+    row.add_column(width=15, overflow="fold")
+    row.add_column(overflow="fold")
+    row.add_row(status, finding.name, Text(finding.message))
+    if action:
+        row.add_row("", "", Text(action, style="italic"))
+    console.print(row)

@@ -1,0 +1,153 @@
+"""A fine-tune request from a JSON file, options, or both: an option replaces what the file says."""
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from finetune_queue.cli.output import usage_error
+from finetune_queue.contract import FineTuneRequest, RequestError, parse_request
+from finetune_queue.errors import InvalidRequestError
+
+STDIN = "-"
+
+_OPTIONS = {
+    "name": "--name",
+    "instance_prompt": "--prompt",
+    "trigger_word": "--trigger-word",
+    "dataset": "--dataset",
+}
+"""The fields that every request needs, and the options that give them."""
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def build_request(
+    file: str | None,
+    fields: dict[str, Any],
+    *,
+    steps: int | None,
+    parameters: Iterable[str],
+    labels: Iterable[str],
+    deadline: str | None,
+) -> FineTuneRequest:
+    """Make the request. ``fields`` are those of single options; None is an option that was not given.
+
+    Raises:
+        CliError: the file or an option cannot be read.
+        InvalidRequestError: what they say is not a request that can be accepted.
+    """
+    body = {} if file is None else read_request(file)
+    body |= {name: value for name, value in fields.items() if value is not None}
+    changed = parse_parameters(parameters)
+    if steps is not None:
+        changed["steps"] = steps
+    if changed:
+        default = deepcopy(FineTuneRequest.model_fields["advance_parameters"].default)
+        body["advance_parameters"] = {**_object(body, "advance_parameters", default), **changed}
+    pairs = parse_labels(labels)
+    if pairs:
+        body["labels"] = {**_object(body, "labels", {}), **pairs}
+    if deadline is not None:
+        body["deadline"] = parse_deadline(deadline, keyed=body.get("idempotency_key") is not None)
+    try:
+        return parse_request(body)
+    except RequestError as error:
+        raise InvalidRequestError([_with_option(problem) for problem in error.problems]) from None
+
+
+def read_request(file: str) -> dict[str, Any]:
+    """Read the JSON object of a file, or of standard input for ``-``.
+
+    Raises:
+        CliError: it cannot be read, or holds something else.
+    """
+    name = "standard input" if file == STDIN else file
+    try:
+        text = sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise usage_error(f"{name} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise usage_error(f"{name} is not UTF-8 text.") from None
+    try:
+        body = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            raise usage_error(f"{name} holds more than one JSON document; --file takes one request.") from None
+        raise usage_error(f"{name} is not JSON: {error.msg} (line {error.lineno}, column {error.colno}).") from None
+    except RecursionError:
+        raise usage_error(f"{name} is nested too deep.") from None
+    if not isinstance(body, dict):
+        raise usage_error(f"{name} should hold one JSON object with the request's fields.")
+    return body
+
+
+def parse_parameters(texts: Iterable[str]) -> dict[str, Any]:
+    """Read ``KEY=JSON`` pairs for ``advance_parameters``.
+
+    A word without quotes is refused and not taken for a string: ``face_crop=False`` would be paid for and ignored.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, value = _pair("--param", text)
+        try:
+            found[key] = json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            raise usage_error(
+                f"--param {text}: the value is not JSON. Write true, 16, or a text in double quotes: "
+                f"--param '{key}=\"{value}\"'"
+            ) from None
+    return found
+
+
+def parse_labels(texts: Iterable[str]) -> dict[str, str]:
+    """Read ``KEY=VALUE`` pairs."""
+    return dict(_pair("--label", text) for text in texts)
+
+
+def parse_deadline(text: str, *, keyed: bool) -> str:
+    """Return a deadline as ISO 8601; ``90m``, ``2h`` or ``1d`` count from now.
+
+    Raises:
+        CliError: it is neither, or it counts from now in a request that has an idempotency key (``keyed``): the same
+            command would then make another request each time, and the second would be refused.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        return text
+    if keyed:
+        raise usage_error(
+            f"--deadline {text} gives another time on each call, which --idempotency-key refuses. "
+            "Give a point in time, like 2026-01-31T18:00:00Z."
+        )
+    try:
+        moment = datetime.now(UTC) + timedelta(**{_UNITS[found[2]]: float(found[1])})
+    except OverflowError:
+        raise usage_error(f"--deadline {text} is too far away.") from None
+    return moment.isoformat(timespec="seconds")
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise usage_error(f"{option} {text}: should be KEY=VALUE.")
+    return key, value
+
+
+def _object(body: dict[str, Any], field: str, default: dict[str, Any]) -> dict[str, Any]:
+    value = body.get(field, default)
+    if not isinstance(value, dict):
+        raise usage_error(f"{field} in the file should be a JSON object.")
+    return value
+
+
+def _with_option(problem: str) -> str:
+    """Name the option beside a missing field."""
+    field, _, rest = problem.partition(": ")
+    option = _OPTIONS.get(field)
+    return f"{field} ({option}): {rest}" if option and rest == "is required" else problem

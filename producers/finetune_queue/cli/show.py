@@ -1,0 +1,161 @@
+"""Reading the queue: ``status``, ``list`` and ``events``."""
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_queue.cli import output, words
+from finetune_queue.cli.follow import Snapshot, look
+from finetune_queue.cli.output import ExitCode, usage_error
+from finetune_queue.cli.requests import parse_labels
+from finetune_queue.cli.session import open_queue
+from finetune_queue.cli.summary import Facts, facts, print_facts
+from finetune_queue.cli.timeline import detail, event_line, steps
+from finetune_queue.contract import Event, JobState
+from finetune_queue.errors import QueueUnavailableError
+from finetune_queue.sdk import FOLLOW_EVERY, FineTuneQueue, Job, Waiting
+
+
+def status(job_id: str, *, as_json: bool) -> ExitCode:
+    """Show one job: where it stands, why it waits, how it got there."""
+    with open_queue() as queue:
+        seen = look(queue, queue.get(job_id))
+    if as_json:
+        output.emit({**seen.job.as_dict(), "waiting": waiting_json(seen.waiting)})
+        return ExitCode.OK
+    record = seen.job.record
+    style = _STATE_STYLES.get(record.state, "cyan")
+    print_facts(f"{words.printable(record.request.name)}: {record.state}", _status_facts(seen), style=style)
+    for step in steps(record, seen.events, seen.waiting, datetime.now(UTC)):
+        if step.seconds is not None:
+            output.say(f"  {step.state:<15} {words.duration(step.seconds):>8}  {step.detail}".rstrip())
+    return ExitCode.OK
+
+
+def _status_facts(seen: Snapshot) -> Facts:
+    record = seen.job.record
+    found = [] if seen.job.done else [("now", detail(record, seen.waiting) or "running")]
+    if record.error is not None and not seen.job.done:
+        found.append(("error", words.printable(record.error.message)))
+        found.append(("tries", str(record.attempts)))
+    found += [("because", words.printable(line)) for line in record.evidence if record.state == "needs_attention"]
+    found += facts(seen)
+    if record.dataset_report:
+        found.append(("dataset", words.report_line(record.dataset_report)))
+    if record.account != "default":
+        found.append(("account", record.account))
+    if record.request.labels:
+        labels = ", ".join(f"{key}={value}" for key, value in sorted(record.request.labels.items()))
+        found.append(("labels", words.printable(labels)))
+    found.append(("age", words.since(record.created_ms)))
+    return found
+
+
+def list_jobs(*, state: str | None, account: str | None, labels: Sequence[str], limit: int, as_json: bool) -> ExitCode:
+    """Show the newest jobs that match."""
+    wanted = parse_labels(labels)
+    chosen = parse_state(state)
+    with open_queue() as queue:
+        jobs = list(queue.list(state=chosen, account=account, labels=wanted, limit=limit))
+        if as_json:
+            output.emit([job.as_dict() for job in jobs])
+            return ExitCode.OK
+        rows = [(job, queue.waiting(job)) for job in jobs]
+    if not rows:
+        output.say("No jobs match." if chosen or account or wanted else "There are no jobs yet.")
+        return ExitCode.OK
+    console = output.out()
+    if console.is_terminal:
+        console.print(jobs_table(rows, wide=console.width >= WIDE))
+        return ExitCode.OK
+    for job, waiting in rows:
+        record = job.record
+        head = f"{job.id}  {job.state:<15}  {words.since(record.created_ms):>8}"
+        output.say(f"{head}  {words.printable(record.request.name)}  {detail(record, waiting)}".rstrip())
+    return ExitCode.OK
+
+
+def parse_state(text: str | None) -> JobState | None:
+    """Read a state.
+
+    Raises:
+        CliError: there is no such state.
+    """
+    if text is None:
+        return None
+    try:
+        return JobState(text.lower().replace("-", "_"))
+    except ValueError:
+        raise usage_error(f"--state {text}: no such state. Known: {', '.join(JobState)}.") from None
+
+
+def events(job_id: str, *, follow: bool, as_json: bool) -> ExitCode:
+    """Show a job's events, oldest first; with ``follow`` also those to come, until the job has ended."""
+    with open_queue() as queue:
+        job = queue.get(job_id)
+        for event in _following(queue, job) if follow else job.events():
+            if as_json:
+                output.emit_line(event.model_dump(mode="json"))
+            else:
+                output.say(f"{event.time:%Y-%m-%d %H:%M:%S}Z  {event.kind:<15}  {event_line(event)}".rstrip())
+    return ExitCode.OK
+
+
+def _following(queue: FineTuneQueue, job: Job) -> Iterator[Event]:
+    """Yield the events as they come. A Redis that does not answer is waited for: what was shown stays shown."""
+    seen = 0
+    while True:
+        try:
+            job = queue.get(job.id)
+            for event in job.events(after=seen):
+                seen += 1
+                yield event
+            if job.done and seen >= job.record.event_seq:
+                return
+        except QueueUnavailableError as error:
+            output.errors().print(f"{error} Still trying.", style="yellow", soft_wrap=True)
+            time.sleep(1.0)
+        time.sleep(FOLLOW_EVERY)
+
+
+def waiting_json(waiting: Waiting | None) -> dict[str, Any] | None:
+    """Return why a job waits as JSON shows it."""
+    if waiting is None:
+        return None
+    return {"reason": waiting.reason, "ahead": waiting.ahead, "estimate_seconds": waiting.estimate}
+
+
+WIDE = 110
+"""Columns from which a table of jobs has room to say what each is doing."""
+
+_STATE_STYLES = {
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.CANCELLED: "yellow",
+    JobState.NEEDS_ATTENTION: "yellow",
+}
+
+
+def jobs_table(rows: Sequence[tuple[Job, Waiting | None]], *, wide: bool) -> Any:
+    """Return the jobs as a table for a terminal, one line each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table.add_column("JOB", no_wrap=True, min_width=36)
+    table.add_column("STATE", no_wrap=True)
+    table.add_column("AGE", no_wrap=True, justify="right")
+    table.add_column("NAME", no_wrap=True, overflow="ellipsis", max_width=30)
+    if wide:
+        table.add_column("", no_wrap=True, overflow="ellipsis")
+    for job, waiting in rows:
+        record = job.record
+        row: list[Any] = [
+            job.id,
+            Text(job.state, style=_STATE_STYLES.get(job.state, "cyan")),
+            words.since(record.created_ms),
+            Text(words.printable(record.request.name)),
+        ]
+        table.add_row(*row, *([Text(detail(record, waiting), style="dim")] if wide else []))
+    return table

@@ -1,0 +1,49 @@
+"""``finetune submit``: put a request on the queue, and stay with it if asked."""
+
+from finetune_queue.cli import output
+from finetune_queue.cli.follow import ctrl_c_leaves, display, follow
+from finetune_queue.cli.output import ExitCode
+from finetune_queue.cli.session import open_queue
+from finetune_queue.cli.summary import exit_code, print_summary
+from finetune_queue.contract import FineTuneRequest, JobState
+from finetune_queue.sdk import FineTuneQueue, Job
+
+
+def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_json: bool) -> ExitCode:
+    """Submit the request; with ``wait`` stay until the job has ended, at most ``timeout`` seconds.
+
+    Raises:
+        SettingsError, FineTuneQueueError, DatasetError, CliError: it was not submitted, or the wait ended early.
+    """
+    with open_queue() as queue:
+        job = queue.submit(request)
+        if wait:
+            return stay(queue, job, timeout=timeout, as_json=as_json)
+        if as_json:
+            output.emit(job.as_dict())
+        elif job.state is JobState.ACCEPTED:
+            output.say(f"Job {job.id} is on the queue.")
+            output.say(f"Follow it: finetune watch {job.id}")
+        else:  # the idempotency key found a job from before
+            output.say(f"Job {job.id} was submitted before and is {job.state}.")
+        return ExitCode.OK
+
+
+def stay(queue: FineTuneQueue, job: Job, *, timeout: float | None, as_json: bool) -> ExitCode:
+    """Follow the job to its end and say what came of it. As JSON that is one document, also when the wait ends early.
+
+    Raises:
+        CliError: the wait ended before the job did.
+    """
+    with ctrl_c_leaves(job):
+        if as_json:
+            try:
+                job.wait(timeout)
+            finally:
+                output.emit(job.as_dict())
+        else:
+            output.say(f"Job {job.id}")
+            seen = follow(queue, job, timeout=timeout, show=display())
+            job = seen.job
+            print_summary(seen)
+    return exit_code(job.state)

@@ -1,0 +1,82 @@
+"""What a job came to, as a panel on a terminal and as plain lines elsewhere."""
+
+from typing import TYPE_CHECKING
+
+from finetune_queue.cli import output, words
+from finetune_queue.cli.follow import Snapshot
+from finetune_queue.cli.output import ExitCode
+from finetune_queue.contract import JobState
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Facts = list[tuple[str, str]]
+
+
+def exit_code(state: JobState) -> ExitCode:
+    """Return the exit code of a command that waited for a job which ended in ``state``."""
+    return ExitCode.OK if state is JobState.SUCCEEDED else ExitCode.FAILED
+
+
+def print_summary(seen: Snapshot) -> None:
+    """Say how the job ended, and what to do if it did not end well."""
+    state = seen.job.state
+    style = {JobState.SUCCEEDED: "green", JobState.CANCELLED: "yellow"}.get(state, "red")
+    print_facts(f"{words.printable(seen.job.record.request.name)}: {state}", facts(seen), style=style)
+
+
+def facts(seen: Snapshot) -> Facts:
+    """Return what is worth knowing of a job that has ended, as label and value."""
+    record = seen.job.record
+    found: Facts = []
+    if record.weights is not None:
+        weights = record.weights
+        found += [
+            ("weights", words.near(weights.url)),
+            ("size", f"{words.size(weights.bytes)} in {weights.tensors} tensors"),
+            ("sha256", weights.sha256),
+            ("manifest", words.near(weights.manifest_url)),
+        ]
+    if record.error is not None and record.state is JobState.FAILED:
+        found += [("error", words.printable(record.error.message)), ("code", record.error.code)]
+        if record.error.action:
+            found.append(("do", words.printable(record.error.action)))
+    if record.state is JobState.CANCELLED and record.finetune_id is not None:
+        found.append(("note", "Segmind's training goes on and is paid: its API has no cancel."))
+    if record.state is JobState.FAILED:
+        found.append(("again", f"finetune retry {record.id}"))
+    found.append(("job", record.id))
+    if record.finetune_id is not None:
+        found.append(("training", words.printable(record.finetune_id)))
+    if seen.events:
+        took = (seen.events[-1].time - seen.events[0].time).total_seconds()
+        found += [("event", seen.events[-1].id), ("took", words.duration(took))]
+    return found
+
+
+def print_facts(title: str, found: Facts, *, style: str) -> None:
+    """Print labels and values: in a panel on a terminal, as lines that can be searched elsewhere."""
+    console = output.out()
+    if not console.is_terminal:
+        output.say(title)
+        for label, value in found:
+            output.say(f"  {label:<9} {value}")
+        return
+    from rich.panel import Panel
+    from rich.text import Text
+
+    console.print(
+        Panel(facts_table(found), title=Text(title, style=f"bold {style}"), title_align="left", border_style=style)
+    )
+
+
+def facts_table(found: Facts) -> "Table":
+    """Return labels and values as two columns; long values go on in the next line."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in found:
+        table.add_row(label, value)
+    return table

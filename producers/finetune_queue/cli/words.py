@@ -1,0 +1,108 @@
+"""How times, sizes, waiting and reports are said in a line of text."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from finetune_queue.contract import JobRecord, WaitReason
+
+if TYPE_CHECKING:
+    from finetune_queue.sdk import Waiting
+
+
+def printable(text: object) -> str:
+    """Return a text on one line that cannot steer a terminal: names and messages come from callers and servers."""
+    line = " ".join(str(text).split())
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in line
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time as a person says it: ``4.2 s``, ``42 s``, ``12 min``, ``3 h 5 min``, ``2 days``."""
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes and hours < 10 else f"{hours} h"
+    return f"{round(hours / 24)} days"
+
+
+def since(milliseconds: int) -> str:
+    """Return how long ago a time of the Redis server's clock was, by this machine's clock."""
+    return duration(datetime.now(UTC).timestamp() - milliseconds / 1000)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in the decimal units that storage is sold and limited in."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def place(url: str) -> str:
+    """Return a ``file://`` URL as a plain path, which a shell can use; any other URL as it is."""
+    parts = urlsplit(url)
+    return printable(unquote(parts.path)) if parts.scheme == "file" and not parts.netloc else printable(url)
+
+
+def near(url: str) -> str:
+    """Return a file's URL as a path, from the current folder if it lies below it."""
+    path = place(url)
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def report_line(report: dict[str, Any]) -> str:
+    """Return a dataset report in a few words; a report of another version than this one may lack some."""
+    parts = []
+    if "images" in report:
+        parts.append(_count(report["images"], "image"))
+    if report.get("captions"):
+        parts.append(_count(report["captions"], "caption"))
+    if report.get("bytes"):
+        parts.append(size(int(report["bytes"])))
+    severities = [finding.get("severity") for finding in report.get("findings") or []]
+    parts += [
+        _count(severities.count(severity), severity) for severity in ("error", "warning") if severity in severities
+    ]
+    return ", ".join(parts)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def waiting_line(waiting: "Waiting", record: JobRecord) -> str:
+    """Say why a job is not moving, how many are ahead of it and how long that may take."""
+    text = _REASONS[waiting.reason]
+    if waiting.reason is WaitReason.BACKOFF and record.error is not None:
+        text = f"{text}, after: {printable(record.error.message)}"
+    if waiting.ahead:
+        text += f", {waiting.ahead} ahead"
+    if waiting.estimate is not None and waiting.estimate >= 1:
+        text += f", about {duration(waiting.estimate)}"
+    return text
+
+
+_REASONS = {
+    WaitReason.API_SLOT: "waiting for an API call within the rate limit",
+    WaitReason.BACKOFF: "waiting for the next try",
+    WaitReason.PROVIDER: "waiting for Segmind",
+    WaitReason.SINK: "waiting for a downstream queue to take the result",
+    WaitReason.SPENDING: "the account's submits are stopped or at their cap for today",
+    WaitReason.TRAININGS: "the account has as many trainings in flight as it may",
+    WaitReason.PAUSED: "the account is paused after a 429 or an outage",
+}
