@@ -165,6 +165,8 @@ class AccountSettings(BaseModel):
     """How many trainings may be in flight at once; None: no cap of ours."""
     max_submits_per_day: Annotated[int, Field(ge=0)] | None = None
     """How many paid submits one day (UTC) may see; 0 stops them, None: no cap of ours."""
+    max_transfers: PositiveInt | None = None
+    """How many uploads and downloads may run at once over all workers, so that others have a share; None: any."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ class Settings(BaseSettings):
     segmind_accounts: Accounts = _setting(
         {},
         "Several accounts, instead of the key and limit above: for each name its `api_key`, `rate_limit`, "
-        "`max_training` (trainings in flight) and `max_submits_per_day` (0 stops submits).",
+        "`max_training` (trainings in flight), `max_submits_per_day` (0 stops submits) and `max_transfers` (uploads and "
+        "downloads at once, so that one account's backlog leaves workers to the others).",
         example='{"team-a": {"api_key": "SG_0123456789abcdef", "rate_limit": "50/60"}}',
         secret=True,
     )

@@ -59,12 +59,13 @@ def test_a_single_training_is_looked_at_by_its_details(bench: Any) -> None:
 
 
 def test_a_running_training_parks_its_job_and_tells_of_its_status(bench: Any) -> None:
-    [job] = trained(bench, 1, training_seconds=600)
+    [job] = trained(bench, 1, training_seconds=10)
     result = bench.run(job)
     assert not result.proceed
     assert "waiting for Segmind to train" in result.sentence
     finetune_id = bench.read(job).finetune_id
     bench.sandbox.control.change_training(finetune_id, status_word="WARMING_UP")
+    until(lambda: bench.sandbox.control.trainings()[0]["status"] == "WARMING_UP", seconds=8)
 
     sweep(bench.container, "default")
 

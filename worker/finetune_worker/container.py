@@ -34,6 +34,7 @@ class Container:
     deadlines: Deadlines
     accounts: Accounts
     budget: Budget
+    transfers: Budget
     messenger: Messenger
     artifacts: Place
     work_dir: Path
@@ -61,6 +62,15 @@ class Container:
                 backoff_base=settings.finetune_backoff_base,
                 backoff_max=settings.finetune_backoff_max,
             ),
+            # The same slots for another scarce thing: an account's share of the workers' transfers.
+            transfers=Budget(
+                client,
+                call_timeout=settings.finetune_lease,
+                handover=settings.finetune_handover,
+                first_sweep=0,
+                backoff_base=0,
+                backoff_max=0,
+            ),
             messenger=Messenger(app),
             artifacts=Place(settings.finetune_artifact_url),
             work_dir=work_dir,
@@ -84,6 +94,7 @@ class Container:
                     window=account.rate_limit.seconds,
                     max_training=account.max_training,
                     max_submits_per_day=account.max_submits_per_day,
+                    max_transfers=account.max_transfers,
                 ),
             )
 

@@ -14,7 +14,7 @@ from celery import bootsteps
 from kombu.exceptions import OperationalError
 
 from finetune_queue.contract import JobRecord, JobState
-from finetune_queue.store import SWEEP, Change, ConflictError, RedisError
+from finetune_queue.store import SWEEP, Budget, Change, ConflictError, RedisError, transfer_line
 from finetune_worker.container import Container
 
 log = structlog.get_logger(__name__)
@@ -42,7 +42,10 @@ class Dispatcher:
         Raises:
             RedisError, OperationalError: the store or the broker is out of reach.
         """
-        waits = [LONGEST_SLEEP, self._start_due(), *map(self._hand_out_slots, self._container.accounts.names())]
+        waits = [LONGEST_SLEEP, self._start_due()]
+        for account in self._container.accounts.names():
+            waits.append(self._hand_out(self._container.budget, account))
+            waits.append(self._hand_out(self._container.transfers, transfer_line(account)))
         if time.monotonic() >= self._clean_at:
             gone = self._container.jobs.forget_finished()
             if gone:
@@ -76,8 +79,8 @@ class Dispatcher:
         container.jobs.transition(job, Change(delay=container.settings.finetune_handover), owner="")
         self._start(job)
 
-    def _hand_out_slots(self, account: str) -> float:
-        holders, wait = self._container.budget.reserve(account, BATCH)
+    def _hand_out(self, budget: Budget, account: str) -> float:
+        holders, wait = budget.reserve(account, BATCH)
         ids = [holder for holder in holders if holder != SWEEP]
         if len(ids) < len(holders):
             self._container.messenger.sweep(account)

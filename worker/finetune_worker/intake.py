@@ -9,8 +9,9 @@ from celery import bootsteps
 
 from finetune_queue.contract import JobState, RequestError, Stage, derived_job_id, new_job_id, parse_request
 from finetune_queue.contract.ids import is_job_id
-from finetune_queue.store import Change, ConflictError, IdempotencyError, JobNotFoundError, RedisError
+from finetune_queue.store import CallClass, Change, ConflictError, IdempotencyError, JobNotFoundError, RedisError
 from finetune_worker.container import Container
+from finetune_worker.stages.shares import has_share, park_for_transfer
 
 log = structlog.get_logger(__name__)
 
@@ -35,12 +36,18 @@ def accept(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any],
     structlog.contextvars.bind_contextvars(job_id=job.id, account=job.account)
     if job.state is not JobState.ACCEPTED:
         return f"nothing to do: job {job.id} is {job.state}"
+    waits = has_share(container, job)
+    wait = park_for_transfer(job, CallClass.PREPARE, 0)
+    change = Change(delay=container.settings.finetune_handover)
+    if waits:
+        # Straight into the account's room: a backlog of one account must not fill the queue that others share.
+        change = Change(delay=wait.delay, room_score=wait.room_score, for_transfer=True)
     try:
-        change = Change(delay=container.settings.finetune_handover)
-        container.jobs.transition(job, change, to=JobState.UPLOADING)
+        container.jobs.transition(job, change, to=JobState.UPLOADING, waiting_for=wait.reason if waits else None)
     except ConflictError:
         return f"nothing to do: job {job.id} was started by another message"
-    container.messenger.start(job.id, Stage.UPLOAD.and_after())
+    if not waits:
+        container.messenger.start(job.id, Stage.UPLOAD.and_after())
     log.info("job_started")
     return f"started job {job.id}"
 

@@ -72,6 +72,7 @@ class WaitReason(StrEnum):
     """Why a live job is not moving."""
 
     API_SLOT = "api-slot"  # for a call within the account's rate limit
+    TRANSFER = "transfer"  # for the account's share of the workers' transfers
     BACKOFF = "backoff"  # for the next try after an error
     PROVIDER = "provider"  # for Segmind
     SINK = "sink"  # for a downstream queue to take the result

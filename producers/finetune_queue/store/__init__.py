@@ -2,7 +2,7 @@
 
 from redis import RedisError
 
-from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError
+from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfer_line
 from finetune_queue.store.budget import SWEEP, Budget, Call, CallClass, NoSlot, room_score
 from finetune_queue.store.connection import connect
 from finetune_queue.store.deadlines import Deadlines
@@ -42,4 +42,5 @@ __all__ = [
     "connect",
     "room_score",
     "server_facts",
+    "transfer_line",
 ]

@@ -17,6 +17,7 @@ class AccountLimits:
     window: float
     max_training: int | None = None
     max_submits_per_day: int | None = None
+    max_transfers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,12 @@ class UnknownAccountError(Exception):
         super().__init__(f"No worker serves the account '{name}' (known: {', '.join(known) or 'none'}).")
 
 
+def transfer_line(account: str) -> str:
+    """Return the name under which an account's transfers are counted: slots and a room like those of its API calls,
+    with a window of 0, so that one account's uploads and downloads cannot take all workers."""
+    return f"{account}:transfers"
+
+
 class Accounts:
     """Reads and sets what is known of each account."""
 
@@ -58,13 +65,35 @@ class Accounts:
                 "window_ms": int(limits.window * 1000),
                 "max_training": "" if limits.max_training is None else limits.max_training,
                 "max_submits": "" if limits.max_submits_per_day is None else limits.max_submits_per_day,
+                "max_transfers": "" if limits.max_transfers is None else limits.max_transfers,
             },
         )
+        if limits.max_transfers is None:
+            pipe.delete(keys.account(transfer_line(name)))
+        else:
+            line = {"limit": limits.max_transfers, "window_ms": 0}
+            pipe.hset(keys.account(transfer_line(name)), mapping=line)
         pipe.execute()
 
     def names(self) -> list[str]:
         """Return the names of all accounts."""
         return sorted(cast("set[str]", self._redis.smembers(keys.accounts())))
+
+    def stop_submits(self, account: str, *, stopped: bool) -> None:
+        """Throw the kill switch of an account's submits, or lift it; all else goes on.
+
+        Raises:
+            UnknownAccountError: no worker has configured it.
+        """
+        if account not in self.names():
+            raise UnknownAccountError(account, self.names())
+        pipe = self._redis.pipeline(transaction=True)
+        if stopped:
+            pipe.hset(keys.account(account), "stopped", "1")
+        else:
+            pipe.hdel(keys.account(account), "stopped")
+        _wake(pipe)
+        pipe.execute()
 
     def next_sweep_in(self, account: str, seconds: float) -> None:
         """Set when the account is swept next."""
@@ -72,8 +101,7 @@ class Accounts:
         at = server_seconds * 1000 + micros // 1000 + int(seconds * 1000)
         pipe = self._redis.pipeline(transaction=True)
         pipe.hset(keys.account(account), "sweep_at", str(at))
-        pipe.lpush(keys.wake(), "1")
-        pipe.ltrim(keys.wake(), 0, 0)
+        _wake(pipe)
         pipe.execute()
 
     def place(self, job: JobRecord) -> int | None:
@@ -117,6 +145,7 @@ class Accounts:
                 window=number("window_ms") / 1000,
                 max_training=int(fields["max_training"]) if fields["max_training"] else None,
                 max_submits_per_day=int(fields["max_submits"]) if fields["max_submits"] else None,
+                max_transfers=int(fields["max_transfers"]) if fields.get("max_transfers") else None,
             ),
             used=used,
             waiting=waiting,
@@ -126,3 +155,8 @@ class Accounts:
             paused_for=max(0, number("paused_until") - now) / 1000,
             pause_reason=fields.get("pause_reason", ""),
         )
+
+
+def _wake(pipe: "redis.client.Pipeline") -> None:
+    pipe.lpush(keys.wake(), "1")
+    pipe.ltrim(keys.wake(), 0, 0)

@@ -83,6 +83,7 @@ class Budget:
         self._backoff_ms = (int(backoff_base * 1000), int(backoff_max * 1000))
         self._take = scripts.load(client, "take_slot")
         self._end = scripts.load(client, "end_call")
+        self._extend = scripts.load(client, "extend_call")
         self._reserve = scripts.load(client, "reserve")
 
     def take(self, account: str, holder: str, score: float, *, submit: bool = False) -> Call | NoSlot:
@@ -103,6 +104,10 @@ class Budget:
         if reply[1] == "unknown-account":
             raise UnknownAccountError(account, self._accounts.names())
         return NoSlot(WaitReason(reply[1]), int(reply[2]))
+
+    def extend(self, call: Call) -> None:
+        """Keep the slot of what goes on: a transfer that shows progress."""
+        self._extend([keys.slots(call.account), keys.account(call.account)], [call.token, self._call_timeout_ms])
 
     def end(self, call: Call, *, refund: bool = False) -> None:
         """End a call after which the provider seems well. ``refund`` takes a submit that was not sent off the count."""

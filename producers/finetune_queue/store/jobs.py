@@ -11,6 +11,7 @@ from finetune_queue.contract.event import Event, EventType, job_event, rejected_
 from finetune_queue.contract.job import TRANSITIONS, JobRecord, JobState, encode_field
 from finetune_queue.contract.request import FineTuneRequest
 from finetune_queue.store import keys, scripts
+from finetune_queue.store.accounts import transfer_line
 
 _PAGE = 200
 
@@ -64,11 +65,13 @@ class Change:
     """What a transition does besides the fields.
 
     ``delay`` is when to look at the job again if nothing happens, seconds from now; every live job needs one.
-    ``room_score`` puts it into its account's waiting room, else it leaves the room. ``own`` claims a training.
+    ``room_score`` puts it into its account's waiting room for API calls, or with ``for_transfer`` into that for
+    transfers; without one it leaves both. ``own`` claims a training.
     """
 
     delay: float | None = None
     room_score: float | None = None
+    for_transfer: bool = False
     own: str | None = None
 
 
@@ -226,7 +229,7 @@ class JobStore:
             "stream_length": self._stream_length,
         }
         body = {name: value for name, value in body.items() if value is not None}
-        names = _transition_keys(job, previous)
+        names = _transition_keys(job, previous, change)
         # WAITAOF speaks of its own connection's writes, so it has to go with the script, in one pipeline.
         pipe = self._redis.pipeline(transaction=False)
         self._transition(names, [json.dumps(body)], client=pipe)
@@ -300,7 +303,10 @@ class JobStore:
         return gone
 
 
-def _transition_keys(job: JobRecord, previous: JobState | None) -> list[str]:
+def _transition_keys(job: JobRecord, previous: JobState | None, change: Change) -> list[str]:
+    rooms = [keys.room(job.account), keys.room(transfer_line(job.account))]
+    if change.for_transfer:
+        rooms.reverse()
     return [
         keys.job(job.id),
         keys.job_events(job.id),
@@ -311,8 +317,9 @@ def _transition_keys(job: JobRecord, previous: JobState | None) -> list[str]:
         keys.wake(),
         keys.events(),
         keys.owners(),
-        keys.room(job.account),
+        rooms[0],
         keys.tracked(job.account),
+        rooms[1],
     ]
 
 

@@ -34,6 +34,7 @@ class Claim:
         self._out_of_time = out_of_time
         self._lease = lease
         self._last_sign = time.monotonic()
+        self.on_sign: Callable[[], None] | None = None
         self.job = store.transition(job, Change(delay=lease), owner=owner)
 
     def write(self, *, event: EventType | None = None, durable_within: float | None = None, **fields: Any) -> None:
@@ -61,5 +62,7 @@ class Claim:
         if time.monotonic() - self._last_sign < min(1.0, self._lease / _SIGNS_PER_LEASE):
             return
         self.write(progress=Progress(done=done, total=total))
+        if self.on_sign is not None:
+            self.on_sign()
         if self._store.get(self.job.id).cancel_requested:
             raise CancelRequestedError

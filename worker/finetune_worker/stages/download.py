@@ -16,6 +16,7 @@ from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_storage, from_transfer
 from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry
 from finetune_worker.stages.publish import manifest_name
+from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.download import download as fetch
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SafetensorsError, TransferError
@@ -35,6 +36,12 @@ def download(container: Container, claim: Claim) -> Outcome:
         if not isinstance(link, str):
             return link
         url = link
+    with transfer_share(container, claim, CallClass.FINISH):
+        return _fetch(container, claim, url)
+
+
+def _fetch(container: Container, claim: Claim, url: str) -> Outcome:
+    job = claim.job
     part = container.work_dir / f"{job.id}.part"
     try:
         got = fetch(

@@ -18,12 +18,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The stage cannot go on now, and that is nobody's fault: no attempt is used. ``delay`` in seconds."""
+    """The stage cannot go on now, and that is nobody's fault: no attempt is used. ``delay`` in seconds; the rest as in
+    :class:`~finetune_queue.store.Change`."""
 
     sentence: str
     reason: WaitReason
     delay: float
     room_score: float | None = None
+    for_transfer: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
 
 

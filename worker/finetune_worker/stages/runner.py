@@ -9,11 +9,19 @@ from datetime import UTC, datetime
 import structlog
 
 from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.store import Change, ConflictError, JobNotFoundError, OwnedElsewhereError, RedisError
-from finetune_worker.container import Container
+from finetune_queue.store import (
+    Change,
+    ConflictError,
+    JobNotFoundError,
+    OwnedElsewhereError,
+    RedisError,
+    UnknownAccountError,
+)
+from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.stages.calls import StaleCallError
 from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
+from finetune_worker.stages.shares import NoShareError
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +86,17 @@ def _act(container: Container, function: StageFunction, claim: Claim) -> Outcome
         return function(container, claim)
     except CancelRequestedError:
         return _cancelled(claim.job)
+    except (UnknownAccountError, UnknownAccountKeyError) as error:
+        return Fail(
+            JobError(
+                code="account_unknown",
+                stage=str(job.stage),
+                message=str(error),
+                action="Correct the request's account, or add the account to the workers' SEGMIND_ACCOUNTS.",
+            )
+        )
+    except NoShareError as error:
+        return error.wait
     except WorkerStoppingError:
         return Wait("parked: this worker is stopping; another goes on", WaitReason.BACKOFF, 0.0)
     except StaleCallError:
@@ -132,7 +151,7 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             job = container.jobs.transition(job, change, to=outcome.to, **fields)
             return job, StageResult(outcome.sentence, proceed=not ended)
         case Wait():
-            change = Change(delay=outcome.delay, room_score=outcome.room_score)
+            change = Change(delay=outcome.delay, room_score=outcome.room_score, for_transfer=outcome.for_transfer)
             fields = {**released, "waiting_for": outcome.reason, **outcome.fields}
             job = container.jobs.transition(job, change, **fields)
             return job, StageResult(outcome.sentence, proceed=False)

@@ -1,5 +1,6 @@
 """Upload: the dataset is checked before anything is paid, and put where Segmind reads it (Fast Flux API, section 4)."""
 
+import hashlib
 import json
 import tempfile
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from finetune_worker.stages.calls import AccountPausedError, call_api, park, par
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_dataset, from_transfer
 from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry
+from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError
 from finetune_worker.transfer.put import upload_presigned
 
@@ -35,39 +37,48 @@ def upload(container: Container, claim: Claim) -> Outcome:
     """Check the job's dataset and make it readable for Segmind."""
     if claim.job.dataset_url is not None:
         return Done("the dataset was already in place", to=JobState.SUBMITTING)
-    settings, request = container.settings, claim.job.request
-    with tempfile.TemporaryDirectory(dir=container.work_dir) as scratch:
+    if claim.job.dataset_report is not None and _kept_url(container, claim.job) is None:
+        # Checked before; it came here with a call slot, which must not wait for a share of the transfers.
+        presigned = _presign(container, claim.job)
+        if not isinstance(presigned, PresignedUpload):
+            return presigned
+    with (
+        transfer_share(container, claim, CallClass.PREPARE),
+        tempfile.TemporaryDirectory(dir=container.work_dir) as scratch,
+    ):
         try:
-            found = resolve_dataset(
-                request.dataset,
-                roots=container.dataset_roots,
-                scratch=Path(scratch),
-                policy=AddressPolicy(allow_loopback=settings.segmind_is_loopback),
-                fetch_public=request.fetch_dataset,
-                on_progress=claim.progress,
-            )
-            if isinstance(found, PublicArchive):
-                return Done(
-                    f"Segmind reads the public dataset itself ({found.size:,} bytes)",
-                    to=JobState.SUBMITTING,
-                    fields={"dataset_url": found.url},
-                )
-            return _check_and_put(container, claim, found.path)
+            return _prepare(container, claim, Path(scratch))
         except DatasetError as error:
             problem = from_dataset(error, Stage.UPLOAD)
             return Retry(problem) if error.retryable else Fail(problem)
 
 
-def _check_and_put(container: Container, claim: Claim, path: Path) -> Outcome:
-    report = _checked(claim, path)
+def _prepare(container: Container, claim: Claim, scratch: Path) -> Outcome:
+    request = claim.job.request
+    found = resolve_dataset(
+        request.dataset,
+        roots=container.dataset_roots,
+        scratch=scratch,
+        policy=AddressPolicy(allow_loopback=container.settings.segmind_is_loopback),
+        fetch_public=request.fetch_dataset,
+        on_progress=claim.progress,
+    )
+    if isinstance(found, PublicArchive):
+        return Done(
+            f"Segmind reads the public dataset itself ({found.size:,} bytes)",
+            to=JobState.SUBMITTING,
+            fields={"dataset_url": found.url},
+        )
+    report = _checked(claim, found.path)
     if not report.ok:
         return Fail(_rejected(report))
-    upload_to = _kept_url(container, claim.job)
-    if upload_to is None:
-        presigned = _presign(container, claim.job)
-        if not isinstance(presigned, PresignedUpload):
-            return presigned
-        upload_to = presigned
+    presigned = _kept_url(container, claim.job) or _presign(container, claim.job)
+    if not isinstance(presigned, PresignedUpload):
+        return presigned
+    return _put(container, claim, found.path, presigned, report)
+
+
+def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpload, report: DatasetReport) -> Outcome:
     try:
         done = upload_presigned(
             upload_to,
@@ -95,7 +106,11 @@ def _check_and_put(container: Container, claim: Claim, path: Path) -> Outcome:
 def _checked(claim: Claim, path: Path) -> DatasetReport:
     request = claim.job.request
     if claim.job.dataset_report is not None:
-        return DatasetReport.model_validate(claim.job.dataset_report)
+        known = DatasetReport.model_validate(claim.job.dataset_report)
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == known.sha256:
+                return known
+        log.warning("dataset_changed", was=known.sha256)
     report = check_archive(path, trigger_word=request.trigger_word, instance_prompt=request.instance_prompt)
     claim.write(dataset_report=report.model_dump(mode="json"))
     log.info("dataset_checked", ok=report.ok, images=report.images, bytes=report.bytes)

@@ -1,6 +1,7 @@
 -- The only script that writes a job: checks the version, then changes fields, sets, events and the deadline at once.
 -- KEYS  1 job  2 job events  3 jobs  4 state set it is in  5 state set it goes to  6 deadlines  7 wake
 --       8 events stream  9 owners  10 waiting room  11 tracked
+--       12 the account's other waiting room
 -- ARGV  1 JSON: id, expect (version; 0: must not exist), entered (bool), set {field: text}, delete [field],
 --       delay_ms (absent: no deadline), room_score, track (bool), event (JSON text), own (finetune_id),
 --       stream_length
@@ -38,6 +39,7 @@ if change.delay_ms then
 else
   redis.call('ZREM', KEYS[6], id)
 end
+redis.call('ZREM', KEYS[12], id)
 if change.room_score then
   early = early or redis.call('EXISTS', KEYS[10]) == 0
   redis.call('ZADD', KEYS[10], change.room_score, id)

@@ -1,0 +1,142 @@
+"""Several accounts: each has its own budget, caps and share of the workers' transfers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_queue.contract import JobRecord, JobState, WaitReason, new_job_id
+from finetune_queue.messaging import producer_app
+from finetune_queue.store import Call, CallClass, room_score, transfer_line
+from finetune_worker.container import Container
+from finetune_worker.dispatcher import Dispatcher
+from finetune_worker.intake import accept
+from finetune_worker.stages.runner import run_stage
+from finetune_worker.tasks import STAGES
+from segmind_sandbox.testing import LiveSandbox
+from support.images import image_bytes, make_zip
+from support.samples import sample_request
+from support.until import until
+from worker.conftest import make_settings
+
+
+@pytest.fixture
+def container(sandbox: LiveSandbox, redis_url: str, tmp_path: Path) -> Iterator[Container]:
+    account = {"api_key": sandbox.api_key, "rate_limit": "50/60"}
+    several = {"big": {**account, "max_transfers": 1}, "small": {**account, "api_key": "other-key", "max_transfers": 1}}
+    settings = make_settings(
+        sandbox, redis_url, tmp_path, segmind_api_key=None, segmind_accounts=several, segmind_rate_limit="5/60"
+    )
+    built = Container.build(settings, producer_app(settings))
+    built.announce_accounts()
+    yield built
+    built.close()
+
+
+def accepted(container: Container, account: str, dataset: Path) -> JobRecord:
+    request = sample_request(account=account, dataset=f"file://{dataset}")
+    job, _ = container.jobs.register(new_job_id(), request, delay=60)
+    accept(container, [job.id], {}, message_id=new_job_id())
+    return container.jobs.get(job.id)
+
+
+def queued(container: Container) -> int:
+    """Return how many stage messages wait in the broker."""
+    return int(container.jobs._redis.llen("{finetune}:finetune.transfer"))
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return make_zip(tmp_path / "d.zip", {"1.jpg": image_bytes(1, (600, 600))})
+
+
+def test_a_backlog_of_one_account_puts_no_more_messages_in_the_queue_than_its_share(
+    container: Container, dataset: Path
+) -> None:
+    backlog = [accepted(container, "big", dataset) for _ in range(5)]
+    assert queued(container) == 0
+    dispatcher = Dispatcher(container)
+    dispatcher.step()
+    assert queued(container) == 1
+
+    late = accepted(container, "small", dataset)
+    dispatcher.step()
+
+    assert queued(container) == 2
+    assert container.accounts.place(late) is None
+    assert {job.waiting_for for job in backlog} == {WaitReason.TRANSFER}
+
+
+def test_the_next_transfer_starts_when_one_ends(container: Container, dataset: Path) -> None:
+    first, second = accepted(container, "big", dataset), accepted(container, "big", dataset)
+    dispatcher = Dispatcher(container)
+    dispatcher.step()
+    run_stage(container, first.stage, STAGES[first.stage], first.id, "task-1")
+    assert container.jobs.get(first.id).state is JobState.SUBMITTING
+
+    def started() -> bool:
+        dispatcher.step()
+        return queued(container) == 2
+
+    until(started, seconds=2)
+    result = run_stage(container, second.stage, STAGES[second.stage], second.id, "task-2")
+    assert result.sentence.startswith("uploaded")
+
+
+def test_a_transfer_without_a_place_parks_and_keeps_its_upload_url(container: Container, dataset: Path) -> None:
+    job = accepted(container, "big", dataset)
+    line = transfer_line("big")
+    other = container.transfers.take(line, "other", 0.0)
+    assert isinstance(other, Call)
+
+    result = run_stage(container, job.stage, STAGES[job.stage], job.id, "task-1")
+
+    assert result.sentence == "parked: the account's share of transfers is in use"
+    assert container.jobs.get(job.id).waiting_for is WaitReason.TRANSFER
+    container.transfers.end(other)
+    dispatcher = Dispatcher(container)
+
+    def started() -> bool:
+        dispatcher.step()
+        return queued(container) == 1
+
+    until(started, seconds=2)
+
+
+def test_a_transfer_in_progress_keeps_its_place_beyond_its_lease(container: Container) -> None:
+    line = transfer_line("big")
+    call = container.transfers.take(line, "job", 0.0)
+    assert isinstance(call, Call)
+    slots: Any = container.jobs._redis
+    slots.zadd("{finetune}:slots:" + line, {call.token: 1.0 + call.at_ms})
+    container.transfers.extend(call)
+    [(_, until)] = slots.zrange("{finetune}:slots:" + line, 0, -1, withscores=True)
+    assert until > call.at_ms + 20_000
+
+
+def test_an_account_that_no_worker_has_fails_its_job_with_the_names_that_are_known(
+    container: Container, dataset: Path
+) -> None:
+    job = accepted(container, "nobody", dataset)
+    result = run_stage(container, job.stage, STAGES[job.stage], job.id, "task-1")
+    job = container.jobs.get(job.id)
+    assert job.state is JobState.FAILED
+    assert job.error is not None
+    assert job.error.code == "account_unknown"
+    assert "known: big, small" in result.sentence
+
+
+def test_a_stopped_account_submits_nothing_and_says_so(container: Container, dataset: Path) -> None:
+    job = accepted(container, "big", dataset)
+    run_stage(container, job.stage, STAGES[job.stage], job.id, "task-1")
+    container.accounts.stop_submits("big", stopped=True)
+
+    job = container.jobs.get(job.id)
+    result = run_stage(container, job.stage, STAGES[job.stage], job.id, "task-2")
+    assert "submits are stopped" in result.sentence
+    assert container.budget.reserve("big", 10)[0] == []
+
+    container.accounts.stop_submits("big", stopped=False)
+    assert container.budget.reserve("big", 10)[0] == [job.id]
+    assert room_score(CallClass.SUBMIT, job) > 0
