@@ -44,13 +44,13 @@ class Sandbox:
         self._start_settings = settings
         self.clock = clock
         self.signer = Signer()
-        self.objects = ObjectStore()
         self.accounts = self._make_accounts()
         self.faults = FaultBook(settings.faults, settings.seed)
         self.log = CallLog()
 
     async def start(self) -> None:
-        """Start what needs the event loop."""
+        """Start what needs the event loop or the disk."""
+        self.objects = ObjectStore()
         self.trainings = TrainingBook(self.clock, self._status_reached)
         self.webhooks = Webhooks(self.settings.webhook_timeout)
         self.datasets = DatasetReader(self.objects)

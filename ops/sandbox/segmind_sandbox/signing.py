@@ -55,8 +55,8 @@ class Signer:
             "X-Amz-Expires": str(seconds),
             "X-Amz-SignedHeaders": ";".join(sorted(signed)),
         }
-        query["X-Amz-Signature"] = self._signature(method, parts.path, query, signed)
-        return f"{url}?{_canonical_query(query)}"
+        signature = self._signature(method, parts.path, query, signed)
+        return f"{url}?{_canonical_query(query)}&X-Amz-Signature={signature}"
 
     def check(
         self, method: str, raw_path: str, raw_query: str, headers: Mapping[str, str], now: datetime | None = None

@@ -120,6 +120,8 @@ class Training:
 
     def dataset_was_read(self, now: float) -> None:
         """Let the job go on; if its data took longer than planned, everything after it moves."""
+        if self.dataset_read:  # by finish
+            return
         self.dataset_read = True
         self.origin += max(0.0, now - self.origin - self.milestone(_INITIATED))
 

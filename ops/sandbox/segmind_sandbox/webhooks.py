@@ -28,7 +28,7 @@ class OneWebhookError(Exception):
     """An account has one webhook for fine-tunes at a time (Fast Flux API, Webhooks)."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Webhook:
     """One registration."""
 

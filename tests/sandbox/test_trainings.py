@@ -1,0 +1,192 @@
+"""What becomes of a submitted job: its statuses over time, and the datasets that fail it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox.calls import Api, put, submit_body, zip_bytes
+from segmind_sandbox.models import Submit
+from segmind_sandbox.testing import LiveSandbox
+from segmind_sandbox.trainings import STATUSES, Training
+from support.until import until
+from support.web import Answer, Web
+
+
+def new_training(**fields: Any) -> Training:
+    """A job made at second 100 that trains for 10 s and is deployed in 5 s."""
+    defaults: dict[str, Any] = {
+        "account": "account-1", "request": Submit.model_validate(submit_body()), "base_url": "http://sandbox",
+        "created": 100.0, "training_seconds": 10.0, "deploy_seconds": 5.0, "weights_bytes": 4096, "list_url": False,
+        "private_weights": False, "visible_at": 100.0,
+    }  # fmt: skip
+    return Training(**(defaults | fields))
+
+
+def test_the_statuses_follow_the_clock() -> None:
+    job = new_training()
+    job.dataset_was_read(100.1)
+    at = [(100, 0), (100.5, 1), (102, 2), (109.9, 2), (110, 3), (111, 4), (112.5, 5), (115, 6), (9999, 6)]
+    assert [job.status(time) for time, _ in at] == [STATUSES[stage] for _, stage in at]
+    assert [job.has_weights(time) for time, _ in at] == [stage >= 3 for _, stage in at]
+
+
+def test_a_late_dataset_moves_all_that_follows() -> None:
+    job = new_training()
+    assert job.status(150) == "DATA_PROCESSING"
+    job.dataset_was_read(150)
+    assert job.status(150) == "TRAINING_INITIATED"
+    assert job.status(157.9) == "TRAINING_INITIATED"
+    assert job.status(158) == "TRAINING_COMPLETED"
+
+
+def test_a_held_job_goes_on_from_where_it_was() -> None:
+    job = new_training()
+    job.dataset_was_read(100)
+    job.hold(105)
+    assert job.status(1000) == "TRAINING_INITIATED"
+    job.release(1000)
+    assert job.status(1004.9) == "TRAINING_INITIATED"
+    assert job.status(1005) == "TRAINING_COMPLETED"
+
+
+def test_a_finished_job_stays_so_when_its_dataset_was_read_later() -> None:
+    job = new_training()
+    job.finish(100.1)
+    job.dataset_was_read(100.2)
+    assert job.status(100.2) == "AVAILABLE"
+
+
+def test_no_time_at_all() -> None:
+    job = new_training(training_seconds=0.0, deploy_seconds=0.0)
+    job.dataset_was_read(100)
+    assert job.status(100) == "AVAILABLE"
+
+
+def test_a_job_is_seen_in_every_status(api: Api, sandbox: LiveSandbox) -> None:
+    sandbox.control.change_settings(training_seconds=0.5, deploy_seconds=0.5)
+    finetune_id = api.submit()
+    seen: list[str] = []
+
+    def done() -> bool:
+        status = str(api.details(finetune_id)["status"])
+        if status not in seen:
+            seen.append(status)
+        return status == "AVAILABLE"
+
+    until(done, seconds=10, pause=0.005)
+    assert seen == list(STATUSES)
+
+
+def test_updated_is_when_the_status_began(api: Api) -> None:
+    finetune_id = api.submit()
+    api.wait_for(finetune_id, "AVAILABLE")
+    job = api.details(finetune_id)
+    assert api.details(finetune_id)["updated_ts"] == job["updated_ts"] > job["created_ts"]
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with Web() as server:
+        yield server
+
+
+def run_to_end(api: Api, **fields: Any) -> dict[str, Any]:
+    return api.wait_for(api.submit(**fields), "AVAILABLE", "FAILED")
+
+
+def test_a_public_zip_is_read_by_head_and_get(api: Api, web: Web) -> None:
+    web.routes["/faces.zip"] = Answer(zip_bytes())
+    assert run_to_end(api, data_source_path=web.url("/faces.zip"))["status"] == "AVAILABLE"
+    assert web.seen == [("HEAD", "/faces.zip"), ("GET", "/faces.zip")]
+    assert not {"x-api-key", "authorization"} & {name.lower() for headers in web.headers for name in headers}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Answer(status=404), "HEAD answered 404"),
+        (Answer(zip_bytes(), methods=("GET",)), "HEAD answered 405"),
+        (Answer(zip_bytes(), methods=("HEAD",)), "GET answered 405"),
+        (Answer(zip_bytes(), length=None), "HEAD sent no Content-Length"),
+        (Answer(zip_bytes(), length=100_000_000), "under 100 MB"),
+        (Answer(zip_bytes(), length=10_000), "unreachable"),
+        (Answer(b"<html>not found</html>"), "not a ZIP"),
+        (Answer(b"PK\x05\x06" + bytes(18)), "holds no files"),
+    ],
+)
+def test_a_dataset_that_fails_the_job(api: Api, web: Web, answer: Answer, reason: str) -> None:
+    web.routes["/faces.zip"] = answer
+    job = run_to_end(api, data_source_path=web.url("/faces.zip"))
+    assert job["status"] == "FAILED"
+    assert reason in job["error_message"]
+    assert job["cloud_storage_url"] is None
+    item = api.list()[0]
+    assert (item["status"], item["error_message"]) == ("FAILED", job["error_message"])
+
+
+def test_a_dataset_on_a_host_that_is_not_there(api: Api) -> None:
+    assert "unreachable" in run_to_end(api, data_source_path="http://127.0.0.1:9/faces.zip")["error_message"]
+
+
+def test_a_dataset_that_was_never_uploaded(api: Api) -> None:
+    assert "404" in run_to_end(api, data_source_path=api.presign()["s3_url"])["error_message"]
+
+
+def test_an_upload_that_is_not_public_or_not_a_zip(api: Api) -> None:
+    assert "not public" in run_to_end(api, data_source_path=api.upload(public=False))["error_message"]
+    assert "not a ZIP" in run_to_end(api, data_source_path=api.upload(b"text"))["error_message"]
+
+
+def test_an_upload_of_100_mb(api: Api, tmp_path: Path) -> None:
+    large = tmp_path / "large.zip"
+    with large.open("wb") as file:
+        file.truncate(100_000_000)
+    links = api.presign()
+    with large.open("rb") as file:
+        assert put(links["presigned_url"], file).status_code == 200
+    assert "under 100 MB" in run_to_end(api, data_source_path=links["s3_url"])["error_message"]
+
+
+def test_the_presigned_link_is_no_dataset(api: Api) -> None:
+    """A client that submits presigned_url instead of s3_url: the signature is for a PUT."""
+    links = api.presign()
+    assert "HEAD answered 403" in run_to_end(api, data_source_path=links["presigned_url"])["error_message"]
+
+
+def test_list_lag(api: Api, sandbox: LiveSandbox) -> None:
+    sandbox.control.change_settings(list_lag_seconds=0.3)
+    finetune_id = api.submit()
+    assert api.list() == []
+    assert api.details(finetune_id)["finetune_id"] == finetune_id
+    until(lambda: [item["finetune_id"] for item in api.list()] == [finetune_id], seconds=10)
+
+
+def test_jobs_changed_from_outside(api: Api, sandbox: LiveSandbox) -> None:
+    dataset = api.upload()
+    held, failed, hidden = (api.submit(name=name, data_source_path=dataset) for name in ("held", "failed", "hidden"))
+    assert sandbox.control.change_training(held, hold=True)["held"] is True
+    sandbox.control.change_training(failed, fail="no faces found")
+    sandbox.control.change_training(hidden, hidden=True)
+
+    api.wait_for(hidden, "AVAILABLE")
+    assert api.details(held)["status"] != "AVAILABLE"
+    assert api.details(failed)["error_message"] == "no faces found"
+    assert {item["name"] for item in api.list()} == {"held", "failed"}
+    assert {job["name"] for job in sandbox.control.trainings()} == {"held", "failed", "hidden"}
+
+    sandbox.control.change_training(held, hold=False)
+    api.wait_for(held, "AVAILABLE")
+
+
+def test_a_job_by_the_name_of_another(api: Api) -> None:
+    """The API takes the same name and dataset twice: two paid jobs."""
+    dataset = api.upload()
+    first, second = api.submit(data_source_path=dataset), api.submit(data_source_path=dataset)
+    assert first != second
+    assert api.sandbox.control.report()["submits"] == {
+        "total": 2,
+        "by_name": {"fastfluxtest1": 2},
+        "by_data_source_path": {dataset: 2},
+    }
