@@ -1,5 +1,6 @@
 """The Celery side that producers and workers share: names of tasks and queues, and how the transport is set."""
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from finetune_queue.store.keys import BROKER_PREFIX
 if TYPE_CHECKING:
     from celery import Celery
 
-log = structlog.get_logger(__name__)
+# Through the standard library: a program that uses the SDK and sets up no logging gets this on stderr, not on stdout.
+log = structlog.wrap_logger(logging.getLogger(__name__))
 
 QUEUE = "finetune"
 """Short work: run, submit, poll, publish, sweep."""
