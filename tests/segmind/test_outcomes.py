@@ -1,6 +1,7 @@
 """What each way of failing is called: above all, whether a submit may have been paid."""
 
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -88,6 +89,16 @@ def test_a_name_without_an_address_sent_nothing(monkeypatch: pytest.MonkeyPatch)
     error = failure("https://api.segmind.invalid", submit)
     assert (type(error), error.code) == (NotSent, "dns_failed")
     assert "api.segmind.invalid" in error.detail
+
+
+def test_a_name_server_that_does_not_answer_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait(10))
+    began = time.monotonic()
+    error = failure("https://api.segmind.invalid", submit, call_timeout=0.3)
+    over.set()
+    assert time.monotonic() - began < 2
+    assert (type(error), error.code) == (NotSent, "connect_timeout")
 
 
 def test_an_impossible_name_sent_nothing() -> None:
@@ -356,16 +367,15 @@ def test_a_submit_reset_in_the_middle_of_its_body_has_an_unknown_outcome() -> No
 
 
 def test_a_submit_whose_server_stops_reading_has_an_unknown_outcome() -> None:
-    gone: list[bool] = []
+    over = threading.Event()
 
     def talk(wire: Wire) -> None:
         wire.head()
-        while not gone:
-            time.sleep(0.01)
+        over.wait(10)
 
     with RawServer(talk) as server:
         error = failure(server.url, lambda client: client.submit(BIG), read_timeout=0.3)
-        gone.append(True)
+        over.set()
     assert (type(error), error.code) == (OutcomeUnknown, "read_timeout")
 
 

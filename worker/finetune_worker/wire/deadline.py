@@ -2,8 +2,7 @@
 
 `requests` knows a time to connect and a time between two bytes: a server that sends a byte before each of those runs
 out holds a thread for ever. Here the socket itself knows the running call's deadline (by thread: calls are
-synchronous), so that sending, waiting for the headers and reading the body all end by it. Only the system's name
-resolution cannot be cut short: it has its own limits (resolv.conf).
+synchronous), so that sending, waiting for the headers and reading the body all end by it.
 """
 
 import socket

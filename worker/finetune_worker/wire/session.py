@@ -15,6 +15,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from urllib3.util import create_urllib3_context
 
 from finetune_worker.wire.deadline import TimedSocket, TimedTLSSocket, current
+from finetune_worker.wire.names import resolve
 from finetune_worker.wire.urls import safe_url, without_queries
 
 if TYPE_CHECKING:
@@ -31,10 +32,11 @@ class _Timed(HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         try:
-            found = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, UnicodeError) as error:
-            reason = error if isinstance(error, socket.gaierror) else socket.gaierror(str(error))
-            raise NameResolutionError(self.host, self, reason) from None
+            found = resolve(self._dns_host, self.port, self._patience())
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from None
+        except TimeoutError:
+            raise ConnectTimeoutError(self, f"Resolving {self.host} timed out.") from None
         last: OSError = OSError("the name has no address")
         for family, kind, protocol, _, address in found:
             sock = TimedSocket(family, kind, protocol)
