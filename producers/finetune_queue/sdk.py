@@ -312,7 +312,14 @@ class Waiting:
 
 _URL_SCHEMES = frozenset({"https", "http", "file", "s3", "gs", "az"})
 
-_FRESH: dict[str, Any] = {"error": None, "failed_stage": None, "attempts": 0, "waiting_for": None}
+_FRESH: dict[str, Any] = {
+    "error": None,
+    "failed_stage": None,
+    "attempts": 0,
+    "takeovers": 0,
+    "waiting_for": None,
+    "cancel_requested": False,
+}
 
 
 def _resume_at(record: JobRecord) -> tuple[JobState, dict[str, Any]]:

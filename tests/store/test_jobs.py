@@ -61,7 +61,7 @@ def test_a_write_from_an_old_version_is_refused_and_changes_nothing(jobs: JobSto
     before = client.hgetall(keys.job(old.id)), client.zscore(keys.deadlines(), old.id), jobs.events(old.id)
 
     with pytest.raises(ConflictError):
-        jobs.transition(old, Change(delay=1, own="ft-1"), to=JobState.CANCELLED, finetune_id="ft-1")
+        jobs.transition(old, Change(own="ft-1"), to=JobState.CANCELLED, finetune_id="ft-1")
 
     assert before == (client.hgetall(keys.job(old.id)), client.zscore(keys.deadlines(), old.id), jobs.events(old.id))
     assert client.hlen(keys.owners()) == 0
@@ -195,3 +195,9 @@ def test_a_rejected_message_is_kept_with_its_body_and_told_of(jobs: JobStore, cl
     assert (letter["message_id"], letter["body"]) == ("m-1", '{"name": 1')
     [(_, fields)] = client.xrange(keys.events())
     assert Event.model_validate_json(fields["event"]).kind is EventType.REJECTED
+
+
+def test_an_ended_job_gets_no_deadline(jobs: JobStore) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    with pytest.raises(ValueError, match="waits for nothing"):
+        jobs.transition(job, Change(delay=1), to=JobState.CANCELLED)

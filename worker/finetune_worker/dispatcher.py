@@ -13,7 +13,7 @@ import structlog
 from celery import bootsteps
 from kombu.exceptions import OperationalError
 
-from finetune_queue.contract import JobRecord, JobState
+from finetune_queue.contract import JobError, JobRecord, JobState
 from finetune_queue.store import SWEEP, Budget, Change, ConflictError, RedisError, transfer_line
 from finetune_worker.container import Container
 
@@ -70,14 +70,47 @@ class Dispatcher:
 
     def _resume(self, job: JobRecord) -> None:
         container = self._container
+        if job.state.terminal:
+            return  # it ended since its deadline was taken
+        fields: dict[str, Any] = {"owner": ""}
         if job.owner:
-            log.warning("lease_expired", job_id=job.id, state=str(job.state), owner=job.owner)
+            takeovers = fields["takeovers"] = job.takeovers + 1
+            log.warning("lease_expired", job_id=job.id, state=str(job.state), owner=job.owner, takeovers=takeovers)
+            if takeovers >= container.settings.finetune_max_attempts:
+                self._set_aside(job, takeovers)
+                return
         if job.state is JobState.NEEDS_ATTENTION:
-            change = Change(delay=container.settings.finetune_training_limit)
-            container.jobs.transition(job, change, owner="")
+            container.jobs.transition(job, Change(delay=container.settings.finetune_training_limit), **fields)
             return
-        container.jobs.transition(job, Change(delay=container.settings.finetune_handover), owner="")
-        self._start(job)
+        # A registered job whose message was lost is started here.
+        to = JobState.UPLOADING if job.state is JobState.ACCEPTED else None
+        self._start(container.jobs.transition(job, Change(delay=container.settings.finetune_handover), to=to, **fields))
+
+    def _set_aside(self, job: JobRecord, takeovers: int) -> None:
+        """End a job that takes its workers down with it, so that it cannot end all of them."""
+        error = JobError(
+            code="worker_lost",
+            stage=str(job.stage),
+            message=f"{takeovers} workers in a row ended, or stood still, while they ran the {job.stage} stage.",
+            action="See what ended them (memory, node, SIGKILL) at the times of lease_expired in the logs; then "
+            "`finetune retry JOB`.",
+        )
+        log.error("job_set_aside", job_id=job.id, stage=str(job.stage), takeovers=takeovers)
+        fields: dict[str, Any] = {
+            "owner": "",
+            "takeovers": takeovers,
+            "progress": None,
+            "waiting_for": None,
+            "error": error,
+        }
+        if job.tracked and job.finetune_id is None:
+            # A submit may have been paid: the sweeps go on looking for it, and a person sees that.
+            delay = self._container.settings.finetune_training_limit
+            fields["evidence"] = [*job.evidence, error.message]
+            to = JobState.NEEDS_ATTENTION if job.state is JobState.SUBMITTING else None
+            self._container.jobs.transition(job, Change(delay=delay), to=to, **fields)
+            return
+        self._container.jobs.transition(job, Change(), to=JobState.FAILED, failed_stage=job.stage, **fields)
 
     def _hand_out(self, budget: Budget, account: str) -> float:
         holders, wait = budget.reserve(account, BATCH)
@@ -85,7 +118,8 @@ class Dispatcher:
         if len(ids) < len(holders):
             self._container.messenger.sweep(account)
         for job in self._container.jobs.get_many(ids):
-            self._start(job)
+            if not job.state.terminal:
+                self._start(job)
         return LONGEST_SLEEP if wait is None else wait
 
     def _start(self, job: JobRecord) -> None:

@@ -132,6 +132,7 @@ class JobRecord(BaseModel):
     # who works on it, and why nobody does
     owner: str = ""
     attempts: int = 0
+    takeovers: int = 0
     waiting_for: WaitReason | None = None
     cancel_requested: bool = False
     progress: Progress | None = None
@@ -204,7 +205,7 @@ class JobRecord(BaseModel):
 
 _INTERNAL = {
     *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
-    *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private"),
+    *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private", "takeovers"),
 }
 _JSON_FIELDS = frozenset(
     {"request", "progress", "error", "dataset_report", "evidence", "weights", "candidates", "ruled_out"}

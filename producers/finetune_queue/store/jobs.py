@@ -187,6 +187,9 @@ class JobStore:
         if not state.terminal and change.delay is None:
             message = f"a live job needs a deadline (job {job.id}, {state})"
             raise ValueError(message)
+        if state.terminal and (change.delay is not None or change.room_score is not None):
+            message = f"an ended job waits for nothing (job {job.id}, {state})"
+            raise ValueError(message)
         changed = job.model_copy(update={**fields, "state": state})
         kind = EventType(state) if to is not None else event
         return self._write(

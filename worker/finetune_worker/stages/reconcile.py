@@ -92,6 +92,7 @@ def _adopt(container: Container, job: JobRecord, finetune_id: str) -> str:
             submitted_ms=job.intent_ms,
             waiting_for=WaitReason.PROVIDER,
             attempts=0,
+            takeovers=0,
             evidence=[*job.evidence, f"found as training {finetune_id}"],
         )
     except OwnedElsewhereError as error:

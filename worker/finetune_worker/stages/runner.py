@@ -51,7 +51,7 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
     structlog.contextvars.bind_contextvars(account=job.account)
     if job.finetune_id is not None:
         structlog.contextvars.bind_contextvars(finetune_id=job.finetune_id)
-    if job.state.terminal or job.stage is not stage:
+    if job.state.terminal or job.state is JobState.NEEDS_ATTENTION or job.stage is not stage:
         return StageResult(f"nothing to do: the job is {job.state}", proceed=False)
     if job.owner:
         return StageResult("nothing to do: another worker has the job", proceed=False)
@@ -145,7 +145,7 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
     released = {"owner": "", "progress": None}
     match outcome:
         case Done():
-            fields = {**released, "attempts": 0, "waiting_for": None, "error": None, **outcome.fields}
+            fields = {**released, "attempts": 0, "takeovers": 0, "waiting_for": None, "error": None, **outcome.fields}
             ended = outcome.to is not None and outcome.to.terminal
             change = Change(delay=None if ended else settings.finetune_handover, own=outcome.own)
             job = container.jobs.transition(job, change, to=outcome.to, **fields)

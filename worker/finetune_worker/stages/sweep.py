@@ -112,7 +112,7 @@ def _move(
         container.jobs.transition(job, Change(), to=to, owner="", waiting_for=None, **fields)
     elif to is not None or fields.get("deployed"):
         event = EventType.PROGRESS if to is None else None
-        fields = {"owner": "", "attempts": 0, "waiting_for": None, **fields}
+        fields = {"owner": "", "attempts": 0, "takeovers": 0, "waiting_for": None, **fields}
         container.jobs.transition(job, Change(delay=0.0), to=to, event=event, **fields)
     else:
         event = EventType.PROGRESS if fields else None

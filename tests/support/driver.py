@@ -1,0 +1,82 @@
+"""A worker without Celery: messages in a list, the dispatcher and the stages one after the other in one thread."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from finetune_queue.contract import JobRecord, JobState, Stage
+from finetune_worker.container import Container
+from finetune_worker.dispatcher import Dispatcher
+from finetune_worker.intake import accept
+from finetune_worker.stages.runner import run_stage
+from finetune_worker.stages.sweep import sweep
+from finetune_worker.tasks import STAGES
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a queue would hold: a request to run, the rest of a job's chain, or a sweep."""
+
+    subject: str
+    stages: tuple[Stage, ...] = ()
+    sweep: bool = False
+
+
+@dataclass
+class Post:
+    """In place of the messenger: keeps what is sent, for a test to deliver, repeat or lose."""
+
+    messages: list[Message] = field(default_factory=list)
+
+    def run(self, job_id: str) -> None:
+        self.messages.append(Message(job_id))
+
+    def start(self, job_id: str, stages: Sequence[Stage]) -> None:
+        self.messages.append(Message(job_id, tuple(stages)))
+
+    def sweep(self, account: str) -> None:
+        self.messages.append(Message(account, sweep=True))
+
+
+class Driver:
+    """Does what a worker does, in this thread."""
+
+    def __init__(self, container: Container, *, name: str = "driver") -> None:
+        self.post = Post()
+        self.container = replace(container, messenger=self.post)  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(self.container)
+        self._name = name
+
+    def deliver(self, message: Message) -> str:
+        """Do what a message asks for, and return the last sentence of it."""
+        if message.sweep:
+            return sweep(self.container, message.subject)
+        if not message.stages:
+            return accept(self.container, [message.subject], {}, message_id=message.subject)
+        sentence = ""
+        for stage in message.stages:
+            result = run_stage(self.container, stage, STAGES[stage], message.subject, self._name)
+            sentence = result.sentence
+            if not result.proceed:
+                break
+        return sentence
+
+    def step(self) -> float:
+        """Start what can start and do all of it; returns the seconds until there may be more."""
+        wait = self.dispatcher.step()
+        while self.post.messages:
+            self.deliver(self.post.messages.pop(0))
+            wait = 0.0
+        return wait
+
+    def until_ended(self, job_id: str, *, seconds: float) -> JobRecord:
+        """Work until the job has ended or needs a person; fail if it has not within ``seconds``."""
+        end = time.monotonic() + seconds
+        while True:
+            job = self.container.jobs.get(job_id)
+            if job.state.terminal or job.state is JobState.NEEDS_ATTENTION:
+                return job
+            if time.monotonic() > end:
+                message = f"not ended within {seconds} s: {job!r}"
+                raise AssertionError(message)
+            self.dispatcher.sleep(min(self.step(), 0.05))
