@@ -7,7 +7,6 @@ them). `Settings(...)` itself reads nothing, so that a test or a program can bui
 
 import difflib
 import os
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,14 +18,11 @@ from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
-    DotEnvSettingsSource,
-    EnvSettingsSource,
     PydanticBaseSettingsSource,
-    SecretsSettingsSource,
     SettingsConfigDict,
 )
-from pydantic_settings import SettingsError as PydanticSettingsError
 
+from finetune_queue.setting_sources import DEFAULT_SECRETS_DIR, read_mapping, read_sources
 from finetune_queue.setting_types import (
     FREE_PLAN,
     Accounts,
@@ -47,12 +43,6 @@ from finetune_queue.setting_types import (
 )
 
 __all__ = ["AccountSettings", "RateLimit", "SettingRow", "Settings", "SettingsError", "describe", "load_settings"]
-
-DEFAULT_SECRETS_DIR = Path("/run/secrets")
-PREFIXES = ("finetune_", "segmind_")
-
-# What Kubernetes sets in every pod for a Service whose name begins like our settings ("finetune-redis"): not a typo.
-_SERVICE_LINK = re.compile(r"\w+_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)", re.I)
 
 
 class SettingsError(Exception):
@@ -96,8 +86,8 @@ class Settings(BaseSettings):
     segmind_accounts: Accounts = _setting(
         {},
         "Several accounts, instead of the key and limit above: for each name its `api_key`, `rate_limit`, "
-        "`max_training` (trainings in flight), `max_submits_per_day` (0 stops submits) and `max_transfers` (uploads and "
-        "downloads at once, so that one account's backlog leaves workers to the others).",
+        "`max_training` (trainings in flight), `max_submits_per_day` (0 stops submits) and `max_transfers` (uploads "
+        "and downloads at once, so that one account's backlog leaves workers to the others).",
         example='{"team-a": {"api_key": "SG_0123456789abcdef", "rate_limit": "50/60"}}',
         secret=True,
     )
@@ -278,7 +268,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = Fa
     Raises:
         SettingsError: Names every value that is wrong, missing or unknown, all at once.
     """
-    given, problems = _read_sources() if environ is None else _read_mapping(environ)
+    given, problems = read_sources(Settings) if environ is None else read_mapping(Settings, environ)
     known = {name: value for name, (value, _source) in given.items() if name in Settings.model_fields}
     problems += [
         _unknown(name, source) for name, (_value, source) in given.items() if name not in Settings.model_fields
@@ -299,9 +289,6 @@ def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = Fa
     return settings
 
 
-_Given = dict[str, tuple[Any, str]]
-"""Setting name in lower case -> its raw value and the source it came from."""
-
 _MISSING_KEY = (
     "SEGMIND_API_KEY: missing, and a worker needs it, or SEGMIND_ACCOUNTS. Example: SEGMIND_API_KEY=SG_0123456789abcdef"
 )
@@ -314,49 +301,6 @@ _WORDS = {
     "Field required": "is missing",
     "Extra inputs are not permitted": "is no field of an account",
 }
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(PREFIXES) and not _SERVICE_LINK.fullmatch(name)
-
-
-def _read_mapping(environ: Mapping[str, str]) -> tuple[_Given, list[str]]:
-    found = {name.lower(): (value, "given") for name, value in environ.items() if value}
-    return {name: pair for name, pair in found.items() if name in Settings.model_fields or _is_ours(name)}, []
-
-
-def _read_sources() -> tuple[_Given, list[str]]:
-    problems: list[str] = []
-    env = EnvSettingsSource(Settings)
-    try:
-        dotenv = DotEnvSettingsSource(Settings, env_file=Path(".env"))
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(f".env: cannot be read ({type(error).__name__})")
-        dotenv = DotEnvSettingsSource(Settings, env_file=None)
-    sources: list[tuple[str, Iterable[str], Mapping[str, Any]]] = [
-        ("environment", env.env_vars, env()),
-        (".env", dotenv.env_vars, dotenv()),
-    ]
-    chosen = env.env_vars.get("finetune_secrets_dir") or dotenv.env_vars.get("finetune_secrets_dir")
-    folder = Path(chosen) if chosen else DEFAULT_SECRETS_DIR
-    if folder.is_dir():
-        try:
-            files: list[str] = [path.name.lower() for path in folder.iterdir() if path.is_file()]
-            secrets = {name: value for name, value in SecretsSettingsSource(Settings, folder)().items() if value}
-        except (OSError, PydanticSettingsError) as error:
-            problems.append(f"FINETUNE_SECRETS_DIR: a file in {folder} cannot be read ({type(error).__name__})")
-        else:
-            sources.append((f"file in {folder}", files, secrets))
-    elif chosen:
-        problems.append(f"FINETUNE_SECRETS_DIR: {folder} is not a folder. Example: FINETUNE_SECRETS_DIR=/run/secrets")
-    given: _Given = {}
-    for source, names, values in sources:
-        for name in names:
-            if name not in Settings.model_fields and _is_ours(name):
-                given.setdefault(name, (None, source))
-        for name, value in values.items():
-            given.setdefault(name, (value, source))
-    return given, problems
 
 
 def _unknown(name: str, source: str) -> str:

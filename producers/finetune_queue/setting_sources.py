@@ -1,0 +1,61 @@
+"""Where settings are read from: the environment, a `.env` file, a folder of secret files. Nothing is checked here."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SecretsSettingsSource
+from pydantic_settings import SettingsError as PydanticSettingsError
+
+DEFAULT_SECRETS_DIR = Path("/run/secrets")
+PREFIXES = ("finetune_", "segmind_")
+
+# What Kubernetes sets in every pod for a Service whose name begins like our settings ("finetune-redis"): not a typo.
+_SERVICE_LINK = re.compile(r"\w+_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)", re.I)
+
+Given = dict[str, tuple[Any, str]]
+"""Setting name in lower case -> its raw value and the source it came from."""
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(PREFIXES) and not _SERVICE_LINK.fullmatch(name)
+
+
+def read_mapping(model: type[BaseSettings], environ: Mapping[str, str]) -> tuple[Given, list[str]]:
+    found = {name.lower(): (value, "given") for name, value in environ.items() if value}
+    return {name: pair for name, pair in found.items() if name in model.model_fields or _is_ours(name)}, []
+
+
+def read_sources(model: type[BaseSettings]) -> tuple[Given, list[str]]:
+    problems: list[str] = []
+    env = EnvSettingsSource(model)
+    try:
+        dotenv = DotEnvSettingsSource(model, env_file=Path(".env"))
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f".env: cannot be read ({type(error).__name__})")
+        dotenv = DotEnvSettingsSource(model, env_file=None)
+    sources: list[tuple[str, Iterable[str], Mapping[str, Any]]] = [
+        ("environment", env.env_vars, env()),
+        (".env", dotenv.env_vars, dotenv()),
+    ]
+    chosen = env.env_vars.get("finetune_secrets_dir") or dotenv.env_vars.get("finetune_secrets_dir")
+    folder = Path(chosen) if chosen else DEFAULT_SECRETS_DIR
+    if folder.is_dir():
+        try:
+            files: list[str] = [path.name.lower() for path in folder.iterdir() if path.is_file()]
+            secrets = {name: value for name, value in SecretsSettingsSource(model, folder)().items() if value}
+        except (OSError, PydanticSettingsError) as error:
+            problems.append(f"FINETUNE_SECRETS_DIR: a file in {folder} cannot be read ({type(error).__name__})")
+        else:
+            sources.append((f"file in {folder}", files, secrets))
+    elif chosen:
+        problems.append(f"FINETUNE_SECRETS_DIR: {folder} is not a folder. Example: FINETUNE_SECRETS_DIR=/run/secrets")
+    given: Given = {}
+    for source, names, values in sources:
+        for name in names:
+            if name not in model.model_fields and _is_ours(name):
+                given.setdefault(name, (None, source))
+        for name, value in values.items():
+            given.setdefault(name, (value, source))
+    return given, problems
