@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetune_queue import settings as module
+from finetune_queue import setting_sources as module
 from finetune_queue.settings import (
     AccountSettings,
     RateLimit,

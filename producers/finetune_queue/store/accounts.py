@@ -1,7 +1,7 @@
 """The accounts: their limits as every worker sees them, when each is swept next, and how they stand."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import redis
 
@@ -71,7 +71,7 @@ class Accounts:
         if limits.max_transfers is None:
             pipe.delete(keys.account(transfer_line(name)))
         else:
-            line = {"limit": limits.max_transfers, "window_ms": 0}
+            line: dict[Any, Any] = {"limit": limits.max_transfers, "window_ms": 0}
             pipe.hset(keys.account(transfer_line(name)), mapping=line)
         pipe.execute()
 
