@@ -348,5 +348,6 @@ def _translated() -> Iterator[None]:
     except IdempotencyError as error:
         raise IdempotencyConflictError(str(error)) from None
     except (RedisError, ConnectionError) as error:
-        message = f"The queue's Redis is out of reach: {error}. Check FINETUNE_REDIS_URL and that the server runs."
+        reason = str(error).rstrip(".")
+        message = f"The queue's Redis is out of reach: {reason}. Check FINETUNE_REDIS_URL and that the server runs."
         raise QueueUnavailableError(message) from error
