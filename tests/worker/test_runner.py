@@ -114,3 +114,18 @@ def test_a_message_of_an_earlier_stage_does_nothing(bench: Any) -> None:
 def test_a_message_of_a_job_that_is_gone_says_so(bench: Any) -> None:
     result = run_stage(bench.container, Stage.UPLOAD, lambda *_: pytest.fail("ran"), "no-such-job", "task-1")
     assert "There is no job no-such-job" in result.sentence
+
+
+def test_what_downloads_of_ended_jobs_left_is_removed_and_what_may_go_on_is_kept(bench: Any) -> None:
+    container = bench.container
+    live, failed, cancelled = (bench.job() for _ in range(3))
+    container.jobs.transition(failed, Change(), to=JobState.FAILED, failed_stage=Stage.DOWNLOAD)
+    container.jobs.transition(cancelled, Change(), to=JobState.CANCELLED)
+    for job_id in (live.id, failed.id, cancelled.id, "gone"):
+        container.part_of(job_id).write_bytes(b"part")
+
+    assert container.clean_work_dir() == 2
+
+    assert {path.name for path in container.work_dir.glob("*.part")} == {f"{live.id}.part", f"{failed.id}.part"}
+    for job in (live, failed):
+        container.part_of(job.id).unlink()

@@ -1,5 +1,6 @@
 """The composition root: everything a worker process is made of, built once from the settings."""
 
+import hashlib
 import tempfile
 import threading
 import time
@@ -10,12 +11,16 @@ from urllib.parse import unquote, urlsplit
 
 from celery import Celery
 
+from finetune_queue.contract import JobState
 from finetune_queue.messaging import Messenger
 from finetune_queue.settings import Settings
 from finetune_queue.storage import Place
 from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, connect
 from finetune_worker.segmind.client import SegmindClient
+from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.limits import Limits
+
+_PART = ".part"
 
 CALL_MARGIN = 10.0
 """Seconds beyond its own time-out after which a call has ended for certain."""
@@ -47,7 +52,9 @@ class Container:
         """Build everything from the settings. Connects to nothing yet."""
         settings.require_worker()
         client = connect(settings.finetune_redis_url)
-        work_dir = Path(tempfile.gettempdir()) / "finetune-queue"
+        # One folder for each queue, since the clean-up goes by what this queue knows.
+        queue = hashlib.sha256(settings.finetune_redis_url.encode()).hexdigest()[:12]
+        work_dir = Path(tempfile.gettempdir()) / f"finetune-queue-{queue}"
         work_dir.mkdir(mode=0o700, exist_ok=True)
         return cls(
             settings=settings,
@@ -75,6 +82,21 @@ class Container:
             artifacts=Place(settings.finetune_artifact_url),
             work_dir=work_dir,
         )
+
+    def part_of(self, job_id: str) -> Path:
+        """Return where a job's weights are while they come in."""
+        return self.work_dir / f"{job_id}{_PART}"
+
+    def clean_work_dir(self) -> int:
+        """Remove what downloads of jobs left that have ended or are gone; returns how many."""
+        parts = {path.name.removesuffix(_PART): path for path in self.work_dir.glob(f"*{_PART}")}
+        # A failed download may be retried, so its part is kept as long as the job.
+        over = {JobState.SUCCEEDED, JobState.CANCELLED}
+        kept = {job.id for job in self.jobs.get_many(list(parts)) if job.state not in over}
+        gone = [path for job_id, path in parts.items() if job_id not in kept]
+        for path in gone:
+            discard(path)
+        return len(gone)
 
     def stop_soon(self) -> None:
         """Give running stages the shutdown time-out from now; those that can then park their job."""

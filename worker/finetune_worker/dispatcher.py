@@ -14,6 +14,7 @@ from celery import bootsteps
 from kombu.exceptions import OperationalError
 
 from finetune_queue.contract import JobError, JobRecord, JobState
+from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE, stage_queue
 from finetune_queue.store import SWEEP, Budget, Change, ConflictError, RedisError, transfer_line
 from finetune_worker.container import Container
 
@@ -24,6 +25,9 @@ BATCH = 100
 
 LONGEST_SLEEP = 5.0
 """Seconds; the net below a wake-up that was lost with the dispatcher it went to. Shorter than the store's time-out."""
+
+PATIENCE = 0.2
+"""Seconds that each message in front may take before a message that was not picked up counts as lost."""
 
 CLEAN_EVERY = 60.0
 """Seconds between removals of jobs whose retention is over."""
@@ -48,8 +52,9 @@ class Dispatcher:
             waits.append(self._hand_out(self._container.transfers, transfer_line(account)))
         if time.monotonic() >= self._clean_at:
             gone = self._container.jobs.forget_finished()
-            if gone:
-                log.info("jobs_forgotten", count=gone)
+            parts = self._container.clean_work_dir()
+            if gone or parts:
+                log.info("cleaned_up", jobs=gone, parts=parts)
             self._clean_at = time.monotonic() + CLEAN_EVERY
         return min(waits)
 
@@ -58,15 +63,37 @@ class Dispatcher:
         self._container.deadlines.wait_for_work(seconds)
 
     def _start_due(self) -> float:
-        ids, wait = self._container.deadlines.due(BATCH, self._container.settings.finetune_handover)
-        for job in self._container.jobs.get_many(ids):
+        due, wait = self._container.deadlines.due(BATCH, self._container.settings.finetune_handover)
+        jobs = self._container.jobs.get_many(list(due))
+        late = self._still_queued(jobs, due)
+        self._container.deadlines.put_off(late.items())
+        for job in jobs:
+            if job.id in late:
+                continue
             try:
                 self._resume(job)
             except ConflictError:
                 log.info("deadline_overtaken", job_id=job.id)  # its worker lives and moved it
-        if len(ids) == BATCH:
+        if len(due) == BATCH:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait
+
+    def _still_queued(self, jobs: list[JobRecord], due: dict[str, int]) -> dict[str, float]:
+        """Return the jobs whose message need not be lost, since its queue is long, and how long each still has.
+
+        To send them again would make the queue longer: after a burst of some thousand jobs it would grow faster than
+        the workers empty it.
+        """
+        handover = self._container.settings.finetune_handover
+        waited = {job.id: (due[job.id] - job.updated_ms) / 1000 for job in jobs}
+        sent = [job for job in jobs if not job.owner and job.waiting_for is None and waited[job.id] >= handover]
+        if not sent:
+            return {}
+        queued = {queue: self._container.messenger.queued(queue) for queue in (QUEUE, TRANSFER_QUEUE)}
+        if max(queued.values()) > BATCH:
+            log.info("queues_are_long", queued=queued, late=len(sent))
+        left = {job.id: handover + PATIENCE * queued[_queue_of(job)] - waited[job.id] for job in sent}
+        return {job_id: seconds for job_id, seconds in left.items() if seconds > 0}
 
     def _resume(self, job: JobRecord) -> None:
         container = self._container
@@ -82,6 +109,7 @@ class Dispatcher:
         if job.state is JobState.NEEDS_ATTENTION:
             container.jobs.transition(job, Change(delay=container.settings.finetune_training_limit), **fields)
             return
+        fields["waiting_for"] = None
         # A registered job whose message was lost is started here.
         to = JobState.UPLOADING if job.state is JobState.ACCEPTED else None
         self._start(container.jobs.transition(job, Change(delay=container.settings.finetune_handover), to=to, **fields))
@@ -125,6 +153,11 @@ class Dispatcher:
     def _start(self, job: JobRecord) -> None:
         log.debug("chain_started", job_id=job.id, stage=str(job.stage))
         self._container.messenger.start(job.id, job.stage.and_after())
+
+
+def _queue_of(job: JobRecord) -> str:
+    """Return the queue that the job's message is in, if it was sent and not picked up."""
+    return QUEUE if job.state is JobState.ACCEPTED else stage_queue(job.stage)
 
 
 class DispatcherStep(bootsteps.StartStopStep):

@@ -1,13 +1,16 @@
 """The Celery tasks: thin shells that run a stage and say in one sentence what came of it."""
 
+import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import structlog
 from celery import Celery, Task
+from celery.exceptions import Reject
 
 from finetune_queue.contract import Stage
 from finetune_queue.messaging import RUN, SWEEP, stage_task
+from finetune_queue.store import RedisError
 from finetune_worker.container import Container
 from finetune_worker.intake import accept
 from finetune_worker.stages.download import download
@@ -17,6 +20,11 @@ from finetune_worker.stages.runner import StageFunction, run_stage
 from finetune_worker.stages.submit import submit
 from finetune_worker.stages.sweep import sweep
 from finetune_worker.stages.upload import upload
+
+log = structlog.get_logger(__name__)
+
+PUT_BACK_AFTER = 1.0
+"""Seconds before a request that could not be registered goes back to the queue."""
 
 STAGES: Mapping[Stage, StageFunction] = {
     Stage.UPLOAD: upload,
@@ -43,7 +51,13 @@ def register(app: Celery, runtime: HasContainer) -> None:
     @app.task(name=RUN, bind=True, acks_late=True)
     def run(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
         _bind(self, "run")
-        return accept(runtime.container, args, kwargs, message_id=self.request.id or "")
+        try:
+            return accept(runtime.container, args, kwargs, message_id=self.request.id or "")
+        except RedisError as error:
+            # Celery would acknowledge a failed task. A raw client's request must survive the store's outage.
+            log.warning("request_put_back", error=str(error))
+            threading.Event().wait(PUT_BACK_AFTER)
+            raise Reject(str(error), requeue=True) from error
 
     @app.task(name=SWEEP, bind=True)
     def sweep_account(self: Task[..., str], account: str) -> str:

@@ -42,7 +42,7 @@ def download(container: Container, claim: Claim) -> Outcome:
 
 def _fetch(container: Container, claim: Claim, url: str) -> Outcome:
     job = claim.job
-    part = container.work_dir / f"{job.id}.part"
+    part = container.part_of(job.id)
     try:
         got = fetch(
             url,
