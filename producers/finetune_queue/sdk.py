@@ -327,9 +327,15 @@ def _resume_at(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
     match record.failed_stage:
         case Stage.UPLOAD:
             return JobState.UPLOADING, _FRESH
+        case Stage.SUBMIT if record.intent_ms is not None and record.finetune_id is None:
+            # Whether it was submitted is not known: the intent stays, so the sweeps look for it before it may be sent.
+            return JobState.SUBMITTING, {**_FRESH, "looks": 0, "waiting_for": WaitReason.PROVIDER}
         case Stage.SUBMIT:
             training = {"finetune_id": None, "intent_ms": None, "submitted_ms": None, "provider_status": None}
-            return JobState.SUBMITTING, {**_FRESH, **training, "weights_url": None, "looks": 0, "evidence": []}
+            # The failed training bears the job's mark for ever, and is not the one to find.
+            failed = [*record.ruled_out, record.finetune_id] if record.finetune_id is not None else record.ruled_out
+            looks = {"looks": 0, "evidence": [], "candidates": [], "ruled_out": failed}
+            return JobState.SUBMITTING, {**_FRESH, **training, **looks, "weights_url": None}
         case Stage.POLL if record.weights is not None:
             return JobState.DEPLOYING, _FRESH
         case Stage.POLL:

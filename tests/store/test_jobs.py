@@ -150,12 +150,33 @@ def test_an_earlier_deadline_wakes_a_sleeper_and_a_later_one_does_not(jobs: JobS
 def test_putting_off_does_not_revive_an_ended_job(jobs: JobStore, deadlines: Deadlines, client: Any) -> None:
     live, _ = jobs.register(new_job_id(), sample_request(), delay=1)
     ended, _ = jobs.register(new_job_id(), sample_request(), delay=1)
-    jobs.transition(ended, Change(), to=JobState.CANCELLED)
+    ended = jobs.transition(ended, Change(), to=JobState.CANCELLED)
 
-    deadlines.put_off([(live.id, 100.0), (ended.id, 100.0)])
+    assert deadlines.put_off([(live, 100.0), (ended, 100.0)]) == 1
 
     assert client.zrange(keys.deadlines(), 0, -1) == [live.id]
     assert deadlines.due(10, handover=1)[0] == []
+
+
+def test_putting_off_leaves_a_job_that_changed_to_its_own_deadline(jobs: JobStore, deadlines: Deadlines) -> None:
+    seen, _ = jobs.register(new_job_id(), sample_request(), delay=60)
+    jobs.transition(seen, Change(delay=0), owner="task-1")
+
+    assert deadlines.put_off([(seen, 100.0)]) == 0
+    assert deadlines.due(10, handover=1)[0] == [seen.id]
+
+
+def test_a_held_job_with_a_cancel_is_due_as_soon_as_it_is_let_go(jobs: JobStore, client: Any) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    job = jobs.transition(job, Change(delay=15), owner="task-1")
+    assert jobs.request_cancel(job.id)
+
+    job = jobs.transition(job, Change(delay=3600, room_score=1.0), owner="", waiting_for="api-slot")
+
+    assert client.zcard(keys.room("default")) == 0
+    assert client.zscore(keys.deadlines(), job.id) == job.updated_ms
+    jobs.transition(job, Change(delay=15), owner="")  # what the dispatcher does next keeps its own delay
+    assert client.zscore(keys.deadlines(), job.id) > job.updated_ms
 
 
 def test_a_cancel_of_a_held_job_asks_its_holder_without_fencing_it(jobs: JobStore) -> None:

@@ -1,14 +1,18 @@
 """The submit: at most once, whatever happens to the call that costs money."""
 
+import json
 import time
 from typing import Any
 
 import pytest
+import redis
 
 from finetune_queue.contract import EventType, JobState, WaitReason
-from finetune_queue.store import Change, keys
+from finetune_queue.store import Change, NotDurableError, jobs, keys
+from finetune_worker.segmind.models import SubmitRequest
 from finetune_worker.stages import calls
 from finetune_worker.stages.sweep import sweep
+from segmind_sandbox.trainings import Training
 from support.until import until
 
 
@@ -155,6 +159,127 @@ def test_a_partial_list_says_nothing_about_absence(bench: Any) -> None:
     assert bench.read(job).intent_ms == 1
 
 
+def test_a_list_with_an_item_that_cannot_be_read_says_nothing_about_absence(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    job = bench.submitting()
+    bench.run(job)
+    bench.container.jobs.transition(bench.read(job), Change(delay=60), intent_ms=1, looks=50)
+    monkeypatch.setattr(Training, "list_item", lambda *_: '{"finetune_id": null}')
+    open_for_calls(bench)
+
+    sweep(bench.container, "default")
+
+    assert bench.read(job).intent_ms == 1
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [lambda url: url.replace("-", "%2D"), lambda url: url + "?x=1", lambda url: url.replace("http:", "s3:")],
+    ids=["quoted", "with a query", "as another URL"],
+)
+def test_a_mark_is_found_however_the_list_spells_the_url(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, spelling: Any
+) -> None:
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    job = bench.submitting()
+    bench.run(job)
+    spell(monkeypatch, lambda item: {**item, "data_source_path": spelling(item["data_source_path"])})
+    open_for_calls(bench)
+
+    sweep(bench.container, "default")
+
+    assert bench.read(job).finetune_id is not None
+
+
+def test_a_list_that_does_not_name_datasets_leaves_it_to_the_details(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = bench.submitting()
+    bench.run(other)
+    bench.container.jobs._redis.delete(keys.owners())  # as if somebody else had trained it
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    job = bench.submitting()
+    bench.run(job)
+    spell(monkeypatch, lambda item: {**item, "data_source_path": None})
+
+    def found() -> bool:
+        open_for_calls(bench)
+        sweep(bench.container, "default")
+        open_for_calls(bench)
+        if bench.read(job).candidates:
+            bench.run(job)
+        return bench.read(job).finetune_id is not None
+
+    until(found, seconds=15)
+    assert bench.read(job).finetune_id == bench.sandbox.control.trainings()[-1]["finetune_id"]
+    assert bench.read(other).finetune_id != bench.read(job).finetune_id
+    assert bench.submits() == 2
+
+
+def test_of_two_trainings_with_the_mark_the_earlier_is_adopted_and_none_is_added(
+    bench: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = bench.submitting()
+    client = bench.container.segmind("default")
+    body = SubmitRequest(
+        name="a-face", data_source_path=job.dataset_url, instance_prompt="photo of 1MAN", trigger_word="1MAN"
+    )
+    first, _second = client.submit(body), client.submit(body)
+    dead_in_the_middle(bench, job)
+
+    sweep(bench.container, "default")
+
+    assert bench.read(job).finetune_id == first.finetune_id
+    assert "training_paid_twice" in capsys.readouterr().out
+    bench.run(job)
+    assert bench.submits() == 2
+
+
+def test_a_submit_whose_fate_nobody_can_tell_is_shown_to_a_person_in_the_end(bench: Any) -> None:
+    job = dead_in_the_middle(bench, bench.submitting())
+    bench.container.jobs.transition(job, Change(delay=60), intent_ms=1)
+
+    bench.run(job)
+
+    job = bench.read(job)
+    assert job.state is JobState.NEEDS_ATTENTION
+    assert job.tracked
+    assert "no complete list" in job.evidence[-1]
+    assert bench.submits() == 0
+
+
+def test_a_log_that_does_not_confirm_the_intent_stops_the_submit(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.submitting()
+    monkeypatch.setattr(redis.client.Pipeline, "waitaof", lambda self, *_: self.execute_command("ECHO", "0"))
+    monkeypatch.setattr(jobs, "_check_durable", lambda job, _: (_ for _ in ()).throw(NotDurableError(job)))
+
+    bench.run(job)
+
+    job = bench.read(job)
+    assert (job.state, job.intent_ms, job.attempts, job.owner) == (JobState.SUBMITTING, None, 1, "")
+    assert job.error is not None
+    assert job.error.code == "store_not_durable"
+    assert bench.submits() == 0
+    assert bench.container.accounts.status("default").spent_today == 0
+
+
+def test_a_worker_overtaken_while_it_waited_for_the_log_writes_nothing(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.submitting()
+
+    def overtaken(job: Any, _reply: Any) -> None:
+        bench.container.jobs.transition(job, Change(delay=60), owner="another")
+        raise NotDurableError(job)
+
+    monkeypatch.setattr(jobs, "_check_durable", overtaken)
+    assert "refused" in bench.run(job).sentence
+    assert bench.read(job).owner == "another"
+    assert bench.read(job).intent_ms is not None
+
+
 def test_two_jobs_with_one_public_url_each_find_their_own_training(bench: Any) -> None:
     older = bench.submitting(passed_through=True)
     bench.run(older)
@@ -194,6 +319,12 @@ def test_the_intent_is_written_before_the_call(bench: Any) -> None:
     bench.run(job)
     kinds = [event.kind for event in bench.container.jobs.events(job.id)]
     assert kinds[-1] is EventType.TRAINING
+
+
+def spell(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    """Have the sandbox's list show its items in another way."""
+    original = Training.list_item
+    monkeypatch.setattr(Training, "list_item", lambda self, now: json.dumps(change(json.loads(original(self, now)))))
 
 
 def dead_in_the_middle(bench: Any, job: Any) -> Any:

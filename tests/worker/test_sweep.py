@@ -1,5 +1,7 @@
 """The sweep and the poll stage: one call sees every training, and each moves as soon as it can."""
 
+import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -129,6 +131,36 @@ def test_a_training_that_never_ends_fails_its_job(bench: Any) -> None:
     assert job.error is not None
     assert job.error.code == "training_too_long"
     assert job.finetune_id in job.error.message
+
+
+def test_sweeps_that_see_a_training_do_not_put_off_its_limit(bench: Any) -> None:
+    jobs = trained(bench, 2, training_seconds=600)
+    store, limit = bench.container.jobs, bench.container.settings.finetune_training_limit
+    for job in jobs:
+        bench.run(job)
+    late, well = (bench.read(job) for job in jobs)
+    store.transition(late, Change(delay=60), submitted_ms=int(late.updated_ms - limit * 1000 + 200))
+    time.sleep(0.2)
+
+    sweep(bench.container, "default")
+
+    assert bench.container.deadlines.due(10, handover=1)[0] == [late.id]
+    bench.run(late)
+    assert bench.read(late).error.code == "training_too_long"
+    assert bench.read(well).state is JobState.TRAINING
+
+
+def test_sweeps_that_see_a_training_do_not_put_off_the_caller_s_deadline(bench: Any) -> None:
+    bench.sandbox.control.change_settings(training_seconds=600)
+    job = bench.submitting(deadline=datetime.now(UTC) + timedelta(seconds=1.5))
+    bench.run(job)
+    bench.run(job)
+    sweep(bench.container, "default")
+    until(lambda: bench.container.deadlines.due(10, handover=60)[0] == [job.id], seconds=5)
+    bench.run(job)
+    error = bench.read(job).error
+    assert error.code == "deadline_passed"
+    assert "finetune retry" in error.action
 
 
 @pytest.mark.parametrize("fault", [{"kind": "rate_limited"}, {"kind": "http_error", "status": 503}, {"kind": "reset"}])

@@ -193,6 +193,12 @@ class JobRecord(BaseModel):
             case _:
                 return Stage.PUBLISH
 
+    def with_evidence(self, said: str) -> list[str]:
+        """Return the evidence with one more sentence; what is repeated is said once, and only the latest is kept."""
+        if self.evidence and self.evidence[-1] == said:
+            return self.evidence
+        return [*self.evidence, said][-_MOST_EVIDENCE:]
+
     def public(self) -> dict[str, Any]:
         """Return the job as shown to callers: no bookkeeping of the workers, times in ISO 8601."""
         shown: dict[str, Any] = {"job_id": self.id, "state": str(self.state), "account": self.account}
@@ -207,6 +213,7 @@ _INTERNAL = {
     *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
     *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private", "takeovers"),
 }
+_MOST_EVIDENCE = 20
 _JSON_FIELDS = frozenset(
     {"request", "progress", "error", "dataset_report", "evidence", "weights", "candidates", "ruled_out"}
 )

@@ -1,9 +1,10 @@
 """Deadlines: when to look at each live job again if nothing happened; delays, leases and recovery are all this."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import redis
 
+from finetune_queue.contract.job import JobRecord
 from finetune_queue.store import keys, scripts
 
 _BATCH = 200
@@ -27,12 +28,16 @@ class Deadlines:
         wait = float(reply[0])
         return reply[1:], None if wait < 0 else wait / 1000
 
-    def put_off(self, delays: Iterable[tuple[str, float]]) -> int:
-        """Move the deadlines of the given live jobs to the given seconds from now; returns how many were live."""
-        args = [text for job_id, delay in delays for text in (str(int(delay * 1000)), job_id)]
+    def put_off(self, delays: Sequence[tuple[JobRecord, float]]) -> int:
+        """Move the deadlines of the given jobs to the given seconds from now; returns how many were moved.
+
+        One that changed since it was read keeps its own deadline, which may be a worker's lease.
+        """
         moved = 0
-        for start in range(0, len(args), 2 * _BATCH):
-            moved += self._put_off([keys.deadlines()], args[start : start + 2 * _BATCH])
+        for start in range(0, len(delays), _BATCH):
+            batch = delays[start : start + _BATCH]
+            args = [text for job, delay in batch for text in (str(int(delay * 1000)), job.id, str(job.version))]
+            moved += self._put_off([keys.deadlines(), *(keys.job(job.id) for job, _ in batch)], args)
         return moved
 
     def wait_for_work(self, seconds: float) -> None:

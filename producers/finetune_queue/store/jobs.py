@@ -57,7 +57,11 @@ class OwnedElsewhereError(StoreError):
 
 
 class NotDurableError(StoreError):
-    """Redis did not confirm in time that a write is in its log on disk."""
+    """Redis did not confirm in time that a write is in its log on disk. ``job`` is the job with the write."""
+
+    def __init__(self, job: JobRecord) -> None:
+        super().__init__("Redis did not confirm in time that the change is in its append-only log.")
+        self.job = job
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,8 @@ class JobStore:
 
     def tracked(self, account: str) -> list[JobRecord]:
         """Return the account's jobs that Segmind works on, or may be working on."""
-        return self.get_many(cast("list[str]", self._redis.zrange(keys.tracked(account), 0, -1)))
+        found = self.get_many(cast("list[str]", self._redis.zrange(keys.tracked(account), 0, -1)))
+        return [job for job in found if job.tracked]  # one may have ended, or not begun, since its id was read
 
     def owner_of(self, finetune_id: str) -> str | None:
         """Return the id of the job that owns the training."""
@@ -253,7 +258,7 @@ class JobStore:
             times["created_ms"] = detail
         job = job.model_copy(update=times)
         if durable_within is not None:
-            _check_durable(replies[1])
+            _check_durable(job, replies[1])
         return job
 
     def request_cancel(self, job_id: str) -> bool:
@@ -326,7 +331,7 @@ def _transition_keys(job: JobRecord, previous: JobState | None, change: Change) 
     ]
 
 
-def _check_durable(reply: object) -> None:
+def _check_durable(job: JobRecord, reply: object) -> None:
     match reply:
         case [int(local), int()] if local >= 1:
             return
@@ -335,5 +340,4 @@ def _check_durable(reply: object) -> None:
         case Exception():
             raise reply
         case _:
-            message = "Redis did not confirm in time that the change is in its append-only log."
-            raise NotDurableError(message)
+            raise NotDurableError(job)

@@ -1,12 +1,14 @@
 """A claim: one worker's exclusive hold on a job, for as long as it shows signs of life."""
 
+import math
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from finetune_queue.contract import EventType, JobRecord
 from finetune_queue.contract.job import Progress
-from finetune_queue.store import Change, JobStore
+from finetune_queue.store import Change, JobStore, NotDurableError
 
 _SIGNS_PER_LEASE = 6
 
@@ -17,6 +19,12 @@ class CancelRequestedError(Exception):
 
 class WorkerStoppingError(Exception):
     """This worker is being stopped and has no more time for the stage."""
+
+
+def seconds_to_deadline(job: JobRecord) -> float:
+    """Return the seconds until the caller's deadline, infinity without one."""
+    deadline = job.request.deadline
+    return math.inf if deadline is None else (deadline - datetime.now(UTC)).total_seconds()
 
 
 class Claim:
@@ -44,9 +52,13 @@ class Claim:
             ConflictError: the claim was lost.
             NotDurableError: see :meth:`JobStore.transition`; the change is made.
         """
-        self.job = self._store.transition(
-            self.job, Change(delay=self._lease), event=event, durable_within=durable_within, **fields
-        )
+        try:
+            self.job = self._store.transition(
+                self.job, Change(delay=self._lease), event=event, durable_within=durable_within, **fields
+            )
+        except NotDurableError as error:
+            self.job = error.job
+            raise
         self._last_sign = time.monotonic()
 
     def progress(self, done: int, total: int | None) -> None:

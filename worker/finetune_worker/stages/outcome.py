@@ -49,10 +49,10 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Only a person can say how to go on."""
+    """Only a person can say how to go on. ``evidence`` is one more sentence of what is known."""
 
     sentence: str
-    evidence: list[str]
+    evidence: str
 
 
 Outcome = Done | Wait | Retry | Fail | Attention

@@ -7,7 +7,7 @@ from finetune_queue.store import CallClass, NoSlot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
-from finetune_worker.stages.claim import Claim
+from finetune_worker.stages.claim import Claim, seconds_to_deadline
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.observe import observe
 from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
@@ -16,8 +16,7 @@ from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
 def poll(container: Container, claim: Claim) -> Outcome:
     """Wait for Segmind, with one look at the job's details where the list is not enough."""
     job = claim.job
-    remaining = training_time_left(container, job)
-    if remaining <= 0:
+    if training_time_left(container, job, job.updated_ms) <= 0:  # its claim wrote it just now
         return Fail(_too_long(container, job))
     unseen = job.updated_ms - job.entered_ms >= container.settings.finetune_unseen_limit * 1000
     if not job.wants_details and not unseen:
@@ -56,21 +55,22 @@ def poll(container: Container, claim: Claim) -> Outcome:
     return _wait(container, claim.job, wants_details=False)
 
 
-def training_time_left(container: Container, job: JobRecord) -> float:
-    """Return the seconds until the job's training counts as never ending."""
+def training_time_left(container: Container, job: JobRecord, now_ms: int) -> float:
+    """Return the seconds until the job's training counts as never ending, from the Redis server's ``now_ms``."""
     since = job.submitted_ms or job.entered_ms
-    return container.settings.finetune_training_limit - (job.updated_ms - since) / 1000
+    return container.settings.finetune_training_limit - (now_ms - since) / 1000
 
 
-def look_again_in(container: Container, job: JobRecord) -> float:
+def look_again_in(container: Container, job: JobRecord, now_ms: int) -> float:
     """Return the seconds until the job is looked at alone, if no sweep sees it before."""
-    return max(0.0, min(container.settings.finetune_unseen_limit, training_time_left(container, job)))
+    left = min(training_time_left(container, job, now_ms), seconds_to_deadline(job))
+    return max(0.0, min(container.settings.finetune_unseen_limit, left))
 
 
 def _wait(container: Container, job: JobRecord, **fields: object) -> Wait:
     what = "deploy" if job.state is JobState.DEPLOYING else "train"
     sentence = f"parked: waiting for Segmind to {what} {job.finetune_id} ({job.provider_status or 'no status yet'})"
-    return Wait(sentence, WaitReason.PROVIDER, look_again_in(container, job), fields=fields)
+    return Wait(sentence, WaitReason.PROVIDER, look_again_in(container, job, job.updated_ms), fields=fields)
 
 
 def _too_long(container: Container, job: JobRecord) -> JobError:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from urllib.parse import unquote, urlsplit
 
 import structlog
 
@@ -34,15 +35,33 @@ class Sightings:
 def sight(job: JobRecord, item: FinetuneItem, sightings: Sightings) -> None:
     """Note the item if it may be the job's training.
 
-    Our own upload is named after the job, so its URL is an exact mark. A URL that was passed through is not ours alone:
-    the name must match too, and only the details' creation time can tell.
+    Our own upload is named after the job, so its URL is an exact mark, however Segmind spells the URL. A URL that was
+    passed through is not ours alone: the name must match too, and only the details' creation time can tell. An item
+    that does not say what it was trained on proves nothing: its details do.
     """
-    if item.data_source_path != job.dataset_url:
+    if item.finetune_id in job.ruled_out:
         return
-    if job.id in (job.dataset_url or ""):
-        sightings.marked.append(item.finetune_id)
-    elif item.name == job.request.name and item.finetune_id not in job.ruled_out:
+    source = item.data_source_path
+    if marks(job):
+        if source is not None:
+            if job.id in unquote(source):
+                sightings.marked.append(item.finetune_id)
+            return
+    elif source is not None and not _same_place(source, job.dataset_url or ""):
+        return
+    if item.name in {None, job.request.name}:
         sightings.alike.append(item.finetune_id)
+
+
+def marks(job: JobRecord) -> bool:
+    """Tell whether the job's dataset is our own upload, whose URL names the job."""
+    return job.id in (job.dataset_url or "")
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Tell whether two URLs differ in spelling or query only."""
+    a, b = urlsplit(unquote(one)), urlsplit(unquote(other))
+    return (a.netloc.lower(), a.path) == (b.netloc.lower(), b.path)
 
 
 def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, asked_ms: int, complete: bool) -> str:
@@ -50,7 +69,7 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
     if sightings.marked:
         if len(sightings.marked) > 1:
             log.error("training_paid_twice", job_id=job.id, finetune_ids=sightings.marked)
-        return _adopt(container, job, sightings.marked[0])
+        return _adopt(container, job, sightings.marked[-1])  # newest first, as far as was seen: the earliest
     alike = [found for found in sightings.alike if container.jobs.owner_of(found) is None]
     if alike and job.state is JobState.SUBMITTING:
         _examine_soon(container, job, alike)
@@ -76,7 +95,7 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
         intent_ms=None,
         looks=0,
         waiting_for=WaitReason.API_SLOT,
-        evidence=[*job.evidence, f"{looks} complete lists over the settle time do not have it: it may be sent again"],
+        evidence=job.with_evidence(f"{looks} complete lists over the settle time do not have it: it may be sent again"),
     )
     return "absent"
 
@@ -93,7 +112,7 @@ def _adopt(container: Container, job: JobRecord, finetune_id: str) -> str:
             waiting_for=WaitReason.PROVIDER,
             attempts=0,
             takeovers=0,
-            evidence=[*job.evidence, f"found as training {finetune_id}"],
+            evidence=job.with_evidence(f"found as training {finetune_id}"),
         )
     except OwnedElsewhereError as error:
         log.warning("candidate_owned", job_id=job.id, finetune_id=finetune_id, owner=error.owner)
@@ -122,14 +141,14 @@ def examine_candidate(container: Container, job: JobRecord) -> Outcome:
     except (Rejected, MalformedReply) as error:
         return Attention(
             f"needs attention: training {candidate} may be this job's, but it cannot be looked at",
-            [*job.evidence, f"details of {candidate}: {error.detail}"],
+            f"details of {candidate}: {error.detail}",
         )
-    if details.created_ts is None:
+    if details.created_ts is None and not (marks(job) and details.data_source_path is not None):
         return Attention(
             f"needs attention: training {candidate} may be this job's, but Segmind does not say when it was created",
-            [*job.evidence, f"training {candidate} has the same name and dataset, and no creation time"],
+            f"training {candidate} has the same name and dataset, and no creation time",
         )
-    if _created_by(container, job, details):
+    if _is_its(container, job, details):
         return Done(
             f"found as training {candidate}",
             to=JobState.TRAINING,
@@ -139,7 +158,7 @@ def examine_candidate(container: Container, job: JobRecord) -> Outcome:
                 "submitted_ms": job.intent_ms,
                 "candidates": [],
                 "waiting_for": WaitReason.PROVIDER,
-                "evidence": [*job.evidence, f"found as training {candidate}, created {details.created_ts}"],
+                "evidence": job.with_evidence(f"found as training {candidate}, created {details.created_ts}"),
             },
         )
     return Wait(
@@ -150,7 +169,9 @@ def examine_candidate(container: Container, job: JobRecord) -> Outcome:
     )
 
 
-def _created_by(container: Container, job: JobRecord, details: FinetuneDetails) -> bool:
+def _is_its(container: Container, job: JobRecord, details: FinetuneDetails) -> bool:
+    if marks(job) and details.data_source_path is not None:
+        return job.id in unquote(details.data_source_path)
     sent = datetime.fromtimestamp((job.intent_ms or 0) / 1000, tz=UTC)
     ended = sent + timedelta(seconds=container.settings.segmind_call_timeout)
     created = details.created_ts

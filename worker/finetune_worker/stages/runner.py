@@ -19,7 +19,7 @@ from finetune_queue.store import (
 )
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.stages.calls import StaleCallError
-from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError
+from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError, seconds_to_deadline
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
 from finetune_worker.stages.shares import NoShareError
 
@@ -61,7 +61,7 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
         try:
             job, result = _conclude(container, claim.job, stage, outcome)
         except OwnedElsewhereError as error:
-            outcome = Attention(f"needs attention: {error}", [*claim.job.evidence, str(error)])
+            outcome = Attention(f"needs attention: {error}", str(error))
             job, result = _conclude(container, claim.job, stage, outcome)
     except ConflictError as error:
         log.warning("claim_lost", detail=str(error))
@@ -130,13 +130,17 @@ def cancel_sentence(job: JobRecord) -> str:
 
 
 def _deadline_error(job: JobRecord) -> JobError:
+    if job.finetune_id is not None:
+        action = f"Training {job.finetune_id} goes on at Segmind; `finetune retry` fetches it."
+    elif job.tracked:
+        action = "Its submit may have been paid: `finetune retry` looks for the training and fetches it."
+    else:
+        action = "Submit again with a later deadline."
     return JobError(
         code="deadline_passed",
         stage=str(job.stage),
         message=f"The request's deadline {job.request.deadline} passed while the job was {job.state}.",
-        action="Submit again with a later deadline."
-        if job.finetune_id is None
-        else f"Training {job.finetune_id} goes on at Segmind; `finetune retry` fetches it.",
+        action=action,
     )
 
 
@@ -151,7 +155,9 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             job = container.jobs.transition(job, change, to=outcome.to, **fields)
             return job, StageResult(outcome.sentence, proceed=not ended)
         case Wait():
-            change = Change(delay=outcome.delay, room_score=outcome.room_score, for_transfer=outcome.for_transfer)
+            # A job may not wait beyond the time at which its caller gives up.
+            delay = max(0.0, min(outcome.delay, seconds_to_deadline(job)))
+            change = Change(delay=delay, room_score=outcome.room_score, for_transfer=outcome.for_transfer)
             fields = {**released, "waiting_for": outcome.reason, **outcome.fields}
             job = container.jobs.transition(job, change, **fields)
             return job, StageResult(outcome.sentence, proceed=False)
@@ -166,7 +172,7 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             job = container.jobs.transition(job, Change(), to=JobState.FAILED, **fields)
             return job, StageResult(f"failed: {outcome.error.message}", proceed=False)
         case Attention():
-            fields = {**released, "waiting_for": None, "evidence": outcome.evidence}
+            fields = {**released, "waiting_for": None, "evidence": job.with_evidence(outcome.evidence)}
             change = Change(delay=settings.finetune_training_limit)
             job = container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
             return job, StageResult(outcome.sentence, proceed=False)

@@ -11,6 +11,7 @@ import structlog
 from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import Call, CallClass, NoSlot, NotDurableError, RedisError, room_score
 from finetune_worker.container import Container
+from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import OutcomeUnknown, Rejected
 from finetune_worker.segmind.models import SubmitReply, SubmitRequest
 from finetune_worker.stages.calls import (
@@ -22,7 +23,7 @@ from finetune_worker.stages.calls import (
 )
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
+from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
 from finetune_worker.stages.reconcile import examine_candidate
 
 log = structlog.get_logger(__name__)
@@ -35,21 +36,23 @@ def submit(container: Container, claim: Claim) -> Outcome:
     """Send the job's training to Segmind, at most once."""
     job = claim.job
     if job.intent_ms is not None:
+        if job.updated_ms - job.intent_ms >= container.settings.finetune_training_limit * 1000:
+            return _never_found(container)
         if job.candidates:
             return examine_candidate(container, job)
         return look_for_it(container, job, "the worker that was to send it did not come back")
+    client = container.segmind(job.account)  # before the intent, as this worker may have no key for the account
     slot = container.budget.take(job.account, job.id, room_score(CallClass.SUBMIT, job), submit=True)
     if isinstance(slot, NoSlot):
         return park(job, CallClass.SUBMIT, slot, "submit")
-    return _send(container, claim, slot)
+    return _send(container, claim, slot, client)
 
 
-def _send(container: Container, claim: Claim, slot: Call) -> Outcome:
+def _send(container: Container, claim: Claim, slot: Call, client: SegmindClient) -> Outcome:
     try:
         claim.write(intent_ms=slot.at_ms, looks=0, durable_within=DURABLE_WITHIN)
     except NotDurableError as error:
         container.budget.end(slot, refund=True)
-        claim.job = container.jobs.get(claim.job.id)
         return Retry(
             JobError(
                 code="store_not_durable",
@@ -71,7 +74,6 @@ def _send(container: Container, claim: Claim, slot: Call) -> Outcome:
         segmind_public=request.segmind_public,
         advance_parameters=request.advance_parameters,
     )
-    client = container.segmind(claim.job.account)
     try:
         reply = call_api(container.budget, slot, partial(client.submit, body))
     except AccountPausedError as paused:
@@ -93,6 +95,12 @@ def _send(container: Container, claim: Claim, slot: Call) -> Outcome:
     return _accepted(claim.job, reply)
 
 
+def _never_found(container: Container) -> Attention:
+    hours = container.settings.finetune_training_limit / 3600
+    said = f"for {hours:g} h no complete list of Segmind's could be read that has the training, or has it not"
+    return Attention(f"needs attention: {said}", said)
+
+
 def _accepted(job: JobRecord, reply: SubmitReply) -> Done:
     structlog.contextvars.bind_contextvars(finetune_id=reply.finetune_id)
     return Done(
@@ -111,7 +119,6 @@ def trained_by(finetune_id: str, status: str | None, job: JobRecord) -> dict[str
         "submitted_ms": job.intent_ms,
         "waiting_for": WaitReason.PROVIDER,
         "candidates": [],
-        "ruled_out": [],
     }
 
 
@@ -125,5 +132,5 @@ def look_for_it(container: Container, job: JobRecord, why: str) -> Wait:
         f"outcome of the submit unknown ({why}): looking for the training in Segmind's list, not sending again",
         WaitReason.PROVIDER,
         container.settings.finetune_unseen_limit,
-        fields={"evidence": [*job.evidence, f"the submit's outcome is unknown: {why}"]},
+        fields={"evidence": job.with_evidence(f"the submit's outcome is unknown: {why}")},
     )

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
-from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
+from finetune_queue.contract import EventType, JobRecord, WaitReason
 from finetune_queue.store import SWEEP, AccountStatus, CallClass, Change, ConflictError, NoSlot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
 from finetune_worker.stages.calls import PARKED, AccountPausedError, StaleCallError, call_api
-from finetune_worker.stages.observe import observe
+from finetune_worker.stages.claim import seconds_to_deadline
+from finetune_worker.stages.observe import Observation, observe
 from finetune_worker.stages.poll import look_again_in
 from finetune_worker.stages.reconcile import Sightings, reconcile, sight
 
@@ -35,9 +35,11 @@ class _Look:
         if len(self.by_finetune_id) == 1 and not self.unsure:
             [(finetune_id, job)] = self.by_finetune_id.items()
             self.found[job.id] = client.details(finetune_id)
-        else:
-            self._read(client.list_finetunes())
-        self.complete = True
+            return
+        with client.list_finetunes() as listing:
+            self._read(listing)
+            # An item that could not be read may be the very one that is looked for.
+            self.complete = listing.complete and not listing.skipped
 
     def _read(self, items: Iterable[FinetuneItem]) -> None:
         for item in items:
@@ -79,7 +81,7 @@ def sweep(container: Container, account: str) -> str:
 
 def _act_on(container: Container, look: _Look, *, asked_ms: int) -> int:
     moved = 0
-    unchanged: list[tuple[str, float]] = []
+    unchanged: list[tuple[JobRecord, float]] = []
     for job in look.by_finetune_id.values():
         seen = look.found.get(job.id)
         if seen is None:
@@ -87,10 +89,10 @@ def _act_on(container: Container, look: _Look, *, asked_ms: int) -> int:
         observation = observe(job, seen)
         if not observation.news:
             if job.waiting_for is WaitReason.PROVIDER:
-                unchanged.append((job.id, look_again_in(container, job)))
+                unchanged.append((job, look_again_in(container, job, asked_ms)))
             continue
         try:
-            _move(container, job, observation.to, observation.fields, wants_details=observation.wants_details)
+            _move(container, job, observation, asked_ms)
         except ConflictError:
             log.info("sweep_overtaken", job_id=job.id)
         else:
@@ -105,9 +107,8 @@ def _act_on(container: Container, look: _Look, *, asked_ms: int) -> int:
     return moved
 
 
-def _move(
-    container: Container, job: JobRecord, to: JobState | None, fields: dict[str, Any], *, wants_details: bool
-) -> None:
+def _move(container: Container, job: JobRecord, observation: Observation, asked_ms: int) -> None:
+    to, fields = observation.to, observation.fields
     if to is not None and to.terminal:
         container.jobs.transition(job, Change(), to=to, owner="", waiting_for=None, **fields)
     elif to is not None or fields.get("deployed"):
@@ -116,9 +117,10 @@ def _move(
         container.jobs.transition(job, Change(delay=0.0), to=to, event=event, **fields)
     else:
         event = EventType.PROGRESS if fields else None
-        change = Change(delay=look_again_in(container, job))
-        if wants_details or job.wants_details:
-            change = Change(delay=PARKED, room_score=room_score(CallClass.FINISH, job))
+        change = Change(delay=look_again_in(container, job, asked_ms))
+        if observation.wants_details or job.wants_details:
+            delay = max(0.0, min(PARKED, seconds_to_deadline(job)))
+            change = Change(delay=delay, room_score=room_score(CallClass.FINISH, job))
             fields = {**fields, "wants_details": True, "waiting_for": WaitReason.API_SLOT}
         container.jobs.transition(job, change, event=event, owner="", **fields)
 

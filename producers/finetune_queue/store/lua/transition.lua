@@ -16,6 +16,12 @@ if change.own then
   redis.call('HSET', KEYS[9], change.own, id)
 end
 
+-- A cancel that came while a worker held the job is due as soon as that lets go.
+if change.delay_ms and change.set.owner == '' and redis.call('HGET', job, 'cancel_requested') == '1'
+   and redis.call('HGET', job, 'owner') ~= '' then
+  change.delay_ms, change.room_score = 0, nil
+end
+
 local time = redis.call('TIME')
 local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
 

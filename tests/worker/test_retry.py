@@ -1,0 +1,94 @@
+"""What a person does to a job: cancel and retry, at any moment."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from finetune_queue.contract import JobState, Stage, WaitReason
+from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.store import Change, keys
+from finetune_worker.stages.outcome import Outcome, Wait
+from finetune_worker.stages.runner import run_stage
+from finetune_worker.stages.sweep import sweep
+from support.driver import Driver
+from support.until import until
+
+
+@pytest.fixture
+def queue(bench: Any) -> Iterator[FineTuneQueue]:
+    with FineTuneQueue(bench.container.settings) as found:
+        yield found
+
+
+def fail(bench: Any, job: Any, stage: Stage, **fields: Any) -> Any:
+    return bench.container.jobs.transition(
+        bench.read(job), Change(), to=JobState.FAILED, failed_stage=stage, owner="", **fields
+    )
+
+
+def test_a_retry_does_not_submit_again_what_may_have_been_paid(bench: Any, queue: FineTuneQueue) -> None:
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    job = bench.submitting()
+    bench.run(job)
+    fail(bench, job, Stage.SUBMIT)
+
+    retried = queue.retry(job.id)
+
+    assert retried.record.intent_ms is not None
+    bench.run(job)
+    assert bench.submits() == 1
+    bench.container.jobs._redis.hdel(keys.account("default"), "paused_until", "probing", "probe_until")
+    sweep(bench.container, "default")
+    assert bench.read(job).finetune_id == bench.sandbox.control.trainings()[0]["finetune_id"]
+
+
+def test_a_retry_after_a_failed_training_pays_a_new_one_and_does_not_find_the_old(
+    bench: Any, queue: FineTuneQueue
+) -> None:
+    bench.sandbox.control.change_settings(training_seconds=600)
+    job = bench.submitting()
+    bench.run(job)
+    first = bench.read(job).finetune_id
+    bench.sandbox.control.change_training(first, fail="no faces found")
+    sweep(bench.container, "default")
+    assert bench.read(job).failed_stage is Stage.SUBMIT
+    queue.retry(job.id)
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    bench.run(job)
+    bench.container.jobs._redis.hdel(keys.account("default"), "paused_until", "probing", "probe_until")
+
+    sweep(bench.container, "default")
+
+    assert bench.read(job).finetune_id not in {None, first}
+    assert bench.submits() == 2
+
+
+def test_a_retried_job_starts_with_a_clean_slate(bench: Any, queue: FineTuneQueue) -> None:
+    job = bench.submitting()
+    fail(bench, job, Stage.UPLOAD, attempts=8, takeovers=8, cancel_requested=True)
+    record = queue.retry(job.id).record
+    assert (record.attempts, record.takeovers, record.cancel_requested) == (0, 0, False)
+
+
+def test_a_cancel_asked_for_while_a_stage_parks_is_done_at_once(bench: Any, queue: FineTuneQueue) -> None:
+    job = bench.job()
+
+    def stage(container: Any, claim: Any) -> Outcome:
+        assert queue.cancel(job.id).state is JobState.ACCEPTED
+        return Wait("parked", WaitReason.API_SLOT, 3600, room_score=1.0)
+
+    run_stage(bench.container, Stage.UPLOAD, stage, job.id, "task-1")
+
+    assert Driver(bench.container).until_ended(job.id, seconds=5).state is JobState.CANCELLED
+
+
+def test_a_cancel_of_a_training_goes_through_although_sweeps_put_the_job_off(bench: Any, queue: FineTuneQueue) -> None:
+    bench.sandbox.control.change_settings(training_seconds=600)
+    job = bench.submitting()
+    bench.run(job)
+    held = bench.container.jobs.transition(bench.read(job), Change(delay=60), owner="task-1")
+    queue.cancel(job.id)
+    bench.container.jobs.transition(held, Change(delay=900), owner="", waiting_for=WaitReason.PROVIDER)
+    driver = Driver(bench.container)
+    until(lambda: driver.step() >= 0 and bench.read(job).state is JobState.CANCELLED, seconds=5)
