@@ -113,6 +113,9 @@ def test_the_weights_url_is_in_details_and_in_list_only_if_asked(api: Api, sandb
         ({"data_source_path": None}, "data_source_path"),
         ({"data_source_path": "s3://bucket/faces.zip"}, "data_source_path"),
         ({"data_source_path": "/tmp/faces.zip"}, "data_source_path"),
+        ({"data_source_path": "http:///faces.zip"}, "data_source_path"),
+        ({"data_source_path": "http://[faces.zip"}, "data_source_path"),
+        ({"data_source_path": "http://127.0.0.1:99999/faces.zip"}, "data_source_path"),
         ({"instance_prompt": None}, "instance_prompt"),
         ({"trigger_word": 7}, "trigger_word"),
         ({"base_model": "SLOW_FLUX"}, "base_model"),
@@ -142,7 +145,7 @@ def test_a_wrong_submit_names_the_field_and_costs_nothing(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b'{"name": NaN}', b"\xff\xfe", b"[" * 100_000], ids=lambda body: repr(body[:12])
+    "body", [b"", b"{", b"[]", b"null", b'{"name": NaN}', rb'{"name": "\ud800"}', b"\xff\xfe", b"[" * 100_000], ids=lambda body: repr(body[:12])
 )
 def test_a_body_that_is_no_json_object(api: Api, body: bytes) -> None:
     reply = api.call("POST", f"{FINETUNE}/submit", data=body, headers={"Content-Type": "application/json"})

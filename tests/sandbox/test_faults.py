@@ -11,7 +11,8 @@ import requests
 
 from sandbox.calls import FINETUNE, TIMEOUT, Api, put, raw_exchange, raw_request, submit_body, zip_bytes
 from segmind_sandbox.faults import FAULT, FaultBook
-from segmind_sandbox.testing import LiveSandbox
+from segmind_sandbox.settings import SandboxSettings
+from segmind_sandbox.testing import LiveSandbox, run_sandbox
 from support.until import until
 
 
@@ -245,7 +246,17 @@ def test_a_range_that_is_not_honoured(api: Api, sandbox: LiveSandbox) -> None:
     assert [(reply.status_code, len(reply.content)) for reply in replies] == [(200, 65536), (206, 5)]
 
 
-def test_faults_from_the_settings_come_back_with_a_reset(api: Api, sandbox: LiveSandbox) -> None:
+def test_faults_of_the_settings_come_back_with_a_reset() -> None:
+    faults = [{"op": "credits", "kind": "http_error"}]
+    with run_sandbox(SandboxSettings.model_validate({"faults": faults})) as sandbox:
+        api = Api(sandbox)
+        for _ in range(2):
+            assert [api.credits().status_code for _ in range(2)] == [500, 200]
+            sandbox.control.reset()
+        api.close()
+
+
+def test_faults_can_be_taken_away(api: Api, sandbox: LiveSandbox) -> None:
     number = sandbox.control.add_fault(op="credits", kind="http_error", count=None)
     assert [api.credits().status_code for _ in range(2)] == [500, 500]
     sandbox.control.remove_fault(number)

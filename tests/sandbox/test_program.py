@@ -169,6 +169,8 @@ def test_parts_can_be_reset(api: Api, sandbox: LiveSandbox) -> None:
 def test_wrong_control_calls_are_refused(sandbox: LiveSandbox) -> None:
     control = sandbox.control
     with pytest.raises(httpx.HTTPStatusError):
+        control.report(window=-1)
+    with pytest.raises(httpx.HTTPStatusError):
         control.change_settings(training_secs=1)
     with pytest.raises(httpx.HTTPStatusError):
         control.change_settings(weights_bytes=5)

@@ -126,8 +126,19 @@ def test_a_dataset_that_fails_the_job(api: Api, web: Web, answer: Answer, reason
     assert (item["status"], item["error_message"]) == ("FAILED", job["error_message"])
 
 
-def test_a_dataset_on_a_host_that_is_not_there(api: Api) -> None:
-    assert "unreachable" in run_to_end(api, data_source_path="http://127.0.0.1:9/faces.zip")["error_message"]
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/faces.zip", "http://xn--/faces.zip"])
+def test_a_dataset_on_a_host_that_is_not_there(api: Api, url: str) -> None:
+    assert "unreachable" in run_to_end(api, data_source_path=url)["error_message"]
+
+
+def test_redirects_are_followed_to_a_point(api: Api, web: Web) -> None:
+    web.routes["/moved"] = Answer(status=302, headers={"Location": "/faces.zip"})
+    web.routes["/faces.zip"] = Answer(zip_bytes())
+    web.routes["/round"] = Answer(status=302, headers={"Location": "/round"})
+    web.routes["/away"] = Answer(status=302, headers={"Location": "http://127.0.0.1:99999/"})
+    assert run_to_end(api, data_source_path=web.url("/moved"))["status"] == "AVAILABLE"
+    assert "TooManyRedirects" in run_to_end(api, data_source_path=web.url("/round"))["error_message"]
+    assert "unreachable" in run_to_end(api, data_source_path=web.url("/away"))["error_message"]
 
 
 def test_a_dataset_that_was_never_uploaded(api: Api) -> None:

@@ -61,6 +61,7 @@ class Call:
             raise BadRequestError("Content-Type must be application/json")
         try:
             body: object = json.loads(await self.request.body(), parse_constant=_no_constant)
+            json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate could not be sent back
         except (ValueError, RecursionError):
             raise BadRequestError("the body is not valid JSON") from None
         return body

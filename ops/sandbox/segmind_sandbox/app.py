@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -44,7 +43,7 @@ def create_app(settings: SandboxSettings) -> Starlette:
             *control.Control(sandbox).routes(),
         ],
         lifespan=lifespan,
-        exception_handlers={HTTPException: unknown, ValidationError: control.invalid, ValueError: control.invalid},
+        exception_handlers={HTTPException: unknown},
     )
     app.state.sandbox = sandbox
     return app

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -13,6 +15,8 @@ from segmind_sandbox.faults import FAULT
 from segmind_sandbox.sandbox import Sandbox
 from segmind_sandbox.settings import RateText, SandboxSettings
 from segmind_sandbox.trainings import STATUSES, Training
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class _Body(BaseModel):
@@ -59,19 +63,18 @@ class Control:
 
     def routes(self) -> list[BaseRoute]:
         """The routes of the control API."""
-        base = "/_sandbox"
         return [
-            Route(f"{base}/health", self.health, methods=["GET"]),
-            Route(f"{base}/report", self.report, methods=["GET"]),
-            Route(f"{base}/reset", self.reset, methods=["POST"]),
-            Route(f"{base}/settings", self.change_settings, methods=["PATCH"]),
-            Route(f"{base}/faults", self.list_faults, methods=["GET"]),
-            Route(f"{base}/faults", self.add_fault, methods=["POST"]),
-            Route(f"{base}/faults", self.clear_faults, methods=["DELETE"]),
-            Route(f"{base}/faults/{{number:int}}", self.remove_fault, methods=["DELETE"]),
-            Route(f"{base}/trainings", self.list_trainings, methods=["GET"]),
-            Route(f"{base}/trainings/{{finetune_id}}", self.change_training, methods=["PATCH"]),
-            Route(f"{base}/webhooks/{{webhook_id}}/test", self.test_webhook, methods=["POST"]),
+            _route("/health", self.health, "GET"),
+            _route("/report", self.report, "GET"),
+            _route("/reset", self.reset, "POST"),
+            _route("/settings", self.change_settings, "PATCH"),
+            _route("/faults", self.list_faults, "GET"),
+            _route("/faults", self.add_fault, "POST"),
+            _route("/faults", self.clear_faults, "DELETE"),
+            _route("/faults/{number:int}", self.remove_fault, "DELETE"),
+            _route("/trainings", self.list_trainings, "GET"),
+            _route("/trainings/{finetune_id}", self.change_training, "PATCH"),
+            _route("/webhooks/{webhook_id}/test", self.test_webhook, "POST"),
         ]
 
     async def health(self, _request: Request) -> Response:
@@ -81,7 +84,12 @@ class Control:
     async def report(self, request: Request) -> Response:
         """What the sandbox saw; ?window=SECONDS for another window than the limits'."""
         window = request.query_params.get("window")
-        return JSONResponse(self._sandbox.report(float(window) if window else None))
+        if window is None:
+            return JSONResponse(self._sandbox.report(None))
+        seconds = float(window)
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"window must be a number of seconds above 0, not {window}")
+        return JSONResponse(self._sandbox.report(seconds))
 
     async def reset(self, request: Request) -> Response:
         """Forget everything, or one part."""
@@ -178,7 +186,13 @@ def _describe(training: Training, now: float) -> dict[str, Any]:
     }
 
 
-async def invalid(_request: Request, refusal: Exception) -> Response:
-    """A control request's wrong body as 400."""
-    message = str(refusal) if not isinstance(refusal, ValidationError) else refusal.json(include_url=False)
-    return JSONResponse({"error": message}, 400)
+def _route(path: str, endpoint: Endpoint, method: str) -> Route:
+    """A route under the control API's base; a wrong body or query is answered by 400."""
+
+    async def guarded(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except ValueError as refusal:  # pydantic's and json's errors are ValueErrors
+            return JSONResponse({"error": str(refusal)}, 400)
+
+    return Route(f"/_sandbox{path}", guarded, methods=[method])

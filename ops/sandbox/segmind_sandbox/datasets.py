@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from segmind_sandbox.objects import ObjectStore
+from segmind_sandbox.outgoing import UNREACHABLE, make_client
 
 MAX_BYTES = 100_000_000  # "under 100 MB", read strictly
 _MAX_REDIRECTS = 5
@@ -26,10 +27,7 @@ class DatasetReader:
         self._objects = objects
         self._issued: dict[str, str] = {}
         self._turns = asyncio.Semaphore(8)
-        self._client = httpx.AsyncClient(
-            timeout=_TIMEOUT, follow_redirects=True, max_redirects=_MAX_REDIRECTS, trust_env=False,
-            headers={"User-Agent": "segmind-sandbox-trainer", "Accept-Encoding": "identity"},
-        )  # fmt: skip
+        self._client = make_client(_TIMEOUT, max_redirects=_MAX_REDIRECTS)
 
     def issued(self, url: str, key: str) -> None:
         """Remember that this URL, handed out by presign, means this object."""
@@ -73,7 +71,7 @@ class DatasetReader:
                     async for chunk in reply.aiter_raw():
                         file.write(chunk)
             await asyncio.to_thread(_check_zip, path)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except UNREACHABLE as error:
             raise DatasetError(f"data_source_path is unreachable: {type(error).__name__}") from error
         finally:
             path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -17,9 +18,9 @@ _NEEDED: dict[str, tuple[str, ...]] = {
 
 
 def _http_url(text: str) -> str:
-    scheme, separator, rest = text.partition("://")
-    if scheme.lower() not in {"http", "https"} or not separator or not rest.split("/")[0]:
-        raise ValueError("must be a http(s) URL of a ZIP file")
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+        raise ValueError("must be a http(s) URL")
     return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections import Counter
@@ -64,7 +65,8 @@ class Sandbox:
         """End all tasks and remove the uploaded files."""
         self.close_waits()
         self._scheduler.cancel()
-        await asyncio.gather(self._scheduler, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._scheduler
         await self._cancel_tasks()
         await self.webhooks.close()
         await self.datasets.close()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
+from segmind_sandbox.outgoing import UNREACHABLE, make_client
 
 FINETUNE = "FINETUNE"
 _LOGGED = 1000  # deliveries kept for each webhook
@@ -57,7 +57,7 @@ class Webhooks:
     def __init__(self, timeout: float) -> None:
         self._webhooks: dict[str, Webhook] = {}
         self._deliveries: set[asyncio.Task[None]] = set()
-        self._client = httpx.AsyncClient(timeout=timeout, trust_env=False, headers={"User-Agent": "segmind-sandbox"})
+        self._client = make_client(timeout)
 
     def of_account(self, account: str) -> list[Webhook]:
         """An account's webhooks, inactive ones too."""
@@ -117,7 +117,7 @@ class Webhooks:
         entry: dict[str, Any] = {"timestamp": _now(), "event_type": FINETUNE, "payload": payload}
         try:
             reply = await self._client.post(webhook.url, json=payload)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except UNREACHABLE as error:
             entry |= {"status": "failed", "response_code": None, "error": type(error).__name__}
         else:
             entry |= {"status": "delivered" if reply.is_success else "failed", "response_code": reply.status_code}
