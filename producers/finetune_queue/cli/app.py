@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
         code = typer.main.get_command(app).main(arguments, prog_name="finetune", standalone_mode=False)
     except TyperException as error:
         where = getattr(getattr(error, "ctx", None), "command_path", "finetune")
-        message = f"{error.format_message().rstrip()} See: {where} --help"
+        message = f"{error.format_message().rstrip(' .')}. See: {where} --help"
         failure = CliError(message, ExitCode.USAGE, "usage")
     except Exception as error:  # noqa: BLE001 - the last place that can say it in words
         failure = output.explain(error) or _unexpected(error, show="--traceback" in arguments)
@@ -112,6 +112,12 @@ def submit(
         bool | None,
         typer.Option("--public/--private", metavar="", help="Who may use the model at Segmind.", rich_help_panel=_MORE),
     ] = None,
+    fetch: Annotated[
+        bool | None,
+        typer.Option(
+            "--fetch-dataset", metavar="", help="Download, check and upload a URL's ZIP.", rich_help_panel=_MORE
+        ),
+    ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(
@@ -171,6 +177,7 @@ def submit(
         "base_model": base_model,
         "theme": theme,
         "segmind_public": public,
+        "fetch_dataset": fetch,
         "priority": priority,
         "account": account,
         "wait_for": wait_for,

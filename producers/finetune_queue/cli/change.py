@@ -16,7 +16,7 @@ def cancel(job_id: str, *, as_json: bool) -> ExitCode:
     if job.state is JobState.CANCELLED:
         output.say(f"Job {job.id} is cancelled.")
     else:
-        output.say(f"The worker that holds job {job.id} was asked to stop it. See: finetune watch {job.id}")
+        output.say(f"The worker that holds job {job.id} was asked to stop it. See: {output.program()} watch {job.id}")
     if job.record.finetune_id is not None:
         output.say("Segmind's training goes on and is paid: its API has no cancel.")
     elif job.record.intent_ms is not None:
@@ -32,5 +32,5 @@ def retry(job_id: str, *, as_json: bool) -> ExitCode:
         output.emit(job.as_dict())
     else:
         output.say(f"Job {job.id} goes on with: {job.state}.")
-        output.say(f"Follow it: finetune watch {job.id}")
+        output.say(f"Follow it: {output.program()} watch {job.id}")
     return ExitCode.OK

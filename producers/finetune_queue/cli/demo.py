@@ -11,14 +11,13 @@ from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from finetune_queue.cli import output, words
 from finetune_queue.cli.follow import Show, Snapshot, display, follow, look
 from finetune_queue.cli.output import CliError, ExitCode, usage_error
 from finetune_queue.cli.session import open_queue
 from finetune_queue.cli.summary import exit_code, print_summary
-from finetune_queue.contract import FineTuneRequest, JobState
+from finetune_queue.contract import FineTuneRequest
 from finetune_queue.errors import WaitTimeoutError
 from finetune_queue.local.processes import ProcessError
 from finetune_queue.local.stack import LocalStack
@@ -72,7 +71,7 @@ def _run(work: Path, results: Path, *, as_json: bool) -> ExitCode:
 
     if not as_json:
         output.say("One fine-tune from images to verified weights, on this machine and at no cost.\n")
-    with _step("drew 8 pictures of a small robot, with captions", quiet=as_json):
+    with _step("draw 8 pictures of a small robot, with captions", quiet=as_json):
         pictures = draw_dataset(work / "pictures")
     request = FineTuneRequest(
         name="demo-robot",
@@ -88,10 +87,10 @@ def _run(work: Path, results: Path, *, as_json: bool) -> ExitCode:
         settings={"FINETUNE_ARTIFACT_URL": f"file://{results}"},
     )
     with ExitStack() as ends:
-        with _step("started Valkey, a sandbox in Segmind's place, and a worker", quiet=as_json):
+        with _step("start Valkey, a sandbox in Segmind's place, and a worker", quiet=as_json):
             ends.enter_context(stack)
         queue = ends.enter_context(open_queue(stack.settings))
-        with _step("packed the pictures and put the request on the queue", quiet=as_json):
+        with _step("pack the pictures and put the request on the queue", quiet=as_json):
             job = queue.submit(request)
         if not as_json:
             output.say(f"\nJob {job.id}")
@@ -130,20 +129,20 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def _step(done: str, *, quiet: bool) -> Iterator[None]:
-    """Say what was done once it is, and how long it took."""
+def _step(what: str, *, quiet: bool) -> Iterator[None]:
+    """Show what is being done while it is, and how long it took."""
     if quiet:
         yield
         return
+    from rich.text import Text
+
     console = output.out()
     started = time.monotonic()
-    with console.status("") if console.is_interactive else ExitStack():
+    with console.status(Text(what)) if console.is_interactive else ExitStack():
         yield
     mark = "+" if console.options.ascii_only else "✓"
     took = words.duration(time.monotonic() - started)
-    from rich.text import Text
-
-    console.print(Text.assemble((mark, "green"), f" {done} ", (took, "dim")), soft_wrap=True)
+    console.print(Text.assemble((mark, "green"), f" {what}  ", (took, "dim")), soft_wrap=True)
 
 
 @contextmanager
@@ -170,15 +169,21 @@ def _watched(stack: LocalStack, *, quiet: bool) -> Iterator[Show]:
         yield show
 
 
-def _api_calls(sandbox_url: str) -> dict[str, Any]:
-    """Return how many calls the sandbox saw at each endpoint of the API, and in all."""
+def _api_calls(sandbox_url: str) -> dict[str, int]:
+    """Return how many calls the sandbox saw of each operation of the API."""
     with urllib.request.urlopen(f"{sandbox_url}/_sandbox/report", timeout=5) as reply:  # noqa: S310 - loopback
-        report = json.load(reply)
-    [account] = report["accounts"].values()
-    return {"total": account["calls"], "report": report}
+        calls: dict[str, dict[str, int]] = json.load(reply)["calls"]
+    return {operation: sum(outcomes.values()) for operation, outcomes in calls.items() if operation in _API}
 
 
-def _tell(seen: Snapshot, calls: dict[str, Any]) -> None:
+_API = ("presign", "submit", "list", "details")
+"""The operations that a job may need and that count against the account's limit."""
+
+_NARROW = 84
+"""Columns below which a hash in the event's JSON has no room beside two spaces a level."""
+
+
+def _tell(seen: Snapshot, calls: dict[str, int]) -> None:
     """Print what came of it and where to go from here."""
     from rich.json import JSON
 
@@ -186,7 +191,15 @@ def _tell(seen: Snapshot, calls: dict[str, Any]) -> None:
     output.say("")
     print_summary(seen)
     output.say("\nThe result event, as a downstream service gets it:\n")
-    console.print(JSON(seen.events[-1].model_dump_json(), indent=2), soft_wrap=True)
-    output.say(f"\nAPI calls: {calls['total']}")
-    if seen.job.state is JobState.SUCCEEDED and seen.job.record.weights is not None:
-        output.say(f"\nLook at the weights: ls -l {words.near(seen.job.record.weights.url)}")
+    indent = 1 if console.is_terminal and console.width < _NARROW else 2
+    console.print(JSON(seen.events[-1].model_dump_json(), indent=indent), soft_wrap=True)
+    spent = ", ".join(f"{number} {operation}" for operation, number in calls.items())
+    output.say(f"\nAPI calls: {sum(calls.values())} of the account's 50 a minute ({spent}).\n")
+    output.say("Next:")
+    submit = f"{output.program()} submit --help"
+    for what, meaning in (
+        ("make up", "the same system, to stay, with Flower in the browser"),
+        (submit, "fine-tune your own pictures on it"),
+        ("README.md", "use a real API key, where every training is paid"),
+    ):
+        output.say(f"  {what:<{len(submit)}}  {meaning}")

@@ -60,18 +60,15 @@ def _findings(settings: Settings) -> Iterator[Finding]:
     if server[0].status == "ok":
         yield _workers(settings)
         yield from _accounts(settings)
-    yield _store("artifacts", "FINETUNE_ARTIFACT_URL", settings.finetune_artifact_url)
-    yield _store("staging", "FINETUNE_STAGING_URL", settings.finetune_staging_url)
+    yield _store("staging", "FINETUNE_STAGING_URL", settings.finetune_staging_url, needed=True)
+    # Weights are written by workers; with a key in its settings this may be where one runs.
+    yield _store("artifacts", "FINETUNE_ARTIFACT_URL", settings.finetune_artifact_url, needed=bool(settings.accounts))
 
 
 def _api(settings: Settings) -> Finding:
-    where = settings.segmind_base_url
     kind = "on this machine, so a sandbox" if settings.segmind_is_loopback else "the real API: trainings are paid"
-    names = ", ".join(settings.accounts)
-    if not names:
-        message = f"{where} ({kind}); no API key here, which is right for a producer"
-        return Finding("segmind", "ok", message, "A worker needs SEGMIND_API_KEY.")
-    return Finding("segmind", "ok", f"{where} ({kind}); keys for: {names}")
+    keys = ", ".join(settings.accounts) or "none (a producer needs none, a worker does)"
+    return Finding("segmind", "ok", f"{settings.segmind_base_url}, {kind}; keys for accounts: {keys}")
 
 
 def _server(settings: Settings) -> Iterator[Finding]:
@@ -149,12 +146,13 @@ def _account(account: AccountStatus) -> Finding:
     return Finding(name, "ok", message)
 
 
-def _store(name: str, setting: str, url: str) -> Finding:
+def _store(name: str, setting: str, url: str, *, needed: bool) -> Finding:
     try:
         Place(url).check_writable()
     except StorageError as error:
-        return Finding(name, "fail", words.printable(error.sentence), f"Workers need it too. Set {setting}.")
-    return Finding(name, "ok", f"{words.place(url)} can be written from here")
+        action = f"Mend it, or set {setting}." if needed else f"Workers must be able to. If it is wrong, set {setting}."
+        return Finding(name, "fail" if needed else "warn", words.printable(error.sentence), action)
+    return Finding(name, "ok", f"{words.near(url)} can be written from here")
 
 
 def _version(text: str) -> tuple[int, ...]:

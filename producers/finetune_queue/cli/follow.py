@@ -5,17 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
 
 from finetune_queue.cli import output, words
 from finetune_queue.cli.output import CliError, ExitCode
-from finetune_queue.cli.timeline import Mark, Step, detail, event_line, steps
+from finetune_queue.cli.timeline import detail, event_line
 from finetune_queue.contract import Event, JobState
 from finetune_queue.errors import QueueUnavailableError, WaitTimeoutError
 from finetune_queue.sdk import FOLLOW_EVERY, FineTuneQueue, Job, Waiting
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
 
 PROGRESS_EVERY = 5.0
 """Seconds between two plain lines about the progress of one step."""
@@ -91,7 +87,7 @@ def ctrl_c_leaves(job: Job) -> Iterator[None]:
 
 def goes_on(job_id: str) -> str:
     """Say that nothing was lost, and how to look again."""
-    return f"The job goes on. Follow it: finetune watch {job_id}"
+    return f"The job goes on. Follow it: {output.program()} watch {job_id}"
 
 
 def display() -> AbstractContextManager[Show]:
@@ -104,81 +100,11 @@ def live() -> Iterator[Show]:
     """Redraw the steps in place, as long as the block lasts."""
     from rich.live import Live
 
-    picture = _Picture()
+    from finetune_queue.cli.picture import Picture
+
+    picture = Picture(moving=True)
     with Live(picture, console=output.out(), refresh_per_second=10, vertical_overflow="visible"):
         yield picture.update
-
-
-class _Picture:
-    """The steps as a rich renderable, drawn anew at each refresh so that the times move."""
-
-    def __init__(self) -> None:
-        from rich.spinner import Spinner
-
-        self._seen: Snapshot | None = None
-        self._spinners = {name: Spinner(name, style="cyan") for name in ("dots", "line")}
-
-    def update(self, seen: Snapshot) -> None:
-        self._seen = seen
-
-    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        from rich.table import Table
-        from rich.text import Text
-
-        seen = self._seen
-        if seen is None:
-            return
-        table = Table.grid(padding=(0, 1))
-        table.add_column(width=1)
-        table.add_column(no_wrap=True)
-        table.add_column(justify="right", no_wrap=True, min_width=6)
-        table.add_column(overflow="fold")
-        for step in steps(seen.job.record, seen.events, seen.waiting, datetime.now(UTC)):
-            mark = self._mark(step.mark, ascii_only=options.ascii_only)
-            elapsed = "" if step.seconds is None else words.duration(step.seconds)
-            style = _STYLES[step.mark]
-            table.add_row(mark, Text(step.state, style=style), Text(elapsed, style="dim"), self._detail(step, seen))
-        yield table
-        if seen.trouble is not None:
-            yield Text(f"Redis does not answer; still trying. {seen.trouble}", style="yellow")
-
-    def _mark(self, mark: Mark, *, ascii_only: bool) -> Any:
-        from rich.text import Text
-
-        if mark == "now":
-            return self._spinners["line" if ascii_only else "dots"]
-        return Text(_ASCII_MARKS[mark] if ascii_only else _MARKS[mark], style=_STYLES[mark])
-
-    @staticmethod
-    def _detail(step: Step, seen: Snapshot) -> Any:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-        from rich.text import Text
-
-        text = Text(step.detail, style="dim" if step.mark == "done" else "")
-        progress = seen.job.record.progress
-        if step.mark != "now" or progress is None:
-            return text
-        if progress.total is None:
-            return Text(f"{words.size(progress.done)}  {step.detail}")
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row(
-            ProgressBar(total=progress.total, completed=progress.done, width=20),
-            Text(f"{words.size(progress.done)} of {words.size(progress.total)}", no_wrap=True),
-            text,
-        )
-        return bar
-
-
-_MARKS: dict[Mark, str] = {"done": "✓", "bad": "✗", "attention": "!", "todo": "·"}
-_ASCII_MARKS: dict[Mark, str] = {"done": "+", "bad": "x", "attention": "!", "todo": "."}
-_STYLES: dict[Mark, str] = {
-    "done": "green",
-    "now": "bold cyan",
-    "bad": "bold red",
-    "attention": "yellow",
-    "todo": "dim",
-}
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """What leaves the program: text for people, JSON for programs, errors and exit codes."""
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from enum import IntEnum
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,6 +96,14 @@ def _console(*, stderr: bool) -> "Console":
 
     # No guessing at what is a number or a path: only what the program itself styles is coloured.
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def program() -> str:
+    """Return how this program is called here: by its name, or by its path where a shell would not find the name."""
+    path = Path(sys.argv[0])
+    if path.name != "finetune" or shutil.which("finetune") is not None:
+        return "finetune"
+    return os.path.relpath(path)
 
 
 def out() -> "Console":

@@ -27,6 +27,11 @@ def status(job_id: str, *, as_json: bool) -> ExitCode:
     record = seen.job.record
     style = _STATE_STYLES.get(record.state, "cyan")
     print_facts(f"{words.printable(record.request.name)}: {record.state}", _status_facts(seen), style=style)
+    if output.out().is_terminal:
+        from finetune_queue.cli.picture import Picture
+
+        output.out().print(Picture(seen))
+        return ExitCode.OK
     for step in steps(record, seen.events, seen.waiting, datetime.now(UTC)):
         if step.seconds is not None:
             output.say(f"  {step.state:<15} {words.duration(step.seconds):>8}  {step.detail}".rstrip())
@@ -35,11 +40,14 @@ def status(job_id: str, *, as_json: bool) -> ExitCode:
 
 def _status_facts(seen: Snapshot) -> Facts:
     record = seen.job.record
-    found = [] if seen.job.done else [("now", detail(record, seen.waiting) or "running")]
-    if record.error is not None and not seen.job.done:
-        found.append(("error", words.printable(record.error.message)))
-        found.append(("tries", str(record.attempts)))
-    found += [("because", words.printable(line)) for line in record.evidence if record.state == "needs_attention"]
+    found: Facts = []
+    if not seen.job.done:
+        if record.attempts:
+            found.append(("tries", str(record.attempts)))
+        if record.error is not None and record.error.action:
+            found.append(("do", words.printable(record.error.action)))
+    if record.state is JobState.NEEDS_ATTENTION:
+        found += [("because", words.printable(line)) for line in record.evidence]
     found += facts(seen)
     if record.dataset_report:
         found.append(("dataset", words.report_line(record.dataset_report)))
@@ -142,20 +150,17 @@ def jobs_table(rows: Sequence[tuple[Job, Waiting | None]], *, wide: bool) -> Any
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False, expand=True)
+    ages = [words.since(job.record.created_ms) for job, _ in rows]
     table.add_column("JOB", no_wrap=True, min_width=36)
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("AGE", no_wrap=True, justify="right")
-    table.add_column("NAME", no_wrap=True, overflow="ellipsis", max_width=30)
+    table.add_column("STATE", no_wrap=True, min_width=max(len(job.state) for job, _ in rows))
+    table.add_column("AGE", no_wrap=True, justify="right", min_width=max(map(len, ages)))
+    table.add_column("NAME", no_wrap=True, overflow="ellipsis", ratio=2)
     if wide:
-        table.add_column("", no_wrap=True, overflow="ellipsis")
-    for job, waiting in rows:
-        record = job.record
-        row: list[Any] = [
-            job.id,
-            Text(job.state, style=_STATE_STYLES.get(job.state, "cyan")),
-            words.since(record.created_ms),
-            Text(words.printable(record.request.name)),
-        ]
-        table.add_row(*row, *([Text(detail(record, waiting), style="dim")] if wide else []))
+        table.add_column("", no_wrap=True, overflow="ellipsis", ratio=3)
+    for (job, waiting), age in zip(rows, ages, strict=True):
+        name = Text(words.printable(job.record.request.name))
+        state = Text(job.state, style=_STATE_STYLES.get(job.state, "cyan"))
+        said = [Text(detail(job.record, waiting), style="dim")] if wide else []
+        table.add_row(job.id, state, age, name, *said)
     return table

@@ -23,7 +23,7 @@ def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_js
             output.emit(job.as_dict())
         elif job.state is JobState.ACCEPTED:
             output.say(f"Job {job.id} is on the queue.")
-            output.say(f"Follow it: finetune watch {job.id}")
+            output.say(f"Follow it: {output.program()} watch {job.id}")
         else:  # the idempotency key found a job from before
             output.say(f"Job {job.id} was submitted before and is {job.state}.")
         return ExitCode.OK

@@ -44,11 +44,11 @@ def facts(seen: Snapshot) -> Facts:
     if record.state is JobState.CANCELLED and record.finetune_id is not None:
         found.append(("note", "Segmind's training goes on and is paid: its API has no cancel."))
     if record.state is JobState.FAILED:
-        found.append(("again", f"finetune retry {record.id}"))
+        found.append(("again", f"{output.program()} retry {record.id}"))
     found.append(("job", record.id))
     if record.finetune_id is not None:
         found.append(("training", words.printable(record.finetune_id)))
-    if seen.events:
+    if seen.events and seen.job.done:
         took = (seen.events[-1].time - seen.events[0].time).total_seconds()
         found += [("event", seen.events[-1].id), ("took", words.duration(took))]
     return found
@@ -65,16 +65,15 @@ def print_facts(title: str, found: Facts, *, style: str) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    console.print(
-        Panel(facts_table(found), title=Text(title, style=f"bold {style}"), title_align="left", border_style=style)
-    )
+    heading = Text(title, style=f"bold {style}")
+    console.print(Panel(facts_table(found), title=heading, title_align="left", border_style=style, expand=False))
 
 
 def facts_table(found: Facts) -> "Table":
     """Return labels and values as two columns; long values go on in the next line."""
     from rich.table import Table
 
-    table = Table.grid(padding=(0, 1))
+    table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in found:

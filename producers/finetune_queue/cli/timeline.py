@@ -44,7 +44,7 @@ def steps(record: JobRecord, events: Sequence[Event], waiting: Waiting | None, n
 def detail(record: JobRecord, waiting: Waiting | None) -> str:
     """Say in one line what a job is doing, or how it ended."""
     if record.state is JobState.SUCCEEDED:
-        return words.place(record.weights.url) if record.weights else ""
+        return words.near(record.weights.url) if record.weights else ""
     if record.state is JobState.CANCELLED and record.finetune_id is not None:
         return "stopped here; Segmind's training goes on, it has no cancel"
     if record.state.terminal:

@@ -120,7 +120,9 @@ def _picture(view: _View, *, wide: bool) -> "RenderableType":
     from rich.text import Text
 
     head = "  ".join(f"{state} {count}" for state, count in view.counts.items() if count) or "no jobs yet"
-    parts: list[RenderableType] = [Text(head, style="bold"), Text(), jobs_table(view.rows, wide=wide), Text()]
+    parts: list[RenderableType] = [Text(head, style="bold"), Text()]
+    if view.rows:
+        parts += [jobs_table(view.rows, wide=wide), Text()]
     if view.trouble is not None:
         parts.append(Text(f"{view.trouble} Still trying.", style="yellow"))
     else:

@@ -53,7 +53,9 @@ def size(count: int) -> str:
 def place(url: str) -> str:
     """Return a ``file://`` URL as a plain path, which a shell can use; any other URL as it is."""
     parts = urlsplit(url)
-    return printable(unquote(parts.path)) if parts.scheme == "file" and not parts.netloc else printable(url)
+    if parts.scheme != "file" or parts.netloc not in {"", "."}:  # file://./var is a setting's way to a relative path
+        return printable(url)
+    return printable(unquote(f"{parts.netloc}{parts.path}"))
 
 
 def near(url: str) -> str:
@@ -99,6 +101,7 @@ def waiting_line(waiting: "Waiting", record: JobRecord) -> str:
 
 _REASONS = {
     WaitReason.API_SLOT: "waiting for an API call within the rate limit",
+    WaitReason.TRANSFER: "waiting for a turn to transfer files",
     WaitReason.BACKOFF: "waiting for the next try",
     WaitReason.PROVIDER: "waiting for Segmind",
     WaitReason.SINK: "waiting for a downstream queue to take the result",

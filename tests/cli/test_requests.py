@@ -1,0 +1,147 @@
+"""Requests from options and files."""
+
+import io
+import json
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_queue.cli.output import CliError, ExitCode
+from finetune_queue.cli.requests import build_request, parse_deadline, parse_labels, parse_parameters, read_request
+from finetune_queue.contract import FineTuneRequest
+from finetune_queue.errors import InvalidRequestError
+from support.samples import sample
+
+NOTHING: dict[str, Any] = {"steps": None, "parameters": (), "labels": (), "deadline": None}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+
+
+def write(folder: Path, body: object) -> str:
+    path = folder / "request.json"
+    path.write_text(body if isinstance(body, str) else json.dumps(body), encoding="utf-8")
+    return str(path)
+
+
+def test_options_alone_make_a_request_with_the_defaults() -> None:
+    request = build_request(None, {**sample(), "theme": None}, **NOTHING)
+    assert request == FineTuneRequest.model_validate(sample())
+
+
+def test_options_replace_what_the_file_says(tmp_path: Path) -> None:
+    file = write(tmp_path, sample(name="from-file", priority=3, labels={"a": "1", "b": "2"}))
+    request = build_request(
+        file, {"name": "from-option"}, steps=None, parameters=(), labels=["b=3", "c=4=5"], deadline=None
+    )
+    assert (request.name, request.priority) == ("from-option", 3)
+    assert request.labels == {"a": "1", "b": "3", "c": "4=5"}
+
+
+def test_steps_and_parameters_are_added_to_the_usual_ones() -> None:
+    request = build_request(None, sample(), steps=500, parameters=["lora_rank=16"], labels=(), deadline=None)
+    assert request.advance_parameters == {
+        "steps": 500,
+        "face_crop": False,
+        "finetune_type": "LORA",
+        "lora_rank": 16,
+    }
+    assert FineTuneRequest.model_fields["advance_parameters"].default["steps"] == 2000
+
+
+def test_steps_and_parameters_are_added_to_those_of_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, sample(advance_parameters={"steps": 10, "x": [1]}))
+    request = build_request(file, {}, steps=None, parameters=["x=2"], labels=(), deadline=None)
+    assert request.advance_parameters == {"steps": 10, "x": 2}
+
+
+def test_all_that_is_missing_is_named_with_its_option() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        build_request(None, {}, **NOTHING)
+    assert caught.value.problems == [
+        "name (--name): is required",
+        "instance_prompt (--prompt): is required",
+        "trigger_word (--trigger-word): is required",
+        "dataset (--dataset): is required",
+    ]
+
+
+def test_a_field_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="nmae: is not a field"):
+        build_request(write(tmp_path, sample(nmae="x")), {}, **NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "one JSON object"),
+        ('{"a": 1}\n{"a": 2}\n', "more than one JSON document"),
+        ("[" * 100_000, "nested too deep"),
+    ],
+)
+def test_a_file_that_is_no_request(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(CliError, match=said) as caught:
+        read_request(write(tmp_path, text))
+    assert caught.value.exit_code is ExitCode.USAGE
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(CliError, match="cannot be read: No such file"):
+        read_request(str(tmp_path / "missing.json"))
+    binary = tmp_path / "binary.json"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(CliError, match="not UTF-8"):
+        read_request(str(binary))
+
+
+def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"name": "x"}'))
+    assert read_request("-") == {"name": "x"}
+
+
+@given(st.text(min_size=1).filter(lambda key: "=" not in key), json_values)
+def test_a_parameter_is_any_json(key: str, value: Any) -> None:
+    assert parse_parameters([f"{key}={json.dumps(value)}"]) == {key: value}
+
+
+@given(st.text())
+def test_a_parameter_or_label_that_cannot_be_read_is_a_usage_error(text: str) -> None:
+    for parse in (parse_parameters, parse_labels):
+        with suppress(CliError):
+            parse([text])
+
+
+def test_a_bare_word_is_not_taken_for_a_text() -> None:
+    with pytest.raises(CliError, match=r"""--param 'face_crop="False"'"""):
+        parse_parameters(["face_crop=False"])
+
+
+def test_a_deadline_may_count_from_now() -> None:
+    moment = datetime.fromisoformat(parse_deadline("90m", keyed=False))
+    assert timedelta(minutes=89) < moment - datetime.now(UTC) < timedelta(minutes=91)
+
+
+def test_a_deadline_that_counts_from_now_would_break_idempotency() -> None:
+    with pytest.raises(CliError, match="--idempotency-key refuses"):
+        parse_deadline("2h", keyed=True)
+    assert parse_deadline("2026-01-31T18:00:00Z", keyed=True) == "2026-01-31T18:00:00Z"
+
+
+def test_a_deadline_out_of_this_world() -> None:
+    with pytest.raises(CliError, match="too far away"):
+        parse_deadline("9999999999d", keyed=False)
+
+
+@pytest.mark.parametrize("text", ["tomorrow", "2026-01-31T18:00:00"])
+def test_a_deadline_that_is_no_time_is_the_request_s_to_refuse(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="deadline: "):
+        build_request(None, sample(), steps=None, parameters=(), labels=(), deadline=text)
