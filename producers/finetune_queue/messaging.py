@@ -95,6 +95,17 @@ class Messenger:
         """Ask for one look at all of an account's trainings."""
         self._app.send_task(SWEEP, args=[account], queue=QUEUE)
 
+    def queued(self, queue: str) -> int:
+        """Return how many messages wait in a queue.
+
+        Raises:
+            OperationalError, RedisError: the broker is out of reach.
+        """
+        # A declaration writes nothing to Redis and answers with the length; a passive one looks for the wrong key
+        # (kombu's EXISTS goes without its own key prefix).
+        with self._app.producer_or_acquire() as producer:
+            return int(producer.channel.queue_declare(queue).message_count)
+
     def workers(self, timeout: float) -> list[str]:
         """Return the names of the workers that answer within ``timeout`` seconds; it always takes that long.
 

@@ -129,9 +129,10 @@ def test_due_jobs_are_taken_by_one_taker_only(jobs: JobStore, deadlines: Deadlin
     taken, wait = deadlines.due(10, handover=30)
 
     assert set(taken) == due
+    assert taken == {job_id: jobs.get(job_id).updated_ms for job_id in due}
     assert wait is not None
     assert 25 < wait <= 30
-    assert deadlines.due(10, handover=30)[0] == []
+    assert deadlines.due(10, handover=30)[0] == {}
     assert later.id not in taken
 
 
@@ -155,7 +156,7 @@ def test_putting_off_does_not_revive_an_ended_job(jobs: JobStore, deadlines: Dea
     assert deadlines.put_off([(live, 100.0), (ended, 100.0)]) == 1
 
     assert client.zrange(keys.deadlines(), 0, -1) == [live.id]
-    assert deadlines.due(10, handover=1)[0] == []
+    assert deadlines.due(10, handover=1)[0] == {}
 
 
 def test_putting_off_leaves_a_job_that_changed_to_its_own_deadline(jobs: JobStore, deadlines: Deadlines) -> None:
@@ -163,7 +164,7 @@ def test_putting_off_leaves_a_job_that_changed_to_its_own_deadline(jobs: JobStor
     jobs.transition(seen, Change(delay=0), owner="task-1")
 
     assert deadlines.put_off([(seen, 100.0)]) == 0
-    assert deadlines.due(10, handover=1)[0] == [seen.id]
+    assert list(deadlines.due(10, handover=1)[0]) == [seen.id]
 
 
 def test_a_held_job_with_a_cancel_is_due_as_soon_as_it_is_let_go(jobs: JobStore, client: Any) -> None:

@@ -144,7 +144,7 @@ def test_sweeps_that_see_a_training_do_not_put_off_its_limit(bench: Any) -> None
 
     sweep(bench.container, "default")
 
-    assert bench.container.deadlines.due(10, handover=1)[0] == [late.id]
+    assert list(bench.container.deadlines.due(10, handover=1)[0]) == [late.id]
     bench.run(late)
     assert bench.read(late).error.code == "training_too_long"
     assert bench.read(well).state is JobState.TRAINING
@@ -156,7 +156,7 @@ def test_sweeps_that_see_a_training_do_not_put_off_the_caller_s_deadline(bench: 
     bench.run(job)
     bench.run(job)
     sweep(bench.container, "default")
-    until(lambda: bench.container.deadlines.due(10, handover=60)[0] == [job.id], seconds=5)
+    until(lambda: list(bench.container.deadlines.due(10, handover=60)[0]) == [job.id], seconds=5)
     bench.run(job)
     error = bench.read(job).error
     assert error.code == "deadline_passed"
@@ -193,7 +193,7 @@ def test_a_training_seen_in_time_is_put_off(bench: Any) -> None:
     for job in jobs:
         client.zadd(keys.deadlines(), {job.id: 0})
     sweep(bench.container, "default")
-    assert bench.container.deadlines.due(10, handover=1)[0] == []
+    assert bench.container.deadlines.due(10, handover=1)[0] == {}
 
 
 @pytest.mark.parametrize(

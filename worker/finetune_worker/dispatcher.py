@@ -39,6 +39,7 @@ class Dispatcher:
     def __init__(self, container: Container) -> None:
         self._container = container
         self._clean_at = time.monotonic()
+        self._put_off = container.settings.finetune_handover
 
     def step(self) -> float:
         """Start everything that can start now; returns the seconds until there may be more.
@@ -63,10 +64,9 @@ class Dispatcher:
         self._container.deadlines.wait_for_work(seconds)
 
     def _start_due(self) -> float:
-        due, wait = self._container.deadlines.due(BATCH, self._container.settings.finetune_handover)
+        due, wait = self._container.deadlines.due(BATCH, self._put_off)
         jobs = self._container.jobs.get_many(list(due))
         late = self._still_queued(jobs, due)
-        self._container.deadlines.put_off(late.items())
         for job in jobs:
             if job.id in late:
                 continue
@@ -78,22 +78,24 @@ class Dispatcher:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait
 
-    def _still_queued(self, jobs: list[JobRecord], due: dict[str, int]) -> dict[str, float]:
-        """Return the jobs whose message need not be lost, since its queue is long, and how long each still has.
+    def _still_queued(self, jobs: list[JobRecord], due: dict[str, int]) -> set[str]:
+        """Return the jobs whose message need not be lost, since its queue is long.
 
         To send them again would make the queue longer: after a burst of some thousand jobs it would grow faster than
-        the workers empty it.
+        the workers empty it. They stay put off as they were when they were taken.
         """
-        handover = self._container.settings.finetune_handover
+        handover = self._put_off = self._container.settings.finetune_handover
         waited = {job.id: (due[job.id] - job.updated_ms) / 1000 for job in jobs}
         sent = [job for job in jobs if not job.owner and job.waiting_for is None and waited[job.id] >= handover]
         if not sent:
-            return {}
+            return set()
         queued = {queue: self._container.messenger.queued(queue) for queue in (QUEUE, TRANSFER_QUEUE)}
-        if max(queued.values()) > BATCH:
-            log.info("queues_are_long", queued=queued, late=len(sent))
-        left = {job.id: handover + PATIENCE * queued[_queue_of(job)] - waited[job.id] for job in sent}
-        return {job_id: seconds for job_id, seconds in left.items() if seconds > 0}
+        patience = {queue: handover + PATIENCE * length for queue, length in queued.items()}
+        late = {job.id for job in sent if waited[job.id] < patience[_queue_of(job)]}
+        if late:
+            self._put_off = max(patience.values())
+            log.info("queues_are_long", queued=queued, late=len(late))
+        return late
 
     def _resume(self, job: JobRecord) -> None:
         container = self._container

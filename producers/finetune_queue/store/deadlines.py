@@ -19,14 +19,15 @@ class Deadlines:
         self._due = scripts.load(client, "due")
         self._put_off = scripts.load(client, "put_off")
 
-    def due(self, limit: int, handover: float) -> tuple[list[str], float | None]:
+    def due(self, limit: int, handover: float) -> tuple[dict[str, int], float | None]:
         """Take up to ``limit`` jobs whose deadline passed; nobody else gets them for ``handover`` seconds.
 
-        Returns their ids and the seconds until the next deadline, None without one.
+        Returns the deadline (ms) of each by its id, and the seconds until the next deadline, None without one.
         """
         reply = self._due([keys.deadlines()], [limit, int(handover * 1000)])
         wait = float(reply[0])
-        return reply[1:], None if wait < 0 else wait / 1000
+        passed = {job_id: int(float(at)) for job_id, at in zip(reply[1::2], reply[2::2], strict=True)}
+        return passed, None if wait < 0 else wait / 1000
 
     def put_off(self, delays: Sequence[tuple[JobRecord, float]]) -> int:
         """Move the deadlines of the given jobs to the given seconds from now; returns how many were moved.
