@@ -37,6 +37,9 @@ class Post:
     def sweep(self, account: str) -> None:
         self.messages.append(Message(account, sweep=True))
 
+    def queued(self, queue: str) -> int:
+        return len(self.messages)
+
 
 class Driver:
     """Does what a worker does, in this thread."""

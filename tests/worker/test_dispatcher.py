@@ -1,82 +1,103 @@
-"""The dispatcher: what it starts, and what it leaves alone."""
+"""The dispatcher: what is due goes on, once, from where it was."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from finetune_queue.contract import JobState, Stage, WaitReason
-from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
+from finetune_queue.contract import EventType, JobState, Stage, WaitReason
 from finetune_queue.store import Change, keys
-from finetune_worker.dispatcher import BATCH, Dispatcher
+from support.driver import Driver, Message
 
 
 @pytest.fixture
-def dispatcher(bench: Any) -> Iterator[Dispatcher]:
-    yield Dispatcher(bench.container)
-    bench.container.messenger._app.close()
+def driver(bench: Any) -> Driver:
+    return Driver(bench.container)
 
 
-def overdue(bench: Any, job: Any, seconds: float) -> None:
-    """Let the job's message have been sent that long ago, and its deadline pass now."""
-    client = bench.container.jobs._redis
-    now = client.time()[0] * 1000
-    client.hset(keys.job(job.id), "updated_ms", str(int(now - seconds * 1000)))
-    client.zadd(keys.deadlines(), {job.id: now - 1})
+def make_due(bench: Any, job: Any) -> None:
+    bench.container.jobs._redis.zadd(keys.deadlines(), {job.id: 0})
 
 
-def fill(bench: Any, count: int) -> None:
-    """Put messages in front of the job's."""
-    for _ in range(count):
-        bench.container.messenger.start("nobody", [Stage.SUBMIT])
-
-
-def test_a_lost_message_is_sent_again(bench: Any, dispatcher: Dispatcher) -> None:
+def test_a_registered_job_whose_message_was_lost_is_started(bench: Any, driver: Driver) -> None:
     job = bench.job()
-    overdue(bench, job, 16)
-    dispatcher.step()
-    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
+    make_due(bench, job)
+
+    driver.dispatcher.step()
+
+    assert driver.post.messages == [Message(job.id, tuple(Stage))]
     assert bench.read(job).state is JobState.UPLOADING
+    assert [event.kind for event in bench.container.jobs.events(job.id)] == [EventType.ACCEPTED, EventType.UPLOADING]
 
 
-def test_a_message_in_a_long_queue_is_not_sent_again_until_its_turn_is_over(bench: Any, dispatcher: Dispatcher) -> None:
-    fill(bench, BATCH + 10)
+def test_a_job_that_ended_while_it_was_taken_gets_no_new_deadline(bench: Any, driver: Driver) -> None:
     job = bench.job()
+    ended = bench.container.jobs.transition(job, Change(), to=JobState.CANCELLED)
+    client = bench.container.jobs._redis
+    client.zadd(keys.deadlines(), {job.id: 0})  # as if it had been taken just before it ended
 
-    overdue(bench, job, 16)
-    dispatcher.step()
-    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 0
-    assert bench.read(job).state is JobState.ACCEPTED
+    driver.dispatcher.step()
 
-    overdue(bench, job, 60)
-    dispatcher.step()
-    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
-
-
-def test_what_waited_by_itself_is_started_however_long_the_queues_are(bench: Any, dispatcher: Dispatcher) -> None:
-    fill(bench, BATCH + 10)
-    jobs, job = bench.container.jobs, bench.job()
-    job = jobs.transition(job, Change(delay=60), to=JobState.UPLOADING)
-    job = jobs.transition(job, Change(delay=60), waiting_for=WaitReason.BACKOFF, attempts=1)
-    overdue(bench, job, 16)
-
-    dispatcher.step()
-
-    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
-    assert bench.read(job).waiting_for is None
+    assert driver.post.messages == []
+    assert bench.read(job) == ended
 
 
-def test_a_lease_that_ran_out_does_not_wait_for_the_queues(bench: Any, dispatcher: Dispatcher) -> None:
-    fill(bench, BATCH + 10)
-    jobs, job = bench.container.jobs, bench.job()
-    job = jobs.transition(job, Change(delay=30), to=JobState.UPLOADING, owner="a worker that died")
-    overdue(bench, job, 31)
+def test_a_job_that_ends_its_workers_is_set_aside_after_some(bench: Any, driver: Driver) -> None:
+    job = bench.container.jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
+    most = bench.container.settings.finetune_max_attempts
+    for number in range(1, most):
+        bench.container.jobs.transition(bench.read(job), Change(delay=0), owner="died")
+        driver.dispatcher.step()
+        assert (bench.read(job).takeovers, bench.read(job).owner) == (number, "")
+    bench.container.jobs.transition(bench.read(job), Change(delay=0), owner="died")
+    driver.dispatcher.step()
 
-    dispatcher.step()
+    job = bench.read(job)
+    assert (job.state, job.failed_stage) == (JobState.FAILED, Stage.UPLOAD)
+    assert job.error is not None
+    assert job.error.code == "worker_lost"
+    assert f"{most} workers in a row" in job.error.message
+    assert len(driver.post.messages) == most - 1
 
-    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
-    assert bench.read(job).owner == ""
+
+def test_a_stage_that_ends_well_makes_earlier_deaths_forgotten(bench: Any, driver: Driver) -> None:
+    job = bench.submitting()
+    bench.container.jobs.transition(bench.read(job), Change(delay=0), owner="died")
+    driver.dispatcher.step()
+    assert bench.read(job).takeovers == 1
+    driver.deliver(driver.post.messages[0])
+    assert bench.read(job).takeovers == 0
 
 
-def test_an_empty_queue_has_no_messages(bench: Any, dispatcher: Dispatcher) -> None:
-    assert bench.container.messenger.queued(QUEUE) == 0
+def test_a_job_that_may_have_been_paid_for_is_shown_to_a_person_instead(bench: Any, driver: Driver) -> None:
+    job = bench.submitting()
+    most = bench.container.settings.finetune_max_attempts
+    change = Change(delay=0)
+    bench.container.jobs.transition(bench.read(job), change, owner="died", intent_ms=1, takeovers=most - 1)
+
+    driver.dispatcher.step()
+
+    job = bench.read(job)
+    assert job.state is JobState.NEEDS_ATTENTION
+    assert job.tracked
+    assert "workers in a row" in job.evidence[-1]
+
+
+def test_a_cancel_that_its_worker_never_saw_is_done_when_the_job_is_due(bench: Any, driver: Driver) -> None:
+    job = bench.container.jobs.transition(bench.job(), Change(delay=0), to=JobState.UPLOADING)
+    job = bench.container.jobs.transition(job, Change(delay=0), owner="died")
+    assert bench.container.jobs.request_cancel(job.id)
+
+    driver.step()
+
+    assert bench.read(job).state is JobState.CANCELLED
+
+
+def test_a_job_that_waits_for_a_person_is_left_to_them(bench: Any, driver: Driver) -> None:
+    job = bench.submitting()
+    job = bench.container.jobs.transition(
+        bench.read(job), Change(delay=0), to=JobState.NEEDS_ATTENTION, intent_ms=1, waiting_for=WaitReason.PROVIDER
+    )
+    driver.step()
+    assert "nothing to do" in driver.deliver(Message(job.id, tuple(Stage)[1:]))
+    assert bench.read(job).state is JobState.NEEDS_ATTENTION
+    assert bench.submits() == 0

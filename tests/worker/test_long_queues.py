@@ -1,0 +1,82 @@
+"""A long queue: what the dispatcher sends again then, and what it leaves to wait."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from finetune_queue.contract import JobState, Stage, WaitReason
+from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
+from finetune_queue.store import Change, keys
+from finetune_worker.dispatcher import BATCH, Dispatcher
+
+
+@pytest.fixture
+def dispatcher(bench: Any) -> Iterator[Dispatcher]:
+    yield Dispatcher(bench.container)
+    bench.container.messenger._app.close()
+
+
+def overdue(bench: Any, job: Any, seconds: float) -> None:
+    """Let the job's message have been sent that long ago, and its deadline pass now."""
+    client = bench.container.jobs._redis
+    now = client.time()[0] * 1000
+    client.hset(keys.job(job.id), "updated_ms", str(int(now - seconds * 1000)))
+    client.zadd(keys.deadlines(), {job.id: now - 1})
+
+
+def fill(bench: Any, count: int) -> None:
+    """Put messages in front of the job's."""
+    for _ in range(count):
+        bench.container.messenger.start("nobody", [Stage.SUBMIT])
+
+
+def test_a_lost_message_is_sent_again(bench: Any, dispatcher: Dispatcher) -> None:
+    job = bench.job()
+    overdue(bench, job, 16)
+    dispatcher.step()
+    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
+    assert bench.read(job).state is JobState.UPLOADING
+
+
+def test_a_message_in_a_long_queue_is_not_sent_again_until_its_turn_is_over(bench: Any, dispatcher: Dispatcher) -> None:
+    fill(bench, BATCH + 10)
+    job = bench.job()
+
+    overdue(bench, job, 16)
+    dispatcher.step()
+    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 0
+    assert bench.read(job).state is JobState.ACCEPTED
+
+    overdue(bench, job, 60)
+    dispatcher.step()
+    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
+
+
+def test_what_waited_by_itself_is_started_however_long_the_queues_are(bench: Any, dispatcher: Dispatcher) -> None:
+    fill(bench, BATCH + 10)
+    jobs, job = bench.container.jobs, bench.job()
+    job = jobs.transition(job, Change(delay=60), to=JobState.UPLOADING)
+    job = jobs.transition(job, Change(delay=60), waiting_for=WaitReason.BACKOFF, attempts=1)
+    overdue(bench, job, 16)
+
+    dispatcher.step()
+
+    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
+    assert bench.read(job).waiting_for is None
+
+
+def test_a_lease_that_ran_out_does_not_wait_for_the_queues(bench: Any, dispatcher: Dispatcher) -> None:
+    fill(bench, BATCH + 10)
+    jobs, job = bench.container.jobs, bench.job()
+    job = jobs.transition(job, Change(delay=30), to=JobState.UPLOADING, owner="a worker that died")
+    overdue(bench, job, 31)
+
+    dispatcher.step()
+
+    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
+    assert bench.read(job).owner == ""
+
+
+def test_an_empty_queue_has_no_messages(bench: Any, dispatcher: Dispatcher) -> None:
+    assert bench.container.messenger.queued(QUEUE) == 0
