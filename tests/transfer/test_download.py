@@ -574,8 +574,9 @@ def test_a_redirect_to_where_nothing_may_go_is_refused(
     assert (type(error), error.code) == (Refused, "url_not_allowed")
 
 
-def test_loopback_is_only_for_the_sandbox(server: RawServer, part: Path) -> None:
-    error = failure(server, part, allow_loopback=False)
+def test_loopback_is_only_for_the_sandbox(part: Path, bucket: Bucket) -> None:
+    with RawServer(bucket.talk) as server:
+        error = failure(server, part, allow_loopback=False)
     assert (type(error), error.code) == (Refused, "url_not_allowed")
     assert server.connections == 0
 

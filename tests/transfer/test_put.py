@@ -271,7 +271,7 @@ def test_a_redirect_gets_no_byte_of_the_dataset(source: Path, storage: Storage) 
         storage.status, storage.headers = 307, {"Location": f"{trap.url}/x"}
         with RawServer(storage.talk) as server:
             assert type(failure(server, source)) is NeedNewUrl
-        assert trap.connections == 0
+    assert trap.connections == 0
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_a_file_that_changes_never_arrives_whole(
 
     with RawServer(storage.talk) as server:
         assert type(failure(server, source, on_progress=on_progress)) is SourceChanged
-        assert server.connections == 1
+    assert server.connections == 1
     assert storage.heard == []
 
 

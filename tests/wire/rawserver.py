@@ -106,6 +106,7 @@ class RawServer:
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
         self.connections = 0
+        """How many were accepted; exact once the server has ended."""
         self._socks: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._errors: list[Exception] = []
