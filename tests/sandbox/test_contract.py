@@ -94,6 +94,7 @@ def test_list_items_have_the_fields_of_the_page(api: Api) -> None:
 
 
 def test_the_weights_url_is_in_details_and_in_list_only_if_asked(api: Api, sandbox: LiveSandbox) -> None:
+    sandbox.control.add_fault(op="training", kind="hold")
     early = api.submit()
     assert api.details(early)["cloud_storage_url"] is None
     job = api.trained()
@@ -145,7 +146,9 @@ def test_a_wrong_submit_names_the_field_and_costs_nothing(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b'{"name": NaN}', rb'{"name": "\ud800"}', b"\xff\xfe", b"[" * 100_000], ids=lambda body: repr(body[:12])
+    "body",
+    [b"", b"{", b"[]", b"null", b'{"name": NaN}', rb'{"name": "\ud800"}', b"\xff\xfe", b"[" * 100_000],
+    ids=lambda body: repr(body[:15]),
 )
 def test_a_body_that_is_no_json_object(api: Api, body: bytes) -> None:
     reply = api.call("POST", f"{FINETUNE}/submit", data=body, headers={"Content-Type": "application/json"})

@@ -98,7 +98,7 @@ def test_one_limit_over_all_endpoints_but_not_over_storage(api: Api, other: Api,
 
 
 def test_a_slot_is_free_again_after_the_window(api: Api, sandbox: LiveSandbox) -> None:
-    sandbox.control.change_settings(rate_limit="2/0.3", retry_after=False)
+    sandbox.control.change_settings(rate_limit="2/1", retry_after=False)
     assert [api.credits().status_code for _ in range(3)] == [200, 200, 429]
     assert "Retry-After" not in api.credits().headers
     until(lambda: api.credits().status_code == 200, seconds=5)
