@@ -6,6 +6,7 @@ from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus
 from finetune_queue.store.budget import SWEEP, Budget, Call, CallClass, NoSlot, room_score
 from finetune_queue.store.connection import connect
 from finetune_queue.store.deadlines import Deadlines
+from finetune_queue.store.feed import Feed, FeedItem, is_place
 from finetune_queue.store.jobs import (
     Change,
     ConflictError,
@@ -16,6 +17,8 @@ from finetune_queue.store.jobs import (
     OwnedElsewhereError,
     StoreError,
 )
+from finetune_queue.store.listing import CursorError, JobPage, JobPages
+from finetune_queue.store.overview import Overview, StateView, StoreView
 from finetune_queue.store.server import ServerFacts, server_facts
 
 __all__ = [
@@ -28,18 +31,27 @@ __all__ = [
     "CallClass",
     "Change",
     "ConflictError",
+    "CursorError",
     "Deadlines",
+    "Feed",
+    "FeedItem",
     "IdempotencyError",
     "JobNotFoundError",
+    "JobPage",
+    "JobPages",
     "JobStore",
     "NoSlot",
     "NotDurableError",
+    "Overview",
     "OwnedElsewhereError",
     "RedisError",
     "ServerFacts",
+    "StateView",
     "StoreError",
+    "StoreView",
     "UnknownAccountError",
     "connect",
+    "is_place",
     "room_score",
     "server_facts",
     "transfer_line",

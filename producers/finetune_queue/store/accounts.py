@@ -6,7 +6,7 @@ from typing import Any, cast
 import redis
 
 from finetune_queue.contract import JobRecord
-from finetune_queue.store import keys
+from finetune_queue.store import keys, scripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Accounts:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
+        self._clock = scripts.load(client, "sweep_clock")
 
     def configure(self, name: str, limits: AccountLimits) -> None:
         """Set an account's limits for every worker, at once."""
@@ -100,9 +101,26 @@ class Accounts:
         server_seconds, micros = self._redis.time()
         at = server_seconds * 1000 + micros // 1000 + int(seconds * 1000)
         pipe = self._redis.pipeline(transaction=True)
-        pipe.hset(keys.account(account), "sweep_at", str(at))
+        pipe.hset(keys.account(account), mapping={"sweep_at": at, "sweep_due": at})
         _wake(pipe)
         pipe.execute()
+
+    def swept(self, account: str, interval: float, gap: float) -> float:
+        """Set the next sweep after one has ended: ``interval`` seconds on, later if hints brought this one forward,
+        and never within ``gap`` seconds of this one. Returns the seconds until then."""
+        return self._sweep_clock("swept", account, int(interval * 1000), int(gap * 1000))
+
+    def hint(self, account: str) -> float | None:
+        """Take a word from outside that a training may have moved: bring the next sweep forward, if it may be.
+
+        However many hints come, in the long run an account is swept no more often than without any, so what sends
+        them need not be trusted. Returns the seconds until the next sweep, None when no training is looked at.
+        """
+        wait = self._sweep_clock("hint", account)
+        return None if wait < 0 else wait
+
+    def _sweep_clock(self, what: str, account: str, *times: int) -> float:
+        return int(self._clock([keys.account(account), keys.tracked(account), keys.wake()], [what, *times])) / 1000
 
     def place(self, job: JobRecord) -> int | None:
         """Return how many wait in front of the job in its account's waiting room, None if it does not wait there."""

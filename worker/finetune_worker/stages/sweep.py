@@ -73,7 +73,8 @@ def sweep(container: Container, account: str) -> str:
         trouble = str(error)
         log.warning("sweep_incomplete", account=account, detail=trouble)
     moved = _act_on(container, look, asked_ms=slot.at_ms)
-    container.accounts.next_sweep_in(account, interval(container, container.accounts.status(account)))
+    between = interval(container, container.accounts.status(account))
+    container.accounts.swept(account, between, container.settings.finetune_poll_min_interval)
     log.info("account_swept", account=account, tracked=len(tracked), seen=len(look.found), moved=moved)
     seen = f"saw {len(look.found)} of {len(tracked)} trainings, {moved} moved"
     return seen if trouble is None else f"{seen}; {trouble}"

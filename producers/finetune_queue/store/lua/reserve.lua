@@ -38,7 +38,8 @@ if tracked > 0 then
   sweep_in = number('sweep_at') - now
   if sweep_in <= 0 and free > 0 then
     reserve('sweep')
-    redis.call('HSET', KEYS[3], 'sweep_at', now + ARGV[2])
+    redis.call('HSET', KEYS[3], 'sweep_at', now + ARGV[2], 'swept_at', now)
+    redis.call('HDEL', KEYS[3], 'sweep_hinted')
     sweep_in = tonumber(ARGV[2])
   end
 end

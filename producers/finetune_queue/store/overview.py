@@ -1,0 +1,66 @@
+"""The whole store at one look: how many jobs are where, for how long, and who waits for a call."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import redis
+
+from finetune_queue.contract.job import JobState
+from finetune_queue.store import keys
+
+
+@dataclass(frozen=True, slots=True)
+class StateView:
+    """The jobs in one state: how many, for how many seconds the oldest is in it, and some of them."""
+
+    state: JobState
+    count: int
+    oldest: float | None
+    job_ids: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreView:
+    """The store at one moment. ``overdue`` is by how many seconds the oldest deadline passed unseen: with a worker
+    alive that is next to nothing."""
+
+    states: list[StateView]
+    dead_letters: int
+    overdue: float
+
+
+class Overview:
+    """Looks at the store; one round trip a look."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def look(self, jobs_per_state: int = 0) -> StoreView:
+        """Return the store as it is now, with up to ``jobs_per_state`` ids in each state: those that are longest in
+        it, or in a state that ends a job the latest."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.time()
+        pipe.xlen(keys.dead_letters())
+        pipe.zrange(keys.deadlines(), 0, 0, withscores=True)
+        for state in JobState:
+            index = keys.state(state)
+            pipe.zcard(index)
+            pipe.zrange(index, 0, 0, withscores=True)
+            if jobs_per_state:
+                pipe.zrange(index, 0, jobs_per_state - 1, desc=state.terminal)
+        replies = iter(pipe.execute())
+        seconds, micros = next(replies)
+        now = seconds * 1000 + micros / 1000
+        dead_letters = next(replies)
+        deadline = next(replies)
+        states = []
+        for state in JobState:
+            count, oldest = next(replies), next(replies)
+            age = max(0.0, now - oldest[0][1]) / 1000 if oldest else None
+            states.append(StateView(state, count, age, next(replies) if jobs_per_state else []))
+        overdue = max(0.0, now - deadline[0][1]) / 1000 if deadline else 0.0
+        return StoreView(states, dead_letters, overdue)
+
+    def line(self, account: str, count: int) -> list[str]:
+        """Return who waits for the account's next call slots, first in line first."""
+        return cast("list[str]", self._redis.zrange(keys.room(account), 0, count - 1))

@@ -1,0 +1,103 @@
+"""When an account is swept: hints bring a sweep forward and add none. Time passes by moving what is stored back."""
+
+import pytest
+import redis
+
+from finetune_queue.store import SWEEP, Accounts, Budget, keys
+
+INTERVAL, GAP = 100.0, 10.0
+
+
+class Clock:
+    """An account that is swept whenever it is due."""
+
+    def __init__(self, client: redis.Redis, accounts: Accounts, budget: Budget) -> None:
+        self.client, self.accounts, self.budget = client, accounts, budget
+        self.now = 0.0
+        self.sweeps: list[float] = []
+        client.zadd(keys.tracked("default"), {"a-job": 1})
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.client.delete(keys.slots("default"))
+        for field in ("sweep_at", "sweep_due", "swept_at"):
+            value = self.client.hget(keys.account("default"), field)
+            if value is not None:
+                self.client.hset(keys.account("default"), field, int(float(str(value))) - int(seconds * 1000))
+
+    def sweep_if_due(self) -> bool:
+        holders, _ = self.budget.reserve("default", 10)
+        if holders != [SWEEP]:
+            return False
+        self.sweeps.append(self.now)
+        self.accounts.swept("default", INTERVAL, GAP)
+        return True
+
+    def run(self, seconds: int, *, hints: bool) -> None:
+        for _ in range(seconds):
+            if hints:
+                self.accounts.hint("default")
+            self.sweep_if_due()
+            self.pass_time(1.0)
+
+
+@pytest.fixture
+def clock(client: redis.Redis, accounts: Accounts, budget: Budget) -> Clock:
+    found = Clock(client, accounts, budget)
+    assert found.sweep_if_due()
+    return found
+
+
+def test_without_hints_an_account_is_swept_once_an_interval(clock: Clock) -> None:
+    clock.run(250, hints=False)
+    assert clock.sweeps == [0, 100, 200]
+
+
+def test_a_hint_brings_the_next_sweep_forward_and_the_one_after_it_back(clock: Clock, accounts: Accounts) -> None:
+    clock.pass_time(30)
+    assert accounts.hint("default") == 0
+    assert clock.sweep_if_due()
+    at = float(str(clock.client.hget(keys.account("default"), "sweep_at")))
+    assert at / 1000 - clock.client.time()[0] == pytest.approx(170, abs=1.1)
+
+
+def test_a_hint_just_after_a_sweep_waits_for_the_least_gap(clock: Clock, accounts: Accounts) -> None:
+    assert accounts.hint("default") == pytest.approx(GAP, abs=0.1)
+    assert accounts.hint("default") == pytest.approx(GAP, abs=0.1)
+
+
+def test_a_flood_of_hints_costs_no_sweep_more_than_one_ahead_of_time(clock: Clock) -> None:
+    clock.run(401, hints=True)
+    assert len(clock.sweeps) == 6  # 5 without hints
+    assert min(later - earlier for earlier, later in zip(clock.sweeps, clock.sweeps[1:], strict=False)) >= GAP
+
+
+def test_after_a_flood_the_next_sweep_is_at_most_one_interval_later(clock: Clock) -> None:
+    clock.run(250, hints=True)
+    last = clock.sweeps[-1]
+    clock.run(300, hints=False)
+    following = next(at for at in clock.sweeps if at > last)
+    assert following - last <= 2 * INTERVAL
+
+
+def test_a_hint_during_a_sweep_is_not_lost(clock: Clock, accounts: Accounts, budget: Budget) -> None:
+    clock.pass_time(100)
+    assert budget.reserve("default", 10)[0] == [SWEEP]
+    clock.pass_time(15)  # longer than the gap: it runs, and has read its list
+    accounts.hint("default")
+    assert accounts.swept("default", INTERVAL, GAP) == 0
+
+
+def test_a_hint_without_trainings_does_nothing(client: redis.Redis, accounts: Accounts) -> None:
+    assert accounts.hint("default") is None
+    assert client.hgetall(keys.account("default")).get("sweep_at") is None
+
+
+def test_a_hint_wakes_a_dispatcher_only_when_it_changes_something(clock: Clock, accounts: Accounts) -> None:
+    clock.pass_time(30)
+    clock.client.delete(keys.wake())
+    accounts.hint("default")
+    assert clock.client.llen(keys.wake()) == 1
+    clock.client.delete(keys.wake())
+    accounts.hint("default")
+    assert clock.client.llen(keys.wake()) == 0
