@@ -224,9 +224,8 @@ def test_any_other_4xx_of_a_repeatable_call_is_a_no(call: Op, status: int) -> No
 
 @pytest.mark.parametrize("call", REPEATABLE.values())
 def test_a_redirect_is_not_followed(call: Op) -> None:
-    with RawServer(replying(200, b"{}")) as trap:
-        with RawServer(replying(302, b"x" * 1000, Location=trap.url)) as server:
-            error = failure(server.url, call)
+    with RawServer(replying(200, b"{}")) as trap, RawServer(replying(302, b"x" * 1000, Location=trap.url)) as server:
+        error = failure(server.url, call)
     assert trap.connections == 0
     assert (type(error), error.code) == (Rejected, "redirected")
 

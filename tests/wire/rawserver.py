@@ -110,7 +110,8 @@ class RawServer:
         self._socks: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._errors: list[Exception] = []
-        self._stopping = False
+        self._last: object = None
+        """Where the connection comes from that tells the server to end."""
 
     def __enter__(self) -> Self:
         self._start(self._accept)
@@ -119,9 +120,10 @@ class RawServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stopping = True
         with socket.socket() as wake:
             wake.settimeout(5)
+            wake.bind(("127.0.0.1", 0))
+            self._last = wake.getsockname()
             wake.connect(("127.0.0.1", self.port))
         self._threads[0].join(10)
         for sock in self._socks:
@@ -142,8 +144,8 @@ class RawServer:
 
     def _accept(self) -> None:
         while True:
-            sock, _ = self._listener.accept()
-            if self._stopping:
+            sock, peer = self._listener.accept()
+            if peer == self._last:
                 sock.close()
                 return
             sock.settimeout(30)
