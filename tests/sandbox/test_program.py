@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,16 @@ def test_reset_forgets_everything(api: Api, sandbox: LiveSandbox) -> None:
     assert requests.get(url, timeout=TIMEOUT).status_code == 404
     assert [api.credits().status_code for _ in range(2)] == [200, 200]
     api.wait_for(api.submit(), "AVAILABLE")
+
+
+def test_a_call_that_waits_is_given_up_by_a_reset(api: Api, sandbox: LiveSandbox) -> None:
+    sandbox.control.add_fault(op="submit", kind="slow", seconds=30)
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(api.call, "POST", f"{FINETUNE}/submit", json=submit_body(), timeout=60)
+        until(lambda: sandbox.control.report()["faults"] == {"slow": 1}, seconds=TIMEOUT)
+        sandbox.control.reset()
+        assert isinstance(call.exception(TIMEOUT), requests.ConnectionError)
+    assert api.list() == []
 
 
 def test_parts_can_be_reset(api: Api, sandbox: LiveSandbox) -> None:

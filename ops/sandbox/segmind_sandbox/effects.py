@@ -31,7 +31,7 @@ async def before(sandbox: Sandbox, faults: Iterable[AnyFault], error: ErrorReply
     for fault in _slow_first(faults):
         match fault:
             case Slow(processed=False):
-                await sandbox.pause(fault.seconds)
+                await _wait(sandbox, fault)
             case Reset():
                 raise HangUpError(reset=True)
             case HttpError(processed=False):
@@ -52,7 +52,7 @@ async def after(sandbox: Sandbox, faults: Iterable[AnyFault], reply: Response, e
     for fault in _slow_first(faults):
         match fault:
             case Slow(processed=True):
-                await sandbox.pause(fault.seconds)
+                await _wait(sandbox, fault)
             case ReplyLost():
                 raise HangUpError(reset=False)
             case HttpError(processed=True):
@@ -73,6 +73,11 @@ def too_many(error: ErrorReply, retry_after: float | None) -> Response:
     if retry_after is not None:
         reply.headers["Retry-After"] = str(math.ceil(retry_after))
     return reply
+
+
+async def _wait(sandbox: Sandbox, fault: Slow) -> None:
+    if not await sandbox.pause(fault.seconds):
+        raise HangUpError(reset=True)
 
 
 def _slow_first(faults: Iterable[AnyFault]) -> list[AnyFault]:

@@ -73,15 +73,17 @@ class Sandbox:
         self.objects.close()
 
     def close_waits(self) -> None:
-        """End the waits of faults, so that the server can stop."""
+        """End the waits of faults: their calls belong to a state that ends."""
         self._closing.set()
+        self._closing = asyncio.Event()
 
-    async def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the server's end."""
+    async def pause(self, seconds: float) -> bool:
+        """Wait; False if the server's end or a reset comes first, and the call is to be given up."""
         try:
             await asyncio.wait_for(self._closing.wait(), seconds)
         except TimeoutError:
-            return
+            return True
+        return False
 
     def _make_accounts(self) -> dict[str, Account]:
         accounts = {}
@@ -112,6 +114,7 @@ class Sandbox:
 
     async def reset(self) -> None:
         """Go back to the state at start: settings, faults, jobs, objects, limits, webhooks, report."""
+        self.close_waits()
         await self._cancel_tasks()
         self.settings = self._start_settings.model_copy()
         self.faults = FaultBook(self.settings.faults, self.settings.seed)

@@ -143,8 +143,8 @@ class EntityResponse(Response):
         end = min([self._end, *ends])
         position = self._start
         while position < end and not is_closing(scope):
-            if position in stalls:
-                await self._sandbox.pause(stalls.pop(position))
+            if position in stalls and not await self._sandbox.pause(stalls.pop(position)):
+                return False
             stop = min([end, position + _CHUNK, *(place for place in stalls if place > position)])
             chunk = source.read(position, stop - position)
             for place in wrong:
