@@ -1,9 +1,14 @@
 """For tests of the command line: a worker's hand on the store, and what a command left behind."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import redis
 
@@ -11,6 +16,7 @@ from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason, 
 from finetune_queue.contract.job import JobError, Progress, Stage, Weights
 from finetune_queue.store import AccountLimits, Accounts, Change, JobStore
 from support.samples import sample_request
+from support.until import until
 
 PATH = [JobState.UPLOADING, JobState.SUBMITTING, JobState.TRAINING, JobState.DOWNLOADING, JobState.SUCCEEDED]
 
@@ -99,3 +105,56 @@ class Result:
 
 
 Run = Callable[..., Result]
+
+
+class Program:
+    """``finetune`` as a process of its own, whose lines are read as they come."""
+
+    def __init__(self, *arguments: object, **variables: str) -> None:
+        self.lines: list[str] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "import sys; from finetune_queue.cli import main; sys.exit(main())"]
+            + [str(argument) for argument in arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **variables},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def expect(self, text: str, *, seconds: float = 20) -> str:
+        """Return the first line of output with ``text`` in it, which has to come within ``seconds``."""
+        until(lambda: any(text in line for line in self.lines), seconds=seconds)
+        return next(line for line in self.lines if text in line)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+
+    def end(self, *, seconds: float = 20) -> Result:
+        """Wait for it to end by itself."""
+        code = self._process.wait(timeout=seconds)
+        self._reader.join()
+        assert self._process.stderr is not None
+        return Result(code, "".join(f"{line}\n" for line in self.lines), self._process.stderr.read())
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.lines.append(line.rstrip("\n"))

@@ -2,7 +2,7 @@
 
 from finetune_queue.cli import output
 from finetune_queue.cli.follow import ctrl_c_leaves, display, follow
-from finetune_queue.cli.output import ExitCode
+from finetune_queue.cli.output import CliError, ExitCode
 from finetune_queue.cli.session import open_queue
 from finetune_queue.cli.summary import exit_code, print_summary
 from finetune_queue.contract import FineTuneRequest, JobState
@@ -16,7 +16,11 @@ def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_js
         SettingsError, FineTuneQueueError, DatasetError, CliError: it was not submitted, or the wait ended early.
     """
     with open_queue() as queue:
-        job = queue.submit(request)
+        try:
+            job = queue.submit(request)
+        except KeyboardInterrupt:
+            message = f"The request may be on the queue already; see: {output.program()} list --limit 3"
+            raise CliError(message, ExitCode.INTERRUPTED, "interrupted") from None
         if wait:
             return stay(queue, job, timeout=timeout, as_json=as_json)
         if as_json:

@@ -1,0 +1,264 @@
+"""Submitting, reading and changing jobs: what is printed, as text and as JSON, and the exit codes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_queue.cli.output import ExitCode
+from finetune_queue.contract import JobState, WaitReason
+from support.cli import Run, Worker
+from support.images import make_dataset_folder
+from support.samples import sample
+
+SUBMIT = ("submit", "--dataset", "https://example.com/faces.zip", "-n", "a-face", "-p", "photo of 1MAN", "-t", "1MAN")
+NOBODY = "redis://127.0.0.1:1/0"
+"""Where nothing listens."""
+
+pytestmark = pytest.mark.usefixtures("queue_url")
+
+
+def test_submit_prints_the_job_and_how_to_follow_it(run: Run, worker: Worker) -> None:
+    result = run(*SUBMIT, "--label", "team=a", "--priority", 7)
+    [job] = worker.store.newest()
+    assert result.code == ExitCode.OK
+    assert result.out == f"Job {job.id} is on the queue.\nFollow it: finetune watch {job.id}\n"
+    assert job.request.labels == {"team": "a"}
+    assert job.request.priority == 7
+
+
+def test_submit_as_json_is_the_job_and_nothing_else(run: Run, worker: Worker) -> None:
+    result = run(*SUBMIT, "--json")
+    [job] = worker.store.newest()
+    assert result.json["job_id"] == job.id
+    assert result.json["state"] == "accepted"
+    assert result.json["request"]["name"] == "a-face"
+    assert result.err == ""
+
+
+def test_submit_takes_a_request_from_a_file(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps(sample(name="from-file")), encoding="utf-8")
+    assert run("submit", "--file", file, "--json").json["request"]["name"] == "from-file"
+
+
+def test_submit_packs_and_stages_a_local_folder(run: Run, tmp_path: Path) -> None:
+    folder = make_dataset_folder(tmp_path / "images")
+    request = run(*SUBMIT[:2], folder, *SUBMIT[3:], "--json").json["request"]
+    assert request["dataset"].startswith("file://")
+    assert request["dataset"].endswith(".zip")
+
+
+def test_the_same_key_and_request_find_the_job(run: Run, worker: Worker) -> None:
+    first = run(*SUBMIT, "--idempotency-key", "k", "--json").json["job_id"]
+    worker.bring(worker.store.get(first), JobState.TRAINING)
+    again = run(*SUBMIT, "--idempotency-key", "k")
+    assert again.out == f"Job {first} was submitted before and is training.\n"
+    other = run(*SUBMIT, "--idempotency-key", "k", "--steps", 5, "--json")
+    assert other.code == ExitCode.CONFLICT
+    assert other.error["code"] == "idempotency_conflict"
+    assert other.out == ""
+
+
+def test_a_request_that_cannot_be_accepted_names_everything(run: Run, worker: Worker) -> None:
+    result = run("submit", "--name", "x", "--priority", 11)
+    assert result.code == ExitCode.USAGE
+    assert result.err.startswith("error: The fine-tune request cannot be accepted:\n")
+    for line in ("dataset (--dataset): is required", "priority: input should be less than or equal to 9"):
+        assert f"\n  {line}\n" in result.err
+    assert list(worker.store.newest()) == []
+
+
+def test_the_same_as_json(run: Run) -> None:
+    error = run("submit", "--json").error
+    assert error["code"] == "invalid_request"
+    assert error["exit_code"] == ExitCode.USAGE
+    assert "dataset (--dataset): is required" in error["problems"]
+
+
+def test_a_dataset_that_is_not_there(run: Run) -> None:
+    result = run(*SUBMIT[:2], "no/such/folder", *SUBMIT[3:])
+    assert result.code == ExitCode.USAGE
+    assert "There is no file or folder no/such/folder" in result.err
+
+
+def test_a_time_out_without_waiting_makes_no_sense(run: Run) -> None:
+    assert run(*SUBMIT, "--timeout", 3).code == ExitCode.USAGE
+    assert run("watch", "--timeout", 3).code == ExitCode.USAGE
+
+
+def test_status_says_why_a_job_waits(run: Run, worker: Worker) -> None:
+    worker.announce(calls=1, window=30)
+    worker.park(worker.accept(), WaitReason.API_SLOT, score=1)
+    job = worker.park(worker.accept(name="second"), WaitReason.API_SLOT, score=2)
+    result = run("status", job.id)
+    assert result.code == ExitCode.OK
+    assert result.out.startswith("second: accepted\n")
+    assert "waiting for an API call within the rate limit, 1 ahead, about 30 s" in result.out
+    waiting = run("status", job.id, "--json").json["waiting"]
+    assert waiting["reason"] == "api-slot"
+    assert waiting["ahead"] == 1
+    assert 25 < waiting["estimate_seconds"] < 35
+
+
+def test_status_of_a_job_that_ended(run: Run, worker: Worker) -> None:
+    job = worker.bring(worker.accept(), JobState.SUCCEEDED)
+    result = run("status", job.id)
+    assert "sha256    " + "ab" * 32 in result.out
+    assert "weights   /srv/weights/job/weights.safetensors" in result.out
+    assert f"event     {job.id}-6" in result.out
+    assert run("status", job.id, "--json").json["weights"]["tensors"] == 170
+
+
+def test_status_of_a_failed_job_says_what_to_do(run: Run, worker: Worker) -> None:
+    job = worker.fail(worker.bring(worker.accept(), JobState.DOWNLOADING))
+    result = run("status", job.id)
+    assert result.code == ExitCode.OK
+    for line in ("error     The disk is full.", "do        Free some space.", f"again     finetune retry {job.id}"):
+        assert line in result.out
+
+
+def test_status_of_a_job_that_needs_a_person_gives_the_evidence(run: Run, worker: Worker) -> None:
+    job = worker.bring(worker.accept(), JobState.SUBMITTING)
+    worker.move(job, JobState.NEEDS_ATTENTION, intent_ms=1, evidence=["two trainings carry the name"])
+    assert "because   two trainings carry the name" in run("status", job.id).out
+
+
+def test_list_is_one_line_a_job_newest_first(run: Run, worker: Worker) -> None:
+    first = worker.accept(name="one")
+    second = worker.bring(worker.accept(name="two"), JobState.SUCCEEDED)
+    lines = run("list").out.splitlines()
+    assert [line.split()[:2] for line in lines] == [[second.id, "succeeded"], [first.id, "accepted"]]
+
+
+def test_list_takes_filters(run: Run, worker: Worker) -> None:
+    def listed(*options: object) -> list[str]:
+        return [job["request"]["name"] for job in run("list", "--json", *options).json]
+
+    worker.accept(name="one", labels={"team": "a"})
+    worker.accept(name="two", labels={"team": "b"}, account="other")
+    worker.bring(worker.accept(name="three", labels={"team": "a"}), JobState.TRAINING)
+    assert listed() == ["three", "two", "one"]
+    assert listed("--state", "training") == ["three"]
+    assert listed("--account", "other") == ["two"]
+    assert listed("--label", "team=a") == ["three", "one"]
+    assert listed("--label", "team=a", "--limit", 1) == ["three"]
+
+
+def test_list_of_nothing(run: Run) -> None:
+    assert run("list").out == "There are no jobs yet.\n"
+    assert run("list", "--state", "failed").out == "No jobs match.\n"
+    assert run("list", "--json").json == []
+
+
+def test_a_state_that_is_none(run: Run) -> None:
+    result = run("list", "--state", "done")
+    assert result.code == ExitCode.USAGE
+    assert "Known: accepted, uploading" in result.err
+
+
+def test_events_as_lines_and_as_json_lines(run: Run, worker: Worker) -> None:
+    job = worker.bring(worker.accept(), JobState.SUCCEEDED)
+    lines = run("events", job.id).out.splitlines()
+    assert [line.split()[2] for line in lines] == [
+        *("accepted", "uploading", "submitting", "training", "downloading", "succeeded"),
+    ]
+    assert lines[2].endswith("dataset: 8 images, 8 captions, 1.2 MB")
+    found = run("events", job.id, "--json").json_lines
+    assert [event["id"] for event in found] == [f"{job.id}-{number}" for number in range(1, 7)]
+    assert found[-1]["type"] == "io.finetunequeue.job.succeeded.v1"
+
+
+def test_cancel_of_a_job_that_nobody_holds(run: Run, worker: Worker) -> None:
+    job = worker.accept()
+    assert run("cancel", job.id).out == f"Job {job.id} is cancelled.\n"
+    assert worker.store.get(job.id).state is JobState.CANCELLED
+    again = run("cancel", job.id, "--json")
+    assert again.code == ExitCode.CONFLICT
+    assert again.error["code"] == "not_possible"
+
+
+def test_cancel_says_that_segmind_goes_on(run: Run, worker: Worker) -> None:
+    job = worker.bring(worker.accept(), JobState.TRAINING)
+    assert "Segmind's training goes on and is paid" in run("cancel", job.id).out
+
+
+def test_cancel_of_a_job_in_a_worker_s_hands(run: Run, worker: Worker) -> None:
+    job = worker.note(worker.bring(worker.accept(), JobState.UPLOADING), owner="a-worker")
+    result = run("cancel", job.id, "--json")
+    assert result.code == ExitCode.OK
+    assert result.json["cancel_requested"] is True
+    assert "was asked to stop it" in run("cancel", job.id).out
+
+
+def test_retry_goes_on_where_the_job_failed(run: Run, worker: Worker) -> None:
+    job = worker.fail(worker.bring(worker.accept(), JobState.DOWNLOADING))
+    assert run("retry", job.id).out.startswith(f"Job {job.id} goes on with: downloading.\n")
+    assert run("retry", job.id).code == ExitCode.CONFLICT
+
+
+@pytest.mark.parametrize("command", ["status", "events", "cancel", "retry", "watch"])
+def test_a_job_that_does_not_exist(run: Run, command: str) -> None:
+    result = run(command, "no-such-job", "--json")
+    assert (result.code, result.out) == (ExitCode.NOT_FOUND, "")
+    assert result.error["code"] == "job_not_found"
+
+
+@pytest.mark.parametrize(
+    "arguments", [SUBMIT, ["list"], ["status", "x"], ["watch"], ["watch", "x"], ["events", "x", "--follow"]]
+)
+def test_no_redis(run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setenv("FINETUNE_REDIS_URL", NOBODY)
+    result = run(*arguments, "--json")
+    assert (result.code, result.out) == (ExitCode.UNAVAILABLE, "")
+    assert result.error["code"] == "queue_unavailable"
+    assert "Check FINETUNE_REDIS_URL" in result.error["message"]
+
+
+def test_wrong_settings_are_all_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_LEASE", "soon")
+    monkeypatch.setenv("FINETUNE_REDIS_ULR", "x")
+    result = run("list", "--json")
+    assert result.code == ExitCode.SETTINGS
+    assert [problem.partition(" ")[0] for problem in result.error["problems"]] == [
+        "FINETUNE_REDIS_ULR",
+        "FINETUNE_LEASE",
+    ]
+    text = run("list").err
+    assert text.startswith("error: 2 settings are wrong:\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nonsense"], "No such command 'nonsense'. See: finetune --help"),
+        (["list", "--nonsense"], "No such option: --nonsense. See: finetune list --help"),
+        (["status"], "Missing argument 'JOB'. See: finetune status --help"),
+        (["list", "--limit", "0"], "See: finetune list --help"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(run: Run, arguments: list[str], said: str) -> None:
+    result = run(*arguments)
+    assert (result.code, result.out) == (ExitCode.USAGE, "")
+    assert result.err.startswith("error: ")
+    assert said in result.err
+    assert run(*arguments, "--json").error["code"] == "usage"
+
+
+def test_a_defect_is_a_sentence_and_a_traceback_only_on_demand(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr("finetune_queue.sdk.FineTuneQueue.list", broken)
+    result = run("list")
+    assert result.code == ExitCode.INTERNAL
+    assert "KeyError: 'oops'" in result.err
+    assert "Traceback" not in result.err
+    assert "Traceback" in run("--traceback", "list").err
+
+
+def test_a_name_is_printed_without_its_escape_sequences(run: Run, worker: Worker) -> None:
+    job = worker.accept(name="evil \x1b]0;title\x07")
+    for arguments in (["list"], ["status", job.id]):
+        assert "\x1b" not in run(*arguments).out

@@ -1,0 +1,150 @@
+"""``finetune doctor``: what it finds, what it advises, and its exit code."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from finetune_queue.cli.output import ExitCode
+from finetune_queue.contract import JobState
+from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.store import CallClass, connect
+from support.cli import Run, Worker
+
+
+@pytest.fixture(autouse=True)
+def _short_ping(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_queue.cli.doctor.PING_SECONDS", 0.2)
+
+
+def checks(result: Any) -> dict[str, dict[str, str]]:
+    return {check["name"]: check for check in result.json["checks"]}
+
+
+def test_a_server_without_workers(run: Run, queue_url: str) -> None:
+    result = run("doctor", "--json")
+    found = checks(result)
+    assert result.code == ExitCode.FAILED
+    assert result.json["ok"] is False
+    assert {name: check["status"] for name, check in found.items()} == {
+        "settings": "ok",
+        "segmind": "ok",
+        "redis": "ok",
+        "persistence": "ok",
+        "eviction": "ok",
+        "workers": "fail",
+        "accounts": "warn",
+        "staging": "ok",
+        "artifacts": "ok",
+    }
+    assert queue_url in found["redis"]["message"]
+    assert "Start one: celery -A finetune_worker worker" in found["workers"]["action"]
+
+
+def test_the_same_as_text_has_a_line_for_each_check(run: Run, queue_url: str) -> None:
+    lines = run("doctor").out.splitlines()
+    assert len(lines) == 9
+    assert lines[2] == f"ok    redis: Valkey {_version(queue_url)} at {queue_url}"
+    assert next(line for line in lines if line.startswith("fail")).endswith("Jobs wait until then.")
+
+
+def _version(url: str) -> str:
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        return str(client.info("server")["valkey_version"])
+
+
+def test_accounts_as_the_workers_know_them(run: Run, worker: Worker) -> None:
+    worker.announce(calls=50, window=60)
+    worker.bring(worker.accept(), JobState.TRAINING)
+    account = checks(run("doctor", "--json"))["account default"]
+    assert account["status"] == "ok"
+    assert account["message"] == "0 of 50 calls per 60 s in use, 0 jobs waiting, 1 trainings, 0 submits today"
+
+
+def test_an_account_that_is_paused(run: Run, worker: Worker, queue_url: str) -> None:
+    from finetune_queue.store import Budget, Call
+
+    worker.announce()
+    with connect(queue_url) as client:
+        budget = Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
+        call = budget.take("default", "someone", float(CallClass.SUBMIT))
+        assert isinstance(call, Call)
+        budget.pause(call, "Segmind answered 429.", 30.0)
+    account = checks(run("doctor", "--json"))["account default"]
+    assert account["status"] == "warn"
+    assert "Segmind answered 429." in account["message"]
+
+
+def test_a_server_that_may_lose_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "valkey") as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("appendonly", "no")
+            client.config_set("maxmemory-policy", "allkeys-lru")
+        monkeypatch.setenv("FINETUNE_REDIS_URL", server.url)
+        found = checks(run("doctor", "--json"))
+    assert found["persistence"]["status"] == "warn"
+    assert found["eviction"]["status"] == "fail"
+    assert "allkeys-lru" in found["eviction"]["message"]
+    assert "noeviction" in found["eviction"]["action"]
+
+
+def test_a_replica_takes_no_jobs(
+    run: Run, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with ValkeyServer(tmp_path / "valkey") as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.replicaof("127.0.0.1", str(valkey.port))
+        monkeypatch.setenv("FINETUNE_REDIS_URL", server.url)
+        found = checks(run("doctor", "--json"))
+    assert found["redis"]["status"] == "fail"
+    assert "is a replica" in found["redis"]["message"]
+    assert "workers" not in found
+
+
+def test_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_REDIS_URL", "redis://user:secret@127.0.0.1:1/0")
+    result = run("doctor", "--json")
+    found = checks(result)
+    assert result.code == ExitCode.FAILED
+    assert found["redis"]["message"].startswith("redis://127.0.0.1:1/0 does not answer")
+    assert "secret" not in result.out
+    assert "workers" not in found
+    assert found["staging"]["status"] == "ok"
+
+
+@pytest.mark.usefixtures("queue_url")
+def test_another_broker_that_is_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_BROKER_URL", "redis://127.0.0.1:1/0")
+    found = checks(run("doctor", "--json"))
+    assert found["redis"]["status"] == "ok"
+    assert found["workers"]["status"] == "fail"
+    assert found["workers"]["action"] == "Check FINETUNE_BROKER_URL."
+
+
+@pytest.mark.usefixtures("queue_url")
+def test_stores_that_cannot_be_written(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("STAGING", "ARTIFACT"):
+        monkeypatch.setenv(f"FINETUNE_{name}_URL", f"file://{tmp_path}/file/inside")
+    found = checks(run("doctor", "--json"))
+    # A producer does not write weights; a worker does.
+    assert (found["staging"]["status"], found["artifacts"]["status"]) == ("fail", "warn")
+    monkeypatch.setenv("SEGMIND_API_KEY", "SG_0123456789abcdef")
+    result = run("doctor", "--json")
+    assert checks(result)["artifacts"]["status"] == "fail"
+    assert "SG_0123456789abcdef" not in result.out
+
+
+def test_wrong_settings_end_it_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_REDIS_URL", "http://x")
+    result = run("doctor")
+    assert result.code == ExitCode.SETTINGS
+    assert "FINETUNE_REDIS_URL (environment): should start with redis://" in result.err
+
+
+@pytest.mark.usefixtures("queue_url")
+def test_it_says_whether_trainings_would_be_paid(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "the real API: trainings are paid" in run("doctor").out
+    monkeypatch.setenv("SEGMIND_BASE_URL", "http://127.0.0.1:9")
+    assert "so a sandbox" in run("doctor").out

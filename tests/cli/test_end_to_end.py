@@ -1,0 +1,187 @@
+"""The command line on the whole system: a worker, the sandbox and Valkey as processes."""
+
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from finetune_queue.cli import demo
+from finetune_queue.cli.output import ExitCode
+from finetune_queue.local.stack import LocalStack
+from segmind_sandbox.testing import SandboxControl
+from support.cli import Program, Run
+from support.images import make_dataset_folder
+from support.until import until
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    settings = {
+        "FINETUNE_POLL_MIN_INTERVAL": "0.2",
+        "FINETUNE_BACKOFF_BASE": "0.1",
+        "FINETUNE_BACKOFF_MAX": "0.2",
+        "FINETUNE_MAX_ATTEMPTS": "1",
+    }
+    sandbox = {"SANDBOX_TRAINING_SECONDS": "0.5", "SANDBOX_WEIGHTS_BYTES": "262144"}
+    folder = tmp_path_factory.mktemp("cli-stack")
+    with LocalStack(folder, rate_limit="50/1", sandbox=sandbox, settings=settings) as running:
+        yield running
+
+
+@pytest.fixture
+def control(stack: LocalStack) -> Iterator[SandboxControl]:
+    found = SandboxControl(stack.sandbox_url)
+    found.reset()
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def submit(stack: LocalStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, ...]:
+    """The arguments that submit a local folder to the stack."""
+    for name in ("FINETUNE_REDIS_URL", "FINETUNE_STAGING_URL", "FINETUNE_ARTIFACT_URL"):
+        monkeypatch.setenv(name, stack.settings_env[name])
+    folder = make_dataset_folder(tmp_path / "images")
+    return ("submit", "-d", folder, "-n", "e2e", "-p", "photo of 1MAN", "-t", "1MAN")
+
+
+def test_from_a_folder_to_verified_weights(run: Run, submit: tuple[Any, ...]) -> None:
+    result = run(*submit, "--wait", "--timeout", 60)
+    assert result.code == ExitCode.OK
+    assert "\ne2e: succeeded\n" in result.out
+    job = run("list", "--json", "--limit", 1).json[0]
+    assert f"  sha256    {job['weights']['sha256']}\n" in result.out
+    path = Path(job["weights"]["url"].removeprefix("file://"))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == job["weights"]["sha256"]
+
+
+def test_a_failed_job_is_exit_code_1_and_can_be_resumed(
+    run: Run, submit: tuple[Any, ...], control: SandboxControl
+) -> None:
+    control.add_fault(op="download", kind="corrupted")
+    failed = run(*submit, "--wait", "--timeout", 60, "--json")
+    assert (failed.code, failed.json["state"]) == (ExitCode.FAILED, "failed")
+    job_id = failed.json["job_id"]
+    assert run("retry", job_id).code == ExitCode.OK
+    assert run("watch", job_id, "--timeout", 60).code == ExitCode.OK
+    assert control.report()["submits"]["total"] == 1
+
+
+def test_the_doctor_finds_everything_well(run: Run, stack: LocalStack, submit: tuple[Any, ...]) -> None:
+    del submit  # its variables
+    until(lambda: run("doctor", "--json").code == ExitCode.OK, seconds=20)
+    found = {check["name"]: check for check in run("doctor", "--json").json["checks"]}
+    assert {check["status"] for check in found.values()} == {"ok"}
+    assert found["workers"]["message"].startswith("1 alive: worker1@")
+    assert found["account default"]["message"].startswith("0 of 50 calls per 1 s")
+    assert stack.valkey.url in found["redis"]["message"]
+
+
+def _demo(folder: Path, *options: str) -> Program:
+    return Program("demo", "--output", folder, *options, TMPDIR=str(folder.parent))
+
+
+def _leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith("finetune-demo-")]
+
+
+def _processes_in(folder: Path) -> list[str]:
+    """The processes whose folder lies below ``folder``."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder) in str((process / "cwd").readlink()):
+                found.append((process / "cmdline").read_text())
+        except OSError:  # ended meanwhile, or another user's
+            continue
+    return found
+
+
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def test_the_demo_ends_in_weights_that_stay(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    with _demo(work / "results", "--json") as running:
+        result = running.end(seconds=90)
+    assert result.code == ExitCode.OK, result.err
+    found = result.json
+    assert found["job"]["state"] == "succeeded"
+    assert found["event"]["type"] == "io.finetunequeue.job.succeeded.v1"
+    assert found["api_calls"]["submit"] == 1
+    weights = found["job"]["weights"]
+    path = Path(weights["url"].removeprefix("file://"))
+    assert path.is_relative_to(work / "results")
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == weights["sha256"]
+    manifest = json.loads(Path(weights["manifest_url"].removeprefix("file://")).read_text(encoding="utf-8"))
+    assert manifest["dataset"]["images"] == 8
+    assert manifest["dataset"]["findings"] == []
+    assert _leftovers(work) == []
+
+
+@needs_proc
+def test_the_demo_as_text_and_ctrl_c_in_the_middle(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    with _demo(work / "results") as running:
+        running.expect("Segmind: ", seconds=60)
+        assert _processes_in(work)
+        running.interrupt()
+        result = running.end(seconds=30)
+    assert result.code == ExitCode.INTERRUPTED
+    assert result.err == "stopped: Everything that the demo started has ended.\n"
+    assert _processes_in(work) == []
+    assert _leftovers(work) == []
+
+
+class _Dying(LocalStack):
+    """Its worker does not live to see the job."""
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.workers[0].kill()
+        return self
+
+
+def test_a_part_that_dies_ends_the_demo_with_its_log(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(demo, "LocalStack", _Dying)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    started = time.monotonic()
+    result = run("demo", "--output", tmp_path / "results")
+    assert time.monotonic() - started < demo.JOB_TIMEOUT / 2
+    assert result.code == ExitCode.UNAVAILABLE
+    [kept] = _leftovers(tmp_path)
+    assert "error: worker1 ended with exit code -9. Its last output" in result.err
+    assert f"Logs and data are in {tmp_path / kept}" in result.err
+    assert (tmp_path / kept / "worker1.log").exists()
+
+
+def test_the_demo_needs_the_extras(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_NEEDED", ("json", "no_such_package"))
+    result = run("demo", "--json")
+    assert result.code == ExitCode.MISSING
+    assert result.error["message"] == "The demo needs no_such_package: pip install 'finetune-queue[worker,sandbox]'"
+
+
+def test_the_demo_cannot_write_its_results(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("demo", "--output", tmp_path / "file" / "inside")
+    assert result.code == ExitCode.USAGE
+    assert "Name another with --output." in result.err
+
+
+def test_the_sandbox_runs_until_ctrl_c() -> None:
+    with Program("sandbox", "--training-seconds", "1") as running:
+        ready = json.loads(running.expect("base_url"))
+        with closing(SandboxControl(ready["base_url"])) as control:
+            assert control.report()["submits"]["total"] == 0
+        running.interrupt()
+        assert running.end().code == ExitCode.OK

@@ -1,0 +1,178 @@
+"""The program as a whole: its start, its help, a real terminal, and that docs/cli.md says the same."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import typer
+
+from finetune_queue import __version__
+from finetune_queue.cli.app import app
+from finetune_queue.cli.output import ExitCode
+from finetune_queue.contract import JobState
+from support.cli import Run, Worker
+
+FINETUNE = [sys.executable, "-c", "import sys; from finetune_queue.cli import main; sys.exit(main())"]
+DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
+HEAVY = ("celery", "kombu", "redis", "PIL", "fsspec", "starlette", "requests", "pydantic_settings")
+
+
+def commands() -> list[str]:
+    """Every command as it is typed."""
+    tree = typer.main.get_command(app)
+    found = []
+    for name, command in tree.commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found += [f"{name} {each}" for each in inner] if inner else [name]
+    return found
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from finetune_queue.cli import main; main(['--help']); "
+        f"sys.exit(', '.join(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.strip() == ""
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").out == f"finetune-queue {__version__}\n"
+
+
+def test_no_command_is_the_help(run: Run) -> None:
+    result = run()
+    assert result.code == ExitCode.OK
+    assert "Usage: finetune" in result.out
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_has_help(run: Run, command: str) -> None:
+    result = run(*command.split(), "--help")
+    assert result.code == ExitCode.OK
+    assert "usage: " in result.out.lower()
+
+
+def test_the_docs_have_every_command() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    assert [command for command in commands() if f"finetune {command}" not in text] == []
+
+
+def test_the_docs_have_every_exit_code() -> None:
+    rows = re.findall(r"^\| (\d+) \|", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert [int(row) for row in rows] == [int(code) for code in ExitCode]
+
+
+def test_the_docs_have_every_option() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    tree = typer.main.get_command(app)
+    options = {
+        option
+        for command in [tree, *tree.commands.values()]  # type: ignore[attr-defined]
+        for parameter in command.params
+        for option in parameter.opts
+        if option.startswith("--") and option not in {"--help"}
+    }
+    assert sorted(option for option in options if option not in text) == []
+
+
+def test_the_sandbox_gets_its_own_options(run: Run) -> None:
+    assert "--training-seconds" in run("sandbox", "--help").out
+    assert run("sandbox", "--no-such-option").code == ExitCode.USAGE
+    assert run("sandbox", "--rate-limit", "many").code == ExitCode.USAGE
+
+
+class Terminal:
+    """A program on a terminal of its own."""
+
+    def __init__(self, master: int, process: "subprocess.Popen[bytes]") -> None:
+        self._master = master
+        self.process = process
+        self.shown = ""
+
+    def expect(self, text: str, *, seconds: float = 20) -> None:
+        """Read until ``text`` was shown."""
+        end = time.monotonic() + seconds
+        while text not in self.shown:
+            assert time.monotonic() < end, self.shown
+            if select.select([self._master], [], [], 0.1)[0]:
+                self.shown += os.read(self._master, 65_536).decode(errors="replace")
+
+    def end(self) -> int:
+        """Read what is left and return the exit code."""
+        code = self.process.wait(timeout=20)
+        while select.select([self._master], [], [], 0)[0]:
+            try:
+                self.shown += os.read(self._master, 65_536).decode(errors="replace")
+            except OSError:  # Linux says so when the other end is closed
+                break
+        return code
+
+
+@contextmanager
+def terminal(*arguments: str, columns: int = 80) -> Iterator[Terminal]:
+    master, slave = pty.openpty()
+    env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "40"}
+    process = subprocess.Popen([*FINETUNE, *arguments], stdin=slave, stdout=slave, stderr=slave, env=env)
+    os.close(slave)
+    try:
+        yield Terminal(master, process)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+SHOW_CURSOR = "\x1b[?25h"
+
+
+def test_a_job_on_a_terminal_is_drawn_until_it_ends(worker: Worker) -> None:
+    job = worker.accept()
+    with terminal("watch", job.id) as screen:
+        screen.expect("accepted")
+        job = worker.bring(job, JobState.TRAINING)
+        screen.expect("Segmind: REQUESTED")
+        worker.bring(job, JobState.SUCCEEDED)
+        screen.expect("╰")
+        assert screen.end() == ExitCode.OK
+    assert "✓" in screen.shown
+    assert "ab" * 32 in screen.shown
+    assert SHOW_CURSOR in screen.shown
+
+
+def test_ctrl_c_on_a_terminal_gives_the_cursor_back(worker: Worker) -> None:
+    worker.accept(name="watched-job")
+    with terminal("watch") as screen:
+        screen.expect("watched-job")
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.end() == ExitCode.INTERRUPTED
+    assert SHOW_CURSOR in screen.shown
+    assert "Traceback" not in screen.shown
+
+
+def test_a_table_fits_the_terminal(worker: Worker) -> None:
+    for number in range(3):
+        worker.bring(worker.accept(name=f"{number} " + "long name " * 12), JobState.TRAINING)
+    for columns in (80, 120):
+        with terminal("list", columns=columns) as screen:
+            assert screen.end() == ExitCode.OK
+        lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in screen.shown.splitlines()]
+        assert len(lines) == 4
+        assert max(map(len, lines)) <= columns
+        assert all("training" in line for line in lines[1:])
+
+
+def test_json_on_a_terminal_is_indented(worker: Worker) -> None:
+    worker.accept()
+    with terminal("list", "--json") as screen:
+        assert screen.end() == ExitCode.OK
+    assert screen.shown.startswith("[\r\n  {")
