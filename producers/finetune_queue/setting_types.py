@@ -3,6 +3,7 @@
 No check quotes the value it refuses: any of them may hold a secret, or one pasted into the wrong place.
 """
 
+import base64
 import ipaddress
 import json
 import os
@@ -22,6 +23,11 @@ from pydantic import (
     SecretStr,
     model_validator,
 )
+
+from finetune_queue.contract.sink import BROKERS, parse_sink
+
+ANY_ORIGIN = "*"
+"""Stands for every origin that has no signing secret of its own."""
 
 _ACCOUNT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _RATE = re.compile(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*")
@@ -124,6 +130,62 @@ def _check_storage_url(url: str) -> str:
     return url
 
 
+def _split_words(value: object) -> object:
+    return tuple(value.split()) if isinstance(value, str) else value
+
+
+def _check_sinks(urls: tuple[str, ...]) -> tuple[str, ...]:
+    for number, url in enumerate(urls, 1):
+        try:
+            parse_sink(url)
+        except ValueError as error:
+            raise ValueError(f"URL {number} {error}") from None
+    return urls
+
+
+def _check_reply_to(rules: tuple[str, ...]) -> tuple[str, ...]:
+    if rules == ("none",):
+        return ()
+    for rule in rules:
+        parts = _split(rule) if rule.startswith(("http", *BROKERS)) else urlsplit(rule)
+        if parts.scheme not in {*BROKERS, "http", "https", "celery", "stream", "list"} or "://" not in rule:
+            raise ValueError("should be schemes like https:// or stream://, also with a host, queue or name, or none")
+        if "@" in parts.netloc or parts.query or (parts.path and parts.scheme in {*BROKERS, "http", "https", "celery"}):
+            raise ValueError("should hold no user name, path or query: a scheme, and a host, queue or name")
+    return rules
+
+
+def _parse_signing_secrets(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("{"):
+        return {ANY_ORIGIN: value.split()}
+    try:
+        found = json.loads(value)
+    except ValueError:
+        raise ValueError("is neither a secret nor JSON that can be read") from None
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ValueError('should be a secret, or JSON like {"https://hooks.example.com": "whsec_..."}')
+    return {name: text.split() for name, text in found.items()}
+
+
+def _check_signing_secrets(secrets: dict[str, tuple[SecretStr, ...]]) -> dict[str, tuple[SecretStr, ...]]:
+    for origin, values in secrets.items():
+        if origin != ANY_ORIGIN and not re.fullmatch(r"https?://[^/@?#\s]+", origin):
+            raise ValueError(f"should name origins like https://hooks.example.com, or {ANY_ORIGIN} for all others")
+        for each in values:
+            text = each.get_secret_value()
+            try:
+                key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+            except ValueError:
+                key = b""
+            if not text.startswith("whsec_") or not 24 <= len(key) <= 64:
+                raise ValueError("should be whsec_ and the base64 of 24 to 64 bytes (Standard Webhooks)")
+        if not values:
+            raise ValueError("names an origin without a secret")
+    return secrets
+
+
 def _split_paths(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -186,3 +248,15 @@ Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), Shown("fract
 StorageUrl = Annotated[str, AfterValidator(_check_storage_url), Shown("URL")]
 Upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
 Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+Sinks = Annotated[
+    tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_sinks), Shown("URLs, spaces between")
+]
+ReplyTo = Annotated[
+    tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_reply_to), Shown("schemes and hosts")
+]
+SigningSecrets = Annotated[
+    dict[str, tuple[SecretStr, ...]],
+    BeforeValidator(_parse_signing_secrets),
+    AfterValidator(_check_signing_secrets),
+    Shown("whsec_... or JSON"),
+]

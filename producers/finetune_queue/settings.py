@@ -22,8 +22,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from finetune_queue.contract.sink import SinkKind, parse_sinks
 from finetune_queue.setting_sources import DEFAULT_SECRETS_DIR, read_mapping, read_sources
 from finetune_queue.setting_types import (
+    ANY_ORIGIN,
     FREE_PLAN,
     Accounts,
     AccountSettings,
@@ -36,6 +38,7 @@ from finetune_queue.setting_types import (
     RateLimit,
     RedisUrl,
     Seconds,
+    ReplyTo,
     Shown,
     StorageUrl,
     Upper,
@@ -139,6 +142,31 @@ class Settings(BaseSettings):
         10.0, "The shortest time between two looks at an account's trainings.", example="10"
     )
     finetune_poll_share: Fraction = _setting(
+    finetune_sinks: Sinks = _setting(
+        (),
+        "Where the events of all jobs go, by URL with spaces between: `celery://QUEUE/task.name`, `stream://NAME`, "
+        "`list://NAME`, `https://HOST/PATH` or a broker (`amqp://HOST/VHOST?queue=NAME`). `?events=succeeded,failed` "
+        "selects kinds of events.",
+        example="celery://orders/orders.finetuned?events=succeeded,failed stream://finetune-events",
+        secret=True,
+    )
+    finetune_reply_to: ReplyTo = _setting(
+        ("celery://", "stream://", "list://", "https://"),
+        "Which sinks a request's `reply_to` may name: schemes, or one host (`amqp://rabbit.internal`), queue or name. "
+        "`https://` alone reaches public addresses only; a host named here may be a private one. `none`: no sinks.",
+        example="celery://orders stream:// https:// https://hooks.internal:8443",
+    )
+    finetune_sink_limit: Seconds = _setting(
+        86_400.0, "How long to try an event at a sink before it goes to the dead letters.", example="86400"
+    )
+    finetune_signing_secret: SigningSecrets = _setting(
+        {},
+        "What `https://` sinks' deliveries are signed with (Standard Webhooks): one secret for all, or a JSON object "
+        "of one for each origin. Two with a space between both sign, for a change of secrets.",
+        example="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        secret=True,
+    )
+
         0.04, "The share of an account's calls that looking may use while work waits for a call.", example="0.04"
     )
     finetune_unseen_limit: Seconds = _setting(
@@ -215,7 +243,9 @@ class Settings(BaseSettings):
     def secret_values(self) -> set[str]:
         """Every secret in these settings, as it may turn up in a text: keys, and passwords of server URLs."""
         found = {account.api_key.get_secret_value() for account in self.accounts.values()}
-        for url in filter(None, (self.finetune_redis_url, self.finetune_broker_url)):
+        if self.finetune_hook_secret is not None:
+            found.add(self.finetune_hook_secret.get_secret_value())
+        for url in filter(None, (self.finetune_redis_url, self.finetune_broker_url, *self.finetune_sinks)):
             parts = urlsplit(url)
             passwords = [parts.password or "", *parse_qs(parts.query).get("password", [])]
             found.update(form for password in passwords for form in (password, unquote(password)) if form)
@@ -251,8 +281,15 @@ def describe() -> Iterator[SettingRow]:
         yield SettingRow(
             env=name.upper(),
             type=label,
+        for secrets in self.finetune_signing_secret.values():
+            found.update(secret.get_secret_value() for secret in secrets)
             default=_default_text(field.default),
             secret=not field.repr,
+    def signing_secrets(self, origin: str) -> tuple[str, ...]:
+        """Return the secrets that deliveries to this origin are signed with; none means that they cannot be."""
+        secrets = self.finetune_signing_secret
+        return tuple(each.get_secret_value() for each in secrets.get(origin) or secrets.get(ANY_ORIGIN) or ())
+
             meaning=field.description or "",
             example=_example(field),
         )
@@ -353,3 +390,9 @@ def _default_text(default: Any) -> str:
     if default is None or default in ((), {}):
         return ""
     return f"{default:.10g}" if isinstance(default, float) else str(default)
+    if not {"finetune_sinks", "finetune_signing_secret"} & wrong:
+        for sink in parse_sinks(settings.finetune_sinks):
+            if sink.kind is SinkKind.WEB and not settings.signing_secrets(sink.origin):
+                yield f"FINETUNE_SIGNING_SECRET: missing, and {sink.shown} in FINETUNE_SINKS needs one"
+    if isinstance(default, tuple):
+        return " ".join(default)

@@ -1,33 +1,16 @@
 """Events: what happened to a job, as CloudEvents 1.0 in structured JSON (https://github.com/cloudevents/spec)."""
 
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from finetune_queue.contract.job import JobRecord, JobState
+from finetune_queue.contract.kinds import EventType
 
 SOURCE = "/finetune-queue"
 _PREFIX = "io.finetunequeue.job."
 _VERSION = ".v1"
-
-
-class EventType(StrEnum):
-    """The last word of an event's type: a state that a job entered, or something that happened within one."""
-
-    ACCEPTED = "accepted"
-    UPLOADING = "uploading"
-    SUBMITTING = "submitting"
-    TRAINING = "training"
-    DOWNLOADING = "downloading"
-    DEPLOYING = "deploying"
-    NEEDS_ATTENTION = "needs_attention"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    PROGRESS = "progress"  # Segmind's own status changed
-    REJECTED = "rejected"  # a message that could not become a job
 
 
 class Event(BaseModel):

@@ -203,6 +203,8 @@ class JobRecord(BaseModel):
         """Return the job as shown to callers: no bookkeeping of the workers, times in ISO 8601."""
         shown: dict[str, Any] = {"job_id": self.id, "state": str(self.state), "account": self.account}
         body = self.model_dump(mode="json", exclude=_INTERNAL, exclude_none=True)
+        # A sink's URL may hold a password, or an unguessable path.
+        body["request"]["reply_to"] = [sink.shown for sink in self.request.sinks]
         shown |= {name: value for name, value in body.items() if name not in shown}
         shown["created_at"] = iso_time(self.created_ms)
         shown["updated_at"] = iso_time(self.updated_ms)

@@ -5,13 +5,32 @@ import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+)
+
+from finetune_queue.contract.sink import Sink, parse_sink, parse_sinks
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 AccountName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
+
+
+def _check_sink(url: str) -> str:
+    parse_sink(url)
+    return url
+
+
+SinkUrl = Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_check_sink)]
 
 
 class RequestError(ValueError):
@@ -55,8 +74,12 @@ class FineTuneRequest(BaseModel):
     labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, max_length=32, description="Free labels, kept on the job and in every event."
     )
-    reply_to: tuple[Text, ...] = Field(
-        default=(), max_length=8, description="Sinks that get this job's events, besides the service's own."
+    reply_to: tuple[SinkUrl, ...] = Field(
+        default=(),
+        max_length=8,
+        description="Sinks that get this job's events, besides the service's own, by URL: celery://QUEUE/task.name, "
+        "stream://NAME, list://NAME, https://HOST/PATH or a broker (amqp://HOST/VHOST?queue=NAME). "
+        "?events=succeeded,failed selects kinds of events.",
     )
     wait_for: Literal["trained", "available"] = Field(
         default="trained", description="trained: done when the weights are stored; available: also deployed."
@@ -70,6 +93,11 @@ class FineTuneRequest(BaseModel):
         """Return a SHA-256 that is equal for equal requests; the idempotency key itself does not count."""
         body = self.model_dump(mode="json", exclude={"idempotency_key"})
         return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @property
+    def sinks(self) -> tuple[Sink, ...]:
+        """The sinks of ``reply_to``."""
+        return parse_sinks(self.reply_to)
 
     def expired(self, now: datetime) -> bool:
         """Tell whether the caller's deadline has passed at ``now``."""
@@ -101,4 +129,5 @@ def _sentence(problem: Any) -> str:
             known = ", ".join(FineTuneRequest.model_fields)
             return f"{field}: is not a field of a request (known: {known})"
         case _:
-            return f"{field}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            said = problem["msg"].removeprefix("Value error, ")
+            return f"{field}: {said[0].lower()}{said[1:]}"

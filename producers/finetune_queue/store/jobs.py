@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import redis
 
-from finetune_queue.contract.event import Event, EventType, job_event, rejected_event
+from finetune_queue.contract.event import Event, job_event, rejected_event
 from finetune_queue.contract.job import TRANSITIONS, JobRecord, JobState, encode_field
+from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.request import FineTuneRequest
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.accounts import transfer_line
