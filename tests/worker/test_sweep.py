@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import EventType, JobState, WaitReason
-from finetune_queue.store import AccountLimits, Change, keys
-from finetune_worker.stages.sweep import interval, sweep
+from finetune_queue.store import Change, keys
+from finetune_worker.stages.sweep import sweep
 from support.until import until
 
 
@@ -196,18 +196,30 @@ def test_a_training_seen_in_time_is_put_off(bench: Any) -> None:
     assert bench.container.deadlines.due(10, handover=1)[0] == {}
 
 
-@pytest.mark.parametrize(
-    ("calls", "window", "waiting", "seconds"),
-    [(50, 60.0, 0, 10.0), (50, 60.0, 9, 30.0), (5, 60.0, 0, 24.0), (5, 60.0, 9, 300.0)],
-)
-def test_looking_takes_half_of_an_idle_budget_and_a_small_share_of_a_busy_one(
-    bench: Any, calls: int, window: float, waiting: int, seconds: float
-) -> None:
-    container = bench.container
-    object.__setattr__(
-        container, "settings", container.settings.model_copy(update={"finetune_poll_min_interval": 10.0})
-    )
-    container.accounts.configure("default", AccountLimits(calls=calls, window=window))
-    for number in range(waiting):
-        container.jobs._redis.zadd(keys.room("default"), {str(number): number})
-    assert interval(container, container.accounts.status("default")) == pytest.approx(seconds)
+def next_sweep_in(bench: Any) -> Any:
+    client = bench.container.jobs._redis
+    seconds, micros = client.time()
+    return float(client.hget(keys.account("default"), "sweep_at")) / 1000 - seconds - micros / 1e6
+
+
+def test_a_busy_budget_is_looked_at_less_often(bench: Any) -> None:
+    trained(bench, 2, training_seconds=600)
+    sweep(bench.container, "default")
+    assert next_sweep_in(bench) < 3  # half of 50 calls a minute
+    bench.container.jobs._redis.zadd(keys.room("default"), {"somebody": 1})
+    sweep(bench.container, "default")
+    assert 25 < next_sweep_in(bench) <= 31  # 4 % of them
+
+
+def test_the_usual_training_time_is_learned_and_used(bench: Any) -> None:
+    jobs = trained(bench, 2, list_carries_weights_url=True)
+    client = bench.container.jobs._redis
+    for job in jobs:
+        client.hset(keys.job(job.id), "submitted_ms", str(int(job.created_ms - 1_200_000)))
+    sweep(bench.container, "default")
+    usual = bench.container.accounts.status("default").usual_training
+    assert usual == pytest.approx(1200, abs=30)
+
+    trained(bench, 2, training_seconds=1200)
+    sweep(bench.container, "default")
+    assert 140 < next_sweep_in(bench) <= 155  # an eighth of it: nothing ends so early

@@ -33,6 +33,7 @@ class AccountStatus:
     stopped: bool
     paused_for: float
     pause_reason: str
+    usual_training: float | None
 
 
 class UnknownAccountError(Exception):
@@ -105,22 +106,27 @@ class Accounts:
         _wake(pipe)
         pipe.execute()
 
-    def swept(self, account: str, interval: float, gap: float) -> float:
-        """Set the next sweep after one has ended: ``interval`` seconds on, later if hints brought this one forward,
-        and never within ``gap`` seconds of this one. Returns the seconds until then."""
-        return self._sweep_clock("swept", account, int(interval * 1000), int(gap * 1000))
+    def swept(self, account: str, interval: float, *, affordable: float, gap: float) -> float:
+        """Set the next sweep after one has ended, and return the seconds until then: ``interval``, or what is left of
+        ``gap`` since it started if a hint came meanwhile. ``affordable`` is the time between sweeps that uses up the
+        calls which looking may have; hints cannot make it less."""
+        return self._sweep_clock("swept", account, *(int(each * 1000) for each in (interval, affordable, gap)))
 
     def hint(self, account: str) -> float | None:
         """Take a word from outside that a training may have moved: bring the next sweep forward, if it may be.
 
-        However many hints come, in the long run an account is swept no more often than without any, so what sends
-        them need not be trusted. Returns the seconds until the next sweep, None when no training is looked at.
+        However many hints come, sweeps take no more than their share of the account's calls, so what sends them need
+        not be trusted. Returns the seconds until the next sweep, None when no training is looked at.
         """
         wait = self._sweep_clock("hint", account)
         return None if wait < 0 else wait
 
     def _sweep_clock(self, what: str, account: str, *times: int) -> float:
         return int(self._clock([keys.account(account), keys.tracked(account), keys.wake()], [what, *times])) / 1000
+
+    def learn_training(self, account: str, seconds: float) -> None:
+        """Set how long the account's trainings usually take."""
+        self._redis.hset(keys.account(account), "usual_ms", str(int(seconds * 1000)))
 
     def place(self, job: JobRecord) -> int | None:
         """Return how many wait in front of the job in its account's waiting room, None if it does not wait there."""
@@ -172,6 +178,7 @@ class Accounts:
             stopped=fields.get("stopped") == "1",
             paused_for=max(0, number("paused_until") - now) / 1000,
             pause_reason=fields.get("pause_reason", ""),
+            usual_training=number("usual_ms") / 1000 or None,
         )
 
 

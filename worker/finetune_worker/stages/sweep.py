@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from finetune_queue.contract import EventType, JobRecord, WaitReason
-from finetune_queue.store import SWEEP, AccountStatus, CallClass, Change, ConflictError, NoSlot, room_score
+from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
+from finetune_queue.store import SWEEP, CallClass, Change, ConflictError, NoSlot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
+from finetune_worker.stages.cadence import affordable, interval, running_for, usual_time
 from finetune_worker.stages.calls import PARKED, AccountPausedError, StaleCallError, call_api
 from finetune_worker.stages.claim import seconds_to_deadline
 from finetune_worker.stages.observe import Observation, observe
@@ -73,8 +74,7 @@ def sweep(container: Container, account: str) -> str:
         trouble = str(error)
         log.warning("sweep_incomplete", account=account, detail=trouble)
     moved = _act_on(container, look, asked_ms=slot.at_ms)
-    between = interval(container, container.accounts.status(account))
-    container.accounts.swept(account, between, container.settings.finetune_poll_min_interval)
+    _plan_next(container, account, look, now_ms=slot.at_ms)
     log.info("account_swept", account=account, tracked=len(tracked), seen=len(look.found), moved=moved)
     seen = f"saw {len(look.found)} of {len(tracked)} trainings, {moved} moved"
     return seen if trouble is None else f"{seen}; {trouble}"
@@ -126,8 +126,37 @@ def _move(container: Container, job: JobRecord, observation: Observation, asked_
         container.jobs.transition(job, change, event=event, owner="", **fields)
 
 
-def interval(container: Container, account: AccountStatus) -> float:
-    """Return the seconds until the next sweep: half the idle budget at most, a small share of it while work waits."""
-    slot_time = account.limits.window / account.limits.calls
-    share = container.settings.finetune_poll_share if account.waiting else 0.5
-    return max(container.settings.finetune_poll_min_interval, slot_time / share)
+def _ended(job: JobRecord, seen: FinetuneItem | FinetuneDetails | None) -> bool:
+    """Tell whether what the job waits for was seen to be over, so that no sweep need come for it."""
+    if seen is None:
+        return False
+    return seen.failed or (seen.available if job.state is JobState.DEPLOYING else seen.trained)
+
+
+def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int) -> None:
+    """Set when the next sweep is, having learned from this one how long trainings usually take."""
+    jobs = [*look.by_finetune_id.values(), *look.unsure]
+    ended = {job.id for job in jobs if _ended(job, look.found.get(job.id))}
+    lengths = [
+        running_for(job, now_ms)
+        for job in jobs
+        if job.id in ended and job.state is JobState.TRAINING and not job.wants_details and look.found[job.id].trained
+    ]
+    status = container.accounts.status(account)
+    usual = usual_time(status.usual_training, lengths)
+    if usual is not None and usual != status.usual_training:
+        container.accounts.learn_training(account, usual)
+    settings = container.settings
+    busy, busy_share = status.waiting > 0, settings.finetune_poll_share
+    shortest = settings.finetune_poll_min_interval
+    between = interval(
+        status.limits,
+        [running_for(job, now_ms) for job in jobs if job.id not in ended],
+        usual=usual,
+        busy=busy,
+        shortest=shortest,
+        longest=settings.finetune_unseen_limit / 3,
+        busy_share=busy_share,
+    )
+    share = affordable(status.limits, busy=busy, busy_share=busy_share)
+    container.accounts.swept(account, between, affordable=share, gap=shortest)

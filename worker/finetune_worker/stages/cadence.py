@@ -1,0 +1,73 @@
+"""When an account is worth the next look. A look costs a call; a training that nobody looks at is noticed late.
+
+What is late is measured against the training itself: a minute is nothing after half an hour and much after two.
+"""
+
+from collections.abc import Iterable
+
+from finetune_queue.contract import JobRecord
+from finetune_queue.store import AccountLimits
+
+LATE = 0.1
+"""The share of its running time by which a training's end may be noticed late when nothing better is known."""
+
+NEAR = 0.03
+"""The same for trainings that end as usual, as a share of the usual time."""
+
+EARLIEST = 0.75
+"""The share of the usual time before which hardly any training ends."""
+
+GLANCES = 8
+"""How often to look until then, for the steps on the way and for early failures."""
+
+
+def affordable(limits: AccountLimits, *, busy: bool, busy_share: float) -> float:
+    """Return the seconds between looks that use up the calls which looking may have: ``busy_share`` of them while
+    other work waits for calls, else half."""
+    return limits.window / limits.calls / (busy_share if busy else 0.5)
+
+
+def interval(
+    limits: AccountLimits,
+    running: Iterable[float],
+    *,
+    usual: float | None,
+    busy: bool,
+    shortest: float,
+    longest: float,
+    busy_share: float,
+) -> float:
+    """Return the seconds until the next look at an account; all times in seconds.
+
+    ``running`` is for how long each training has run, ``usual`` the account's usual training time. ``busy``: calls
+    are waited for.
+    """
+    ages = list(running)
+    worth = min((_worth_in(age, max(ages), usual) for age in ages), default=shortest)
+    return max(shortest, affordable(limits, busy=busy, busy_share=busy_share), min(longest, worth))
+
+
+def _worth_in(age: float, oldest: float, usual: float | None) -> float:
+    if usual is None:
+        return LATE * oldest  # the youngest will hardly end before the oldest did
+    near = NEAR * usual
+    if age < EARLIEST * usual:
+        return max(near, min(EARLIEST * usual - age, usual / GLANCES))
+    return near + LATE * max(0.0, age - usual)
+
+
+def usual_time(known: float | None, seen: Iterable[float]) -> float | None:
+    """Return an account's usual training time after trainings of the given lengths were seen to end.
+
+    Each length has the delay of its notice in it, so the shortest counts; longer ones move it slowly.
+    """
+    shortest = min(seen, default=None)
+    if shortest is None or known is None:
+        return known if shortest is None else shortest
+    return min(shortest, 0.9 * known + 0.1 * shortest)
+
+
+def running_for(job: JobRecord, now_ms: int) -> float:
+    """Return for how many seconds the job's training, or what follows it, has run."""
+    since = job.entered_ms if job.weights is not None else job.submitted_ms or job.intent_ms or job.entered_ms
+    return max(0.0, (now_ms - since) / 1000)
