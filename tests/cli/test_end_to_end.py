@@ -124,6 +124,7 @@ def test_the_demo_ends_in_weights_that_stay(tmp_path: Path) -> None:
     manifest = json.loads(Path(weights["manifest_url"].removeprefix("file://")).read_text(encoding="utf-8"))
     assert manifest["dataset"]["images"] == 8
     assert manifest["dataset"]["findings"] == []
+    assert found["folder"] is None
     assert _leftovers(work) == []
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import redis
 
@@ -112,16 +112,21 @@ class Program:
 
     def __init__(self, *arguments: object, **variables: str) -> None:
         self.lines: list[str] = []
+        self.error_lines: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "import sys; from finetune_queue.cli import main; sys.exit(main())"]
-            + [str(argument) for argument in arguments],
+            [
+                *(sys.executable, "-c", "import sys; from finetune_queue.cli import main; sys.exit(main())"),
+                *(str(argument) for argument in arguments),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **variables},
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        pairs = ((self._process.stdout, self.lines), (self._process.stderr, self.error_lines))
+        self._readers = [threading.Thread(target=_read, args=pair, daemon=True) for pair in pairs]
+        for reader in self._readers:
+            reader.start()
 
     def __enter__(self) -> Self:
         return self
@@ -129,32 +134,32 @@ class Program:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
-        self._reader.join()
-        for stream in (self._process.stdout, self._process.stderr):
-            assert stream is not None
-            stream.close()
+        self._join()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def expect(self, text: str, *, seconds: float = 20) -> str:
-        """Return the first line of output with ``text`` in it, which has to come within ``seconds``."""
+    def expect(self, text: str, *, seconds: float = 30) -> str:
+        """Return the first line of standard output with ``text`` in it, which has to come within ``seconds``."""
         until(lambda: any(text in line for line in self.lines), seconds=seconds)
         return next(line for line in self.lines if text in line)
+
+    def expect_error(self, text: str, *, seconds: float = 30) -> None:
+        """Wait for a line of standard error with ``text`` in it."""
+        until(lambda: any(text in line for line in self.error_lines), seconds=seconds)
 
     def interrupt(self) -> None:
         """Press Ctrl-C."""
         self._process.send_signal(signal.SIGINT)
 
-    def end(self, *, seconds: float = 20) -> Result:
+    def end(self, *, seconds: float = 30) -> Result:
         """Wait for it to end by itself."""
         code = self._process.wait(timeout=seconds)
-        self._reader.join()
-        assert self._process.stderr is not None
-        return Result(code, "".join(f"{line}\n" for line in self.lines), self._process.stderr.read())
+        self._join()
+        return Result(code, "".join(self.lines), "".join(self.error_lines))
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.lines.append(line.rstrip("\n"))
+    def _join(self) -> None:
+        for reader in self._readers:
+            reader.join()
+
+
+def _read(stream: IO[str], lines: list[str]) -> None:
+    with stream:
+        lines.extend(stream)

@@ -17,7 +17,7 @@ from finetune_queue.cli.follow import Show, Snapshot, display, follow, look
 from finetune_queue.cli.output import CliError, ExitCode, usage_error
 from finetune_queue.cli.session import open_queue
 from finetune_queue.cli.summary import exit_code, print_summary
-from finetune_queue.contract import FineTuneRequest
+from finetune_queue.contract import FineTuneRequest, JobState
 from finetune_queue.errors import WaitTimeoutError
 from finetune_queue.local.processes import ProcessError
 from finetune_queue.local.stack import LocalStack
@@ -47,7 +47,7 @@ def demo(folder: Path, *, keep: bool, as_json: bool) -> ExitCode:
     worth_keeping = True
     try:
         with _sigterm_as_ctrl_c():
-            code = _run(work, results, as_json=as_json)
+            code = _run(work, results, keep=keep, as_json=as_json)
         worth_keeping = keep or code is not ExitCode.OK
     except KeyboardInterrupt:
         worth_keeping = keep
@@ -59,14 +59,14 @@ def demo(folder: Path, *, keep: bool, as_json: bool) -> ExitCode:
         message = f"{error} See the worker's log."
         raise CliError(message, ExitCode.TIMEOUT, "timeout", folder=str(work)) from None
     finally:
-        if worth_keeping:
-            output.errors().print(f"Logs and data are in {work}", soft_wrap=True)
-        else:
+        if not worth_keeping:
             shutil.rmtree(work, ignore_errors=True)
+        elif not as_json:  # there the document or the error has it
+            output.errors().print(f"Logs and data are in {work}", soft_wrap=True)
     return code
 
 
-def _run(work: Path, results: Path, *, as_json: bool) -> ExitCode:
+def _run(work: Path, results: Path, *, keep: bool, as_json: bool) -> ExitCode:
     from finetune_queue.cli.demo_images import PROMPT, TRIGGER, draw_dataset
 
     if not as_json:
@@ -99,7 +99,8 @@ def _run(work: Path, results: Path, *, as_json: bool) -> ExitCode:
         calls = _api_calls(stack.sandbox_url)
         if as_json:
             event = seen.events[-1].model_dump(mode="json")
-            output.emit({"job": seen.job.as_dict(), "event": event, "api_calls": calls})
+            kept = str(work) if keep or seen.job.state is not JobState.SUCCEEDED else None
+            output.emit({"job": seen.job.as_dict(), "event": event, "api_calls": calls, "folder": kept})
         else:
             _tell(seen, calls)
             if output.out().is_interactive:

@@ -155,9 +155,12 @@ def jobs_table(rows: Sequence[tuple[Job, Waiting | None]], *, wide: bool) -> Any
     table.add_column("JOB", no_wrap=True, min_width=36)
     table.add_column("STATE", no_wrap=True, min_width=max(len(job.state) for job, _ in rows))
     table.add_column("AGE", no_wrap=True, justify="right", min_width=max(map(len, ages)))
-    table.add_column("NAME", no_wrap=True, overflow="ellipsis", ratio=2)
     if wide:
-        table.add_column("", no_wrap=True, overflow="ellipsis", ratio=3)
+        longest = max(len(job.record.request.name) for job, _ in rows)
+        table.add_column("NAME", no_wrap=True, overflow="ellipsis", width=max(4, min(24, longest)))
+        table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
+    else:
+        table.add_column("NAME", no_wrap=True, overflow="ellipsis", ratio=1)
     for (job, waiting), age in zip(rows, ages, strict=True):
         name = Text(words.printable(job.record.request.name))
         state = Text(job.state, style=_STATE_STYLES.get(job.state, "cyan"))
