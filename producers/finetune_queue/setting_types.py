@@ -199,7 +199,8 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parse_accounts(value: object) -> object:
+def _parse_object(value: object) -> object:
+    """Read a JSON object whose keys are names; a value that is no text is left to the field's own checks."""
     if isinstance(value, str):
         try:
             value = json.loads(value, object_pairs_hook=_no_repeats)
@@ -209,8 +210,20 @@ def _parse_accounts(value: object) -> object:
         except RecursionError:
             raise ValueError("is not JSON that can be read: nested too deep") from None
     if isinstance(value, dict) and not all(isinstance(name, str) and _ACCOUNT_NAME.fullmatch(name) for name in value):
-        raise ValueError("should name accounts with up to 63 letters, digits, dots, dashes and underscores")
+        raise ValueError("should use names of up to 63 letters, digits, dots, dashes and underscores")
     return value
+
+
+def _check_token_hash(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError("should be a token's SHA-256 in hexadecimal, as `finetune gateway token NAME` prints it")
+    return text
+
+
+def _check_long_secret(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]{32,}", secret.get_secret_value()):
+        raise ValueError("should be 32 or more random characters without spaces, as `openssl rand -hex 32` prints")
+    return secret
 
 
 ApiKey = Annotated[SecretStr, AfterValidator(_check_api_key)]
@@ -241,13 +254,8 @@ class Shown:
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), Shown("seconds")]
 BaseUrl = Annotated[str, AfterValidator(_check_base_url), Shown("URL")]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url), Shown("URL")]
-Accounts = Annotated[dict[str, AccountSettings], BeforeValidator(_parse_accounts), Shown("JSON object")]
+Accounts = Annotated[dict[str, AccountSettings], BeforeValidator(_parse_object), Shown("JSON object")]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_paths), Shown("folders")]
-Count = Annotated[PositiveInt, Shown("number")]
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), Shown("fraction")]
-StorageUrl = Annotated[str, AfterValidator(_check_storage_url), Shown("URL")]
-Upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
-Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 Sinks = Annotated[
     tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_sinks), Shown("URLs, spaces between")
 ]
@@ -260,3 +268,12 @@ SigningSecrets = Annotated[
     AfterValidator(_check_signing_secrets),
     Shown("whsec_... or JSON"),
 ]
+Count = Annotated[PositiveInt, Shown("number")]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), Shown("fraction")]
+TokenHashes = Annotated[
+    dict[str, Annotated[str, AfterValidator(_check_token_hash)]], BeforeValidator(_parse_object), Shown("JSON object")
+]
+LongSecret = Annotated[SecretStr, AfterValidator(_check_long_secret)]
+StorageUrl = Annotated[str, AfterValidator(_check_storage_url), Shown("URL")]
+Upper = BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)
+Lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)

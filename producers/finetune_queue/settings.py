@@ -34,13 +34,17 @@ from finetune_queue.setting_types import (
     Count,
     Folders,
     Fraction,
+    LongSecret,
     Lower,
     RateLimit,
     RedisUrl,
-    Seconds,
     ReplyTo,
+    Seconds,
     Shown,
+    SigningSecrets,
+    Sinks,
     StorageUrl,
+    TokenHashes,
     Upper,
     is_loopback,
 )
@@ -99,6 +103,12 @@ class Settings(BaseSettings):
         "Where the API is. On a loopback address plain http is allowed, for the sandbox.",
         example="https://api.segmind.com",
     )
+    segmind_webhook_url: BaseUrl = _setting(
+        "https://api.spotprod.segmind.com/webhook",
+        "Where `finetune webhooks` manages webhooks, as Segmind's SDK does. Not used while SEGMIND_BASE_URL is on a "
+        "loopback address: the sandbox has its own.",
+        example="https://api.spotprod.segmind.com/webhook",
+    )
     segmind_connect_timeout: Seconds = _setting(5.0, "How long opening an API connection may take.", example="5")
     segmind_read_timeout: Seconds = _setting(
         30.0, "How long an API connection may be silent while an answer is awaited.", example="30"
@@ -132,16 +142,6 @@ class Settings(BaseSettings):
         example="/srv/datasets",
     )
 
-    finetune_lease: Seconds = _setting(
-        30.0, "How long a running stage holds its job without a sign of life.", example="30"
-    )
-    finetune_handover: Seconds = _setting(
-        15.0, "How long a sent message may take to be picked up before it is sent again.", example="15"
-    )
-    finetune_poll_min_interval: Seconds = _setting(
-        10.0, "The shortest time between two looks at an account's trainings.", example="10"
-    )
-    finetune_poll_share: Fraction = _setting(
     finetune_sinks: Sinks = _setting(
         (),
         "Where the events of all jobs go, by URL with spaces between: `celery://QUEUE/task.name`, `stream://NAME`, "
@@ -167,6 +167,16 @@ class Settings(BaseSettings):
         secret=True,
     )
 
+    finetune_lease: Seconds = _setting(
+        30.0, "How long a running stage holds its job without a sign of life.", example="30"
+    )
+    finetune_handover: Seconds = _setting(
+        15.0, "How long a sent message may take to be picked up before it is sent again.", example="15"
+    )
+    finetune_poll_min_interval: Seconds = _setting(
+        10.0, "The shortest time between two looks at an account's trainings.", example="10"
+    )
+    finetune_poll_share: Fraction = _setting(
         0.04, "The share of an account's calls that looking may use while work waits for a call.", example="0.04"
     )
     finetune_unseen_limit: Seconds = _setting(
@@ -187,6 +197,23 @@ class Settings(BaseSettings):
     finetune_retention: Seconds = _setting(2_592_000.0, "How long finished jobs are kept.", example="2592000")
     finetune_shutdown_timeout: Seconds = _setting(
         25.0, "How long a stopping worker lets its running stages finish.", example="25"
+    )
+
+    finetune_gateway_tokens: TokenHashes = _setting(
+        {},
+        "Who may use the HTTP gateway: for each client's name the SHA-256 of its token, as `finetune gateway token "
+        "NAME` prints it. Empty: the gateway only listens on loopback addresses, and asks for no token.",
+        example='{"team-a": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}',
+    )
+    finetune_gateway_rate_limit: Annotated[RateLimit, Shown("calls/seconds")] = _setting(
+        RateLimit(calls=100, seconds=1), "How many requests each client of a gateway process may send.", example="100/1"
+    )
+    finetune_hook_secret: Annotated[LongSecret | None, Shown("text")] = _setting(
+        None,
+        "From this the gateway makes an unguessable path for each account's webhook; `finetune webhooks register` tells "
+        "it to Segmind. Empty: no webhook is taken.",
+        example="c0ffee" * 11,
+        secret=True,
     )
 
     finetune_log_format: Annotated[Literal["json", "console"], Lower, Shown("json or console")] = _setting(
@@ -230,6 +257,11 @@ class Settings(BaseSettings):
         return is_loopback(urlsplit(self.segmind_base_url).hostname)
 
     @property
+    def webhook_api(self) -> str:
+        """Where webhooks are managed."""
+        return f"{self.segmind_base_url}/webhook" if self.segmind_is_loopback else self.segmind_webhook_url
+
+    @property
     def broker_url(self) -> str:
         """The broker's URL in kombu's spelling, which writes a socket file as `redis+socket://`."""
         url = self.finetune_broker_url or self.finetune_redis_url
@@ -249,7 +281,14 @@ class Settings(BaseSettings):
             parts = urlsplit(url)
             passwords = [parts.password or "", *parse_qs(parts.query).get("password", [])]
             found.update(form for password in passwords for form in (password, unquote(password)) if form)
+        for secrets in self.finetune_signing_secret.values():
+            found.update(secret.get_secret_value() for secret in secrets)
         return found
+
+    def signing_secrets(self, origin: str) -> tuple[str, ...]:
+        """Return the secrets that deliveries to this origin are signed with; none means that they cannot be."""
+        secrets = self.finetune_signing_secret
+        return tuple(each.get_secret_value() for each in secrets.get(origin) or secrets.get(ANY_ORIGIN) or ())
 
     def require_worker(self) -> Self:
         """Return these settings if a worker can run on them.
@@ -281,15 +320,8 @@ def describe() -> Iterator[SettingRow]:
         yield SettingRow(
             env=name.upper(),
             type=label,
-        for secrets in self.finetune_signing_secret.values():
-            found.update(secret.get_secret_value() for secret in secrets)
             default=_default_text(field.default),
             secret=not field.repr,
-    def signing_secrets(self, origin: str) -> tuple[str, ...]:
-        """Return the secrets that deliveries to this origin are signed with; none means that they cannot be."""
-        secrets = self.finetune_signing_secret
-        return tuple(each.get_secret_value() for each in secrets.get(origin) or secrets.get(ANY_ORIGIN) or ())
-
             meaning=field.description or "",
             example=_example(field),
         )
@@ -339,6 +371,9 @@ _WORDS = {
     "Extra inputs are not permitted": "is no field of an account",
 }
 
+_INSIDE = {"segmind_accounts": "account", "finetune_gateway_tokens": "client"}
+"""What the names in a setting that is an object stand for."""
+
 
 def _unknown(name: str, source: str) -> str:
     close = difflib.get_close_matches(name, list(Settings.model_fields), n=1, cutoff=0.7)
@@ -349,7 +384,7 @@ def _unknown(name: str, source: str) -> str:
 def _wrong(loc: tuple[int | str, ...], message: str, source: str) -> str:
     name = str(loc[0])
     inside = ", ".join(str(part) for part in loc[1:])
-    place = f"account {inside}: " if name == "segmind_accounts" and inside else ""
+    place = f"{_INSIDE[name]} {inside}: " if name in _INSIDE and inside else ""
     text = message.removeprefix("Value error, ")
     for theirs, ours in _WORDS.items():
         text = text.replace(theirs, ours)
@@ -376,6 +411,10 @@ def _contradictions(settings: Settings, given: Iterable[str], wrong: set[str]) -
         settings.finetune_backoff_max < settings.finetune_backoff_base
     ):
         yield "FINETUNE_BACKOFF_MAX: shorter than FINETUNE_BACKOFF_BASE"
+    if not {"finetune_sinks", "finetune_signing_secret"} & wrong:
+        for sink in parse_sinks(settings.finetune_sinks):
+            if sink.kind is SinkKind.WEB and not settings.signing_secrets(sink.origin):
+                yield f"FINETUNE_SIGNING_SECRET: missing, and {sink.shown} in FINETUNE_SINKS needs one"
 
 
 def _assignment(name: str) -> str:
@@ -389,10 +428,6 @@ def _example(field: FieldInfo) -> str:
 def _default_text(default: Any) -> str:
     if default is None or default in ((), {}):
         return ""
-    return f"{default:.10g}" if isinstance(default, float) else str(default)
-    if not {"finetune_sinks", "finetune_signing_secret"} & wrong:
-        for sink in parse_sinks(settings.finetune_sinks):
-            if sink.kind is SinkKind.WEB and not settings.signing_secrets(sink.origin):
-                yield f"FINETUNE_SIGNING_SECRET: missing, and {sink.shown} in FINETUNE_SINKS needs one"
     if isinstance(default, tuple):
         return " ".join(default)
+    return f"{default:.10g}" if isinstance(default, float) else str(default)

@@ -162,7 +162,7 @@ def test_several_accounts_come_as_json() -> None:
         ('["a"]', "should be a valid dictionary"),
         ('{"a": "x"}', "account a: should be an object with an api_key"),
         ('{"a": {}}', "account a, api_key: is missing"),
-        ('{"a b": {"api_key": "$KEY"}}', "should name accounts with up to 63 letters"),
+        ('{"a b": {"api_key": "$KEY"}}', "should use names of up to 63 letters"),
         ('{"a": {"api_key": "$KEY", "rate": "5/60"}}', "account a, rate: is no field of an account"),
         ('{"a": {"api_key": "$KEY", "rate_limit": "5"}}', "account a, rate_limit: should be calls/seconds"),
         ('{"a": {"api_key": "$KEY", "max_training": 0}}', "account a, max_training: should be greater than 0"),
@@ -174,6 +174,20 @@ def test_wrong_accounts_are_explained_without_their_keys(value: str, expected: s
     problem = _problem({"SEGMIND_ACCOUNTS": value.replace("$KEY", KEY)})
     assert expected in problem
     assert KEY not in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("FINETUNE_GATEWAY_TOKENS", '{"ci": "secret-token-in-the-clear"}', "client ci: should be a token's SHA-256"),
+        ("FINETUNE_GATEWAY_TOKENS", '{"two words": ""}', "should use names of up to 63 letters"),
+        ("FINETUNE_HOOK_SECRET", "secret-token-in-the-clear", "should be 32 or more random characters"),
+    ],
+)
+def test_wrong_secrets_of_the_gateway_are_explained_without_them(name: str, value: str, expected: str) -> None:
+    problem = _problem({name: value})
+    assert expected in problem
+    assert "in-the-clear" not in problem
 
 
 def test_accounts_and_a_single_key_contradict_each_other() -> None:
