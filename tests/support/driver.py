@@ -8,7 +8,7 @@ from finetune_queue.contract import JobRecord, JobState, Stage
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.intake import accept
-from finetune_worker.stages.runner import run_stage
+from finetune_worker.stages.runner import StageResult, run_stage
 from finetune_worker.stages.sweep import sweep
 from finetune_worker.tasks import STAGES
 
@@ -44,8 +44,8 @@ class Post:
 class Driver:
     """Does what a worker does, in this thread."""
 
-    def __init__(self, container: Container, *, name: str = "driver") -> None:
-        self.post = Post()
+    def __init__(self, container: Container, *, post: Post | None = None, name: str = "driver") -> None:
+        self.post = post or Post()
         self.container = replace(container, messenger=self.post)  # type: ignore[arg-type]
         self.dispatcher = Dispatcher(self.container)
         self._name = name
@@ -58,11 +58,15 @@ class Driver:
             return accept(self.container, [message.subject], {}, message_id=message.subject)
         sentence = ""
         for stage in message.stages:
-            result = run_stage(self.container, stage, STAGES[stage], message.subject, self._name)
+            result = self.run_stage(stage, message.subject)
             sentence = result.sentence
             if not result.proceed:
                 break
         return sentence
+
+    def run_stage(self, stage: Stage, job_id: str) -> StageResult:
+        """Run one stage, as its task does."""
+        return run_stage(self.container, stage, STAGES[stage], job_id, self._name)
 
     def step(self) -> float:
         """Start what can start and do all of it; returns the seconds until there may be more."""

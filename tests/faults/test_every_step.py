@@ -1,0 +1,136 @@
+"""A crash at every step: the path of a job is run once to find its calls, then once for each call that it dies before.
+
+The dead worker is a real process that is gone between two instructions (`os._exit`): nothing of it runs on. Another
+one recovers the job by its deadlines alone, since all messages of the first are lost with it. `make test` tries a part
+of the points, another part with each seed; `make test-crash` tries all.
+"""
+
+import os
+import random
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from segmind_sandbox.settings import SandboxSettings
+from segmind_sandbox.testing import LiveSandbox, run_sandbox
+from support.images import make_dataset_folder
+from support.lane import Lane, open_lanes
+
+ALL = os.environ.get("FAULTS") == "all"
+SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+SAMPLE = 8
+LANES = 3
+NOT_REACHED = "the point was not reached"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[LiveSandbox]:
+    settings = SandboxSettings(rate_limit="10000/1", training_seconds=0, deploy_seconds=0, weights_bytes=8192)
+    with run_sandbox(settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lanes(sandbox: LiveSandbox, valkey: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Lane]]:
+    folder = tmp_path_factory.mktemp("lanes")
+    dataset = make_dataset_folder(folder / "images", count=4, size=(32, 32))
+    with open_lanes(LANES, sandbox, valkey.url, folder, dataset) as opened:
+        yield opened
+
+
+def record(lane: Lane, *, first: str | None = None, **request: Any) -> list[str]:
+    """Return the points of a job's path, or of the path on from a first death, which differ by no more than time."""
+    points: list[str] = []
+    for _ in range(2):  # the first time, scripts are loaded and connections made
+        asked = lane.start(**request)
+        if first is not None:
+            assert lane.crash(asked, first) is None
+        points = lane.crash(asked, None) or []
+        assert not list(lane.check(asked, lane.recover(asked)))
+    return [point for point in points if not _IDLE.search(point)]
+
+
+# A dispatcher with nothing to do, or a sweep that sees what the last one saw, again and again.
+_IDLE = re.compile(r"^dispatch .*(due.lua|SMEMBERS|reserve.lua|TIME|ZRANGEBYSCORE) #(?!1$)|^sweep: .* #(?![123]$)")
+
+
+def chosen(points: list[str]) -> list[str]:
+    """Return the points to try: all, or those that money hangs on and some of the others by the seed."""
+    if ALL:
+        return points
+    others = [point for point in points if not point.startswith("submit")]
+    picked = set(random.Random(SEED).sample(others, min(SAMPLE, len(others))))
+    return [point for point in points if point in picked or point not in others]
+
+
+def die_everywhere(
+    lanes: list[Lane], points: list[str], *, first: str | None = None, **request: Any
+) -> dict[str, list[str]]:
+    """Return what is wrong after a death at each of the points."""
+    free: SimpleQueue[Lane] = SimpleQueue()
+    for lane in lanes:
+        free.put(lane)
+
+    def die(point: str) -> list[str]:
+        lane = free.get()
+        try:
+            asked = lane.start(**request)
+            if first is not None and lane.crash(asked, first) is not None:
+                return [f"{first} was never reached"]
+            reached = lane.crash(asked, point) is None
+            wrong = list(lane.check(asked, lane.recover(asked)))
+        except AssertionError as error:
+            return [str(error)]
+        finally:
+            free.put(lane)
+        return wrong if reached else [*wrong, NOT_REACHED]
+
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        return {point: wrong for point, wrong in zip(points, pool.map(die, points), strict=True) if wrong}
+
+
+def check(trouble: dict[str, list[str]], points: list[str]) -> None:
+    """Fail unless all went well. How often a job looks or gives a sign of life is a matter of time, so a few points
+    of the recorded run may be missing in another."""
+    wrong = {point: said for point, said in trouble.items() if said != [NOT_REACHED]}
+    assert wrong == {}, f"SEED={SEED} repeats this choice of points"
+    assert len(trouble) <= len(points) / 5, sorted(trouble)
+
+
+def test_a_worker_may_die_before_any_call_of_a_job(lanes: list[Lane]) -> None:
+    points = record(lanes[0])
+    assert len(points) > 80
+    tried = chosen(points)
+    check(die_everywhere(lanes, tried), tried)
+
+
+def test_a_second_worker_may_die_at_any_call_while_it_looks_for_the_first_one_s_submit(lanes: list[Lane]) -> None:
+    first = "submit: http reply #1"
+    points = record(lanes[0], first=first)
+    assert any(point.startswith("sweep: http") for point in points)
+    tried = chosen(points)
+    check(die_everywhere(lanes, tried, first=first), tried)
+
+
+@pytest.mark.skipif(not ALL, reason="takes minutes: make test-crash")
+@pytest.mark.timeout(600)
+def test_a_second_worker_may_die_at_any_call_on_the_way_to_a_submit_that_was_never_sent(lanes: list[Lane]) -> None:
+    first = "submit: http send headers #1"
+    points = record(lanes[0], first=first)
+    assert any(point.startswith("submit: http send body") for point in points)
+    check(die_everywhere(lanes, points, first=first), points)
+
+
+@pytest.mark.skipif(not ALL, reason="takes a minute: make test-crash")
+@pytest.mark.timeout(600)
+def test_a_worker_may_die_before_any_call_of_a_job_with_private_weights_that_waits_for_deployment(
+    lanes: list[Lane], sandbox: LiveSandbox
+) -> None:
+    sandbox.control.change_settings(private_weights=True)
+    points = record(lanes[0], wait_for="available")
+    assert any("deploying" in point for point in points)
+    check(die_everywhere(lanes, points, wait_for="available"), points)

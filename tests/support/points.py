@@ -1,0 +1,93 @@
+"""The calls that leave a process, named and counted as they happen, and a death at any one of them.
+
+Patched are the narrow places that every call goes through: commands and pipelines of redis-py, the connection, the
+parts of the request and the reply of http.client, and what changes files in `os`. A point is reached *before* its
+call. What is after one call is before the next: between two of them a process changes nothing but itself.
+"""
+
+import hashlib
+import http.client
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis.client import Pipeline
+from urllib3.connection import HTTPConnection
+
+DIED = 99
+"""The exit code of a process that died at its point."""
+
+_FILE_CALLS = ("write", "replace", "rename", "unlink", "ftruncate", "mkdir", "rmdir")
+
+
+class Points:
+    """Names every call as ``part: call #n``, and ends the process at once where it is told to."""
+
+    def __init__(self, die_at: str | None = None) -> None:
+        self.part = "start"
+        self.reached: list[str] = []
+        self._die_at = die_at
+        self._times: Counter[str] = Counter()
+        self._scripts = _script_names()
+        self._inside = False
+
+    def reach(self, call: str) -> None:
+        """Note that a call is about to be made."""
+        name = f"{self.part}: {call}"
+        self._times[name] += 1
+        point = f"{name} #{self._times[name]}"
+        if point == self._die_at:
+            os._exit(DIED)  # no finally, no except, no atexit: as SIGKILL, but at an exact place
+        self.reached.append(point)
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Look at things without that being a point."""
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+
+    def patch(self) -> None:
+        """Watch the calls of this process from now on, for good."""
+        self._patch(redis.Redis, "execute_command", lambda _self, *args, **_: f"redis {self._command(args)}")
+        self._patch(Pipeline, "execute", lambda pipe, *_, **__: f"redis [{self._commands(pipe)}]")
+        self._patch(HTTPConnection, "connect", lambda *_: "http connect")
+        self._patch(http.client.HTTPConnection, "send", lambda _self, data: f"http send {_kind(data)}")
+        self._patch(HTTPConnection, "getresponse", lambda *_, **__: "http reply")
+        for call in _FILE_CALLS:
+            self._patch(os, call, lambda *_, _call=call, **__: f"file {_call}")
+
+    def _patch(self, owner: Any, name: str, describe: Callable[..., str]) -> None:
+        original = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:  # a pipeline looks for its scripts by commands of its own: one point in all
+                return original(*args, **kwargs)
+            self.reach(describe(*args, **kwargs))
+            if owner not in {redis.Redis, Pipeline}:
+                return original(*args, **kwargs)
+            with self.unwatched():
+                return original(*args, **kwargs)
+
+        setattr(owner, name, watched)
+
+    def _commands(self, pipe: Any) -> str:
+        return " ".join(self._command(command[0]) for command in pipe.command_stack)
+
+    def _command(self, args: Any) -> str:
+        return self._scripts.get(args[1], args[0]) if args[0] == "EVALSHA" else str(args[0])
+
+
+def _script_names() -> dict[str, str]:
+    found = files("finetune_queue.store").joinpath("lua").iterdir()
+    return {hashlib.sha1(path.read_bytes()).hexdigest(): path.name for path in found}
+
+
+def _kind(data: Any) -> str:
+    return "headers" if isinstance(data, bytes) and b" HTTP/1.1\r\n" in data[:4096] else "body"
