@@ -9,7 +9,7 @@ last byte, also against a server that sends a byte now and then.
 import ipaddress
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 from urllib.parse import urljoin
@@ -125,48 +125,59 @@ def _session(policy: AddressPolicy, deadline: Deadline) -> requests.Session:
 
 @contextmanager
 def opened(
-    method: str, url: str, policy: AddressPolicy, *, seconds: float
+    method: str,
+    url: str,
+    policy: AddressPolicy,
+    *,
+    seconds: float,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
+    redirects: int = MAX_REDIRECTS,
 ) -> Iterator[tuple[requests.Response, Deadline]]:
-    """The answer to one request, after at most three redirects; its body is not read yet, and ends with the block.
+    """The answer to one request, after at most ``redirects``; its body is not read yet, and ends with the block.
+
+    With ``redirects=0`` a redirect is the answer. What has a ``body`` should not follow any.
 
     Raises:
         FetchError: no answer; a status of 400 or more is one.
     """
     with Deadline(seconds) as deadline, _session(policy, deadline) as session:
-        response = _follow(session, method, url, policy, deadline)
+        request = requests.Request(method, url, headers=dict(headers or {}), data=body)
+        response = _follow(session, request, policy, deadline, redirects)
         with response:
             yield response, deadline
 
 
 def _follow(
-    session: requests.Session, method: str, url: str, policy: AddressPolicy, deadline: Deadline
+    session: requests.Session, request: requests.Request, policy: AddressPolicy, deadline: Deadline, redirects: int
 ) -> requests.Response:
-    for _ in range(MAX_REDIRECTS + 1):
+    for _ in range(redirects + 1):
+        url: str = request.url
         check_url(url, policy)
-        response = _send(session, method, url, policy, deadline)
+        response = _send(session, request, policy, deadline)
         location = response.headers.get("Location")
-        if not response.is_redirect or location is None:
+        if not response.is_redirect or location is None or not redirects:
             return response
         response.close()
         # The next hop gets a connection of its own: a server may close this one while it says otherwise.
         session.close()
         try:
-            url = urljoin(url, location)
+            request.url = urljoin(url, location)
         except ValueError as error:
             raise FetchError("bad_url", f"{shown_url(url)} redirects to no URL.", "Give the direct address.") from error
     raise FetchError(
         "too_many_redirects",
-        f"The URL redirects more than {MAX_REDIRECTS} times.",
+        f"The URL redirects more than {redirects} times.",
         "Give the address that it leads to.",
     )
 
 
 def _send(
-    session: requests.Session, method: str, url: str, policy: AddressPolicy, deadline: Deadline
+    session: requests.Session, request: requests.Request, policy: AddressPolicy, deadline: Deadline
 ) -> requests.Response:
-    where = shown_url(url)
+    where = shown_url(request.url)
     try:
-        prepared = session.prepare_request(requests.Request(method, url))
+        prepared = session.prepare_request(request)
         final = prepared.url or ""
         # What is sent may differ from what was given, as names are normalised.
         check_url(final, policy)

@@ -18,6 +18,8 @@ from finetune_queue.store.jobs import (
     StoreError,
 )
 from finetune_queue.store.listing import CursorError, JobPage, JobPages
+from finetune_queue.store.local_queues import LocalQueues, QueueFullError
+from finetune_queue.store.outbox import Attempt, Hold, HoldLostError, LineStatus, Outbox, SetBackError, Subject
 from finetune_queue.store.overview import Overview, StateView, StoreView
 from finetune_queue.store.server import ServerFacts, server_facts
 
@@ -26,6 +28,7 @@ __all__ = [
     "AccountLimits",
     "AccountStatus",
     "Accounts",
+    "Attempt",
     "Budget",
     "Call",
     "CallClass",
@@ -35,20 +38,28 @@ __all__ = [
     "Deadlines",
     "Feed",
     "FeedItem",
+    "Hold",
+    "HoldLostError",
     "IdempotencyError",
     "JobNotFoundError",
     "JobPage",
     "JobPages",
     "JobStore",
+    "LineStatus",
+    "LocalQueues",
     "NoSlot",
     "NotDurableError",
+    "Outbox",
     "Overview",
     "OwnedElsewhereError",
+    "QueueFullError",
     "RedisError",
     "ServerFacts",
+    "SetBackError",
     "StateView",
     "StoreError",
     "StoreView",
+    "Subject",
     "UnknownAccountError",
     "connect",
     "is_place",

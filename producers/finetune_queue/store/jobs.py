@@ -13,6 +13,7 @@ from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.request import FineTuneRequest
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.accounts import transfer_line
+from finetune_queue.store.outbox import Outbox
 
 _PAGE = 200
 
@@ -91,6 +92,7 @@ class JobStore:
         self._transition = scripts.load(client, "transition")
         self._request_cancel = scripts.load(client, "request_cancel")
         self._forget = scripts.load(client, "forget")
+        self._outbox = Outbox(client)
 
     # reading
 
@@ -235,6 +237,8 @@ class JobStore:
             "track": job.tracked,
             "own": change.own,
             "event": None if event is None else job_event(job, event, previous).model_dump_json(),
+            "kind": event,
+            "notify": any(event in sink.wanted for sink in job.request.sinks) or None,
             "stream_length": self._stream_length,
         }
         body = {name: value for name, value in body.items() if value is not None}
@@ -278,12 +282,21 @@ class JobStore:
         pipe = self._redis.pipeline(transaction=True)
         pipe.xadd(
             keys.dead_letters(),
-            {"message_id": message_id, "reason": reason, "problems": json.dumps(problems), "body": body},
+            {
+                "kind": "message",
+                "message_id": message_id,
+                "reason": reason,
+                "problems": json.dumps(problems),
+                "body": body,
+            },
             maxlen=self._stream_length,
         )
         event = rejected_event(message_id, reason, problems)
-        pipe.xadd(keys.events(), {"event": event.model_dump_json()}, maxlen=self._stream_length)
+        text = event.model_dump_json()
+        pipe.xadd(keys.events(), {"event": text}, maxlen=self._stream_length)
         pipe.execute()
+        if self._outbox.wants(event.kind):
+            self._outbox.send_loose(event.id, [text])
 
     def save_upload_url(self, job_id: str, presigned: str, seconds: float) -> None:
         """Keep a presigned upload for as long as it is valid, apart from the job: it is a secret."""
@@ -307,7 +320,10 @@ class JobStore:
                 continue
             ids = cast("list[str]", self._redis.zrangebyscore(keys.state(state), "-inf", oldest, start=0, num=limit))
             for job in self.get_many(ids):
-                names = [keys.job(job.id), keys.job_events(job.id), keys.jobs(), keys.state(state), keys.owners()]
+                names = [
+                    *(keys.job(job.id), keys.job_events(job.id), keys.jobs(), keys.state(state), keys.owners()),
+                    *(keys.outbox(), keys.job_sinks(job.id), keys.deliveries(job.id)),
+                ]
                 gone += self._forget(names, [job.id, job.version, job.finetune_id or ""])
         return gone
 
@@ -329,6 +345,9 @@ def _transition_keys(job: JobRecord, previous: JobState | None, change: Change) 
         rooms[0],
         keys.tracked(job.account),
         rooms[1],
+        keys.outbox(),
+        keys.sink_kinds(),
+        keys.wake_outbox(),
     ]
 
 

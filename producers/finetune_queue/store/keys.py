@@ -82,3 +82,45 @@ def room(name: str) -> str:
 def tracked(name: str) -> str:
     """Sorted set: the account's jobs that Segmind works on, scored by when they were first tracked (ms)."""
     return f"{TAG}:tracked:{name}"
+
+
+def sink_kinds() -> str:
+    """Set: the kinds of events that some worker's own sinks (``FINETUNE_SINKS``) want."""
+    return f"{TAG}:sink_kinds"
+
+
+def outbox() -> str:
+    """Sorted set: jobs with events that are to be put into their sinks' lines, scored by when (ms)."""
+    return f"{TAG}:outbox"
+
+
+def wake_outbox() -> str:
+    """List of at most one item: pushed when a sleeping notifier has something to do earlier than it knew."""
+    return f"{TAG}:wake_outbox"
+
+
+def lines() -> str:
+    """Sorted set: lines with somebody in them, scored by when the next is due; a worker that holds one moves it."""
+    return f"{TAG}:lines"
+
+
+def line(name: str) -> str:
+    """Sorted set: the jobs with events for the sinks of a line, scored by when each is due (ms)."""
+    return f"{TAG}:line:{name}"
+
+
+def line_state(name: str) -> str:
+    """Hash: ``failures``, ``since`` (ms) and ``reason`` of a line whose sinks are out of reach; ``idle``, the score of
+    one that only waits for a job which was put off."""
+    return f"{TAG}:line:{name}:state"
+
+
+def job_sinks(job_id: str) -> str:
+    """Hash: for each sink's id how many of the job's events it has; ``ID:failures``; ``line:NAME`` since when (ms) the
+    job is in a line; ``only``, the one sink of events that were sent again without their job."""
+    return f"{TAG}:job:{job_id}:sinks"
+
+
+def deliveries(job_id: str) -> str:
+    """List: the latest attempts to deliver the job's events as JSON, newest first."""
+    return f"{TAG}:job:{job_id}:deliveries"

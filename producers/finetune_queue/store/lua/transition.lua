@@ -1,10 +1,11 @@
 -- The only script that writes a job: checks the version, then changes fields, sets, events and the deadline at once.
 -- KEYS  1 job  2 job events  3 jobs  4 state set it is in  5 state set it goes to  6 deadlines  7 wake
 --       8 events stream  9 owners  10 waiting room  11 tracked
---       12 the account's other waiting room
+--       12 the account's other waiting room  13 outbox  14 the kinds of events that the service's own sinks want
+--       15 the outbox's wake
 -- ARGV  1 JSON: id, expect (version; 0: must not exist), entered (bool), set {field: text}, delete [field],
 --       delay_ms (absent: no deadline), room_score, track (bool), event (JSON text), own (finetune_id),
---       stream_length
+--       kind (of the event), notify (a sink of the job wants it), stream_length
 -- Returns {1, now_ms}; {0, current version or ""} when the version differs; {-1, job id} when another job owns `own`.
 local job, change = KEYS[1], cjson.decode(ARGV[1])
 local id = change.id
@@ -60,6 +61,10 @@ end
 if change.event then
   redis.call('RPUSH', KEYS[2], change.event)
   redis.call('XADD', KEYS[8], 'MAXLEN', '~', change.stream_length, '*', 'event', change.event)
+  if change.notify or redis.call('SISMEMBER', KEYS[14], change.kind) == 1 then
+    redis.call('ZADD', KEYS[13], now, id)
+    if redis.call('EXISTS', KEYS[15]) == 0 then redis.call('LPUSH', KEYS[15], '1') end
+  end
 end
 if early and redis.call('EXISTS', KEYS[7]) == 0 then redis.call('LPUSH', KEYS[7], '1') end
 return {1, tonumber(now)}

@@ -1,0 +1,288 @@
+"""The outbox: which jobs have events that their sinks lack, and the lines in which those wait.
+
+A change that makes an event also puts its job into the outbox, in the same script. A notifier moves it into the lines
+of its sinks. Whoever takes a line holds it alone, so that the events of a job reach a sink in order; the hold is the
+line's score, moved into the future, and every write names it: a worker that was overtaken cannot write. How many of a
+job's events a sink has is kept with the job. It is written after the delivery, so a worker that dies between the two
+causes a repeat, never a loss.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+
+from finetune_queue.contract import EventType, Sink
+from finetune_queue.contract.job import iso_time
+from finetune_queue.store import keys, scripts
+
+LOG_LENGTH = 50
+"""How many attempts of a job's deliveries are kept."""
+
+_DEAD_LETTERS = 100_000
+
+
+class HoldLostError(Exception):
+    """The line was taken over: this worker stood still for longer than its lease."""
+
+
+class SetBackError(Exception):
+    """Somebody asked for the sink's events again: what is left to deliver has to be read anew."""
+
+
+@dataclass(slots=True)
+class Hold:
+    """A line that this worker works on; ``until`` (ms) moves with every attempt."""
+
+    line: str
+    until: int
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a line has to deliver: a job's sinks as far as they are, and how many events there are."""
+
+    id: str
+    reached: Mapping[str, int]
+    waiting_since: Mapping[str, int]
+    only: str | None
+    events: Sequence[str]
+
+    def after(self, sink: Sink) -> int:
+        """Return how many of the events the sink has."""
+        return self.reached.get(sink.id, 0)
+
+    def since(self, sink: Sink, line: str) -> int | None:
+        """Return since when (ms) the sink's next event has been waiting, as far as is known."""
+        return self.waiting_since.get(f"{sink.id}:since", self.waiting_since.get(f"line:{line}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt to deliver an event, as the log keeps it. ``outcome``: delivered, failed or dead."""
+
+    event_id: str
+    sink: str
+    sink_id: str
+    outcome: str
+    at_ms: int
+    took_ms: int
+    status: int | None = None
+    detail: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON shows it."""
+        body = {"time": iso_time(self.at_ms), "event": self.event_id, "sink": self.sink, "sink_id": self.sink_id}
+        rest = {"outcome": self.outcome, "status": self.status, "took_ms": self.took_ms, "detail": self.detail}
+        return body | {name: value for name, value in rest.items() if value not in (None, "")}
+
+
+@dataclass(frozen=True, slots=True)
+class LineStatus:
+    """A line with somebody in it. ``failures`` counts the attempts in a row at which its sinks were out of reach, since
+    ``since_ms``; ``next_ms`` is when it is due."""
+
+    name: str
+    waiting: int
+    failures: int
+    reason: str
+    since_ms: int | None
+    next_ms: int
+
+
+class Outbox:
+    """Moves events towards the sinks. One instance serves a whole process; it is safe in threads."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        """``client`` must wait longer for a reply than :meth:`wait_for_work` is asked to sleep."""
+        self._redis = client
+        self._take = scripts.load(client, "take")
+        self._line_up = scripts.load(client, "line_up")
+        self._attempt = scripts.load(client, "attempt")
+        self._leave = scripts.load(client, "leave")
+        self._settle = scripts.load(client, "settle")
+
+    # which events go out
+
+    def announce(self, sinks: Iterable[Sink]) -> None:
+        """Tell all that write events which kinds the service's own sinks want. Never taken back: a worker that no
+        longer has a sink costs a look, one that forgot it would cost events."""
+        wanted = sorted({kind for sink in sinks for kind in sink.wanted})
+        if wanted:
+            self._redis.sadd(keys.sink_kinds(), *wanted)
+
+    def wait_for_work(self, seconds: float) -> None:
+        """Sleep until a notifier is wanted, or for ``seconds``."""
+        self._redis.blpop([keys.wake_outbox()], timeout=max(seconds, 0.001))
+
+    def take(self, limit: int, lease: float) -> tuple[list[str], int, float | None]:
+        """Take up to ``limit`` jobs with news; nobody else gets them for ``lease`` seconds.
+
+        Returns their ids, the score that proves it, and the seconds until the next is due, None without one.
+        """
+        return self._taken(keys.outbox(), limit, lease)
+
+    def line_up(self, job_id: str, score: int, lines: Iterable[str]) -> None:
+        """Put a job that was taken into lines, or drop it from the outbox if there are none."""
+        names = list(lines)
+        pairs = [key for name in names for key in (keys.line(name), keys.line_state(name))]
+        own = [keys.job_sinks(job_id), keys.job(job_id), keys.job_events(job_id)]
+        self._line_up([keys.outbox(), keys.lines(), *own, *pairs], [job_id, score, *names])
+
+    def _taken(self, key: str, limit: int, lease: float) -> tuple[list[str], int, float | None]:
+        wait, score, *members = self._take([key], [limit, int(lease * 1000)])
+        return members, int(score), None if int(wait) < 0 else int(wait) / 1000
+
+    # a line
+
+    def take_lines(self, limit: int, lease: float) -> tuple[list[Hold], float | None]:
+        """Take up to ``limit`` lines that are due, each for ``lease`` seconds from its last attempt on; also returns
+        the seconds until the next is due."""
+        names, score, wait = self._taken(keys.lines(), limit, lease)
+        pipe = self._redis.pipeline(transaction=False)
+        for name in names:
+            pipe.hget(keys.line_state(name), "failures")
+        failures = pipe.execute()
+        return [Hold(name, score, int(count or 0)) for name, count in zip(names, failures, strict=True)], wait
+
+    def waiting(self, hold: Hold, limit: int, *, due: bool) -> list[str]:
+        """Return the first jobs of the line, or only those that are ``due``."""
+        now = self._now() if due else "+inf"
+        ids = self._redis.zrangebyscore(keys.line(hold.line), "-inf", now, start=0, num=limit)
+        return cast("list[str]", ids)
+
+    def subject(self, subject_id: str) -> Subject:
+        """Read what there is to deliver of a job."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hgetall(keys.job_sinks(subject_id))
+        pipe.lrange(keys.job_events(subject_id), 0, -1)
+        fields, events = pipe.execute()
+        only = fields.pop("only", None)
+        numbers = {name: int(value) for name, value in fields.items()}
+        return Subject(
+            id=subject_id,
+            reached={name: value for name, value in numbers.items() if ":" not in name},
+            waiting_since={name: value for name, value in numbers.items() if ":" in name},
+            only=only,
+            events=events,
+        )
+
+    def attempted(
+        self,
+        hold: Hold,
+        subject_id: str,
+        attempt: Attempt,
+        *,
+        before: int,
+        after: int,
+        lease: float,
+        dead: Mapping[str, str] | None = None,
+    ) -> int:
+        """Write an attempt down, and with it how many of the events the sink has now; equal numbers tell of a failure.
+        ``dead`` sets a dead letter aside in the same step. Returns how often in a row the sink failed for this job.
+
+        Raises:
+            HoldLostError: the line is somebody else's now; nothing was written.
+            SetBackError: the events are wanted again.
+        """
+        names = [keys.lines(), keys.job_sinks(subject_id), keys.deliveries(subject_id), keys.dead_letters()]
+        letter = [text for pair in (dead or {}).items() for text in pair]
+        args = [hold.line, hold.until, int(lease * 1000), attempt.sink_id, before, after, _entry(attempt), LOG_LENGTH]
+        reply = self._attempt(names, [*args, _DEAD_LETTERS, *letter])
+        if reply[0] == 0:
+            raise HoldLostError(hold.line)
+        if reply[0] == -1:
+            raise SetBackError(subject_id)
+        hold.until = int(reply[1])
+        return int(reply[2])
+
+    def leave(self, hold: Hold, subject: Subject, sinks: Iterable[Sink], *, delay: float | None = None) -> None:
+        """Let the job out of the line if its ``sinks`` have all events; with ``delay`` put it off within the line.
+
+        Raises:
+            HoldLostError: the line is somebody else's now.
+        """
+        names = [
+            *(keys.lines(), keys.line(hold.line), keys.job_sinks(subject.id), keys.job_events(subject.id)),
+            *(keys.job(subject.id), keys.deliveries(subject.id)),
+        ]
+        pairs = [value for sink in sinks for value in (sink.id, subject.after(sink))]
+        put_off = "" if delay is None else int(delay * 1000)
+        if not self._leave(names, [hold.line, hold.until, subject.id, len(subject.events), put_off, *pairs]):
+            raise HoldLostError(hold.line)
+
+    def settle(self, hold: Hold, *, down_for: float = 0.0, reason: str = "") -> None:
+        """End the hold; ``down_for`` seconds nobody tries the line, because its sinks are out of reach."""
+        names = [keys.lines(), keys.line(hold.line), keys.line_state(hold.line), keys.wake_outbox()]
+        self._settle(names, [hold.line, hold.until, int(down_for * 1000), reason])
+
+    # for people
+
+    def lines(self) -> list[LineStatus]:
+        """Return every line with somebody in it, those in trouble first."""
+        rows = cast("list[tuple[str, float]]", self._redis.zrange(keys.lines(), 0, -1, withscores=True))
+        pipe = self._redis.pipeline(transaction=False)
+        for name, _ in rows:
+            pipe.zcard(keys.line(name))
+            pipe.hgetall(keys.line_state(name))
+        replies = pipe.execute()
+        found = [
+            LineStatus(
+                name=name,
+                waiting=waiting,
+                failures=int(state.get("failures", "0")),
+                reason=state.get("reason", ""),
+                since_ms=int(state["since"]) if "since" in state else None,
+                next_ms=int(score),
+            )
+            for (name, score), waiting, state in zip(rows, replies[::2], replies[1::2], strict=True)
+        ]
+        return sorted(found, key=lambda line: (-line.failures, line.name))
+
+    def deliveries(self, job_id: str) -> list[Attempt]:
+        """Return the latest attempts to deliver the job's events, newest first."""
+        rows = cast("list[str]", self._redis.lrange(keys.deliveries(job_id), 0, -1))
+        return [Attempt(**json.loads(row)) for row in rows]
+
+    def redeliver(self, job_id: str, sink_id: str | None = None) -> list[str]:
+        """Send all of a job's events again, to one sink or to all that have some; returns the sinks' ids."""
+        fields = cast("list[str]", self._redis.hkeys(keys.job_sinks(job_id)))
+        known = [name for name in fields if ":" not in name and name != "only"]
+        chosen = [name for name in known if sink_id in {None, name}]
+        if chosen:
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.hset(keys.job_sinks(job_id), mapping=dict.fromkeys(chosen, 0))
+            self._send_out(pipe, job_id)
+            pipe.execute()
+        return chosen
+
+    def send_loose(self, subject_id: str, events: Sequence[str], sink_url: str | None = None) -> None:
+        """Send events that have no job any more, or never had one: to one sink, or to the service's own."""
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.rpush(keys.job_events(subject_id), *events)
+        if sink_url is not None:
+            pipe.hset(keys.job_sinks(subject_id), "only", sink_url)
+        self._send_out(pipe, subject_id)
+        pipe.execute()
+
+    def wants(self, kind: EventType) -> bool:
+        """Tell whether the service's own sinks want events of this kind."""
+        return bool(self._redis.sismember(keys.sink_kinds(), kind))
+
+    @staticmethod
+    def _send_out(pipe: "redis.client.Pipeline", subject_id: str) -> None:
+        pipe.zadd(keys.outbox(), {subject_id: 0})
+        pipe.lpush(keys.wake_outbox(), "1")
+        pipe.ltrim(keys.wake_outbox(), 0, 0)
+
+    def _now(self) -> int:
+        seconds, micros = self._redis.time()
+        return int(seconds * 1000 + micros // 1000)
+
+
+def _entry(attempt: Attempt) -> str:
+    fields = {name: getattr(attempt, name) for name in Attempt.__dataclass_fields__}
+    return json.dumps(fields, separators=(",", ":"))
