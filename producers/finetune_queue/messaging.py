@@ -28,6 +28,10 @@ RUN = "finetune.run"
 SWEEP = "finetune.sweep"
 PING = "finetune.ping"
 
+CONTINUE, BEGIN, ACCEPT = 0, 6, 9
+"""Priorities of messages; Redis hands out the lower first. What was started goes before what is new: a call slot that
+was handed out lapses if its message waits behind thousands of new requests."""
+
 _TRANSFERS = frozenset({Stage.UPLOAD, Stage.DOWNLOAD})
 
 
@@ -77,18 +81,19 @@ class Messenger:
         from kombu.exceptions import OperationalError
 
         try:
-            self._app.send_task(RUN, args=[job_id], queue=QUEUE)
+            self._app.send_task(RUN, args=[job_id], queue=QUEUE, priority=ACCEPT)
         except (OperationalError, RedisError) as error:
             log.warning("message_not_sent", job_id=job_id, error=str(error))
 
-    def start(self, job_id: str, stages: Sequence[Stage]) -> None:
-        """Start the rest of a job's chain."""
+    def start(self, job_id: str, stages: Sequence[Stage], *, new: bool = False) -> None:
+        """Start the rest of a job's chain; that of a ``new`` job after all others."""
         from celery import chain, signature
 
         links = [
             signature(stage_task(stage), args=[job_id], queue=stage_queue(stage), immutable=True, app=self._app)
             for stage in stages
         ]
+        links[0].set(priority=BEGIN if new else CONTINUE)
         chain(*links, app=self._app).apply_async()
 
     def sweep(self, account: str) -> None:

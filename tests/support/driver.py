@@ -31,7 +31,7 @@ class Post:
     def run(self, job_id: str) -> None:
         self.messages.append(Message(job_id))
 
-    def start(self, job_id: str, stages: Sequence[Stage]) -> None:
+    def start(self, job_id: str, stages: Sequence[Stage], *, new: bool = False) -> None:
         self.messages.append(Message(job_id, tuple(stages)))
 
     def sweep(self, account: str) -> None:

@@ -89,9 +89,9 @@ class _Post(Post):
         self._points.reach("message run")
         super().run(job_id)
 
-    def start(self, job_id: str, stages: Any) -> None:
+    def start(self, job_id: str, stages: Any, *, new: bool = False) -> None:
         self._points.reach("message chain")
-        super().start(job_id, stages)
+        super().start(job_id, stages, new=new)
 
     def sweep(self, account: str) -> None:
         self._points.reach("message sweep")

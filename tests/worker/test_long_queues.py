@@ -80,3 +80,16 @@ def test_a_lease_that_ran_out_does_not_wait_for_the_queues(bench: Any, dispatche
 
 def test_an_empty_queue_has_no_messages(bench: Any, dispatcher: Dispatcher) -> None:
     assert bench.container.messenger.queued(QUEUE) == 0
+
+
+def test_what_was_started_is_handed_out_before_what_is_new(bench: Any, dispatcher: Dispatcher) -> None:
+    messenger = bench.container.messenger
+    messenger.run("requested")
+    messenger.start("new", [Stage.SUBMIT], new=True)
+    messenger.start("goes on", [Stage.SUBMIT])
+    messenger.sweep("default")
+    assert messenger.queued(QUEUE) == 4
+
+    with messenger._app.producer_or_acquire() as producer:
+        received = [producer.channel.basic_get(QUEUE, no_ack=True).decode() for _ in range(4)]
+    assert [args[0] for args, _, _ in received] == ["goes on", "default", "new", "requested"]

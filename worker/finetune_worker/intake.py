@@ -47,7 +47,7 @@ def accept(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any],
     except ConflictError:
         return f"nothing to do: job {job.id} was started by another message"
     if not waits:
-        container.messenger.start(job.id, Stage.UPLOAD.and_after())
+        container.messenger.start(job.id, Stage.UPLOAD.and_after(), new=True)
     log.info("job_started")
     return f"started job {job.id}"
 
