@@ -256,6 +256,7 @@ BaseUrl = Annotated[str, AfterValidator(_check_base_url), Shown("URL")]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url), Shown("URL")]
 Accounts = Annotated[dict[str, AccountSettings], BeforeValidator(_parse_object), Shown("JSON object")]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_paths), Shown("folders")]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split_words), Shown("words, spaces between")]
 Sinks = Annotated[
     tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_sinks), Shown("URLs, spaces between")
 ]

@@ -46,6 +46,7 @@ from finetune_queue.setting_types import (
     StorageUrl,
     TokenHashes,
     Upper,
+    Words,
     is_loopback,
 )
 
@@ -142,6 +143,18 @@ class Settings(BaseSettings):
         example="/srv/datasets",
     )
 
+    finetune_dataset_buckets: Words = _setting(
+        (),
+        "Buckets, or prefixes in them, that `s3://`, `gs://` and `az://` datasets may be read from with the workers' "
+        "credentials. Empty: none may. The staging store always may.",
+        example="s3://my-bucket/datasets",
+    )
+    finetune_dataset_hosts: Words = _setting(
+        (),
+        "The only hosts that `https://` datasets may lie on. Empty: any public one.",
+        example="files.example.com",
+    )
+
     finetune_sinks: Sinks = _setting(
         (),
         "Where the events of all jobs go, by URL with spaces between: `celery://QUEUE/task.name`, `stream://NAME`, "
@@ -210,8 +223,8 @@ class Settings(BaseSettings):
     )
     finetune_hook_secret: Annotated[LongSecret | None, Shown("text")] = _setting(
         None,
-        "From this the gateway makes an unguessable path for each account's webhook; `finetune webhooks register` tells "
-        "it to Segmind. Empty: no webhook is taken.",
+        "From this the gateway makes an unguessable path for each account's webhook; `finetune webhooks register` "
+        "tells it to Segmind. Empty: no webhook is taken.",
         example="c0ffee" * 11,
         secret=True,
     )

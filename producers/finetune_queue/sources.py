@@ -76,6 +76,7 @@ def resolve_dataset(
     dataset: str,
     *,
     roots: Sequence[Path],
+    buckets: Sequence[str],
     scratch: Path,
     policy: AddressPolicy,
     fetch_public: bool = False,
@@ -86,7 +87,8 @@ def resolve_dataset(
     """Finds what `dataset` names, and copies it to `scratch` (a folder of the caller, who removes it) where it must.
 
     `fetch_public` downloads an `https://` address instead of passing it on: to check it, or because the provider could
-    not read it. `roots` are the folders that files may lie under, whatever links lead to them.
+    not read it. `roots` are the folders that files may lie under, whatever links lead to them; `buckets` the buckets,
+    or prefixes in them, that may be read with this machine's credentials.
 
     Raises:
         DatasetError: it cannot be used, with what to do about it.
@@ -107,6 +109,7 @@ def resolve_dataset(
     try:
         address = parse_url(dataset) if scheme else Path(dataset)
         if isinstance(address, ObjectAddress):
+            _check_bucket(address, buckets)
             return _copied(address, scratch, storage_options, max_bytes, on_progress)
     except StorageError as error:
         raise _from_storage(error) from error
@@ -165,6 +168,17 @@ def _local(path: Path, roots: Sequence[Path], max_bytes: int) -> LocalArchive:
         ) from error
     _check_size(display_name(str(path)), size, max_bytes)
     return LocalArchive(path=found, size=size, temporary=False)
+
+
+def _check_bucket(address: ObjectAddress, buckets: Sequence[str]) -> None:
+    url = f"{address.scheme}://{address.path}"
+    prefixes = [prefix.rstrip("/") for prefix in buckets]
+    if not any(url == prefix or url.startswith(f"{prefix}/") for prefix in prefixes):
+        raise DatasetError(
+            "dataset_not_allowed",
+            f"{display_name(url)} is not in a bucket that datasets may be read from.",
+            "Put it there (setting FINETUNE_DATASET_BUCKETS), or submit it with the SDK or CLI.",
+        )
 
 
 def _real(path: Path) -> Path:

@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from support.images import make_dataset_zip
 from support.web import Answer, Web
 
 LOOPBACK = AddressPolicy(allow_loopback=True)
+BUCKETS = ["s3://bucket", "s3://test-datasets", "gs://test-datasets"]
 
 
 @pytest.fixture
@@ -41,7 +41,16 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def resolve(scratch: Path, root: Path) -> Callable[..., PublicArchive | LocalArchive]:
     def call(dataset: str, **options: Any) -> PublicArchive | LocalArchive:
-        return resolve_dataset(dataset, **{"roots": [root], "scratch": scratch, "policy": LOOPBACK, **options})
+        return resolve_dataset(
+            dataset,
+            **{
+                "roots": [root],
+                "buckets": BUCKETS,
+                "scratch": scratch,
+                "policy": LOOPBACK,
+                **options,
+            },
+        )
 
     return call
 
@@ -198,7 +207,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, root: Path) -> str:
         "AWS_ENDPOINT_URL": s3_server,
     }.items():
         monkeypatch.setenv(name, value)
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    name = "test-datasets"
     client = boto3.client("s3")
     client.create_bucket(Bucket=name)
     client.upload_file(str(root / "a.zip"), name, "sets/a.zip")
@@ -223,6 +232,18 @@ def test_an_object_that_cannot_be_had(resolve: Resolve, bucket: str, scratch: Pa
     assert refusal(resolve, f"gs://{bucket}/sets/a.zip").code == "dataset_unavailable"
     assert refusal(resolve, f"s3://{bucket}/sets/a.zip", scratch=scratch / "gone").retryable
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("buckets", [[], ["s3://test-data"], ["s3://test-datasets/set"], ["gs://test-datasets"]])
+def test_a_bucket_that_is_not_named_is_not_read(resolve: Resolve, bucket: str, buckets: list[str]) -> None:
+    assert refusal(resolve, f"s3://{bucket}/sets/a.zip", buckets=buckets).code == "dataset_not_allowed"
+
+
+def test_a_prefix_of_a_bucket_may_be_named(resolve: Resolve, bucket: str) -> None:
+    assert isinstance(resolve(f"s3://{bucket}/sets/a.zip", buckets=[f"s3://{bucket}/sets/"]), LocalArchive)
+    assert (
+        refusal(resolve, f"s3://{bucket}/sets/../a.zip", buckets=[f"s3://{bucket}/sets"]).code == "dataset_bad_address"
+    )
 
 
 def test_an_object_that_grows_while_it_is_read(

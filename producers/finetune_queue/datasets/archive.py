@@ -11,7 +11,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from finetune_queue.datasets.limits import Limits
@@ -69,16 +69,23 @@ class Entry:
     info: zipfile.ZipInfo
 
 
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes inflated so far and None. What it raises ends the check and reaches the caller."""
+
+
 class Meter:
     """Counts what a check has inflated and how long it has run, over all entries."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, on_progress: Progress | None = None) -> None:
         self.limits = limits
+        self._on_progress = on_progress
         self._inflated = 0
         self._until = time.monotonic() + limits.max_seconds
 
     def tick(self) -> None:
         """Raises: ArchiveRefusedError when the time is over."""
+        if self._on_progress is not None:
+            self._on_progress(self._inflated, None)
         if time.monotonic() > self._until:
             raise ArchiveRefusedError("check_too_slow", f"The check took more than {self.limits.max_seconds:g} s.")
 

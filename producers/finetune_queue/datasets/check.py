@@ -12,6 +12,7 @@ from finetune_queue.datasets.archive import (
     Entry,
     EntryRefusedError,
     Meter,
+    Progress,
     inflate,
     megabytes,
     other_kind,
@@ -57,6 +58,7 @@ def check_archive(
     trigger_word: str | None = None,
     instance_prompt: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    on_progress: Progress | None = None,
 ) -> DatasetReport:
     """Judges a ZIP against the Fast Flux API (section 1, "Dataset") and against what is known to train badly.
 
@@ -67,7 +69,7 @@ def check_archive(
     """
     try:
         with path.open("rb") as file:
-            return _Check(file, limits, trigger_word, instance_prompt).run()
+            return _Check(file, limits, trigger_word, instance_prompt, on_progress).run()
     except FileNotFoundError as error:
         raise DatasetError(
             "dataset_not_found", f"There is no file {display_name(str(path))}.", "Check the path."
@@ -98,14 +100,19 @@ class _Check:
     """One check of one open file."""
 
     def __init__(
-        self, file: io.BufferedReader, limits: Limits, trigger_word: str | None, instance_prompt: str | None
+        self,
+        file: io.BufferedReader,
+        limits: Limits,
+        trigger_word: str | None,
+        instance_prompt: str | None,
+        on_progress: Progress | None,
     ) -> None:
         self._file = file
         self._limits = limits
         self._prompt = instance_prompt
         self._trigger = _Trigger(trigger_word) if trigger_word and trigger_word.strip() else None
         self._collector = Collector(limits)
-        self._meter = Meter(limits)
+        self._meter = Meter(limits, on_progress)
         self._pixels = PixelBudget(limits)
         self._seen = _Seen()
 

@@ -54,12 +54,15 @@ def upload(container: Container, claim: Claim) -> Outcome:
 
 
 def _prepare(container: Container, claim: Claim, scratch: Path) -> Outcome:
-    request = claim.job.request
+    request, settings = claim.job.request, container.settings
     found = resolve_dataset(
         request.dataset,
         roots=container.dataset_roots,
+        buckets=[*settings.finetune_dataset_buckets, settings.finetune_staging_url],
         scratch=scratch,
-        policy=AddressPolicy(allow_loopback=container.settings.segmind_is_loopback),
+        policy=AddressPolicy(
+            only_hosts=frozenset(settings.finetune_dataset_hosts), allow_loopback=settings.segmind_is_loopback
+        ),
         fetch_public=request.fetch_dataset,
         on_progress=claim.progress,
     )
@@ -111,7 +114,12 @@ def _checked(claim: Claim, path: Path) -> DatasetReport:
             if hashlib.file_digest(file, "sha256").hexdigest() == known.sha256:
                 return known
         log.warning("dataset_changed", was=known.sha256)
-    report = check_archive(path, trigger_word=request.trigger_word, instance_prompt=request.instance_prompt)
+    report = check_archive(
+        path,
+        trigger_word=request.trigger_word,
+        instance_prompt=request.instance_prompt,
+        on_progress=claim.progress,
+    )
     claim.write(dataset_report=report.model_dump(mode="json"))
     log.info("dataset_checked", ok=report.ok, images=report.images, bytes=report.bytes)
     return report
