@@ -247,7 +247,7 @@ ANSWERS: dict[str, tuple[object, Callable[[SegmindClient], object]]] = {
     "presign without a URL": ({"s3_url": "https://x"}, lambda client: client.presign_upload("x")),
     "presign with null": ({"presigned_url": None, "s3_url": "x"}, lambda client: client.presign_upload("x")),
     "credits as text": ({"credits": "many"}, lambda client: client.credits()),
-    "a huge reply": (b" " * (4 * 1024 * 1024 + 1), lambda client: client.credits()),
+    "a huge reply": (b'{"credits": 1}' + b" " * 4 * 1024 * 1024, lambda client: client.credits()),
 }
 
 

@@ -152,7 +152,8 @@ def test_a_list_that_ends_too_early_for_its_brackets_is_malformed(cut: int) -> N
 @pytest.mark.parametrize(
     "body",
     [b"", b"{}", b'{"error": "busy"}', b'{"item": [{"finetune_id": "a"}]}', b"null", b'"x"', b"12", b"<html></html>",
-     b"[1,]", b"[}", b"[] []", b'["\xff"]', b"[" * 200_000],
+     b"[1,]", b"[}", b"[] []", b'["\xff"]', b"[" * 200_000,
+     b'[{"finetune_id": "a", "x": ' + b"[" * 60 + b"]" * 60 + b"}]"],
     ids=lambda body: body[:20].decode("latin-1"),
 )  # fmt: skip
 def test_what_is_no_list_is_not_an_empty_one(body: bytes) -> None:

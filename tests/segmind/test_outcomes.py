@@ -391,7 +391,8 @@ def test_any_status_that_is_not_a_clear_no_leaves_a_submit_unknown(status: int) 
 @pytest.mark.parametrize(
     "body",
     [b"", b"<html>", b"null", b"[]", b'{"status": "REQUESTED"}', b'{"finetune_id": ""}', b'{"finetune_id": null}',
-     b'{"error": "try again"}', b'{"finetune_id": {"a": 1}}', b'{"finetune_id": "a"', b" " * 5_000_000, b"[" * 99_999],
+     b'{"error": "try again"}', b'{"finetune_id": {"a": 1}}', b'{"finetune_id": "a"',
+     b'{"finetune_id": "a"}' + b" " * 5_000_000, b"[" * 99_999],
     ids=lambda body: body[:20].decode(),
 )  # fmt: skip
 def test_an_unreadable_success_leaves_a_submit_unknown(body: bytes) -> None:
@@ -427,9 +428,15 @@ def trickle_body(wire: Wire) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("talk", [trickle_headers, trickle_body])
+def half_a_body(wire: Wire) -> None:
+    wire.hear()
+    wire.say(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n[")
+    wire.wait_closed()
+
+
+@pytest.mark.parametrize("talk", [trickle_headers, trickle_body, half_a_body])
 @pytest.mark.parametrize("call", [submit, REPEATABLE["details"], REPEATABLE["list"]])
-def test_a_trickle_does_not_outlast_the_call(talk: Callable[[Wire], None], call: Op) -> None:
+def test_no_reply_outlasts_the_call(talk: Callable[[Wire], None], call: Op) -> None:
     began = time.monotonic()
     with RawServer(talk) as server:
         error = failure(server.url, call, read_timeout=5, call_timeout=0.5)

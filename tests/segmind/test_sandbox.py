@@ -127,6 +127,7 @@ def test_from_a_dataset_to_verified_weights(client: SegmindClient, sandbox: Live
     assert verify_safetensors(part).size == WEIGHTS
     report = sandbox.control.report()
     assert report["submits"]["by_name"] == {"job-1": 1}
+    assert report["key_leaks"] == 0
 
 
 def test_access_link_and_credits(client: SegmindClient, sandbox: LiveSandbox, tmp_path: Path) -> None:
