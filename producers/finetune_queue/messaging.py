@@ -1,7 +1,8 @@
 """The Celery side that producers and workers share: names of tasks and queues, and how the transport is set."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -111,20 +112,35 @@ class Messenger:
         with self._app.producer_or_acquire() as producer:
             return int(producer.channel.queue_declare(queue).message_count)
 
+    def lengths(self) -> dict[str, int]:
+        """Return how many messages wait in each of our queues.
+
+        Raises:
+            QueueUnavailableError: the broker is out of reach.
+        """
+        with _broker_errors():
+            return {queue: self.queued(queue) for queue in (QUEUE, TRANSFER_QUEUE)}
+
     def workers(self, timeout: float) -> list[str]:
         """Return the names of the workers that answer within ``timeout`` seconds; it always takes that long.
 
         Raises:
             QueueUnavailableError: the broker is out of reach.
         """
-        from kombu.exceptions import OperationalError
-
-        try:
+        with _broker_errors():
             replies = self._app.control.ping(timeout=timeout)
-        except (OperationalError, RedisError) as error:
-            message = f"The broker is out of reach: {error}"
-            raise QueueUnavailableError(message) from error
         return sorted(name for reply in replies or () for name in reply)
+
+
+@contextmanager
+def _broker_errors() -> Iterator[None]:
+    from kombu.exceptions import OperationalError
+
+    try:
+        yield
+    except (OperationalError, RedisError) as error:
+        message = f"The broker is out of reach: {error}"
+        raise QueueUnavailableError(message) from error
 
 
 def producer_app(settings: Settings) -> "Celery":

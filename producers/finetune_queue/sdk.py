@@ -37,6 +37,7 @@ from finetune_queue.store import (
     ConflictError,
     IdempotencyError,
     JobNotFoundError,
+    JobPages,
     JobStore,
     RedisError,
     UnknownAccountError,
@@ -144,6 +145,7 @@ class FineTuneQueue:
         self._settings = settings
         self._redis = connect(settings.finetune_redis_url)
         self._jobs = JobStore(self._redis, retention=settings.finetune_retention)
+        self._pages = JobPages(self._redis, self._jobs)
         self._accounts = Accounts(self._redis)
         self._messenger: Messenger | None = None
 
@@ -279,6 +281,24 @@ class FineTuneQueue:
 
         return request.model_copy(update={"dataset": stage(Path(request.dataset), self._settings)})
 
+    def page(
+        self,
+        *,
+        state: JobState | None = None,
+        account: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> "Page":
+        """Return the newest jobs that match all that is given, ``limit`` at most, and a cursor for those that follow.
+
+        Raises:
+            ValueError: ``cursor`` is not one that a page gave.
+        """
+        with _translated():
+            found = self._pages.page(state=state, account=account, labels=labels, limit=limit, cursor=cursor)
+        return Page([Job(self, record) for record in found.jobs], found.cursor)
+
     def list(
         self,
         *,
@@ -288,17 +308,22 @@ class FineTuneQueue:
         limit: int = 50,
     ) -> Iterator[Job]:
         """Yield the newest jobs that match all that is given, ``limit`` at most."""
-        wanted = (labels or {}).items()
-        with _translated():
-            for record in self._jobs.newest(state=state):
-                if limit <= 0:
-                    return
-                if account is not None and record.account != account:
-                    continue
-                if not wanted <= record.request.labels.items():
-                    continue
-                limit -= 1
-                yield Job(self, record)
+        cursor = None
+        while limit > 0:
+            page = self.page(state=state, account=account, labels=labels, limit=min(limit, 200), cursor=cursor)
+            yield from page.jobs
+            limit -= len(page.jobs)
+            cursor = page.cursor
+            if cursor is None:
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some jobs, and the cursor of those that follow; None after the last ones. A page may be short before that."""
+
+    jobs: list[Job]
+    cursor: str | None
 
 
 @dataclass(frozen=True, slots=True)

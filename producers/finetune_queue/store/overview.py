@@ -21,9 +21,10 @@ class StateView:
 
 @dataclass(frozen=True, slots=True)
 class StoreView:
-    """The store at one moment. ``overdue`` is by how many seconds the oldest deadline passed unseen: with a worker
-    alive that is next to nothing."""
+    """The store at one moment (``at_ms``, of the Redis server's clock). ``overdue`` is by how many seconds the oldest
+    deadline passed unseen: with a worker alive that is next to nothing."""
 
+    at_ms: float
     states: list[StateView]
     dead_letters: int
     overdue: float
@@ -59,7 +60,7 @@ class Overview:
             age = max(0.0, now - oldest[0][1]) / 1000 if oldest else None
             states.append(StateView(state, count, age, next(replies) if jobs_per_state else []))
         overdue = max(0.0, now - deadline[0][1]) / 1000 if deadline else 0.0
-        return StoreView(states, dead_letters, overdue)
+        return StoreView(now, states, dead_letters, overdue)
 
     def line(self, account: str, count: int) -> list[str]:
         """Return who waits for the account's next call slots, first in line first."""

@@ -1,0 +1,58 @@
+"""What the routes work with: the SDK and the store's readers, built once for a process."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Self
+
+from finetune_queue.gateway.clients import Clients
+from finetune_queue.gateway.hints import Hints
+from finetune_queue.gateway.hub import Hub
+from finetune_queue.gateway.looks import Looks
+from finetune_queue.gateway.metrics import Metrics, QueueCollector
+from finetune_queue.messaging import Messenger, producer_app
+from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.settings import Settings
+from finetune_queue.store import Accounts, Feed, JobStore, Overview, connect
+
+QUICK = 2.0
+"""Seconds that the readiness probe gives Redis to answer."""
+
+MAX_UPLOADS = 4
+"""Uploads at once: each may need 100 MB of this machine's temporary folder."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Everything behind the routes. Safe in threads, but for what belongs to the event loop: hub, hints, uploads."""
+
+    settings: Settings
+    queue: FineTuneQueue
+    jobs: JobStore
+    feed: Feed
+    probe: Accounts
+    clients: Clients
+    hub: Hub
+    hints: Hints
+    looks: Looks
+    metrics: Metrics
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
+
+    @classmethod
+    def build(cls, settings: Settings) -> Self:
+        """Build everything from the settings. Connects to nothing yet."""
+        client = connect(settings.finetune_redis_url)
+        jobs = JobStore(client, retention=settings.finetune_retention)
+        accounts, overview, feed = Accounts(client), Overview(client), Feed(client)
+        messenger = Messenger(producer_app(settings))  # imports Celery here, not during the first submit
+        return cls(
+            settings=settings,
+            queue=FineTuneQueue(settings),
+            jobs=jobs,
+            feed=feed,
+            probe=Accounts(connect(settings.finetune_redis_url, read_timeout=QUICK)),
+            clients=Clients(settings.finetune_gateway_tokens, settings.finetune_gateway_rate_limit),
+            hub=Hub(feed),
+            hints=Hints(accounts.hint),
+            looks=Looks(jobs, accounts, overview, messenger),
+            metrics=Metrics(QueueCollector(overview, accounts, messenger)),
+        )

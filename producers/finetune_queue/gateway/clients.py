@@ -1,0 +1,81 @@
+"""Who may use the gateway, and how often."""
+
+import hmac
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from finetune_queue.gateway.problems import ProblemError, later
+from finetune_queue.setting_types import RateLimit
+
+LOCAL = "local"
+"""The one client of a gateway without tokens, which listens on loopback addresses only."""
+
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="finetune-queue"'}
+
+
+def new_token() -> str:
+    """Return a fresh token: 256 random bits, so that a plain hash of it keeps it."""
+    return f"ftq_{secrets.token_urlsafe(32)}"
+
+
+def token_hash(token: str) -> str:
+    """Return what FINETUNE_GATEWAY_TOKENS holds of a token."""
+    return sha256(token.encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """Requests that a client may still send now; one comes back every ``seconds / calls``."""
+
+    level: float
+    at: float
+
+
+class Clients:
+    """The clients of one process. Limits are its own: with several replicas each client has that many times as much."""
+
+    def __init__(self, tokens: Mapping[str, str], limit: RateLimit) -> None:
+        """``tokens`` maps names to the SHA-256 of their token; none: everybody is :data:`LOCAL`."""
+        self._tokens = dict(tokens)
+        self._limit = limit
+        self._buckets = {name: _Bucket(limit.calls, time.monotonic()) for name in [*tokens, LOCAL]}
+
+    @property
+    def local_only(self) -> bool:
+        """Whether no token is asked for."""
+        return not self._tokens
+
+    def identify(self, token: str | None) -> str:
+        """Return the client that has this token.
+
+        Raises:
+            ProblemError: 401.
+        """
+        if self.local_only:
+            return LOCAL
+        if token is None:
+            raise ProblemError("unauthorized", "Send 'Authorization: Bearer TOKEN'.", headers=_CHALLENGE)
+        given = token_hash(token)
+        found = [name for name, kept in self._tokens.items() if hmac.compare_digest(kept, given)]
+        if not found:
+            raise ProblemError("unauthorized", "The token is not known here.", headers=_CHALLENGE)
+        return found[0]
+
+    def admit(self, client: str) -> None:
+        """Count a request of the client.
+
+        Raises:
+            ProblemError: 429; it has sent too many.
+        """
+        bucket, now = self._buckets[client], time.monotonic()
+        rate = self._limit.calls / self._limit.seconds
+        bucket.level = min(float(self._limit.calls), bucket.level + (now - bucket.at) * rate)
+        bucket.at = now
+        if bucket.level < 1:
+            raise later(
+                "rate-limited", f"No more than {self._limit} (requests/seconds).", (1 - bucket.level) / rate
+            )
+        bucket.level -= 1

@@ -1,0 +1,178 @@
+"""The outermost layer: what is true of every request, whatever route it takes or does not find.
+
+Ids, one log line, numbers for /metrics, headers, bounds on bodies and on how many requests run at once, and the last
+place that can turn an exception into an answer.
+"""
+
+import asyncio
+import ipaddress
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from finetune_queue.contract import new_job_id
+from finetune_queue.gateway.problems import ProblemError, explain, internal_error, later, respond
+
+log = structlog.get_logger(__name__)
+
+MAX_JSON = 256 * 1024
+MAX_HOOK = 64 * 1024
+MAX_DATASET = 100_000_000
+"""Segmind takes datasets under 100 MB (Fast Flux API, section 1)."""
+
+JSON_SECONDS = 30.0
+DATASET_SECONDS = 1800.0
+IDLE_SECONDS = 20.0
+"""By when a body has arrived, and how long it may pause."""
+
+MAX_RUNNING = 200
+"""Requests that run at once, streams not counted; more are told to come back."""
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+Observe = Callable[[str, str, int, float], None]
+"""Told of each request: method, route, status, seconds."""
+
+
+class Edge:
+    """The ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, *, local_only: bool, observe: Observe) -> None:
+        """``local_only``: no token is asked for, so a web page of another site must not get through the browser."""
+        self._app = app
+        self._local_only = local_only
+        self._observe = observe
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = new_job_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.monotonic(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        counted = not scope["path"].endswith("/stream") and scope["path"] not in _PROBES
+        self._running += counted
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                response = self._refusal(scope, counted=counted)
+                if response is None:
+                    await self._app(scope, _bounded(scope, receive), sending)
+                else:
+                    await response(scope, receive, sending)
+            except Exception as error:
+                problem = explain(error)
+                if problem is None:
+                    log.exception("request_crashed", method=scope["method"], route=route_of(scope))
+                    problem = internal_error()
+                if status:
+                    raise  # the answer has begun; the server ends the connection
+                await respond(problem, request_id)(scope, receive, sending)
+            finally:
+                self._running -= counted
+                self._tell(scope, status, time.monotonic() - started)
+
+    def _refusal(self, scope: Scope, *, counted: bool) -> Response | None:
+        request_id = scope["state"]["request_id"]
+        if counted and self._running > MAX_RUNNING:
+            return respond(later("busy", f"{MAX_RUNNING} requests are running.", 1), request_id)
+        if self._local_only and (why := _foreign(scope)):
+            return respond(ProblemError("foreign-origin", why), request_id)
+        return None
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        route = route_of(scope)
+        self._observe(scope["method"], route, status, seconds)
+        say = log.debug if scope["path"] in _PROBES else log.info
+        client = scope["state"].get("client")
+        say(
+            "http_request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4), client=client
+        )
+
+
+def route_of(scope: Scope) -> str:
+    """Return the route's template: the path itself may hold a secret, or be one of too many for a label."""
+    return getattr(scope.get("route"), "path", "none")
+
+
+def _bounded(scope: Scope, receive: Receive) -> Receive:
+    """Return ``receive`` with bounds on the body's size and time."""
+    path = scope["path"]
+    most, seconds = MAX_JSON, JSON_SECONDS
+    if path == "/v1/datasets":
+        most, seconds = MAX_DATASET, DATASET_SECONDS
+    elif path.startswith("/hooks/"):
+        most = MAX_HOOK
+    declared = Headers(scope=scope).get("content-length", "0")
+    too_large = ProblemError("too-large", f"The body may have {most:,} bytes at most.")
+    end = time.monotonic() + seconds
+    size, over = 0, False
+
+    async def bounded() -> Message:
+        nonlocal size, over
+        if over:  # from here on it tells of the client going away, whenever that is
+            return await receive()
+        if declared.isdecimal() and int(declared) > most:
+            raise too_large
+        try:
+            async with asyncio.timeout(min(IDLE_SECONDS, end - time.monotonic())):
+                message = await receive()
+        except TimeoutError:
+            raise ProblemError("request-timeout", "The body came too slowly.") from None
+        if message["type"] == "http.request":
+            size += len(message.get("body", b""))
+            if size > most:
+                raise too_large
+            over = not message.get("more_body", False)
+        return message
+
+    return bounded
+
+
+def _foreign(scope: Scope) -> str | None:
+    """Say why a request cannot come from a program of this machine, None if it may.
+
+    A web page that somebody visits can make their browser call loopback addresses; it cannot choose these headers.
+    """
+    headers = Headers(scope=scope)
+    host = headers.get("host", "")
+    if not _is_loopback(host):
+        return "The Host header names another machine. Set FINETUNE_GATEWAY_TOKENS to serve others."
+    origin = headers.get("origin")
+    if scope["method"] not in _SAFE and origin is not None and urlsplit(origin).netloc != host:
+        return "The request comes from another site's page."
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

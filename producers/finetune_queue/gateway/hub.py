@@ -1,0 +1,143 @@
+"""One reader of the event stream for all that follow it: it tells them that there is news, and they read it themselves.
+
+So a follower holds no connection to Redis while it waits, a slow one holds up nobody, and none misses anything: what a
+follower has is its own place, not a queue that may overflow.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+from anyio import CapacityLimiter, to_thread
+
+from finetune_queue.errors import QueueUnavailableError, UnknownJobError
+from finetune_queue.gateway.problems import later
+from finetune_queue.store import Feed, JobNotFoundError, RedisError
+
+log = structlog.get_logger(__name__)
+
+MAX_FOLLOWERS = 500
+
+LIFETIME = 3600.0
+"""Seconds after which a stream ends and its client comes back, to wherever it is then sent."""
+
+LOOK_EVERY = 10.0
+"""Seconds after which a follower looks by itself, and a comment keeps its connection alive."""
+
+PACE = 0.1
+"""Seconds between two reads of a follower while much happens."""
+
+_BLOCK = 1.0  # also how long stopping may take
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a follower read: pairs of place and JSON, whether there is more, and whether nothing can come any more."""
+
+    items: list[tuple[str, str]]
+    more: bool = False
+    ended: bool = False
+
+
+Read = Callable[[str], Batch]
+"""Reads on from a place; called in a thread."""
+
+
+class Hub:
+    """Wakes followers; run :meth:`run` in the loop that they are in."""
+
+    def __init__(self, feed: Feed, *, lifetime: float = LIFETIME) -> None:
+        """``lifetime``: seconds after which a stream ends."""
+        self._feed = feed
+        self._lifetime = lifetime
+        self._followers: dict[asyncio.Event, str | None] = {}
+        self._wanted = asyncio.Event()
+        self._stopping = False
+        # Apart from the threads of the requests, so that neither can take all of the other's.
+        self._reader = CapacityLimiter(1)
+        self._readers = CapacityLimiter(8)
+
+    def stop(self) -> None:
+        """End all streams."""
+        self._stopping = True
+        self._wake(None)
+
+    async def run(self) -> None:
+        """Read the stream while anybody follows it, until cancelled."""
+        place: str | None = None
+        while True:
+            if not self._followers:
+                self._wanted.clear()
+                place = None
+                await self._wanted.wait()
+            try:
+                if place is None:
+                    place = await to_thread.run_sync(self._feed.latest, limiter=self._reader)
+                    self._wake(None)
+                found = await to_thread.run_sync(self._feed.wait, place, _BLOCK, _BATCH, limiter=self._reader)
+            except RedisError as error:
+                log.warning("event_stream_unreadable", error=str(error))
+                place = None
+                await asyncio.sleep(_BLOCK)
+                continue
+            if found:
+                place = found[-1].place
+                self._wake({json.loads(item.event).get("subject") for item in found})
+
+    def _wake(self, subjects: set[str | None] | None) -> None:
+        for news, subject in self._followers.items():
+            if subjects is None or subject is None or subject in subjects:
+                news.set()
+
+    @contextmanager
+    def _following(self, subject: str | None) -> Iterator[asyncio.Event]:
+        news = asyncio.Event()
+        self._followers[news] = subject
+        self._wanted.set()
+        try:
+            yield news
+        finally:
+            del self._followers[news]
+
+    def check_room(self) -> None:
+        """Raise a problem (503) when there are as many streams as there may be."""
+        if len(self._followers) >= MAX_FOLLOWERS:
+            raise later("busy", f"{MAX_FOLLOWERS} streams are open.", 5)
+
+    async def stream(self, subject: str | None, place: str, read: Read) -> AsyncIterator[bytes]:
+        """Yield server-sent events from ``place`` on, as they come: those about ``subject``, or all.
+
+        The stream ends with an event named ``end`` once ``read`` says that nothing can come any more, and without one
+        when its time is over. While Redis is away it waits.
+        """
+        yield b"retry: 2000\n\n"
+        end = time.monotonic() + self._lifetime
+        with self._following(subject) as news:
+            while not self._stopping and time.monotonic() < end:
+                news.clear()
+                try:
+                    batch = await to_thread.run_sync(read, place, limiter=self._readers)
+                except (RedisError, QueueUnavailableError):
+                    yield b": the queue is out of reach\n\n"
+                    await asyncio.sleep(_BLOCK)
+                    continue
+                except (JobNotFoundError, UnknownJobError):
+                    return  # kept its time, and gone
+                for place, event in batch.items:  # noqa: PLR1704 - where the follower is
+                    yield f"id: {place}\ndata: {event}\n\n".encode()
+                if batch.ended:
+                    yield f"id: {place}\nevent: end\ndata: {{}}\n\n".encode()
+                    return
+                if batch.more:
+                    continue
+                await asyncio.sleep(PACE)
+                try:
+                    async with asyncio.timeout(min(LOOK_EVERY, max(0.0, end - time.monotonic()))):
+                        await news.wait()
+                except TimeoutError:
+                    yield b": still here\n\n"

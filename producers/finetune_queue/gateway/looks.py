@@ -1,0 +1,99 @@
+"""The whole queue at one look, shared by all that ask within a second."""
+
+import threading
+import time
+from datetime import UTC, datetime
+
+from finetune_queue.contract import JobRecord
+from finetune_queue.errors import QueueUnavailableError
+from finetune_queue.gateway.models import AccountView, InLine, JobCard, OverviewReply, StateColumn
+from finetune_queue.messaging import Messenger
+from finetune_queue.store import Accounts, JobStore, Overview, UnknownAccountError
+
+JOBS_PER_STATE = 20
+IN_LINE = 10
+
+FRESH = 1.0
+"""Seconds that a look is kept: many viewers cost the store no more than one."""
+
+
+class Looks:
+    """Takes looks, one thread at a time."""
+
+    def __init__(self, jobs: JobStore, accounts: Accounts, overview: Overview, messenger: Messenger) -> None:
+        self._jobs = jobs
+        self._accounts = accounts
+        self._overview = overview
+        self._messenger = messenger
+        self._lock = threading.Lock()
+        self._latest: tuple[float, OverviewReply] | None = None
+
+    def get(self) -> OverviewReply:
+        """Return a look that is fresh."""
+        with self._lock:
+            if self._latest is None or time.monotonic() - self._latest[0] > FRESH:
+                self._latest = (time.monotonic(), self._look())
+            return self._latest[1]
+
+    def _look(self) -> OverviewReply:
+        look = self._overview.look(JOBS_PER_STATE)
+        ids = [job_id for view in look.states for job_id in view.job_ids]
+        records = {record.id: record for record in self._jobs.get_many(ids)}
+        states = [
+            StateColumn(
+                state=view.state,
+                count=view.count,
+                oldest_seconds=view.oldest,
+                jobs=[_card(records[job_id], look.at_ms) for job_id in view.job_ids if job_id in records],
+            )
+            for view in look.states
+        ]
+        try:
+            queues = self._messenger.lengths()
+        except QueueUnavailableError:
+            queues = {}
+        return OverviewReply(
+            at=datetime.fromtimestamp(look.at_ms / 1000, tz=UTC),
+            states=states,
+            accounts=[account for name in self._accounts.names() if (account := self._account(name)) is not None],
+            queues=queues,
+            dead_letters=look.dead_letters,
+            overdue_seconds=look.overdue,
+        )
+
+    def _account(self, name: str) -> AccountView | None:
+        try:
+            status = self._accounts.status(name)
+        except UnknownAccountError:
+            return None
+        line = self._jobs.get_many(self._overview.line(name, IN_LINE))
+        return AccountView(
+            name=name,
+            calls=status.limits.calls,
+            window_seconds=status.limits.window,
+            used=status.used,
+            waiting=status.waiting,
+            trainings=status.tracked,
+            max_training=status.limits.max_training,
+            submits_today=status.spent_today,
+            max_submits_per_day=status.limits.max_submits_per_day,
+            stopped=status.stopped,
+            paused_seconds=status.paused_for,
+            pause_reason=status.pause_reason,
+            line=[InLine(job_id=job.id, what=job.stage, name=job.request.name) for job in line],
+        )
+
+
+def _card(job: JobRecord, now_ms: float) -> JobCard:
+    return JobCard(
+        job_id=job.id,
+        name=job.request.name,
+        account=job.account,
+        state=job.state,
+        created_at=datetime.fromtimestamp(job.created_ms / 1000, tz=UTC),
+        seconds_in_state=max(0.0, (now_ms - job.entered_ms) / 1000),
+        waiting_for=job.waiting_for,
+        provider_status=job.provider_status,
+        progress=job.progress,
+        error=None if job.error is None else job.error.message,
+    )

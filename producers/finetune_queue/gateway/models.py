@@ -1,0 +1,227 @@
+"""The messages of the HTTP API, as OpenAPI shows them."""
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+
+from finetune_queue.contract import Event, FineTuneRequest, JobError, JobState, Stage, WaitReason
+from finetune_queue.contract.job import Progress, Weights
+from finetune_queue.contract.request import AccountName
+from finetune_queue.sdk import Job, Waiting
+
+DatasetUrl = Annotated[str, StringConstraints(pattern=r"^(https?|file|s3|gs|az)://[!-~]+$", max_length=2000)]
+LabelFilter = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=", max_length=320)]
+Place = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class SubmitBody(FineTuneRequest):
+    """A fine-tune to run. The dataset is a URL; a local ZIP goes to `/v1/datasets` first, which gives one."""
+
+    dataset: DatasetUrl = Field(
+        description="https:// URL of a public ZIP, a URL that /v1/datasets gave, or another that the workers can read."
+    )
+
+
+class Links(_Model):
+    """Where to go on from a job."""
+
+    self: str
+    events: str
+    stream: str
+    cancel: str
+    retry: str
+
+    @classmethod
+    def to(cls, job_id: str) -> "Links":
+        """Return the links of a job."""
+        base = f"/v1/jobs/{quote(job_id, safe='')}"
+        return cls(
+            self=base, events=f"{base}/events", stream=f"{base}/stream", cancel=f"{base}/cancel", retry=f"{base}/retry"
+        )
+
+
+class WaitingView(_Model):
+    """Why a job is not moving, how many are in front of it and about how many seconds that takes, if that is known."""
+
+    reason: WaitReason
+    ahead: int
+    estimate_seconds: float | None = None
+
+    @classmethod
+    def of(cls, waiting: Waiting) -> "WaitingView":
+        """Return what the SDK tells."""
+        return cls(reason=waiting.reason, ahead=waiting.ahead, estimate_seconds=waiting.estimate)
+
+
+class JobView(BaseModel):
+    """A job. What is not known yet, or not true of it, is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    job_id: str
+    state: JobState
+    account: str
+    request: dict[str, Any] = Field(description="The request as it was accepted, with every default filled in.")
+    created_at: AwareDatetime
+    updated_at: AwareDatetime
+    links: Links
+    waiting: WaitingView | None = None
+    waiting_for: WaitReason | None = None
+    attempts: int = 0
+    cancel_requested: bool = False
+    progress: Progress | None = None
+    error: JobError | None = None
+    failed_stage: Stage | None = None
+    dataset_report: dict[str, JsonValue] | None = None
+    dataset_url: str | None = None
+    evidence: list[str] = Field(default_factory=list)
+    finetune_id: str | None = None
+    provider_status: str | None = None
+    weights_url: str | None = None
+    weights: Weights | None = None
+
+    @classmethod
+    def of(cls, job: Job, waiting: Waiting | None = None) -> "JobView":
+        """Return a job as this API shows it."""
+        shown = None if waiting is None else WaitingView.of(waiting)
+        return cls(**job.as_dict(), links=Links.to(job.id), waiting=shown)
+
+
+class JobList(_Model):
+    """A page of jobs, newest first. ``next`` is the cursor of the page that follows; a page may be short before it."""
+
+    jobs: list[JobView]
+    next: str | None = None
+
+
+class ListQuery(BaseModel):
+    """Which jobs to list; what is given must all match."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: JobState | None = Field(default=None, description="Only jobs in this state, by when they entered it.")
+    account: AccountName | None = Field(default=None, description="Only jobs of this account.")
+    label: list[LabelFilter] = Field(default=[], max_length=32, description="Only jobs with this label: `key=value`.")
+    limit: int = Field(default=50, ge=1, le=200)
+    cursor: str | None = Field(default=None, max_length=64, description="`next` of the page before.")
+
+    @property
+    def labels(self) -> dict[str, str] | None:
+        """The labels that a job must have; None when no job can have all of them."""
+        pairs = {(key, value) for key, _, value in (text.partition("=") for text in self.label)}
+        return dict(pairs) if len(dict(pairs)) == len(pairs) else None
+
+
+class EventQuery(BaseModel):
+    """Which of a job's events."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: Count = Field(default=0, description="Only events with a higher number.")
+    limit: int = Field(default=100, ge=1, le=1000)
+
+
+class EventList(_Model):
+    """Events (CloudEvents 1.0), oldest first. ``next`` is what to give as ``after`` for those that follow these."""
+
+    events: list[Event]
+    next: int
+
+
+class FeedQuery(BaseModel):
+    """Which events of all jobs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: Place = Field(default="0-0", description="Only events after this place in the stream.")
+    limit: int = Field(default=100, ge=1, le=1000)
+
+
+class FeedList(_Model):
+    """Events of all jobs, oldest first. ``next`` is what to give as ``after`` for those that follow these."""
+
+    events: list[Event]
+    next: str
+
+
+class Dataset(_Model):
+    """A dataset in the staging store; ``dataset`` is the URL for a request."""
+
+    dataset: str
+    bytes: int
+    sha256: str
+
+
+class AccessBody(BaseModel):
+    """Who may use the tuned model at Segmind."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    public: bool
+
+
+class JobCard(_Model):
+    """A job in a few words, for the board."""
+
+    job_id: str
+    name: str
+    account: str
+    state: JobState
+    created_at: AwareDatetime
+    seconds_in_state: float
+    waiting_for: WaitReason | None = None
+    provider_status: str | None = None
+    progress: Progress | None = None
+    error: str | None = None
+
+
+class StateColumn(_Model):
+    """The jobs in a state: how many, for how many seconds the oldest is in it, and some of them."""
+
+    state: JobState
+    count: int
+    oldest_seconds: float | None = None
+    jobs: list[JobCard]
+
+
+class InLine(_Model):
+    """Somebody who waits for a call of the account."""
+
+    job_id: str
+    what: Stage
+    name: str
+
+
+class AccountView(_Model):
+    """An account's budget, and who waits for it. ``calls`` in any ``window_seconds``, ``used`` of them now."""
+
+    name: str
+    calls: int
+    window_seconds: float
+    used: int
+    waiting: int
+    trainings: int
+    max_training: int | None = None
+    submits_today: int
+    max_submits_per_day: int | None = None
+    stopped: bool
+    paused_seconds: float
+    pause_reason: str
+    line: list[InLine]
+
+
+class OverviewReply(_Model):
+    """The whole queue at one look."""
+
+    at: AwareDatetime
+    states: list[StateColumn]
+    accounts: list[AccountView]
+    queues: dict[str, int] = Field(description="Messages that wait in each Celery queue; empty if the broker is away.")
+    dead_letters: int
+    overdue_seconds: float = Field(description="By how much the oldest deadline has passed: 0 while a worker runs.")

@@ -1,0 +1,189 @@
+"""Errors as problem details (RFC 9457): one table of codes, and what each exception of the layers below means."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from finetune_queue.errors import (
+    FineTuneQueueError,
+    IdempotencyConflictError,
+    InvalidRequestError,
+    NotPossibleError,
+    StagingUnavailableError,
+    UnknownJobError,
+)
+from finetune_queue.store import CursorError, JobNotFoundError, RedisError
+
+MEDIA_TYPE = "application/problem+json"
+
+TITLES: Mapping[str, tuple[int, str]] = {
+    "bad-request": (400, "The request cannot be read"),
+    "unauthorized": (401, "A valid bearer token is needed"),
+    "foreign-origin": (403, "This gateway is for this machine only"),
+    "not-found": (404, "There is nothing here"),
+    "job-not-found": (404, "There is no such job"),
+    "method-not-allowed": (405, "The method is not allowed here"),
+    "request-timeout": (408, "The request's body did not arrive in time"),
+    "not-possible": (409, "The job's state does not allow this"),
+    "too-large": (413, "The request's body is too large"),
+    "unsupported-media-type": (415, "The request's body is of the wrong kind"),
+    "invalid-request": (422, "The request is not valid"),
+    "idempotency-conflict": (422, "The idempotency key was used with another request"),
+    "rate-limited": (429, "Too many requests"),
+    "internal-error": (500, "The gateway met a defect"),
+    "queue-unavailable": (503, "The queue is out of reach"),
+    "staging-unavailable": (503, "The staging store is out of reach"),
+    "busy": (503, "The gateway is busy"),
+}
+"""Every code, with its HTTP status and title."""
+
+_BY_STATUS = {401: "unauthorized", 404: "not-found", 405: "method-not-allowed", 413: "too-large"}
+
+RETRY_AFTER = 2
+"""Seconds after which a client may try again when something is out of reach."""
+
+
+class FieldProblem(BaseModel):
+    """One thing that is wrong: where (a JSON pointer into the body, or the parameter's name) and what."""
+
+    where: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """Problem details as RFC 9457 has them; ``code`` is the stable word for programs."""
+
+    type: str = Field(examples=["urn:finetune-queue:problem:job-not-found"])
+    title: str
+    status: int
+    detail: str
+    code: str
+    instance: str | None = Field(default=None, description="The request's id, which is also in the gateway's log.")
+    errors: list[FieldProblem] | None = None
+
+
+class ProblemError(HTTPException):
+    """Ends a request with a problem."""
+
+    def __init__(
+        self,
+        code: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        errors: list[FieldProblem] | None = None,
+    ) -> None:
+        """``code`` is one of :data:`TITLES`."""
+        super().__init__(TITLES[code][0], detail, dict(headers or {}))
+        self.code = code
+        self.errors = errors
+
+
+def later(code: str, detail: str, seconds: float = RETRY_AFTER) -> ProblemError:
+    """Make the problem of something that may work again after ``seconds``."""
+    return ProblemError(code, detail, headers={"Retry-After": str(max(1, math.ceil(seconds)))})
+
+
+def explain(error: Exception) -> ProblemError | None:
+    """Return the problem that an exception means; None for one that nothing expects."""
+    text = str(error)
+    match error:
+        case ProblemError():
+            return error
+        case RequestValidationError():
+            return _invalid(error)
+        case HTTPException():
+            code = _BY_STATUS.get(error.status_code, "bad-request")
+            return ProblemError(code, str(error.detail), headers=error.headers)
+        case InvalidRequestError():
+            problems = [FieldProblem(where=_pointer(line), detail=line) for line in error.problems]
+            return ProblemError("invalid-request", "; ".join(error.problems), errors=problems)
+        case CursorError():
+            return ProblemError("invalid-request", text, errors=[FieldProblem(where="cursor", detail=text)])
+        case UnknownJobError() | JobNotFoundError():
+            return ProblemError("job-not-found", text)
+        case NotPossibleError():
+            return ProblemError("not-possible", text)
+        case IdempotencyConflictError():
+            return ProblemError("idempotency-conflict", text)
+        case StagingUnavailableError():
+            return later("staging-unavailable", text)
+        case FineTuneQueueError() | RedisError():
+            # What Redis or its client says may name hosts, which is for the log.
+            return later("queue-unavailable", "The queue's Redis is out of reach. Nothing was lost; try again.")
+        case _:
+            return None
+
+
+def internal_error() -> ProblemError:
+    """Make the problem of a defect; what it was is in the log, under the request's id."""
+    return ProblemError("internal-error", "See the gateway's log for this request's id.")
+
+
+def respond(error: ProblemError, request_id: str | None) -> Response:
+    """Return the response that tells of the problem."""
+    status, title = TITLES[error.code]
+    body = Problem(
+        type=f"urn:finetune-queue:problem:{error.code}",
+        title=title,
+        status=status,
+        detail=error.detail,
+        code=error.code,
+        instance=None if request_id is None else f"urn:uuid:{request_id}",
+        errors=error.errors,
+    )
+    content = json.dumps(body.model_dump(exclude_none=True)).encode()
+    return Response(content, status, media_type=MEDIA_TYPE, headers=error.headers)
+
+
+def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses of these problems."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        status, title = TITLES[code]
+        said = found.get(status)
+        described = f"{said['description']}, or: {title}" if said else title
+        found[status] = {
+            "description": described,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+    return found
+
+
+def _invalid(error: RequestValidationError) -> ProblemError:
+    problems = []
+    for found in error.errors():
+        source, *path = found["loc"]
+        if found["type"] == "json_invalid":
+            return ProblemError("bad-request", f"The body is not JSON: {found['ctx']['error']}.")
+        where = "/" + "/".join(str(part) for part in path) if source == "body" else ".".join(map(str, path))
+        problems.append(FieldProblem(where=_printable(where), detail=_said(found)))
+    detail = "; ".join(f"{problem.where}: {problem.detail}" for problem in problems[:5])
+    return ProblemError("invalid-request", detail, errors=problems[:50])
+
+
+def _said(found: Mapping[str, Any]) -> str:
+    match found["type"]:
+        case "missing":
+            return "is required"
+        case "extra_forbidden":
+            return "is not known here"
+        case _:
+            text = str(found["msg"]).removeprefix("Value error, ")
+            return _printable(f"{text[:1].lower()}{text[1:]}")
+
+
+def _printable(text: str) -> str:
+    """Return a text that every encoder takes: JSON may hold a lone surrogate, which has no form in UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _pointer(line: str) -> str:
+    field, colon, _ = line.partition(":")
+    return f"/{field}" if colon and field.replace("_", "").replace(".", "").isalnum() else ""

@@ -1,0 +1,73 @@
+"""Datasets: a ZIP into the staging store, streamed through a file of this machine and named by its content."""
+
+import hashlib
+import tempfile
+import zipfile
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from finetune_queue.errors import StagingUnavailableError
+from finetune_queue.gateway.edge import MAX_DATASET
+from finetune_queue.gateway.models import Dataset
+from finetune_queue.gateway.problems import ProblemError, documented, later
+from finetune_queue.gateway.routes.deps import BackendDep
+from finetune_queue.settings import Settings
+from finetune_queue.storage import Place, StorageError
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+
+_TYPES = ("application/zip", "application/octet-stream")
+_BLOCK = 1 << 20
+
+
+@router.post(
+    "",
+    status_code=201,
+    responses=documented("bad-request", "request-timeout", "too-large", "unsupported-media-type", "invalid-request")
+    | documented("staging-unavailable", "busy"),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in _TYPES},
+        }
+    },
+)
+async def upload(request: Request, backend: BackendDep) -> Dataset:
+    """Put a ZIP of images into the staging store; `dataset` of the reply is what a request then names. The body is the
+    ZIP itself, under 100 MB. The same content gives the same URL. What is inside is checked when the job runs.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _TYPES:
+        raise ProblemError("unsupported-media-type", f"Send the ZIP itself, as {_TYPES[0]}.")
+    if backend.uploads.locked():
+        raise later("busy", "Other datasets are being uploaded.", 5)
+    async with backend.uploads:
+        with tempfile.NamedTemporaryFile(prefix="finetune-upload-", suffix=".zip") as file:
+            digest, size, block = hashlib.sha256(), 0, bytearray()
+            async for chunk in request.stream():
+                digest.update(chunk)
+                size += len(chunk)
+                block += chunk
+                if len(block) >= _BLOCK:
+                    await run_in_threadpool(file.write, block)
+                    block = bytearray()
+            await run_in_threadpool(file.write, block)
+            file.flush()
+            return await run_in_threadpool(_store, Path(file.name), digest.hexdigest(), size, backend.settings)
+
+
+def _store(path: Path, digest: str, size: int, settings: Settings) -> Dataset:
+    if size >= MAX_DATASET:
+        raise ProblemError("too-large", "Segmind takes datasets under 100 MB.")
+    if not zipfile.is_zipfile(path):
+        raise ProblemError("invalid-request", "The body is not a ZIP file.")
+    name = f"{digest}.zip"
+    try:
+        place = Place(settings.finetune_staging_url)
+        if not place.exists(name):
+            place.put_file(path, name)
+        return Dataset(dataset=place.url_of(name), bytes=size, sha256=digest)
+    except StorageError as error:
+        raise StagingUnavailableError(f"The staging store did not take the dataset: {error.sentence}") from error

@@ -1,0 +1,41 @@
+"""What routes ask for: the backend, a client that may use it, an id that can be one."""
+
+from typing import Annotated, cast
+
+from fastapi import Depends, Path, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from finetune_queue.contract.ids import is_job_id
+from finetune_queue.gateway.backend import Backend
+from finetune_queue.gateway.problems import ProblemError
+
+_bearer = HTTPBearer(auto_error=False, description="A token that `finetune gateway token NAME` made.")
+
+
+async def get_backend(request: Request) -> Backend:
+    """Return the process's backend."""
+    return cast("Backend", request.app.state.backend)
+
+
+BackendDep = Annotated[Backend, Depends(get_backend)]
+
+
+async def admit(
+    request: Request,
+    backend: BackendDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> None:
+    """Let a client in that is known and has not sent too much."""
+    client = backend.clients.identify(None if credentials is None else credentials.credentials)
+    request.state.client = client
+    backend.clients.admit(client)
+
+
+async def job_id(job_id: Annotated[str, Path(description="The job's id.")]) -> str:
+    """Return an id that a job can have: no other text reaches a key of the store."""
+    if not is_job_id(job_id):
+        raise ProblemError("job-not-found", "There is no job with such an id.")
+    return job_id
+
+
+JobId = Annotated[str, Depends(job_id)]

@@ -1,0 +1,89 @@
+"""Jobs: submit, read, list, and what can be done with one."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+
+from finetune_queue.gateway.models import JobList, JobView, ListQuery, SubmitBody
+from finetune_queue.gateway.problems import ProblemError, documented
+from finetune_queue.gateway.routes.deps import BackendDep, JobId
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[!-~]([ -~]*[!-~])?$",
+        description="The same key and request give the same job, however often they are sent.",
+    ),
+]
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model_exclude_none=True,
+    responses={
+        202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "The job."}}},
+        **documented("bad-request", "too-large", "request-timeout", "invalid-request", "idempotency-conflict"),
+    },
+)
+def submit(
+    body: SubmitBody, response: Response, backend: BackendDep, idempotency_key: IdempotencyKey = None
+) -> JobView:
+    """Put a fine-tune on the queue. Each accepted job starts one paid training at Segmind, and there is no cancel for
+    that: send an `Idempotency-Key`, so that a request whose answer was lost can be sent again.
+    """
+    key = _unquoted(idempotency_key)
+    if key is not None and body.idempotency_key not in {None, key}:
+        raise ProblemError("invalid-request", "The Idempotency-Key header and idempotency_key in the body differ.")
+    job = backend.queue.submit(body, idempotency_key=key)
+    view = JobView.of(job)
+    response.headers["Location"] = view.links.self
+    return view
+
+
+@router.get("", response_model_exclude_none=True, responses=documented("invalid-request"))
+def list_jobs(query: Annotated[ListQuery, Query()], backend: BackendDep) -> JobList:
+    """List jobs, newest first. Go on with `cursor` while the reply has `next`."""
+    labels = query.labels
+    if labels is None:
+        return JobList(jobs=[])
+    page = backend.queue.page(
+        state=query.state, account=query.account, labels=labels, limit=query.limit, cursor=query.cursor
+    )
+    return JobList(jobs=[JobView.of(job) for job in page.jobs], next=page.cursor)
+
+
+@router.get("/{job_id}", response_model_exclude_none=True, responses=documented("job-not-found"))
+def get_job(job_id: JobId, backend: BackendDep) -> JobView:
+    """Show one job, and why it waits."""
+    job = backend.queue.get(job_id)
+    return JobView.of(job, backend.queue.waiting(job))
+
+
+@router.post(
+    "/{job_id}/cancel", response_model_exclude_none=True, responses=documented("job-not-found", "not-possible")
+)
+def cancel(job_id: JobId, backend: BackendDep) -> JobView:
+    """Stop a job; at once, or with `cancel_requested` as soon as the worker that holds it sees that. A training that
+    Segmind has goes on there, and is paid: its API has no cancel.
+    """
+    return JobView.of(backend.queue.cancel(job_id))
+
+
+@router.post(
+    "/{job_id}/retry", response_model_exclude_none=True, responses=documented("job-not-found", "not-possible")
+)
+def retry(job_id: JobId, backend: BackendDep) -> JobView:
+    """Resume a failed job at the stage that failed. A failed download never trains again."""
+    return JobView.of(backend.queue.retry(job_id))
+
+
+def _unquoted(key: str | None) -> str | None:
+    """Return the key of a header that is written plainly or as a quoted string (draft-ietf-httpapi-idempotency-key)."""
+    if key is not None and len(key) > 2 and key[0] == key[-1] == '"':
+        return key[1:-1]
+    return key

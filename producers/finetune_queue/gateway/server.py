@@ -1,0 +1,60 @@
+"""Running the gateway: uvicorn on one socket, with what must be true before it listens."""
+
+import asyncio
+import ipaddress
+import socket
+
+import uvicorn
+
+from finetune_queue.gateway.app import create_app
+from finetune_queue.settings import Settings, SettingsError
+
+GRACE = 5
+"""Seconds that running requests have when the gateway is told to stop."""
+
+
+class GatewayServer(uvicorn.Server):
+    """A server that listens already when it is made, and ends its streams when it is told to stop."""
+
+    def __init__(self, settings: Settings, host: str, port: int) -> None:
+        """Listen on this address; port 0 takes a free one.
+
+        Raises:
+            SettingsError: without tokens it would listen where others can reach it.
+            OSError: it cannot listen there.
+        """
+        if not settings.finetune_gateway_tokens and not _is_loopback(host):
+            message = (
+                "FINETUNE_GATEWAY_TOKENS: missing, and without it the gateway listens on loopback addresses only, not "
+                f"on {host}. Make a token: finetune gateway token NAME"
+            )
+            raise SettingsError([message])
+        self.socket = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        name = f"[{host}]" if ":" in host else host
+        self.url = f"http://{name}:{self.socket.getsockname()[1]}"
+        self._app = create_app(settings)
+        super().__init__(
+            uvicorn.Config(
+                self._app,
+                log_config=None,
+                access_log=False,  # the edge logs each request, without what may be secret in its path
+                server_header=False,
+                timeout_graceful_shutdown=GRACE,
+            )
+        )
+
+    def run_until_stopped(self) -> None:
+        """Serve until SIGINT or SIGTERM."""
+        asyncio.run(self.serve([self.socket]))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the streams first: each would hold its connection until its client goes."""
+        self._app.state.backend.hub.stop()
+        await super().shutdown(sockets)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,149 @@
+"""Submit, read, list, cancel and retry over HTTP."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from finetune_queue.contract import JobError, JobState, Stage, derived_job_id, new_job_id
+from finetune_queue.messaging import QUEUE
+from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.settings import Settings
+from finetune_queue.store import Accounts, Change, JobStore
+from support.samples import sample
+
+
+def submit(http: httpx.Client, **fields: Any) -> dict[str, Any]:
+    reply = http.post("/v1/jobs", json=sample(**fields))
+    assert reply.status_code == 202, reply.text
+    body: dict[str, Any] = reply.json()
+    return body
+
+
+def problem(reply: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    body: dict[str, Any] = reply.json()
+    assert (reply.status_code, body["status"], body["code"]) == (status, status, code), body
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert body["type"] == f"urn:finetune-queue:problem:{code}"
+    assert body["instance"] == f"urn:uuid:{reply.headers['x-request-id']}"
+    assert body["title"]
+    assert body["detail"]
+    return body
+
+
+def test_a_submitted_job_is_accepted_and_says_where_to_go_on(http: httpx.Client, queue: FineTuneQueue) -> None:
+    reply = http.post("/v1/jobs", json=sample(labels={"team": "faces"}, priority=7))
+    assert reply.status_code == 202
+    body = reply.json()
+    assert reply.headers["location"] == f"/v1/jobs/{body['job_id']}" == body["links"]["self"]
+    job = queue.get(body["job_id"])
+    assert (job.state, job.record.request.labels, job.record.request.priority) == ("accepted", {"team": "faces"}, 7)
+    assert queue._messages().lengths()[QUEUE] == 1
+    for name in ("self", "events"):
+        assert http.get(body["links"][name]).status_code == 200
+    assert http.post(body["links"]["retry"]).status_code == 409
+    assert http.post(body["links"]["cancel"]).json()["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("header", ["order-1", '"order-1"'])
+def test_an_idempotency_key_gives_the_same_job_as_in_the_sdk(
+    http: httpx.Client, queue: FineTuneQueue, header: str
+) -> None:
+    first = http.post("/v1/jobs", json=sample(), headers={"Idempotency-Key": header})
+    again = http.post("/v1/jobs", json=sample(), headers={"Idempotency-Key": header})
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json()["job_id"] == again.json()["job_id"] == derived_job_id("default", "order-1")
+    assert queue.submit(sample(), idempotency_key="order-1").id == first.json()["job_id"]
+    assert submit(http, idempotency_key="order-1")["job_id"] == first.json()["job_id"]
+    other = http.post("/v1/jobs", json=sample(trigger_word="2MAN"), headers={"Idempotency-Key": header})
+    problem(other, 422, "idempotency-conflict")
+
+
+def test_two_keys_that_differ_are_refused(http: httpx.Client) -> None:
+    reply = http.post("/v1/jobs", json=sample(idempotency_key="a"), headers={"Idempotency-Key": "b"})
+    problem(reply, 422, "invalid-request")
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"name": ""}, "/name"),
+        ({"trigger_word": None}, "/trigger_word"),
+        ({"data_source_path": "https://example.com/a.zip"}, "/data_source_path"),
+        ({"dataset": "/etc/passwd"}, "/dataset"),
+        ({"dataset": "images/faces"}, "/dataset"),
+        ({"priority": 10}, "/priority"),
+        ({"labels": {"a b": "c"}}, "/labels/a b/[key]"),
+        ({"reply_to": ["nonsense"]}, "/reply_to/0"),
+        ({"deadline": "2030-01-01T00:00:00"}, "/deadline"),
+    ],
+)
+def test_each_wrong_field_is_named(http: httpx.Client, fields: dict[str, Any], where: str) -> None:
+    body = problem(http.post("/v1/jobs", json=sample(**fields)), 422, "invalid-request")
+    assert [error["where"] for error in body["errors"]] == [where]
+    assert where in body["detail"]
+    assert "/etc/passwd" not in body["detail"]
+
+
+def test_a_local_path_reaches_no_file_of_the_gateway(http: httpx.Client, settings: Settings, tmp_path: Any) -> None:
+    (tmp_path / "secret.zip").write_bytes(b"x")
+    problem(http.post("/v1/jobs", json=sample(dataset=str(tmp_path / "secret.zip"))), 422, "invalid-request")
+    assert not (tmp_path / "staging").exists()
+
+
+def test_a_job_says_why_it_waits(http: httpx.Client, queue: FineTuneQueue, account: Accounts) -> None:
+    job = queue.get(submit(http)["job_id"])
+    store: JobStore = queue._jobs
+    change = Change(delay=60, room_score=1.0)
+    store.transition(job.record, change, to=JobState.UPLOADING, waiting_for="api-slot")
+    body = http.get(f"/v1/jobs/{job.id}").json()
+    assert body["waiting"] == {"reason": "api-slot", "ahead": 0, "estimate_seconds": 0.0}
+
+
+@pytest.mark.parametrize("job_id", [new_job_id(), "nonsense", "%00", "..%2f..", "{finetune}:jobs", "é" * 300])
+@pytest.mark.parametrize(("method", "path"), [("GET", ""), ("GET", "/events"), ("GET", "/stream"), ("POST", "/cancel")])
+def test_a_job_that_is_not_there(http: httpx.Client, job_id: str, method: str, path: str) -> None:
+    reply = http.request(method, f"/v1/jobs/{job_id}{path}")
+    assert reply.json()["code"] in {"job-not-found", "not-found"}
+    assert reply.status_code == 404
+
+
+def test_list_filters_and_pages(http: httpx.Client, queue: FineTuneQueue) -> None:
+    ids = [submit(http, account="team-a", labels={"n": str(number)})["job_id"] for number in range(5)]
+    submit(http)
+    queue.cancel(ids[0])
+    page = http.get("/v1/jobs", params={"account": "team-a", "limit": 2}).json()
+    assert [job["job_id"] for job in page["jobs"]] == ids[:2:-1]
+    seen = [job["job_id"] for job in page["jobs"]]
+    while page.get("next"):
+        page = http.get("/v1/jobs", params={"account": "team-a", "limit": 2, "cursor": page["next"]}).json()
+        seen += [job["job_id"] for job in page["jobs"]]
+    assert seen == ids[::-1]
+    assert [job["job_id"] for job in http.get("/v1/jobs?state=cancelled").json()["jobs"]] == ids[:1]
+    assert [job["job_id"] for job in http.get("/v1/jobs?label=n%3D3").json()["jobs"]] == ids[3:4]
+    assert http.get("/v1/jobs?label=n%3D3&label=n%3D4").json()["jobs"] == []
+
+
+@pytest.mark.parametrize(
+    "query", ["state=done", "limit=0", "limit=201", "cursor=abc", "label=x", "account=a%20b", "stat=failed", "limit=x"]
+)
+def test_a_query_with_a_typo_is_refused(http: httpx.Client, query: str) -> None:
+    body = problem(http.get(f"/v1/jobs?{query}"), 422, "invalid-request")
+    assert body["errors"][0]["where"].split(".")[0] == query.partition("=")[0]
+
+
+def test_a_failed_job_is_retried_at_its_stage(http: httpx.Client, queue: FineTuneQueue) -> None:
+    job = queue.get(submit(http)["job_id"]).record
+    store: JobStore = queue._jobs
+    job = store.transition(job, Change(delay=60), to=JobState.UPLOADING)
+    error = JobError(code="dataset_rejected", stage=Stage.UPLOAD, message="no images")
+    store.transition(job, Change(), to=JobState.FAILED, error=error, failed_stage=Stage.UPLOAD)
+    assert http.get(f"/v1/jobs/{job.id}").json()["error"]["code"] == "dataset_rejected"
+    assert http.post(f"/v1/jobs/{job.id}/retry").json()["state"] == "uploading"
+
+
+def test_what_is_not_there_or_not_allowed(http: httpx.Client) -> None:
+    problem(http.get("/v2/jobs"), 404, "not-found")
+    reply = http.delete("/v1/jobs")
+    problem(reply, 405, "method-not-allowed")
+    assert set(reply.headers["allow"].replace(" ", "").split(",")) <= {"GET", "POST"}
