@@ -13,6 +13,7 @@ from finetune_queue.settings import Settings, SettingsError, load_settings
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import DispatcherStep
 from finetune_worker.intake import DeadLetterStep
+from finetune_worker.notifier import NotifierStep
 from finetune_worker.tasks import register
 
 
@@ -73,6 +74,7 @@ def create_app(settings: Settings) -> Celery:
     register(app, runtime)
     app.steps["worker"].add(NoChatter)
     app.steps["worker"].add(DispatcherStep)
+    app.steps["worker"].add(NotifierStep)
     app.steps["consumer"].add(DeadLetterStep)
     return app
 

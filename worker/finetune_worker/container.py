@@ -15,8 +15,9 @@ from finetune_queue.contract import JobState
 from finetune_queue.messaging import Messenger
 from finetune_queue.settings import Settings
 from finetune_queue.storage import Place
-from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, connect
+from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, LocalQueues, Outbox, connect
 from finetune_worker.segmind.client import SegmindClient
+from finetune_worker.sinks import Senders
 from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.limits import Limits
 
@@ -41,6 +42,8 @@ class Container:
     budget: Budget
     transfers: Budget
     messenger: Messenger
+    outbox: Outbox
+    sinks: Senders
     artifacts: Place
     work_dir: Path
     _clients: dict[str, SegmindClient] = field(default_factory=dict)
@@ -79,6 +82,8 @@ class Container:
                 backoff_max=0,
             ),
             messenger=Messenger(app),
+            outbox=Outbox(client),
+            sinks=Senders(settings, app, LocalQueues(client)),
             artifacts=Place(settings.finetune_artifact_url),
             work_dir=work_dir,
         )

@@ -46,7 +46,7 @@ class Subject:
     """What a line has to deliver: a job's sinks as far as they are, and how many events there are."""
 
     id: str
-    reached: Mapping[str, int]
+    reached: dict[str, int]
     waiting_since: Mapping[str, int]
     only: str | None
     events: Sequence[str]
@@ -218,6 +218,11 @@ class Outbox:
         """End the hold; ``down_for`` seconds nobody tries the line, because its sinks are out of reach."""
         names = [keys.lines(), keys.line(hold.line), keys.line_state(hold.line), keys.wake_outbox()]
         self._settle(names, [hold.line, hold.until, int(down_for * 1000), reason])
+
+    def put_back(self, hold: Hold, seconds: float) -> None:
+        """Give a line back that was not worked on."""
+        names = [keys.lines(), keys.line(hold.line), keys.line_state(hold.line), keys.wake_outbox()]
+        self._settle(names, [hold.line, hold.until, int(seconds * 1000)])
 
     # for people
 

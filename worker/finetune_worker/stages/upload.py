@@ -37,6 +37,9 @@ def upload(container: Container, claim: Claim) -> Outcome:
     """Check the job's dataset and make it readable for Segmind."""
     if claim.job.dataset_url is not None:
         return Done("the dataset was already in place", to=JobState.SUBMITTING)
+    refusal = next(filter(None, map(container.sinks.refusal, claim.job.request.sinks)), None)
+    if refusal is not None:
+        return Fail(_unreachable_sink(refusal))
     if claim.job.dataset_report is not None and _kept_url(container, claim.job) is None:
         # Checked before; it came here with a call slot, which must not wait for a share of the transfers.
         presigned = _presign(container, claim.job)
@@ -51,6 +54,16 @@ def upload(container: Container, claim: Claim) -> Outcome:
         except DatasetError as error:
             problem = from_dataset(error, Stage.UPLOAD)
             return Retry(problem) if error.retryable else Fail(problem)
+
+
+def _unreachable_sink(refusal: str) -> JobError:
+    """A training whose result nobody would get is not paid for."""
+    return JobError(
+        code="reply_to_refused",
+        stage=Stage.UPLOAD,
+        message=f"The request's reply_to cannot be served: {refusal}",
+        action="Name another sink and submit again, or ask who runs the service to allow this one.",
+    )
 
 
 def _prepare(container: Container, claim: Claim, scratch: Path) -> Outcome:

@@ -1,0 +1,336 @@
+"""How events get to sinks: all of them, in order, again after a failure, and what is given up in the end."""
+
+import json
+import threading
+from typing import Any
+
+import pytest
+import redis
+
+from finetune_queue.contract import JobState, parse_sink
+from finetune_queue.store import HoldLostError
+from finetune_worker.delivery import deliver_line
+from support.sinks import Receiver, kinds
+from support.until import until
+from support.web import Answer
+
+THREE = ["accepted", "uploading", "cancelled"]
+
+
+def listed(client: Any, name: str) -> list[dict[str, Any]]:
+    return [json.loads(row) for row in reversed(client.lrange(name, 0, -1))]
+
+
+def test_a_job_s_sinks_get_its_changes_in_order_and_the_service_s_own_too(make: Any, client: redis.Redis) -> None:
+    bench = make(FINETUNE_SINKS="list://all stream://some?events=accepted,cancelled")
+    job = bench.cancelled(reply_to=["list://mine"])
+    other = bench.job()
+    bench.until_done()
+
+    mine = listed(client, "mine")
+    assert [(event["subject"], event["sequence"]) for event in mine] == [(job.id, f"{n:010d}") for n in (1, 2, 3)]
+    assert kinds(mine) == THREE
+    assert [event["subject"] for event in listed(client, "all")].count(other.id) == 1
+    rows: Any = client.xrange("some")
+    assert kinds([json.loads(fields["event"]) for _, fields in rows if job.id in fields["event"]]) == [
+        "accepted",
+        "cancelled",
+    ]
+    texts: Any = client.lrange(f"{{finetune}}:job:{job.id}:events", 0, -1)
+    assert list(reversed(client.lrange("mine", 0, -1))) == texts
+
+
+def test_without_a_sink_nothing_is_put_out(make: Any, client: redis.Redis) -> None:
+    bench = make()
+    bench.cancelled(reply_to=["list://x?events=failed"])
+    assert client.exists("{finetune}:outbox", "{finetune}:wake_outbox") == 0
+
+
+def test_progress_is_told_to_those_who_asked(make: Any, client: redis.Redis) -> None:
+    bench = make()
+    job = bench.job(reply_to=["list://changes", "list://all?events=all"])
+    bench.news(job)
+    bench.until_done()
+    assert kinds(listed(client, "changes")) == ["accepted"]
+    assert kinds(listed(client, "all")) == ["accepted", "progress"]
+
+
+def test_a_web_sink_gets_signed_cloudevents(make: Any) -> None:
+    bench = make()
+    with Receiver() as receiver:
+        job = bench.cancelled(reply_to=[receiver.url("/hook?tenant=7&events=all")])
+        bench.until_done()
+    assert kinds(receiver.got) == THREE
+    assert receiver.verified() == 3
+    assert [headers["webhook-id"] for headers in receiver.got_headers] == [f"{job.id}-{n}" for n in (1, 2, 3)]
+    assert {headers["content-type"] for headers in receiver.got_headers} == {
+        "application/cloudevents+json; charset=utf-8"
+    }
+    assert [path for _, path in receiver.seen] == ["/hook?tenant=7"] * 3
+
+
+def test_while_secrets_change_both_sign(make: Any) -> None:
+    new = "whsec_" + "B" * 32
+    with Receiver() as receiver:
+        old = "whsec_" + "A" * 32
+        bench = make(FINETUNE_SIGNING_SECRET=f'{{"http://127.0.0.1:{receiver.port}": "{new} {old}"}}')
+        bench.job(reply_to=[receiver.url("/hook")])
+        bench.until_done()
+    assert receiver.verified(new) == receiver.verified(old) == 1
+
+
+def test_a_refused_event_comes_again_before_the_next_one(make: Any) -> None:
+    bench = make()
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=500), Answer(status=204), Answer(status=400), Answer(status=302)]
+        job = bench.cancelled(reply_to=[receiver.url("/hook")])
+        bench.until_done()
+    assert kinds(receiver.got) == THREE
+    attempts = [(row.event_id[-1], row.outcome, row.status) for row in reversed(bench.outbox.deliveries(job.id))]
+    assert attempts == [
+        ("1", "failed", 500),
+        ("1", "delivered", 204),
+        ("2", "failed", 400),
+        ("2", "failed", 302),
+        ("2", "delivered", 204),
+        ("3", "delivered", 204),
+    ]
+
+
+def test_a_redirect_is_not_followed(make: Any) -> None:
+    bench = make(FINETUNE_SINK_LIMIT="0.1")
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=307, headers={"Location": "/other"})] * 50
+        bench.job(reply_to=[receiver.url("/hook")])
+        bench.until_done()
+    assert {path for _, path in receiver.seen} == {"/hook"}
+
+
+def test_one_refused_job_does_not_hold_up_the_others_of_its_line(make: Any) -> None:
+    bench = make(FINETUNE_BACKOFF_BASE="30", FINETUNE_BACKOFF_MAX="30")
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=500)]
+        url = receiver.url("/hook")
+        first = bench.job(reply_to=[url])
+        bench.deliver()
+        line = parse_sink(url).line(first.id)
+        others = [bench.job(reply_to=[url]) for _ in range(12)]
+        assert any(parse_sink(url).line(job.id) == line for job in others)
+        bench.deliver()
+        assert {event["subject"] for event in receiver.got} == {job.id for job in others}
+
+
+def test_a_sink_that_is_down_is_tried_once_for_all_and_the_others_get_theirs(make: Any, client: redis.Redis) -> None:
+    bench = make(FINETUNE_SINKS="list://fine", FINETUNE_BACKOFF_BASE="30", FINETUNE_BACKOFF_MAX="30")
+    with Receiver() as receiver:
+        port = receiver.port
+    dead = f"http://127.0.0.1:{port}/hook"
+    jobs = [bench.job(reply_to=[dead]) for _ in range(20)]
+    while bench.deliver():
+        pass
+    assert {event["subject"] for event in listed(client, "fine")} == {job.id for job in jobs}
+    tried = [job for job in jobs if any(row.outcome == "failed" for row in bench.outbox.deliveries(job.id))]
+    lines = [line for line in bench.outbox.lines() if line.failures]
+    assert len(tried) == len(lines) == 4
+    assert sum(line.waiting for line in lines) == 20
+    assert {line.reason for line in lines} == {f"http://127.0.0.1:{port}/… cannot be reached"}
+
+
+def test_a_sink_that_comes_back_gets_everything_in_order(make: Any) -> None:
+    bench = make()
+    with Receiver() as receiver:
+        gone, url = Answer(status=503), receiver.url("/hook")
+        receiver.refuse = [gone] * 6
+        jobs = [bench.cancelled(reply_to=[url]) for _ in range(8)]
+        bench.until_done()
+        for job in jobs:
+            assert kinds([event for event in receiver.got if event["subject"] == job.id]) == THREE
+    assert bench.outbox.lines() == []
+
+
+def test_retry_after_is_kept(make: Any) -> None:
+    bench = make()
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=429, headers={"Retry-After": "120"})]
+        bench.job(reply_to=[receiver.url("/hook")])
+        bench.deliver()
+        [line] = bench.outbox.lines()
+    seconds, _ = bench.container.jobs._redis.time()
+    assert 110_000 < line.next_ms - seconds * 1000 <= 121_000
+
+
+@pytest.mark.parametrize("status", [410, 500])
+def test_what_is_not_taken_in_the_end_becomes_one_dead_letter_in_order(
+    make: Any, client: redis.Redis, status: int
+) -> None:
+    """410 says never; 500 is tried until the limit."""
+    bench = make(FINETUNE_SINK_LIMIT="0.3")
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=status)] * 100
+        job = bench.cancelled(reply_to=[receiver.url("/hook")])
+        bench.until_done()
+    rows: Any = client.xrange("{finetune}:dead")
+    [(_, letter)] = rows
+    assert (letter["kind"], letter["job_id"], letter["sink"]) == ("delivery", job.id, receiver.url("/…"))
+    assert kinds(json.loads(letter["body"])) == THREE
+    assert (len(receiver.seen) == 1) is (status == 410)
+    assert bench.outbox.deliveries(job.id)[0].outcome == "dead"
+
+
+def test_what_waits_behind_a_sink_that_stays_down_is_given_up_too(make: Any, client: redis.Redis) -> None:
+    bench = make(FINETUNE_SINK_LIMIT="0.3")
+    with Receiver() as receiver:
+        port = receiver.port
+    jobs = [bench.job(reply_to=[f"http://127.0.0.1:{port}/hook"]) for _ in range(12)]
+    bench.until_done()
+    rows: Any = client.xrange("{finetune}:dead")
+    assert {letter["job_id"] for _, letter in rows} == {job.id for job in jobs}
+    assert len(rows) == 12
+
+
+def test_news_of_a_job_whose_sink_gave_up_are_delivered(make: Any) -> None:
+    bench = make(FINETUNE_SINK_LIMIT="0.1")
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=410)]
+        job = bench.job(reply_to=[receiver.url("/hook")])
+        bench.until_done()
+        bench.go(job, JobState.UPLOADING)
+        bench.until_done()
+    assert kinds(receiver.got) == ["uploading"]
+
+
+def test_a_new_job_need_not_wait_for_one_that_was_put_off(make: Any) -> None:
+    bench = make(FINETUNE_BACKOFF_BASE="30", FINETUNE_BACKOFF_MAX="30")
+    with Receiver() as receiver:
+        url = receiver.url("/hook")
+        receiver.refuse = [Answer(status=500)]
+        first = bench.job(reply_to=[url])
+        bench.deliver()
+        bench.go(first, JobState.UPLOADING)  # news of the one that was put off do not bring it forward
+        assert bench.deliver() <= 1
+        assert receiver.got == []
+        for _ in range(12):
+            bench.job(reply_to=[url])
+        bench.deliver()
+    assert len(receiver.got) == 12
+
+
+def test_a_worker_that_was_overtaken_cannot_write(make: Any) -> None:
+    bench = make(FINETUNE_LEASE="0.2")
+    job = bench.cancelled(reply_to=["list://x"])
+    bench.line_up()
+    [old], _ = bench.outbox.take_lines(1, 0.05)
+    until(lambda: bool(bench.outbox.take_lines(1, 60)[0]), seconds=5)
+    subject = bench.outbox.subject(job.id)
+    with pytest.raises(HoldLostError):
+        bench.outbox.leave(old, subject, [parse_sink("list://x")])
+    bench.outbox.settle(old)
+    deliver_line(bench.container, old, threading.Event())
+    assert bench.outbox.deliveries(job.id) == []
+    assert [line.name for line in bench.outbox.lines()] == ["list://x"]
+
+
+def test_a_repeat_carries_the_same_id(make: Any) -> None:
+    """A worker that dies after the delivery and before it wrote that down."""
+    bench = make()
+    with Receiver() as receiver:
+        job = bench.job(reply_to=[receiver.url("/hook")])
+        bench.line_up()
+        [hold], _ = bench.outbox.take_lines(1, 0.1)
+        bench.outbox.attempted = lambda *_, **__: (_ for _ in ()).throw(SystemExit)
+        with pytest.raises(SystemExit):
+            deliver_line(bench.container, hold, threading.Event())
+        del bench.outbox.attempted
+        bench.until_done()
+    assert [headers["webhook-id"] for headers in receiver.got_headers] == [f"{job.id}-1"] * 2
+
+
+def test_events_can_be_sent_again(make: Any, client: redis.Redis) -> None:
+    bench = make(FINETUNE_SINKS="list://a")
+    job = bench.cancelled(reply_to=["list://b"])
+    bench.until_done()
+    assert bench.outbox.redeliver(job.id, parse_sink("list://b").id) == [parse_sink("list://b").id]
+    bench.until_done()
+    assert kinds(listed(client, "b")) == THREE * 2
+    assert kinds(listed(client, "a")) == THREE
+    assert len(bench.outbox.redeliver(job.id)) == 2
+    assert bench.outbox.redeliver("no-such-job") == []
+
+
+def test_a_redelivery_during_a_delivery_is_not_lost(make: Any) -> None:
+    bench = make()
+    with Receiver() as receiver:
+        job = bench.cancelled(reply_to=[receiver.url("/hook")])
+
+        def again(handler: Any) -> None:
+            bench.outbox.redeliver(job.id)
+            handler.send_response(204)
+            handler.end_headers()
+
+        receiver.refuse = [Answer(status=204), Answer(status=204), again]
+        bench.until_done()
+    assert kinds(receiver.got)[2:] == THREE
+
+
+def test_an_event_that_comes_during_a_delivery_is_not_lost(make: Any) -> None:
+    bench = make()
+    with Receiver() as receiver:
+        job = bench.job(reply_to=[receiver.url("/hook")])
+
+        def meanwhile(handler: Any) -> None:
+            bench.go(job, JobState.UPLOADING, JobState.CANCELLED)
+            bench.line_up()
+            handler.send_response(204)
+            handler.end_headers()
+
+        receiver.refuse = [meanwhile]
+        bench.until_done()
+    assert kinds(receiver.got) == ["uploading", "cancelled"]
+
+
+def test_a_job_is_kept_until_its_sinks_have_its_events(make: Any, client: redis.Redis) -> None:
+    bench = make(FINETUNE_RETENTION="0.001", FINETUNE_BACKOFF_MAX="0.1")
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=500)] * 3
+        job = bench.cancelled(reply_to=[receiver.url("/hook")])
+        other = bench.cancelled()
+        until(lambda: bench.container.jobs.forget_finished() == 1, seconds=5)
+        assert bench.container.jobs.get_many([job.id, other.id]) == [job]
+        bench.deliver()
+        assert bench.container.jobs.forget_finished() == 0
+        bench.until_done()
+        assert kinds(receiver.got) == THREE
+    assert bench.container.jobs.forget_finished() == 1
+    assert [name for name in client.scan_iter(f"*{job.id}*")] == []  # noqa: C416
+
+
+def test_a_rejected_message_is_told_to_the_service_s_own_sinks(make: Any, client: redis.Redis) -> None:
+    bench = make(FINETUNE_SINKS="list://all")
+    bench.container.jobs.reject("message-1", "{", "broken", ["it is no JSON"])
+    bench.until_done()
+    [event] = listed(client, "all")
+    assert (kinds([event]), event["data"]["problems"]) == (["rejected"], ["it is no JSON"])
+    assert list(client.scan_iter("*message-1*")) == []
+
+
+def test_a_list_that_nobody_reads_does_not_fill_the_server(
+    make: Any, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_queue.store.local_queues.FULL", 2)
+    bench = make()
+    bench.cancelled(reply_to=["list://full"])
+    bench.deliver()
+    assert client.llen("full") == 2
+    [line] = bench.outbox.lines()
+    assert "nobody takes" in line.reason
+    client.rpop("full")
+    bench.until_done()
+    assert kinds(listed(client, "full")) == ["uploading", "cancelled"]
+
+
+def test_a_name_that_is_something_else_is_said(make: Any, client: redis.Redis) -> None:
+    bench = make()
+    client.set("taken", "x")
+    job = bench.job(reply_to=["list://taken"])
+    bench.deliver()
+    assert "WRONGTYPE" in bench.outbox.deliveries(job.id)[0].detail

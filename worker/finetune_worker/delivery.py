@@ -1,0 +1,195 @@
+"""Delivery: a line's events to its sinks, each job's in order, until there are none or the time is over.
+
+A sink that is out of reach puts its whole line off; one that refuses a single job's event puts that job off within the
+line. Both wait longer each time. What was not taken for `FINETUNE_SINK_LIMIT`, or never will be, becomes a dead letter.
+"""
+
+import json
+import random
+import threading
+import time
+from dataclasses import replace
+
+import structlog
+
+from finetune_queue.contract import Event, JobRecord, Sink
+from finetune_queue.store import Attempt, Hold, HoldLostError, SetBackError, Subject
+from finetune_worker.container import Container
+from finetune_worker.sinks import DeliveryError, Sending
+
+log = structlog.get_logger(__name__)
+
+SLICE = 10.0
+"""Seconds after which a line goes back, so that others get their turn."""
+
+BATCH = 50
+"""Jobs of a line that are read at once."""
+
+
+class _LineDownError(Exception):
+    """The line's sinks are out of reach."""
+
+    def __init__(self, cause: DeliveryError) -> None:
+        super().__init__(cause.sentence)
+        self.cause = cause
+
+
+def deliver_line(container: Container, hold: Hold, stopping: threading.Event) -> None:
+    """Deliver what is due in a line that this worker holds.
+
+    Raises:
+        RedisError: the store is out of reach; the hold runs out by itself.
+    """
+    try:
+        with container.sinks.open() as sending:
+            _Delivery(container, hold, sending).run(stopping)
+    except HoldLostError:
+        log.warning("line_lost", line=hold.line)
+
+
+class _Delivery:
+    def __init__(self, container: Container, hold: Hold, sending: Sending) -> None:
+        self._container = container
+        self._outbox = container.outbox
+        self._hold = hold
+        self._sending = sending
+        self._lease = container.settings.finetune_lease
+
+    def run(self, stopping: threading.Event) -> None:
+        end = time.monotonic() + SLICE
+        try:
+            while time.monotonic() < end and not stopping.is_set():
+                ids = self._outbox.waiting(self._hold, BATCH, due=True)
+                if not ids:
+                    break
+                for subject_id in ids:
+                    if time.monotonic() >= end or stopping.is_set():
+                        break
+                    self._deliver(subject_id)
+        except _LineDownError as down:
+            self._line_is_down(down.cause)
+        else:
+            self._outbox.settle(self._hold)
+
+    def _deliver(self, subject_id: str) -> None:
+        subject, sinks = self._read(subject_id)
+        delay: float | None = None
+        try:
+            for sink in sinks:
+                wait = self._deliver_to(subject, sink)
+                if wait is not None:
+                    delay = wait if delay is None else min(delay, wait)
+        except SetBackError:
+            return  # still in the line: it is read again
+        self._outbox.leave(self._hold, subject, sinks, delay=delay)
+
+    def _read(self, subject_id: str) -> tuple[Subject, list[Sink]]:
+        subject = self._outbox.subject(subject_id)
+        found: list[JobRecord] = self._container.jobs.get_many([subject_id])
+        sinks = self._container.sinks.of(found[0].request if found else None, subject.only)
+        return subject, [sink for sink in sinks if sink.line(subject_id) == self._hold.line]
+
+    def _deliver_to(self, subject: Subject, sink: Sink) -> float | None:
+        """Deliver a job's events to one sink; returns in how many seconds to go on, None when it has all."""
+        for place, event, text in self._wanted(subject, sink):
+            began = time.monotonic()
+            attempt = Attempt(event.id, sink.shown, sink.id, "delivered", self._now_ms(), 0)
+            try:
+                status = self._sending.send(sink, event, text)
+            except DeliveryError as error:
+                attempt = replace(attempt, outcome="failed", status=error.status, detail=error.sentence)
+                return self._failed(subject, sink, replace(attempt, took_ms=_since(began)), error)
+            attempt = replace(attempt, status=status, took_ms=_since(began))
+            self._note(subject, sink, attempt, after=place)
+            log.info("event_delivered", job_id=subject.id, event_id=event.id, sink=sink.shown)
+            if self._hold.failures:
+                log.info("sink_up", line=self._hold.line, failures=self._hold.failures)
+                self._hold.failures = 0
+        return None
+
+    @staticmethod
+    def _wanted(subject: Subject, sink: Sink) -> list[tuple[int, Event, str]]:
+        """Return the events that the sink lacks and wants, each with how many it has after it."""
+        rest = list(enumerate(subject.events, 1))[subject.after(sink) :]
+        read = [(place, Event.model_validate_json(text), text) for place, text in rest]
+        return [found for found in read if found[1].kind in sink.wanted]
+
+    def _failed(self, subject: Subject, sink: Sink, attempt: Attempt, error: DeliveryError) -> float | None:
+        if error.hopeless or self._expired(subject, sink):
+            self._give_up(subject, sink, attempt)
+            return None
+        failures = self._note(subject, sink, attempt, after=subject.after(sink))
+        log.warning(
+            "delivery_failed", job_id=subject.id, event_id=attempt.event_id, sink=sink.shown, reason=error.sentence
+        )
+        if error.unreachable:
+            raise _LineDownError(error)
+        return self._backoff(failures)
+
+    def _note(
+        self, subject: Subject, sink: Sink, attempt: Attempt, *, after: int, dead: dict[str, str] | None = None
+    ) -> int:
+        failures = self._outbox.attempted(
+            self._hold, subject.id, attempt, before=subject.after(sink), after=after, lease=self._lease, dead=dead
+        )
+        subject.reached[sink.id] = after
+        return failures
+
+    def _expired(self, subject: Subject, sink: Sink) -> bool:
+        since = subject.since(sink, self._hold.line)
+        return since is not None and self._now_ms() - since >= self._container.settings.finetune_sink_limit * 1000
+
+    def _give_up(self, subject: Subject, sink: Sink, attempt: Attempt) -> None:
+        """Make a dead letter of what the sink lacks, in order, so that it can be sent again also without the job."""
+        lost = [text for _, _, text in self._wanted(subject, sink)]
+        letter = {
+            "kind": "delivery",
+            "message_id": attempt.event_id,
+            "reason": "the sink did not take it",
+            "problems": json.dumps([attempt.detail]),
+            "body": f"[{','.join(lost)}]",
+            "job_id": subject.id,
+            "sink": sink.shown,
+            "sink_id": sink.id,
+            "sink_url": sink.url,
+        }
+        attempt = replace(attempt, outcome="dead")
+        self._note(subject, sink, attempt, after=len(subject.events), dead=letter)
+        log.error("delivery_given_up", job_id=subject.id, sink=sink.shown, events=len(lost), reason=attempt.detail)
+
+    def _line_is_down(self, error: DeliveryError) -> None:
+        self._bury_expired(error)
+        wait = error.after if error.after is not None else self._backoff(self._hold.failures + 1)
+        self._outbox.settle(self._hold, down_for=wait, reason=error.sentence)
+        if not self._hold.failures:
+            log.warning("sink_down", line=self._hold.line, reason=error.sentence, again_in_s=round(wait, 1))
+
+    def _bury_expired(self, error: DeliveryError) -> None:
+        """Give up what has waited too long behind the one job that was tried."""
+        for subject_id in self._outbox.waiting(self._hold, BATCH, due=False):
+            subject, sinks = self._read(subject_id)
+            behind = [sink for sink in sinks if self._wanted(subject, sink)]
+            late = [sink for sink in behind if self._expired(subject, sink)]
+            try:
+                for sink in late:
+                    event = self._wanted(subject, sink)[0][1]
+                    attempt = Attempt(event.id, sink.shown, sink.id, "dead", self._now_ms(), 0, None, error.sentence)
+                    self._give_up(subject, sink, attempt)
+            except SetBackError:
+                return
+            if len(late) < len(behind):
+                return
+            self._outbox.leave(self._hold, subject, sinks)
+
+    def _backoff(self, failures: int) -> float:
+        settings = self._container.settings
+        longest = min(settings.finetune_backoff_max, settings.finetune_backoff_base * 2.0 ** min(failures - 1, 60))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
+
+    @staticmethod
+    def _now_ms() -> int:
+        return int(time.time() * 1000)
+
+
+def _since(began: float) -> int:
+    return int((time.monotonic() - began) * 1000)

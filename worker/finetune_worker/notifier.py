@@ -1,0 +1,154 @@
+"""The notifier: gets events to their sinks, in threads of its own beside the worker's tasks.
+
+A sink that hangs holds such a thread and never a place where a stage could run. Any worker can do all the work; what
+one takes, no other gets. See docs/decisions/0005.
+"""
+
+import random
+import threading
+from typing import Any
+
+import structlog
+from celery import bootsteps
+
+from finetune_queue.store import Hold, RedisError
+from finetune_worker.container import Container
+from finetune_worker.delivery import deliver_line
+
+log = structlog.get_logger(__name__)
+
+BATCH = 100
+"""Jobs moved into lines at once."""
+
+LONGEST_SLEEP = 5.0
+"""Seconds; the net below a wake-up that was lost with the notifier it went to. Shorter than the store's time-out."""
+
+THREADS = 12
+"""Lines that are worked on at once."""
+
+FOR_TROUBLE = 4
+"""How many of them may be lines whose sinks were out of reach, so that those never keep the others waiting."""
+
+PUT_BACK = 0.5
+"""Seconds until a line is looked at again that was taken without a thread for it."""
+
+
+class Notifier:
+    """One pass: move jobs with news into lines, start work on lines that are due, say how long to sleep."""
+
+    def __init__(self, container: Container) -> None:
+        self._container = container
+        self._outbox = container.outbox
+        self._lock = threading.Lock()
+        self._running: dict[str, bool] = {}
+        self._freed = threading.Event()
+        self.stopping = threading.Event()
+
+    def step(self) -> float:
+        """Start everything that can start now; returns the seconds until there may be more.
+
+        Raises:
+            RedisError: the store is out of reach.
+        """
+        return min(LONGEST_SLEEP, self._line_up(), self._start_lines())
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for ``seconds``, or until somebody is wanted; while all threads are in use, until one is free."""
+        if self._free() > 0:
+            self._outbox.wait_for_work(seconds)
+        else:
+            self._freed.wait(LONGEST_SLEEP)
+            self._freed.clear()
+
+    def _line_up(self) -> float:
+        ids, score, wait = self._outbox.take(BATCH, self._container.settings.finetune_lease)
+        requests = {job.id: job.request for job in self._container.jobs.get_many(ids)}
+        for subject_id in ids:
+            only = None if subject_id in requests else self._outbox.subject(subject_id).only
+            sinks = self._container.sinks.of(requests.get(subject_id), only)
+            self._outbox.line_up(subject_id, score, {sink.line(subject_id) for sink in sinks})
+        if len(ids) == BATCH:
+            return 0.0
+        return LONGEST_SLEEP if wait is None else wait
+
+    def _start_lines(self) -> float:
+        free = self._free()
+        if free <= 0:
+            return LONGEST_SLEEP
+        holds, wait = self._outbox.take_lines(free, self._container.settings.finetune_lease)
+        for hold in holds:
+            with self._lock:
+                start = not hold.failures or sum(self._running.values()) < FOR_TROUBLE
+                if start:
+                    self._running[hold.line] = hold.failures > 0
+            if start:
+                name = f"deliver {hold.line}"
+                threading.Thread(target=self._deliver, args=(hold,), name=name, daemon=True).start()
+            else:
+                self._outbox.put_back(hold, PUT_BACK)
+        if len(holds) == free:
+            return 0.0
+        return LONGEST_SLEEP if wait is None else wait
+
+    def _free(self) -> int:
+        with self._lock:
+            return THREADS - len(self._running)
+
+    def _deliver(self, hold: Hold) -> None:
+        try:
+            deliver_line(self._container, hold, self.stopping)
+        except RedisError as error:
+            log.warning("delivery_waits_for_redis", line=hold.line, error=str(error))
+        except Exception:
+            log.exception("delivery_crashed", line=hold.line)
+        finally:
+            with self._lock:
+                del self._running[hold.line]
+            self._freed.set()
+
+
+class NotifierStep(bootsteps.StartStopStep):
+    """Runs the notifier beside the worker's consumer, from start to shutdown."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._stopping = threading.Event()
+        self._notifier: Notifier | None = None
+
+    def start(self, parent: Any) -> None:
+        """Start the thread."""
+        threading.Thread(target=self._run, args=(parent.app,), name="notifier", daemon=True).start()
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
+        """Ask the threads to end; they do so after the delivery that they are in."""
+        self._stopping.set()
+        if self._notifier is not None:
+            self._notifier.stopping.set()
+
+    def terminate(self, parent: Any) -> None:
+        """End with a worker that ends at once."""
+        self.stop(parent)
+
+    def _run(self, app: Any) -> None:
+        container: Container = app.finetune.container
+        notifier = self._notifier = Notifier(container)
+        trouble = 0
+        announced = False
+        while not self._stopping.is_set():
+            try:
+                if not announced:
+                    container.outbox.announce(container.sinks.own)
+                    announced = True
+                notifier.sleep(notifier.step())
+                trouble = 0
+            except (RedisError, OSError) as error:
+                trouble += 1
+                if trouble == 1:
+                    log.warning("notifier_waits_for_redis", error=str(error))
+                # A random wait, so that the workers do not come back all at once.
+                self._stopping.wait(random.uniform(0.5, 1.0) * min(5.0, 0.2 * 2**trouble))  # noqa: S311
+            except Exception:
+                log.exception("notifier_failed")
+                self._stopping.wait(1.0)

@@ -1,0 +1,151 @@
+"""An event as a message on a Celery queue or on any broker that kombu speaks."""
+
+import json
+from typing import Any
+
+from celery import Celery
+from kombu import Connection
+from kombu.exceptions import KombuError
+
+from finetune_queue.contract import Event, Sink
+from finetune_queue.redaction import redact_text
+from finetune_worker.sinks.errors import DeliveryError
+
+FULL = 100_000
+"""How many messages may wait in a queue before deliveries wait too."""
+
+_CONNECT_SECONDS = 5.0
+_ALREADY_THERE = 406  # with other arguments (AMQP 0-9-1, precondition-failed)
+
+
+class CeleryQueue:
+    """Sends tasks by this service's own broker."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def send(self, sink: Sink, event: Event, text: str) -> None:
+        """Send the task; its id is the event's.
+
+        Raises:
+            DeliveryError: the broker did not take it, or its queue is full.
+        """
+        try:
+            with self._app.producer_or_acquire() as producer:
+                _check_room(sink, _length(producer.channel.queue_declare(sink.name)))
+                _publish_task(self._app, producer, sink, event, text)
+        except _errors_of(self._app.connection_for_write()) as error:
+            raise _failed(sink, error, unreachable=True) from error
+
+
+class Broker:
+    """A connection to somebody else's broker, for a few deliveries; not safe in threads."""
+
+    def __init__(self, sink: Sink, app: Celery, seconds: float) -> None:
+        """Connect; ``seconds`` is how long an answer may take.
+
+        Raises:
+            DeliveryError: no connection.
+        """
+        self._app = app
+        self._seconds = seconds
+        self._declared: set[str] = set()
+        self._connection = Connection(
+            sink.target,
+            connect_timeout=min(_CONNECT_SECONDS, seconds),
+            transport_options=_options(sink.target.partition("://")[0], seconds),
+        )
+        try:
+            self._connection.connect()
+            self._channel: Any = self._connection.channel()
+        except ImportError as error:
+            message = f"{sink.shown} needs a driver that is not installed on this worker"
+            raise DeliveryError(message, unreachable=True) from error
+        except _errors_of(self._connection) as error:
+            self.close()
+            raise _failed(sink, error, unreachable=True) from error
+
+    def send(self, sink: Sink, event: Event, text: str) -> None:
+        """Put the event into the sink's queue, which is made if it is not there. With AMQP the broker confirms it.
+
+        Raises:
+            DeliveryError: it was not taken, or nobody knows; the connection is of no use any more.
+        """
+        try:
+            _check_room(sink, self._declare(sink))
+            with self._connection.Producer(self._channel) as producer:
+                if sink.task:
+                    _publish_task(self._app, producer, sink, event, text, confirm_timeout=self._seconds)
+                else:
+                    producer.publish(
+                        text,
+                        routing_key=sink.name,
+                        content_type="application/json",
+                        content_encoding="utf-8",
+                        message_id=event.id,
+                        type=event.type,
+                        confirm_timeout=self._seconds,
+                    )
+        except _errors_of(self._connection) as error:
+            raise _failed(sink, error, unreachable=not isinstance(error, self._connection.channel_errors)) from error
+
+    def _declare(self, sink: Sink) -> int:
+        """Make sure that the queue is there, as a broker drops what has none; returns how many messages wait in it."""
+        if sink.name not in self._declared:
+            self._declared.add(sink.name)
+            try:
+                return _length(self._channel.queue_declare(sink.name, durable=True, auto_delete=False))
+            except self._connection.channel_errors as error:
+                if getattr(error, "code", None) != _ALREADY_THERE:
+                    raise
+                self._channel = self._connection.channel()
+        return _length(self._channel.queue_declare(sink.name, passive=True))
+
+    def close(self) -> None:
+        """Close the connection, whatever state it is in."""
+        self._connection.release()
+
+
+def _errors_of(connection: Any) -> tuple[type[Exception], ...]:
+    """The errors that a broker's own transport raises, and kombu's."""
+    return (*connection.connection_errors, *connection.channel_errors, KombuError, OSError)
+
+
+def _length(declared: Any) -> int:
+    return int(declared.message_count)
+
+
+def _publish_task(app: Celery, producer: Any, sink: Sink, event: Event, text: str, **options: Any) -> None:
+    """Publish as Celery's own clients do (message protocol 2), without their retries."""
+    message = app.amqp.as_task_v2(event.id, sink.task, args=(json.loads(text),), ignore_result=True)
+    headers, properties, body = message.headers, message.properties, message.body
+    producer.publish(
+        body,
+        exchange="",
+        routing_key=sink.name,
+        serializer="json",
+        headers=headers,
+        delivery_mode=2,
+        retry=False,
+        **properties,
+        **options,
+    )
+
+
+def _check_room(sink: Sink, waiting: int) -> None:
+    if waiting >= FULL:
+        message = f"{sink.shown} holds {waiting} messages that nobody takes"
+        raise DeliveryError(message)
+
+
+def _options(scheme: str, seconds: float) -> dict[str, Any]:
+    if scheme.startswith("amqp"):
+        return {"confirm_publish": True, "read_timeout": seconds, "write_timeout": seconds}
+    if scheme.startswith("redis"):
+        return {"socket_timeout": seconds, "socket_connect_timeout": min(_CONNECT_SECONDS, seconds)}
+    return {}
+
+
+def _failed(sink: Sink, error: Exception, *, unreachable: bool) -> DeliveryError:
+    said = " ".join(redact_text(str(error)).split())[:200] or type(error).__name__
+    return DeliveryError(f"{sink.shown} did not take it: {said}", unreachable=unreachable)

@@ -1,0 +1,131 @@
+"""Which sinks a job has, which of them this service may reach, and the sending to each kind."""
+
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from celery import Celery
+
+from finetune_queue.contract import Event, FineTuneRequest, Sink, SinkKind, parse_sink, parse_sinks
+from finetune_queue.contract.sink import allowed
+from finetune_queue.public_fetch.addresses import AddressPolicy
+from finetune_queue.setting_types import is_loopback
+from finetune_queue.settings import Settings
+from finetune_queue.store import LocalQueues, QueueFullError, RedisError
+from finetune_worker.sinks.brokers import Broker, CeleryQueue
+from finetune_worker.sinks.errors import DeliveryError
+from finetune_worker.sinks.webhook import post
+
+LONGEST = 15.0
+"""Seconds that one delivery may take."""
+
+
+class Senders:
+    """What a worker's settings say of sinks. Safe in threads."""
+
+    def __init__(self, settings: Settings, app: Celery, queues: LocalQueues) -> None:
+        self._settings = settings
+        self._app = app
+        self._queues = queues
+        self.own = parse_sinks(settings.finetune_sinks)
+        self._own_ids = {sink.id for sink in self.own}
+
+    @property
+    def seconds(self) -> float:
+        """How long one delivery may take: less than the hold of a line, so that nobody takes it over meanwhile."""
+        return min(LONGEST, self._settings.finetune_lease / 2)
+
+    def of(self, request: FineTuneRequest | None, only: str | None = None) -> tuple[Sink, ...]:
+        """Return a job's sinks, those of the service first, each once. ``only`` stands for all of them."""
+        if only is not None:
+            return (parse_sink(only),)
+        named = request.sinks if request is not None else ()
+        return tuple({sink.id: sink for sink in (*self.own, *named)}.values())
+
+    def refusal(self, sink: Sink) -> str | None:
+        """Say why this service does not deliver to a sink; None if it does."""
+        if sink.kind is SinkKind.WEB and not self._settings.signing_secrets(sink.origin):
+            return f"{sink.shown}: there is no FINETUNE_SIGNING_SECRET to sign deliveries with."
+        if sink.id in self._own_ids or allowed(sink, self._settings.finetune_reply_to) or self._local_web(sink):
+            return None
+        return f"{sink.shown}: FINETUNE_REPLY_TO does not let a request name this sink."
+
+    def policy(self, sink: Sink) -> AddressPolicy:
+        """Return which addresses a web sink may have: a private one only if the operator named its host."""
+        named = sink.id in self._own_ids or sink.origin in self._settings.finetune_reply_to
+        return AddressPolicy(
+            trusted_origins=frozenset({sink.origin} if named else ()),
+            allow_loopback=self._settings.segmind_is_loopback,
+        )
+
+    def _local_web(self, sink: Sink) -> bool:
+        return (
+            sink.kind is SinkKind.WEB
+            and self._settings.segmind_is_loopback
+            and is_loopback(urlsplit(sink.origin).hostname)
+        )
+
+    def open(self) -> "Sending":
+        """Start a few deliveries by one thread."""
+        return Sending(self, self._settings, self._app, self._queues)
+
+
+class Sending:
+    """Deliveries by one thread, which share a connection to each broker."""
+
+    def __init__(self, senders: Senders, settings: Settings, app: Celery, queues: LocalQueues) -> None:
+        self._senders = senders
+        self._settings = settings
+        self._app = app
+        self._queues = queues
+        self._brokers: dict[str, Broker] = {}
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.close()
+
+    def send(self, sink: Sink, event: Event, text: str) -> int | None:
+        """Deliver one event, ``text`` being its JSON as it was stored; returns the status of an HTTP answer.
+
+        Raises:
+            DeliveryError: it was not taken, or nobody knows.
+        """
+        refusal = self._senders.refusal(sink)
+        if refusal is not None:
+            raise DeliveryError(refusal, hopeless=True)
+        match sink.kind:
+            case SinkKind.WEB:
+                secrets, policy = self._settings.signing_secrets(sink.origin), self._senders.policy(sink)
+                return post(sink, event, text, secrets=secrets, policy=policy, seconds=self._senders.seconds)
+            case SinkKind.CELERY:
+                CeleryQueue(self._app).send(sink, event, text)
+            case SinkKind.BROKER:
+                self._to_broker(sink, event, text)
+            case SinkKind.STREAM | SinkKind.LIST:
+                self._to_local(sink, text)
+        return None
+
+    def _to_local(self, sink: Sink, text: str) -> None:
+        add = self._queues.add_to_stream if sink.kind is SinkKind.STREAM else self._queues.push_to_list
+        try:
+            add(sink.name, text)
+        except (QueueFullError, RedisError) as error:
+            raise DeliveryError(f"{sink.shown} did not take it: {error}", unreachable=True) from error
+
+    def _to_broker(self, sink: Sink, event: Event, text: str) -> None:
+        broker = self._brokers.get(sink.target)
+        if broker is None:
+            broker = self._brokers[sink.target] = Broker(sink, self._app, self._senders.seconds)
+            self._opened.callback(broker.close)
+        try:
+            broker.send(sink, event, text)
+        except DeliveryError:
+            # Its channel, or all of it, is in an unknown state.
+            del self._brokers[sink.target]
+            raise
