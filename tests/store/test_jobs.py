@@ -197,8 +197,10 @@ def test_finished_jobs_are_forgotten_after_their_time_and_live_ones_never(client
     jobs = JobStore(client, retention=0)
     live, _ = jobs.register(new_job_id(), sample_request(), delay=15)
     ended, _ = jobs.register(new_job_id(), sample_request(), delay=15)
-    ended = jobs.transition(ended, Change(delay=15, own="ft-1"), finetune_id="ft-1")
+    ended = jobs.transition(ended, Change(delay=15, own="ft-0"), finetune_id="ft-0")
+    ended = jobs.transition(ended, Change(delay=15, own="ft-1"), finetune_id="ft-1", ruled_out=["ft-0", "another's"])
     jobs.transition(ended, Change(), to=JobState.CANCELLED)
+    client.hset(keys.owners(), "another's", live.id)
 
     assert jobs.forget_finished() in {0, 1}  # the clock of whole seconds may not have moved yet
     JobStore(client, retention=-2).forget_finished()
@@ -206,8 +208,19 @@ def test_finished_jobs_are_forgotten_after_their_time_and_live_ones_never(client
     with pytest.raises(JobNotFoundError):
         jobs.get(ended.id)
     assert jobs.events(ended.id) == []
-    assert client.hlen(keys.owners()) == 0
+    assert client.hgetall(keys.owners()) == {"another's": live.id}
     assert [job.id for job in jobs.newest()] == [live.id]
+
+
+def test_old_events_and_dead_letters_go_after_the_same_time(client: Any) -> None:
+    jobs = JobStore(client, retention=60)
+    for number in range(300):  # the server drops whole blocks of a stream, of a hundred entries
+        jobs.reject(f"m-{number}", "{}", "unreadable", [])
+    assert jobs.forget_finished() == 0
+    assert client.xlen(keys.dead_letters()) == client.xlen(keys.events()) == 300
+    JobStore(client, retention=-2).forget_finished()
+    assert client.xlen(keys.dead_letters()) <= 100
+    assert client.xlen(keys.events()) <= 100
 
 
 def test_a_rejected_message_is_kept_with_its_body_and_told_of(jobs: JobStore, client: Any) -> None:

@@ -47,17 +47,20 @@ class Dispatcher:
         Raises:
             RedisError, OperationalError: the store or the broker is out of reach.
         """
+        if time.monotonic() >= self._clean_at:
+            self._clean()  # first: it works where a full server refuses all else, and makes room there
         waits = [LONGEST_SLEEP, self._start_due()]
         for account in self._container.accounts.names():
             waits.append(self._hand_out(self._container.budget, account))
             waits.append(self._hand_out(self._container.transfers, transfer_line(account)))
-        if time.monotonic() >= self._clean_at:
-            gone = self._container.jobs.forget_finished()
-            parts = self._container.clean_work_dir()
-            if gone or parts:
-                log.info("cleaned_up", jobs=gone, parts=parts)
-            self._clean_at = time.monotonic() + CLEAN_EVERY
         return min(waits)
+
+    def _clean(self) -> None:
+        gone = self._container.jobs.forget_finished()
+        parts = self._container.clean_work_dir()
+        if gone or parts:
+            log.info("cleaned_up", jobs=gone, parts=parts)
+        self._clean_at = time.monotonic() + CLEAN_EVERY
 
     def sleep(self, seconds: float) -> None:
         """Sleep for ``seconds``, or until somebody is wanted."""

@@ -311,7 +311,10 @@ class JobStore:
         self._redis.delete(keys.upload_url(job_id))
 
     def forget_finished(self, limit: int = _PAGE) -> int:
-        """Remove finished jobs whose retention is over, ``limit`` of each kind at most; returns how many."""
+        """Remove finished jobs whose retention is over, ``limit`` of each kind at most; returns how many.
+
+        Events in the stream and dead letters go after the same time. It takes no memory, so it works on a full server.
+        """
         seconds, _ = self._redis.time()
         oldest = seconds * 1000 - self._retention_ms
         gone = 0
@@ -324,7 +327,10 @@ class JobStore:
                     *(keys.job(job.id), keys.job_events(job.id), keys.jobs(), keys.state(state), keys.owners()),
                     *(keys.outbox(), keys.job_sinks(job.id), keys.deliveries(job.id)),
                 ]
-                gone += self._forget(names, [job.id, job.version, job.finetune_id or ""])
+                trainings = [*job.ruled_out, *([] if job.finetune_id is None else [job.finetune_id])]
+                gone += self._forget(names, [job.id, job.version, *trainings])
+        for stream in (keys.events(), keys.dead_letters()):
+            self._redis.xtrim(stream, minid=f"{max(0, oldest)}-0", approximate=True)
         return gone
 
 

@@ -1,3 +1,4 @@
+#!lua
 -- Writes down one attempt to deliver to a sink: its entry in the log, how far the sink is, and the dead letter if it was
 -- given up. The worker must still hold the line, and keeps it for another lease.
 -- KEYS  1 lines  2 the job's sinks  3 the job's deliveries  4 dead letters

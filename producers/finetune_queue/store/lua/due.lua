@@ -1,3 +1,4 @@
+#!lua
 -- Takes what is due: each job returned is put off by the handover time, so that only this caller acts on it.
 -- KEYS  1 deadlines
 -- ARGV  1 how many at most  2 handover_ms

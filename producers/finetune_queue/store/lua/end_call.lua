@@ -1,3 +1,4 @@
+#!lua
 -- Ends a call: its slot is free one window from now. An outcome that shows the provider well lifts a probe; one that
 -- shows it unwell pauses the account.
 -- KEYS  1 slots  2 waiting room  3 account  4 wake

@@ -1,3 +1,4 @@
+#!lua
 -- Keeps the slot of something that goes on longer than was certain when it started: a transfer that shows progress.
 -- KEYS  1 slots  2 account
 -- ARGV  1 token of the call  2 timeout_ms: by when it has ended for certain, from now

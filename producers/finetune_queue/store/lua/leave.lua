@@ -1,3 +1,4 @@
+#!lua
 -- Takes a job out of a line once its sinks there have every event, or puts it off within the line.
 -- KEYS  1 lines  2 line  3 the job's sinks  4 the job's events  5 job  6 the job's deliveries
 -- ARGV  1 line  2 the hold  3 job id  4 how many events there were  5 delay_ms, or "" when nothing is left to do

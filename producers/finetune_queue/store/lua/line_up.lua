@@ -1,3 +1,4 @@
+#!lua
 -- Puts a job into the lines of its sinks and takes it out of the outbox, unless it has news since it was taken.
 -- KEYS  1 outbox  2 lines  3 the job's sinks  4 job  5 the job's events  6... each line, its state
 -- ARGV  1 job id  2 the score it was taken with  3... the names of the lines

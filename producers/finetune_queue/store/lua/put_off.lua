@@ -1,3 +1,4 @@
+#!lua
 -- Moves the deadlines of jobs that were just seen to be well. One that changed since it was read keeps its own.
 -- KEYS  1 deadlines  2... the jobs
 -- ARGV  for each job: delay_ms, job id, the version it was read at

@@ -1,3 +1,4 @@
+#!lua
 -- Asks the worker that holds a job to cancel it. No change of version: that would fence the worker off from recording
 -- what it is doing, which may be a paid submit.
 -- KEYS  1 job

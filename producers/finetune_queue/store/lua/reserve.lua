@@ -1,3 +1,4 @@
+#!lua
 -- Hands the account's free slots to its sweep, if due, and to the first of its waiting room. Each slot stays reserved
 -- until the holder takes it, or for reserve_ms; a job's deadline brings it back should the message be lost.
 -- KEYS  1 slots  2 waiting room  3 account  4 tracked  5 deadlines

@@ -1,3 +1,4 @@
+#!lua
 -- Ends the hold of a line: it is due again with its next job, after a failure not before the delay, or gone if empty.
 -- KEYS  1 lines  2 line  3 the line's state  4 wake
 -- ARGV  1 line  2 the hold  3 delay_ms, 0 when its sinks are well  4 why they are not; none if they were not tried

@@ -1,3 +1,4 @@
+#!lua
 -- When an account is swept next. A hint may bring the next sweep forward, but all sweeps together keep to the share of
 -- calls that looking may use: each moves `sweep_due` on by the time that it costs (GCRA, ITU-T I.371).
 -- KEYS  1 account  2 tracked  3 wake

@@ -1,3 +1,4 @@
+#!lua
 -- Takes due members of a sorted set: each is put off by the lease, so that only this caller acts on it. Their new score
 -- is the proof of that: who takes one after the lease leaves another.
 -- KEYS  1 set

@@ -1,3 +1,4 @@
+#!lua
 -- Takes a call slot for a call that starts now: the one reserved for this holder, or a free one that nobody better
 -- placed waits for. A submit also takes its share of the caps on spending and on trainings in flight.
 -- KEYS  1 slots  2 waiting room  3 account  4 tracked

@@ -1,3 +1,4 @@
+#!lua
 -- The only script that writes a job: checks the version, then changes fields, sets, events and the deadline at once.
 -- KEYS  1 job  2 job events  3 jobs  4 state set it is in  5 state set it goes to  6 deadlines  7 wake
 --       8 events stream  9 owners  10 waiting room  11 tracked

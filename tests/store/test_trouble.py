@@ -1,0 +1,76 @@
+"""A server that refuses writes: nothing is half done, and what frees memory still works."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from redis import RedisError
+
+from finetune_queue.contract import JobState, new_job_id
+from finetune_queue.store import Budget, Change, JobNotFoundError, JobStore, keys
+from support.samples import sample_request
+
+
+@contextmanager
+def full(client: Any) -> Iterator[None]:
+    """Let the server's memory be used up."""
+    client.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", 0)
+
+
+@contextmanager
+def read_only(client: Any) -> Iterator[None]:
+    """Make the server a replica of one that is not there."""
+    client.replicaof("127.0.0.1", 1)
+    try:
+        yield
+    finally:
+        client.replicaof("NO", "ONE")
+
+
+def everything(client: Any) -> dict[str, bytes]:
+    return {key: client.execute_command("DUMP", key, NEVER_DECODE=True) for key in sorted(client.scan_iter())}
+
+
+@pytest.mark.parametrize("refusing", [full, read_only])
+def test_a_change_that_the_server_has_no_room_for_is_not_made_in_part(
+    jobs: JobStore, client: Any, refusing: Any
+) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    job = jobs.transition(job, Change(delay=15, room_score=1.0), intent_ms=7, waiting_for="api-slot")
+    before = everything(client)
+
+    with refusing(client), pytest.raises(RedisError):
+        # What it would do first, deleting, takes no memory and so would not be refused by itself.
+        jobs.transition(job, Change(delay=60), intent_ms=None, waiting_for=None, attempts=1)
+
+    assert everything(client) == before
+    assert jobs.transition(job, Change(delay=60), intent_ms=None).intent_ms is None
+
+
+def test_a_full_server_grants_no_slot_and_keeps_those_that_are_reserved(client: Any, budget: Budget) -> None:
+    client.zadd(keys.slots("default"), {"reserved:job-1": 9e12})
+    with full(client), pytest.raises(RedisError):
+        budget.take("default", "job-1", 0.0)
+    assert client.zcard(keys.slots("default")) == 1
+
+
+def test_jobs_whose_time_is_over_leave_a_full_server(client: Any) -> None:
+    jobs = JobStore(client, retention=-2)
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    jobs.transition(job, Change(), to=JobState.CANCELLED)
+    with full(client):
+        assert jobs.forget_finished() == 1
+        with pytest.raises(JobNotFoundError):
+            jobs.get(job.id)
+
+
+def test_every_script_says_what_it_may_do() -> None:
+    """Without its first line a script that is refused in the middle would leave what it did until then."""
+    for path in files("finetune_queue.store").joinpath("lua").iterdir():
+        assert path.read_text().startswith("#!lua"), path.name
