@@ -3,14 +3,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from redis import RedisError
 
 from finetune_queue.contract import JobState, new_job_id
-from finetune_queue.store import Budget, Change, JobNotFoundError, JobStore, keys
+from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.store import Budget, Change, JobNotFoundError, JobStore, connect, keys
 from support.samples import sample_request
+from support.switch import Switch
+from support.until import until
 
 
 @contextmanager
@@ -68,6 +73,30 @@ def test_jobs_whose_time_is_over_leave_a_full_server(client: Any) -> None:
         assert jobs.forget_finished() == 1
         with pytest.raises(JobNotFoundError):
             jobs.get(job.id)
+
+
+def test_after_a_failover_behind_one_name_the_new_primary_is_found(tmp_path: Path) -> None:
+    with (
+        ValkeyServer(tmp_path / "one") as one,
+        ValkeyServer(tmp_path / "two") as two,
+        Switch(one.port) as switch,
+        connect(f"redis://127.0.0.1:{switch.port}/0") as client,
+        redis.Redis(port=one.port) as first,
+        redis.Redis(port=two.port) as second,
+    ):
+        jobs = JobStore(client, retention=60)
+        job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+        second.replicaof("127.0.0.1", one.port)
+        until(lambda: second.exists(keys.job(job.id)) == 1, seconds=20)
+        second.replicaof("NO", "ONE")
+        first.replicaof("127.0.0.1", two.port)
+        switch.target = two.port
+
+        with pytest.raises(redis.ReadOnlyError):  # what still goes to the old one is refused
+            jobs.transition(job, Change(delay=15), attempts=1)
+
+        assert jobs.transition(job, Change(delay=15), attempts=1).attempts == 1
+        assert second.hget(keys.job(job.id), "attempts") == b"1"
 
 
 def test_every_script_says_what_it_may_do() -> None:

@@ -1,5 +1,7 @@
 """Connections to Redis: time-outs, keep-alive and what counts as out of reach, in one place."""
 
+from typing import Any
+
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
@@ -16,7 +18,7 @@ def connect(url: str, *, read_timeout: float = READ_TIMEOUT) -> redis.Redis:
 
     A command is not sent twice by the client: what may be repeated is decided by who calls it.
     """
-    return redis.Redis.from_url(
+    client = redis.Redis.from_url(
         url,
         decode_responses=True,
         socket_connect_timeout=CONNECT_TIMEOUT,
@@ -26,3 +28,18 @@ def connect(url: str, *, read_timeout: float = READ_TIMEOUT) -> redis.Redis:
         retry=Retry(ExponentialWithJitterBackoff(), 0),
         client_name="finetune-queue",
     )
+    pool = client.connection_pool
+    pool.connection_class = type("PrimaryConnection", (_LeavesReplicas, pool.connection_class), {})
+    return client
+
+
+class _LeavesReplicas:
+    """Closes a connection to a server that has become a replica, as after a failover behind one name: the next one
+    looks the name up again. Kept open, it would be refused every write for as long as the old server lives."""
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().read_response(*args, **kwargs)  # type: ignore[misc]
+        except redis.ReadOnlyError:
+            self.disconnect()  # type: ignore[attr-defined]
+            raise
