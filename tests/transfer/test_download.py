@@ -25,6 +25,7 @@ from finetune_worker.transfer import (
     Limits,
     NeedNewUrl,
     NoRoom,
+    PartBusy,
     Refused,
     StartOver,
     TransferError,
@@ -401,7 +402,7 @@ def test_two_workers_never_write_into_one_part(server: RawServer, part: Path, bu
     error = failure(server, part)
     leave.set()
     worker.join(10)
-    assert (type(error), error.code) == (TryAgain, "part_busy")
+    assert (type(error), error.code) == (PartBusy, "part_busy")
     assert first[0].sha256 == digest(CONTENT)
 
 

@@ -1,5 +1,6 @@
 """Download: the weights come in with resume, are verified, and only then appear among the artifacts."""
 
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.download import download as fetch
-from finetune_worker.transfer.errors import NeedNewUrl, Refused, SafetensorsError, TransferError
+from finetune_worker.transfer.errors import NeedNewUrl, PartBusy, Refused, SafetensorsError, TransferError
 from finetune_worker.transfer.safetensors import verify_safetensors
 
 log = structlog.get_logger(__name__)
@@ -37,12 +38,17 @@ def download(container: Container, claim: Claim) -> Outcome:
             return link
         url = link
     with transfer_share(container, claim, CallClass.FINISH):
-        return _fetch(container, claim, url)
+        try:
+            return _fetch(container, claim, url, container.part_of(job.id))
+        except PartBusy:
+            # A worker that was overtaken, and perhaps stands still for long, holds the part that could be resumed.
+            log.warning("part_busy", job_id=job.id)
+            with tempfile.TemporaryDirectory(dir=container.work_dir) as scratch:
+                return _fetch(container, claim, url, Path(scratch) / container.part_of(job.id).name)
 
 
-def _fetch(container: Container, claim: Claim, url: str) -> Outcome:
+def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
     job = claim.job
-    part = container.part_of(job.id)
     try:
         got = fetch(
             url,
@@ -52,6 +58,8 @@ def _fetch(container: Container, claim: Claim, url: str) -> Outcome:
             allow_loopback=container.settings.segmind_is_loopback,
         )
         checked = verify_safetensors(part)
+    except PartBusy:
+        raise
     except NeedNewUrl as error:
         if job.weights_private:
             return Retry(from_transfer(error, Stage.DOWNLOAD))

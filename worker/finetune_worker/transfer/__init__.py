@@ -4,6 +4,7 @@ from finetune_worker.transfer.download import Download, discard, download
 from finetune_worker.transfer.errors import (
     NeedNewUrl,
     NoRoom,
+    PartBusy,
     Refused,
     SafetensorsError,
     SourceChanged,
@@ -20,6 +21,7 @@ __all__ = [
     "Limits",
     "NeedNewUrl",
     "NoRoom",
+    "PartBusy",
     "Progress",
     "Refused",
     "SafetensorsError",

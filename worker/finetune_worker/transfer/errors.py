@@ -2,6 +2,7 @@
 
 TransferError
 ├── TryAgain          the same call again after a pause: an upload starts over, a download goes on where it broke
+│   └── PartBusy      another worker holds the part: at once into another one
 ├── NeedNewUrl        ask Segmind for another URL first: this one ended or its signature is refused
 ├── StartOver         a download's object is not the one it began with, or arrived damaged: the part is gone
 ├── SourceChanged     an upload's file is not the one it began with: check it again before anything is sent
@@ -40,6 +41,10 @@ class TryAgain(TransferError):  # noqa: N818 - the names say what to do
     """Nothing is wrong that time does not heal."""
 
     retryable = True
+
+
+class PartBusy(TryAgain):
+    """Another worker holds the part: one that was overtaken, since a job has one worker."""
 
 
 class NeedNewUrl(TransferError):  # noqa: N818

@@ -20,7 +20,7 @@ from typing import Self
 import structlog
 
 from finetune_worker.transfer.digests import Expected, Hashes
-from finetune_worker.transfer.errors import NoRoom, TryAgain
+from finetune_worker.transfer.errors import NoRoom, PartBusy
 from finetune_worker.wire.urls import safe_url
 
 CHECKPOINT_BYTES = 64 * 1024 * 1024
@@ -55,7 +55,7 @@ class PartFile:
     """One part, locked for this process: a worker that was thought dead must not write into its successor's file.
 
     Raises:
-        TryAgain: another worker holds it.
+        PartBusy: another worker holds it.
         NoRoom: here and on writing; the disk is full.
     """
 
@@ -165,7 +165,7 @@ class PartFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TryAgain("part_busy", f"Another worker is downloading into {self.path.name}.") from None
+            raise PartBusy("part_busy", f"Another worker is downloading into {self.path.name}.") from None
 
     def _load(self) -> None:
         """Take up what an earlier download left, if it is sure what that was."""
