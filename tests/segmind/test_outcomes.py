@@ -445,15 +445,18 @@ def test_no_reply_outlasts_the_call(talk: Callable[[Wire], None], call: Op) -> N
     assert type(error) is (OutcomeUnknown if call is submit else Unavailable)
 
 
-def test_a_trickle_over_tls_does_not_outlast_the_call_either(tmp_path: Path) -> None:
+@pytest.mark.parametrize("talk", [trickle_headers, trickle_body, half_a_body])
+def test_no_reply_over_tls_outlasts_the_call_either(talk: Callable[[Wire], None], tmp_path: Path) -> None:
     context, trusted = server_context(tmp_path)
 
     def call(client: SegmindClient) -> object:
         client._endpoint.session.verify = str(trusted)
         return client.submit(REQUEST)
 
-    with RawServer(trickle_body, tls=context) as server:
-        error = failure(server.url, call, call_timeout=0.5)
+    began = time.monotonic()
+    with RawServer(talk, tls=context) as server:
+        error = failure(server.url, call, read_timeout=5, call_timeout=0.5)
+    assert time.monotonic() - began < 3
     assert (type(error), error.code) == (OutcomeUnknown, "call_timeout")
 
 
