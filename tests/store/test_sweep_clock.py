@@ -101,3 +101,9 @@ def test_a_hint_wakes_a_dispatcher_only_when_it_changes_something(clock: Clock, 
     clock.client.delete(keys.wake())
     accounts.hint("default")
     assert clock.client.llen(keys.wake()) == 0
+
+
+def test_the_end_of_a_sweep_wakes_a_dispatcher_for_the_next(clock: Clock, client: redis.Redis) -> None:
+    client.delete(keys.wake())
+    clock.accounts.swept("default", 1.0, affordable=1.0, gap=1.0)
+    assert client.llen(keys.wake()) == 1

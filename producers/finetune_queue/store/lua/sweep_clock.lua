@@ -9,10 +9,12 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function number(name) return tonumber(redis.call('HGET', KEYS[1], name) or '0') end
 local function set(...) redis.call('HSET', KEYS[1], ...) end
+local function wake() if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('LPUSH', KEYS[3], '1') end end
 
 if ARGV[1] == 'swept' then
   local due = math.min(math.max(now, number('sweep_due')), now + ARGV[3]) + ARGV[3]
   set('sweep_at', now + ARGV[2], 'sweep_due', due, 'sweep_cost_ms', ARGV[3], 'sweep_gap_ms', ARGV[4])
+  wake() -- the dispatchers knew only when the sweep itself would count as lost
 elseif redis.call('ZCARD', KEYS[2]) == 0 then
   return -1
 else
@@ -27,7 +29,7 @@ if redis.call('HEXISTS', KEYS[1], 'sweep_hinted') == 1 then
   if early < at then
     at = early
     set('sweep_at', at)
-    if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('LPUSH', KEYS[3], '1') end
+    wake()
   end
 end
 return math.max(0, at - now)
