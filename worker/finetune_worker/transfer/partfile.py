@@ -77,6 +77,7 @@ class PartFile:
                 self._lock()
                 self._load()
         except BaseException:
+            self.hashes.close()
             os.close(self._file)
             raise
 
@@ -95,6 +96,7 @@ class PartFile:
             # What ended the download is the news; the last checkpoint still holds.
             _log.warning("part_checkpoint_failed", part=self.path.name, code=failed.code)
         finally:
+            self.hashes.close()
             os.close(self._file)
 
     @property
@@ -108,7 +110,7 @@ class PartFile:
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
         self.known, self.size, self._synced, self.etag = known, 0, 0, None
-        self.hashes = Hashes(expect)
+        self._expect(expect)
         if known is not None:
             self.checkpoint()
 
@@ -161,6 +163,10 @@ class PartFile:
         """Forget the bytes."""
         self.begin(None, Expected())
 
+    def _expect(self, expect: Expected) -> None:
+        self.hashes.close()
+        self.hashes = Hashes(expect)
+
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,7 +183,7 @@ class PartFile:
         expect = Expected(md5=note.md5, crc32c=note.crc32c)
         self.known = Known(note.etag, note.total, expect)
         self.etag = note.etag
-        self.hashes = Hashes(expect)
+        self._expect(expect)
         os.ftruncate(self._file, note.synced)
         os.lseek(self._file, 0, os.SEEK_SET)
         while data := os.read(self._file, _READ):

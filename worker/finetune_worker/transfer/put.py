@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +16,7 @@ import requests
 import structlog
 
 from finetune_worker.segmind.models import PresignedUpload
-from finetune_worker.transfer.digests import etag_md5
+from finetune_worker.transfer.digests import Beside, etag_md5
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError, TryAgain
 from finetune_worker.transfer.limits import Limits, Meter, Progress
 from finetune_worker.wire.deadline import Deadline
@@ -84,7 +85,8 @@ def upload_presigned(
         raise SourceChanged("source_missing", f"The file {path.name} cannot be read: {error.strerror}.") from None
     with file, open_session() as session:
         source = _Source(file, path, limits, on_progress)
-        reply = _put(session, url, headers, source, limits)
+        with closing(source):
+            reply = _put(session, url, headers, source, limits)
     if not 200 <= reply.status < 300:
         raise _classify(reply)
     done = Uploaded(size=len(source), md5=source.md5, etag=reply.headers.get("ETag"))
@@ -207,6 +209,7 @@ class _Source:
         self._file = file
         self._path = path
         self._hash = hashlib.md5(usedforsecurity=False)
+        self._beside = Beside(self._hash.update)
         self._failure: BaseException | None = None
         self._state = self._look()
         self._size = self._state[0]
@@ -226,6 +229,7 @@ class _Source:
 
     @property
     def md5(self) -> str:
+        self._beside.wait()
         return self._hash.hexdigest()
 
     def read(self, size: int = BLOCK) -> bytes:
@@ -235,6 +239,10 @@ class _Source:
             # urllib3 takes an OSError from here for one of the socket's, and a broken pipe even for none.
             self._failure = error
             raise _Stopped from None
+
+    def close(self) -> None:
+        """End the thread that hashes; the digest can still be read."""
+        self._beside.close()
 
     def finish(self) -> None:
         """Report the end, after the storage has answered."""
@@ -253,7 +261,7 @@ class _Source:
         block = self._file.read(min(size, left))
         if not block or (len(block) == left and self._look() != self._state):
             raise SourceChanged("source_changed", f"The file {self._path.name} changed while it was uploaded.")
-        self._hash.update(block)
+        self._beside.feed(block)
         self._meter.add(len(block))
         return block
 
