@@ -1,5 +1,6 @@
 """Submit, read, list, cancel and retry over HTTP."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,7 +9,6 @@ import pytest
 from finetune_queue.contract import JobError, JobState, Stage, derived_job_id, new_job_id
 from finetune_queue.messaging import QUEUE
 from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.settings import Settings
 from finetune_queue.store import Accounts, Change, JobStore
 from support.samples import sample
 
@@ -85,10 +85,10 @@ def test_each_wrong_field_is_named(http: httpx.Client, fields: dict[str, Any], w
     assert "/etc/passwd" not in body["detail"]
 
 
-def test_a_local_path_reaches_no_file_of_the_gateway(http: httpx.Client, settings: Settings, tmp_path: Any) -> None:
+def test_a_local_path_reaches_no_file_of_the_gateway(http: httpx.Client, staging: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.zip").write_bytes(b"x")
     problem(http.post("/v1/jobs", json=sample(dataset=str(tmp_path / "secret.zip"))), 422, "invalid-request")
-    assert not (tmp_path / "staging").exists()
+    assert not staging.exists()
 
 
 def test_a_job_says_why_it_waits(http: httpx.Client, queue: FineTuneQueue, account: Accounts) -> None:

@@ -25,6 +25,15 @@ LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
 
 
+def _check_numbers(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Refuse NaN and infinity, which Python reads in JSON (as 1e999, too) and JSON has no form for."""
+    try:
+        json.dumps(parameters, allow_nan=False)
+    except ValueError:
+        raise ValueError("holds a number that JSON cannot carry (NaN or infinity)") from None
+    return parameters
+
+
 def _check_sink(url: str) -> str:
     parse_sink(url)
     return url
@@ -56,7 +65,7 @@ class FineTuneRequest(BaseModel):
     base_model: Name = Field(default="FAST_FLUX", description="Segmind's model to tune.")
     theme: Name = Field(default="subject", description="Segmind's training theme.")
     segmind_public: bool = Field(default=False, description="Whether the tuned model is public at Segmind.")
-    advance_parameters: dict[str, JsonValue] = Field(
+    advance_parameters: Annotated[dict[str, JsonValue], AfterValidator(_check_numbers)] = Field(
         default={"steps": 2000, "face_crop": False, "finetune_type": "LORA"},
         description="Training parameters, passed on as they are: the API knows keys that this service does not.",
     )

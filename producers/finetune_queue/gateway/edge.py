@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -86,6 +87,8 @@ class Edge:
                     await self._app(scope, _bounded(scope, receive), sending)
                 else:
                     await response(scope, receive, sending)
+            except ClientDisconnect:
+                pass  # nobody is there to be answered
             except Exception as error:
                 problem = explain(error)
                 if problem is None:

@@ -1,0 +1,119 @@
+"""Datasets through the gateway into the staging store, streamed and bounded."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from finetune_queue.gateway import edge
+from finetune_queue.sdk import FineTuneQueue
+from gateway.serving import AUTH, MakeSettings, Start
+from support.images import make_dataset_zip
+from support.samples import sample
+from support.until import until
+
+ZIP = {"Content-Type": "application/zip"}
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> bytes:
+    return make_dataset_zip(tmp_path / "faces.zip").read_bytes()
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, apart from everybody else's."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_a_zip_becomes_a_url_for_a_request(http: httpx.Client, archive: bytes, temporary: Path) -> None:
+    reply = http.post("/v1/datasets", content=archive, headers=ZIP)
+    assert reply.status_code == 201, reply.text
+    body = reply.json()
+    assert body["sha256"] == hashlib.sha256(archive).hexdigest()
+    assert body["bytes"] == len(archive)
+    assert Path(urlsplit(body["dataset"]).path).read_bytes() == archive
+    assert http.post("/v1/jobs", json=sample(dataset=body["dataset"])).status_code == 202
+    assert http.post("/v1/datasets", content=archive, headers=ZIP).json() == body
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_sdk_stages_the_same_archive_under_the_same_name(
+    http: httpx.Client, queue: FineTuneQueue, tmp_path: Path, archive: bytes
+) -> None:
+    job = queue.submit(sample(dataset=str(tmp_path / "faces.zip")))
+    staged = Path(urlsplit(job.record.request.dataset).path)
+    assert http.post("/v1/datasets", content=staged.read_bytes(), headers=ZIP).json()["dataset"] == staged.as_uri()
+
+
+def test_an_upload_in_pieces_of_unknown_length(http: httpx.Client, archive: bytes) -> None:
+    def pieces() -> Iterator[bytes]:
+        for start in range(0, len(archive), 7):
+            yield archive[start : start + 7]
+
+    reply = http.post("/v1/datasets", content=pieces(), headers=ZIP)
+    assert reply.json()["sha256"] == hashlib.sha256(archive).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "expected"),
+    [
+        (b"", ZIP, (422, "invalid-request")),
+        (b"not a zip at all", ZIP, (422, "invalid-request")),
+        (b"PK", {"Content-Type": "image/png"}, (415, "unsupported-media-type")),
+        (b"PK", {}, (415, "unsupported-media-type")),
+    ],
+)
+def test_what_is_no_zip_is_refused(
+    http: httpx.Client, staging: Path, content: bytes, headers: dict[str, str], expected: tuple[int, str]
+) -> None:
+    reply = http.post("/v1/datasets", content=content, headers=headers)
+    assert (reply.status_code, reply.json()["code"]) == expected
+    assert not staging.exists()
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_dataset_that_is_too_large_is_cut_off_and_leaves_nothing(
+    http: httpx.Client, temporary: Path, monkeypatch: pytest.MonkeyPatch, *, declared: bool
+) -> None:
+    monkeypatch.setattr(edge, "MAX_DATASET", 3_000_000)
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(64):
+            yield b"x" * 65536
+
+    headers = {**ZIP, "Content-Length": str(64 * 65536)} if declared else ZIP
+    try:
+        reply = http.post("/v1/datasets", content=pieces(), headers=headers)
+    except httpx.WriteError:
+        pass  # the server had answered and closed already
+    else:
+        assert (reply.status_code, reply.json()["code"]) == (413, "too-large")
+    assert list(temporary.iterdir()) == []
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(url: str, temporary: Path, archive: bytes) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield archive[:1000]
+        raise ConnectionAbortedError
+
+    with pytest.raises(ConnectionAbortedError), httpx.Client(headers=AUTH, trust_env=False) as http:
+        http.post(f"{url}/v1/datasets", content=pieces(), headers=ZIP)
+    until(lambda: list(temporary.iterdir()) == [], seconds=5)
+
+
+def test_a_staging_store_that_takes_nothing_is_said(
+    make_settings: MakeSettings, start: Start, tmp_path: Path, archive: bytes
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    url = start(make_settings(finetune_staging_url=f"file://{tmp_path}/file"))
+    reply = httpx.post(f"{url}/v1/datasets", content=archive, headers={**AUTH, **ZIP}, trust_env=False)
+    assert (reply.status_code, reply.json()["code"]) == (503, "staging-unavailable")
+    assert "retry-after" in reply.headers

@@ -1,0 +1,256 @@
+"""What is true of every request: who may come in, how much and how fast, and that nothing becomes a bare 500."""
+
+import json
+import math
+import socket
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from finetune_queue.gateway import edge
+from finetune_queue.gateway.clients import new_token, token_hash
+from finetune_queue.gateway.server import GatewayServer
+from finetune_queue.settings import SettingsError
+from gateway.serving import AUTH, TOKEN, MakeSettings, Start
+from support.samples import sample
+
+
+def raw(url: str, data: bytes, *, wait: float = 10) -> bytes:
+    """Send bytes as they are and read until the server closes or is silent for ``wait`` seconds."""
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=wait) as connection:
+        connection.sendall(data)
+        found = b""
+        try:
+            while chunk := connection.recv(65536):
+                found += chunk
+                if b"\r\n\r\n" in found and found.endswith(b"}"):
+                    break
+        except TimeoutError:
+            pass
+        return found
+
+
+# who
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer wrong",
+        f"Basic {TOKEN}",
+        f"Bearer {TOKEN[:-1]}",
+        "Bearer \xe9",
+        f"Bearer {token_hash(TOKEN)}",
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/overview", "/v1/stream", "/metrics"])
+def test_without_a_known_token_nothing_is_shown(url: str, path: str, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header.encode("latin-1")}
+    reply = httpx.get(url + path, headers=headers, trust_env=False)  # type: ignore[arg-type]
+    assert (reply.status_code, reply.json()["code"]) == (401, "unauthorized")
+    assert reply.headers["www-authenticate"].startswith("Bearer")
+    assert TOKEN not in reply.text
+
+
+def test_each_client_has_a_token_of_its_own_and_a_removed_one_is_refused(
+    make_settings: MakeSettings, start: Start
+) -> None:
+    first, second = new_token(), new_token()
+    url = start(make_settings(finetune_gateway_tokens={"a": token_hash(first), "b": token_hash(second)}))
+    for token, status in ((first, 200), (second, 200), (TOKEN, 401)):
+        reply = httpx.get(f"{url}/v1/jobs", headers={"Authorization": f"Bearer {token}"}, trust_env=False)
+        assert reply.status_code == status
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "gateway.example.com"])
+def test_without_tokens_it_listens_on_loopback_addresses_only(make_settings: MakeSettings, host: str) -> None:
+    with pytest.raises(SettingsError, match="FINETUNE_GATEWAY_TOKENS: missing"):
+        GatewayServer(make_settings(finetune_gateway_tokens={}), host, 0)
+
+
+@pytest.fixture
+def open_url(make_settings: MakeSettings, start: Start) -> str:
+    return start(make_settings(finetune_gateway_tokens={}))
+
+
+def test_without_tokens_this_machine_may_use_it(open_url: str) -> None:
+    assert httpx.post(f"{open_url}/v1/jobs", json=sample(), trust_env=False).status_code == 202
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "", "[", "10.0.0.1", "localhost.evil"])
+def test_without_tokens_a_name_that_leads_here_is_refused(open_url: str, host: str) -> None:
+    reply = httpx.get(f"{open_url}/v1/jobs", headers={"Host": host}, trust_env=False)
+    assert (reply.status_code, reply.json()["code"]) == (403, "foreign-origin")
+
+
+def test_without_tokens_another_site_s_page_is_refused(open_url: str) -> None:
+    job = httpx.post(f"{open_url}/v1/jobs", json=sample(), trust_env=False).json()
+    for origin, status in (("https://evil.example", 403), ("null", 403), (open_url, 200)):
+        reply = httpx.post(open_url + job["links"]["cancel"], headers={"Origin": origin}, trust_env=False)
+        assert reply.status_code == status, origin
+
+
+# how much
+
+
+def test_a_client_that_sends_too_much_is_told_when_to_come_back(make_settings: MakeSettings, start: Start) -> None:
+    other = new_token()
+    tokens = {"tests": token_hash(TOKEN), "other": token_hash(other)}
+    url = start(make_settings(finetune_gateway_rate_limit="3/60", finetune_gateway_tokens=tokens))
+    with httpx.Client(base_url=url, headers=AUTH, trust_env=False) as http:
+        replies = [http.get("/v1/jobs") for _ in range(5)]
+        assert [reply.status_code for reply in replies] == [200, 200, 200, 429, 429]
+        assert replies[3].json()["code"] == "rate-limited"
+        assert 1 <= int(replies[3].headers["retry-after"]) <= 20
+        assert http.get("/v1/jobs", headers={"Authorization": f"Bearer {other}"}).status_code == 200
+        assert http.get("/livez").status_code == 200
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(url: str) -> None:
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    reply = raw(url, f"{head}Content-Length: 999999999999\r\n\r\n".encode())
+    assert reply.startswith(b"HTTP/1.1 413 ")
+    assert b'"too-large"' in reply
+
+
+def test_a_body_that_does_not_say_so_is_cut_off(http: httpx.Client) -> None:
+    def chunks() -> Any:
+        yield b'{"name": "'
+        for _ in range(100):
+            yield b"x" * 65536
+
+    try:
+        reply = http.post("/v1/jobs", content=chunks(), headers={"Content-Type": "application/json"})
+    except httpx.WriteError:
+        return  # the server had closed already
+    assert (reply.status_code, reply.json()["code"]) == (413, "too-large")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge, "IDLE_SECONDS", 0.2)
+    head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
+    started = time.monotonic()
+    reply = raw(url, f'{head}Content-Length: 100\r\n\r\n{{"name'.encode())
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - started < 5
+
+
+def test_too_many_at_once_are_told_to_come_back(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge, "MAX_RUNNING", 0)
+    reply = http.get("/v1/jobs")
+    assert (reply.status_code, reply.json()["code"], reply.headers["retry-after"]) == (503, "busy", "1")
+    assert http.get("/livez").status_code == 200
+
+
+# whatever is sent
+
+DEEP = b"[" * 50_000 + b"]" * 50_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"17",
+        b'"text"',
+        b"{",
+        b"\xff\xfe",
+        b'{"name": "\xc3\x28"}',
+        DEEP,
+        b'{"advance_parameters": ' + DEEP + b"}",
+        b'{"a":' * 30_000 + b"1" + b"}" * 30_000,
+        b'{"priority": ' + b"9" * 5000 + b"}",
+        b'{"name": "\\ud800"}',
+        b'{"\\ud800": 1}',
+        b'{"labels": {"\\ud800": "x"}}',
+        b"name=x&dataset=y",
+    ],
+    ids=lambda body: repr(body[:20]),
+)
+def test_a_body_that_is_no_request_is_a_client_s_error(http: httpx.Client, body: bytes) -> None:
+    reply = http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert reply.status_code in {400, 422}, reply.text
+    assert reply.headers["content-type"] == "application/problem+json"
+    json.loads(reply.text)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400, '"\\u0000"', '"\\ud83d\\ude00"'])
+def test_odd_values_of_parameters_are_kept_or_refused(http: httpx.Client, value: str) -> None:
+    body = json.dumps(sample(advance_parameters={"odd": "VALUE"})).replace('"VALUE"', value)
+    reply = http.post("/v1/jobs", content=body.encode(), headers={"Content-Type": "application/json"})
+    finite = not isinstance(json.loads(value), float) or math.isfinite(json.loads(value))
+    assert reply.status_code == (202 if finite else 422), reply.text
+    if finite:
+        again = http.get(reply.json()["links"]["self"])
+        assert again.status_code == 200
+        assert again.json()["request"]["advance_parameters"]["odd"] == json.loads(value)
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded", ""]
+)
+def test_a_body_of_another_kind_is_refused(http: httpx.Client, kind: str) -> None:
+    # What a form on another site's page can send.
+    reply = http.post("/v1/jobs", content=json.dumps(sample()).encode(), headers={"Content-Type": kind})
+    assert reply.status_code in {415, 422}
+
+
+@pytest.mark.parametrize(
+    "line", ["GET /v1/jobs HTTP/9.9", "GET  HTTP/1.1", "\x00\x01\x02", "GET /v1/jobs HTTP/1.1\r\nHost"]
+)
+def test_what_is_no_http_is_answered_and_ends_the_connection(url: str, http: httpx.Client, line: str) -> None:
+    reply = raw(url, f"{line}\r\n\r\n".encode(), wait=3)
+    assert reply.startswith(b"HTTP/1.1 4")
+    assert http.get("/livez").status_code == 200
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    body=st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(list(sample())) | st.text(), inner),
+        max_leaves=20,
+    )
+)
+def test_any_json_is_answered_with_a_problem(http: httpx.Client, body: Any) -> None:
+    content = json.dumps(body).encode()
+    reply = http.post("/v1/jobs", content=content, headers={"Content-Type": "application/json"})
+    assert reply.status_code in {400, 422}
+    assert reply.json()["code"] in {"bad-request", "invalid-request"}
+
+
+def test_a_defect_is_told_by_its_id_alone(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a-secret-in-an-exception")
+
+    monkeypatch.setattr("finetune_queue.sdk.FineTuneQueue.page", broken)
+    reply = http.get("/v1/jobs")
+    assert (reply.status_code, reply.json()["code"]) == (500, "internal-error")
+    assert "a-secret" not in reply.text
+    said = capsys.readouterr().out
+    assert "request_crashed" in said
+    assert reply.headers["x-request-id"] in said
+
+
+def test_every_answer_has_its_headers(http: httpx.Client) -> None:
+    for path in ("/v1/jobs", "/nothing", "/livez", "/", "/openapi.json"):
+        headers = http.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "server" not in headers
+        assert len(headers["x-request-id"]) == 36
+    assert http.get("/v1/jobs").headers["cache-control"] == "no-store"
