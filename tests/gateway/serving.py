@@ -5,11 +5,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from finetune_queue.gateway.clients import new_token
 from finetune_queue.gateway.server import GatewayServer
 from finetune_queue.settings import Settings
 
-TOKEN = new_token()
+TOKEN = "ftq_test-0123456789abcdefghijklmnopqrstuvwxyzABCD"  # the same in every process that collects the tests
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
 HOOK_SECRET = "a-secret-of-the-tests-and-no-other-0123456789"
 
