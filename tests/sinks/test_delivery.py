@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from finetune_queue.contract import JobState, parse_sink
-from finetune_queue.store import HoldLostError
+from finetune_queue.store import HoldLostError, TaskCall
 from finetune_worker.delivery import deliver_line
 from support.sinks import Receiver, kinds
 from support.until import until
@@ -306,7 +306,7 @@ def test_a_job_is_kept_until_its_sinks_have_its_events(make: Any, client: redis.
 
 def test_a_rejected_message_is_told_to_the_service_s_own_sinks(make: Any, client: redis.Redis) -> None:
     bench = make(FINETUNE_SINKS="list://all")
-    bench.container.jobs.reject("message-1", "{", "broken", ["it is no JSON"])
+    bench.container.jobs.reject("message-1", TaskCall([], {}), "broken", ["it is no JSON"])
     bench.until_done()
     [event] = listed(client, "all")
     assert (kinds([event]), event["data"]["problems"]) == (["rejected"], ["it is no JSON"])

@@ -50,17 +50,18 @@ class Broker:
         self._app = app
         self._seconds = seconds
         self._declared: set[str] = set()
-        self._connection = Connection(
-            sink.target,
-            connect_timeout=min(_CONNECT_SECONDS, seconds),
-            transport_options=_options(sink.target.partition("://")[0], seconds),
-        )
         try:
-            self._connection.connect()
-            self._channel: Any = self._connection.channel()
+            self._connection = Connection(
+                sink.target,
+                connect_timeout=min(_CONNECT_SECONDS, seconds),
+                transport_options=_options(sink.target.partition("://")[0], seconds),
+            )
         except ImportError as error:
             message = f"{sink.shown} needs a driver that is not installed on this worker"
             raise DeliveryError(message, unreachable=True) from error
+        try:
+            self._connection.connect()
+            self._channel: Any = self._connection.channel()
         except _errors_of(self._connection) as error:
             self.close()
             raise _failed(sink, error, unreachable=True) from error

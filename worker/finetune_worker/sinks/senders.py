@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+import structlog
 from celery import Celery
 
 from finetune_queue.contract import Event, FineTuneRequest, Sink, SinkKind, parse_sink, parse_sinks
@@ -16,6 +17,8 @@ from finetune_queue.store import LocalQueues, QueueFullError, RedisError
 from finetune_worker.sinks.brokers import Broker, CeleryQueue
 from finetune_worker.sinks.errors import DeliveryError
 from finetune_worker.sinks.webhook import post
+
+log = structlog.get_logger(__name__)
 
 LONGEST = 15.0
 """Seconds that one delivery may take."""
@@ -99,6 +102,16 @@ class Sending:
         refusal = self._senders.refusal(sink)
         if refusal is not None:
             raise DeliveryError(refusal, hopeless=True)
+        try:
+            return self._send(sink, event, text)
+        except DeliveryError:
+            raise
+        except Exception as error:
+            # A driver's own kind of failure must not keep its line from being tried again, and reported.
+            log.exception("sender_crashed", sink=sink.shown)
+            raise DeliveryError(f"{sink.shown} met an unexpected {type(error).__name__}") from error
+
+    def _send(self, sink: Sink, event: Event, text: str) -> int | None:
         match sink.kind:
             case SinkKind.WEB:
                 secrets, policy = self._settings.signing_secrets(sink.origin), self._senders.policy(sink)

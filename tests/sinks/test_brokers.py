@@ -1,0 +1,174 @@
+"""Ways out through brokers: Celery tasks on our own, and queues on a real RabbitMQ and on another Redis."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from kombu import Connection
+
+from finetune_queue.contract import JobState
+from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.messaging import transport_config
+from support.rabbitmq import RabbitMQ, find_rabbitmq
+from support.sinks import kinds
+from support.until import until
+
+THREE = ["accepted", "uploading", "cancelled"]
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    script = find_rabbitmq()
+    if script is None:
+        pytest.skip("no RabbitMQ is installed here (on Debian: apt-get install rabbitmq-server)")
+    with RabbitMQ(tmp_path_factory.mktemp("rabbitmq"), script) as server:
+        yield server
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a broker that is not ours: RabbitMQ, or another Redis."""
+    if request.param == "rabbitmq":
+        yield request.getfixturevalue("rabbitmq").url
+        return
+    with ValkeyServer(tmp_path / "other") as server:
+        yield server.url
+
+
+both = pytest.mark.parametrize("broker", ["rabbitmq", "redis"], indirect=True)
+
+
+def taken(url: str, queue: str, count: int) -> list[Any]:
+    """Take messages from a queue as a kombu consumer does."""
+    with Connection(url, connect_timeout=5) as connection, connection.SimpleQueue(queue) as box:
+        messages = [box.get(timeout=5) for _ in range(count)]
+        for message in messages:
+            message.ack()
+        return messages
+
+
+@both
+def test_a_queue_on_somebody_else_s_broker_gets_the_event_as_it_is(make: Any, broker: str) -> None:
+    queue = f"results-{broker.partition(':')[0]}"
+    bench = make(FINETUNE_SINKS=f"{broker}?queue={queue}")
+    job = bench.cancelled()
+    bench.until_done()
+    messages = taken(broker, queue, 3)
+    assert kinds([message.payload for message in messages]) == THREE
+    assert [message.properties["message_id"] for message in messages] == [f"{job.id}-{n}" for n in (1, 2, 3)]
+    assert messages[0].content_type == "application/json"
+    texts = bench.outbox.subject(job.id).events
+    body = messages[0].body
+    assert (body if isinstance(body, str) else bytes(body).decode()) == texts[0]
+
+
+@both
+def test_a_celery_service_on_another_broker_gets_a_task(make: Any, broker: str) -> None:
+    bench = make(FINETUNE_SINKS=f"{broker}?queue=orders&task=orders.finetuned&events=cancelled")
+    job = bench.cancelled()
+    bench.until_done()
+    [message] = taken(broker, "orders", 1)
+    args, kwargs, _ = message.payload
+    assert (message.headers["task"], message.headers["id"], kwargs) == ("orders.finetuned", f"{job.id}-3", {})
+    assert kinds(args) == ["cancelled"]
+    assert message.content_type == "application/json"
+
+
+def test_a_python_service_on_our_broker_gets_a_task(make: Any) -> None:
+    """Its own app, with the transport's settings that the contract asks of everybody on this broker."""
+    bench = make()
+    job = bench.cancelled(reply_to=["celery://shop/shop.tasks.finetuned"])
+    bench.until_done()
+    got: list[Any] = []
+    app = Celery("shop", set_as_current=False)
+    app.conf.update(transport_config(bench.container.settings), task_default_queue="shop", worker_disable_prefetch=True)
+
+    @app.task(name="shop.tasks.finetuned", bind=True, shared=False)
+    def finetuned(self: Any, event: dict[str, Any]) -> None:
+        got.append((self.request.id, event))
+
+    with start_worker(app, perform_ping_check=False, pool="solo", shutdown_timeout=30):
+        until(lambda: len(got) == 3, seconds=15)
+    assert kinds([event for _, event in got]) == THREE
+    assert [task_id for task_id, _ in got] == [event["id"] for _, event in got] == [f"{job.id}-{n}" for n in (1, 2, 3)]
+
+
+def test_a_queue_that_is_there_with_other_properties_is_used(make: Any, rabbitmq: RabbitMQ) -> None:
+    with Connection(rabbitmq.url) as connection:
+        owner: Any = connection.channel()
+        owner.queue_declare("quorum", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+    bench = make(FINETUNE_SINKS=f"{rabbitmq.url}?queue=quorum")
+    bench.cancelled()
+    bench.until_done()
+    with Connection(rabbitmq.url) as connection:
+        channel: Any = connection.channel()
+        found: list[str] = []
+
+        def count() -> bool:
+            message = channel.basic_get("quorum", no_ack=True)
+            if message is not None:
+                found.append(json.loads(message.body)["type"])
+            return len(found) == 3
+
+        until(count, seconds=10)
+
+
+def test_a_wrong_password_is_said_and_not_shown(make: Any, rabbitmq: RabbitMQ) -> None:
+    url = rabbitmq.url.replace("guest:guest", "guest:hidden-pw")
+    bench = make(FINETUNE_SINKS=f"{url}?queue=x")
+    job = bench.job()
+    bench.deliver()
+    [line] = bench.outbox.lines()
+    assert "ACCESS_REFUSED" in line.reason
+    assert "hidden-pw" not in json.dumps([attempt.as_dict() for attempt in bench.outbox.deliveries(job.id)])
+
+
+def test_a_broker_that_comes_back_gets_everything_in_order(make: Any, tmp_path: Path) -> None:
+    server = ValkeyServer(tmp_path / "other")
+    with server:
+        pass  # it has its port now, and is down
+    bench = make(FINETUNE_SINKS=f"{server.url}?queue=late list://fine")
+    job = bench.go(bench.job(), JobState.UPLOADING)
+    bench.deliver()
+    assert [line.failures for line in bench.outbox.lines()] == [1]
+    bench.go(job, JobState.CANCELLED)
+    bench.deliver()
+    with server:
+        bench.until_done()
+        assert kinds([message.payload for message in taken(server.url, "late", 3)]) == THREE
+
+
+def test_a_driver_that_is_not_installed_is_said(make: Any) -> None:
+    bench = make(FINETUNE_SINKS="mongodb://127.0.0.1:9/x?queue=q")
+    bench.job()
+    bench.deliver()
+    [line] = bench.outbox.lines()
+    assert line.reason == "mongodb://127.0.0.1:9/x?queue=q needs a driver that is not installed on this worker"
+
+
+def test_a_full_queue_waits_for_its_consumer(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_worker.sinks.brokers.FULL", 1)
+    bench = make(FINETUNE_SINKS="celery://shop/shop.done")
+    job = bench.cancelled()
+    bench.deliver()
+    assert "nobody takes" in bench.outbox.deliveries(job.id)[0].detail
+    assert [attempt.outcome for attempt in bench.outbox.deliveries(job.id)] == ["failed", "delivered"]
+
+
+def test_deliveries_by_many_threads_share_nothing_they_should_not(make: Any, rabbitmq: RabbitMQ) -> None:
+    bench = make(FINETUNE_SINKS=f"{rabbitmq.url}?queue=many celery://many/m.any")
+    jobs = [bench.cancelled() for _ in range(10)]
+    bench.line_up()
+
+    def all_done() -> bool:
+        bench.notifier.step()
+        return not bench.outbox.lines()
+
+    until(all_done, seconds=20)
+    events = [message.payload for message in taken(rabbitmq.url, "many", 30)]
+    for job in jobs:
+        assert kinds([event for event in events if event["subject"] == job.id]) == THREE

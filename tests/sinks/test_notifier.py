@@ -1,0 +1,132 @@
+"""The notifier in its threads: one sink's trouble is nobody else's."""
+
+import socket
+import sys
+import threading
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+import redis
+
+from finetune_worker.notifier import FOR_TROUBLE, THREADS
+from support.sinks import Receiver
+from support.until import until
+
+
+class Silent:
+    """Takes connections and never says a word; ``taken`` are those that it took."""
+
+    def __init__(self, host: str) -> None:
+        self._socket = socket.create_server((host, 0), backlog=64)
+        self.url = f"http://{host}:{self._socket.getsockname()[1]}/hook"
+        self.taken: list[socket.socket] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self.taken.append(self._socket.accept()[0])
+            except OSError:
+                return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        for connection in self.taken:
+            connection.close()
+
+
+def run(bench: Any) -> threading.Thread:
+    """Run the notifier as the worker's boot step does, until its ``stopping`` is set."""
+
+    def loop() -> None:
+        while not bench.notifier.stopping.is_set():
+            bench.notifier.sleep(min(0.2, bench.notifier.step()))
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    return thread
+
+
+def test_a_sink_that_hangs_delays_nothing_but_itself(make: Any, client: redis.Redis) -> None:
+    bench = make(FINETUNE_LEASE="8", FINETUNE_BACKOFF_BASE="0.05", FINETUNE_BACKOFF_MAX="0.05")
+    with Silent("127.0.0.1") as silent, Receiver() as receiver:
+        for _ in range(40):
+            bench.job(reply_to=[silent.url])
+        thread = run(bench)
+        until(lambda: len(silent.taken) >= 4, seconds=5)
+        jobs = [bench.job(reply_to=[receiver.url("/hook"), "list://fine"]) for _ in range(5)]
+        # Well before a delivery to the silent one gives up, which takes 4 s.
+        until(lambda: len(receiver.got) == client.llen("fine") == len(jobs), seconds=3)
+        assert len(silent.taken) == 4
+        bench.notifier.stopping.set()
+    thread.join(10)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has all of 127.0.0.0/8 without set-up")
+def test_many_sinks_that_hang_leave_threads_for_the_others(make: Any, client: redis.Redis) -> None:
+    bench = make(FINETUNE_LEASE="0.6", FINETUNE_BACKOFF_BASE="0.01", FINETUNE_BACKOFF_MAX="0.01")
+    count = THREADS + 3
+    with ExitStack() as opened:
+        for number in range(count):
+            bench.job(reply_to=[opened.enter_context(Silent(f"127.0.1.{number + 1}")).url])
+        thread = run(bench)
+        until(lambda: [line.failures > 0 for line in bench.outbox.lines()] == [True] * count, seconds=20)
+        busy = 0
+
+        def others_get_theirs() -> bool:
+            nonlocal busy
+            busy = max(busy, sum(bench.notifier._running.values()))
+            return bool(client.llen("fine"))
+
+        bench.job(reply_to=["list://fine"])
+        until(others_get_theirs, seconds=1)
+        assert 0 < busy <= FOR_TROUBLE
+        bench.notifier.stopping.set()
+    thread.join(10)
+
+
+def test_a_notifier_that_stops_gives_its_lines_back(make: Any, client: redis.Redis) -> None:
+    bench = make(FINETUNE_LEASE="60")
+    started = threading.Event()
+    with Receiver() as receiver:
+
+        def slow(handler: Any) -> None:
+            started.set()
+            bench.notifier.stopping.wait(5)
+            handler.send_response(204)
+            handler.end_headers()
+
+        receiver.refuse = [slow]
+        bench.cancelled(reply_to=[receiver.url("/hook")])
+        thread = run(bench)
+        assert started.wait(5)
+        bench.notifier.stopping.set()
+        thread.join(10)
+        until(lambda: not bench.notifier._running, seconds=5)
+        bench.deliver()  # without waiting for the hold to run out
+    assert len(receiver.got) == 2
+
+
+def test_a_notifier_sleeps_until_there_is_news(make: Any) -> None:
+    bench = make()
+    bench.notifier.step()
+    woken = threading.Event()
+
+    def sleep() -> None:
+        bench.notifier.sleep(5)
+        woken.set()
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    assert not woken.wait(0.2)
+    bench.job(reply_to=["list://x"])
+    assert woken.wait(1)
+    thread.join(5)
