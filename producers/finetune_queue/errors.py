@@ -4,6 +4,7 @@ FineTuneQueueError
 ├── InvalidRequestError       the request cannot be accepted; ``problems`` says why
 ├── IdempotencyConflictError  the idempotency key was used with another request
 ├── UnknownJobError           there is no job with this id
+├── UnknownLetterError        there is no dead letter with this id
 ├── NotPossibleError          the job's state does not allow it
 ├── WaitTimeoutError          ``wait`` gave up; the job goes on
 └── QueueUnavailableError     Redis or the broker is out of reach; nothing was lost
@@ -28,6 +29,10 @@ class IdempotencyConflictError(FineTuneQueueError):
 
 class UnknownJobError(FineTuneQueueError):
     """There is no job with this id."""
+
+
+class UnknownLetterError(FineTuneQueueError):
+    """There is no dead letter with this id."""
 
 
 class NotPossibleError(FineTuneQueueError):

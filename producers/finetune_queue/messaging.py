@@ -10,7 +10,7 @@ import structlog
 from finetune_queue.contract import Stage
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.settings import Settings
-from finetune_queue.store import RedisError
+from finetune_queue.store import RawMessage, RedisError, TaskCall
 from finetune_queue.store.keys import BROKER_PREFIX
 
 if TYPE_CHECKING:
@@ -100,6 +100,28 @@ class Messenger:
     def sweep(self, account: str) -> None:
         """Ask for one look at all of an account's trainings."""
         self._app.send_task(SWEEP, args=[account], queue=QUEUE)
+
+    def send_again(self, message_id: str, message: TaskCall | RawMessage) -> None:
+        """Send what became a dead letter once more, under the same id.
+
+        Raises:
+            QueueUnavailableError: the broker is out of reach.
+        """
+        with _broker_errors():
+            if isinstance(message, TaskCall):
+                self._app.send_task(
+                    RUN, args=message.args, kwargs=message.kwargs, task_id=message_id, queue=QUEUE, priority=ACCEPT
+                )
+                return
+            with self._app.producer_or_acquire() as producer:
+                producer.publish(
+                    message.body,
+                    content_type=message.content_type,
+                    content_encoding=message.content_encoding,
+                    headers=message.headers,
+                    exchange="",
+                    routing_key=QUEUE,
+                )
 
     def queued(self, queue: str) -> int:
         """Return how many messages wait in a queue.

@@ -15,7 +15,6 @@ from finetune_queue.contract import (
     JobRecord,
     JobState,
     RequestError,
-    Stage,
     WaitReason,
     derived_job_id,
     new_job_id,
@@ -30,6 +29,7 @@ from finetune_queue.errors import (
     WaitTimeoutError,
 )
 from finetune_queue.messaging import Messenger, producer_app
+from finetune_queue.resuming import adopted, resubmitted, resume_at
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.store import (
     Accounts,
@@ -39,6 +39,7 @@ from finetune_queue.store import (
     JobNotFoundError,
     JobPages,
     JobStore,
+    OwnedElsewhereError,
     RedisError,
     UnknownAccountError,
     connect,
@@ -134,6 +135,15 @@ class Job:
             NotPossibleError: the job has not failed.
         """
         self._record = self._queue.retry(self.id).record
+        return self
+
+    def resolve(self, *, adopt: str | None = None, resubmit: bool = False) -> Self:
+        """Say what became of the submit of a job that needs attention, see :meth:`FineTuneQueue.resolve`.
+
+        Raises:
+            NotPossibleError: the job does not need attention, or the training is another job's.
+        """
+        self._record = self._queue.resolve(self.id, adopt=adopt, resubmit=resubmit).record
         return self
 
 
@@ -261,10 +271,34 @@ class FineTuneQueue:
             if record.state is not JobState.FAILED or record.failed_stage is None:
                 message = f"Only a failed job can be retried; job {job_id} is {record.state}."
                 raise NotPossibleError(message)
-            to, fields = _resume_at(record)
+            to, fields = resume_at(record)
             try:
                 record = self._jobs.transition(record, Change(delay=0.0), to=to, **fields)
             except ConflictError as error:
+                raise NotPossibleError(str(error)) from None
+            return Job(self, record)
+
+    def resolve(self, job_id: str, *, adopt: str | None = None, resubmit: bool = False) -> Job:
+        """Say what became of the submit of a job that needs attention: exactly one of the two.
+
+        ``adopt`` names the training that is the job's; the job goes on with it. ``resubmit`` says that there is none;
+        a new training is submitted, and paid.
+
+        Raises:
+            NotPossibleError: the job does not need attention, or the training is another job's.
+        """
+        if (adopt is None) is not resubmit:
+            message = "resolve takes either adopt or resubmit"
+            raise ValueError(message)
+        with _translated():
+            record = self._jobs.get(job_id)
+            if record.state is not JobState.NEEDS_ATTENTION:
+                message = f"Only a job that needs attention can be resolved; job {job_id} is {record.state}."
+                raise NotPossibleError(message)
+            to, fields = resubmitted(record) if adopt is None else adopted(record, adopt)
+            try:
+                record = self._jobs.transition(record, Change(delay=0.0, own=adopt), to=to, **fields)
+            except (ConflictError, OwnedElsewhereError) as error:
                 raise NotPossibleError(str(error)) from None
             return Job(self, record)
 
@@ -336,37 +370,6 @@ class Waiting:
 
 
 _URL_SCHEMES = frozenset({"https", "http", "file", "s3", "gs", "az"})
-
-_FRESH: dict[str, Any] = {
-    "error": None,
-    "failed_stage": None,
-    "attempts": 0,
-    "takeovers": 0,
-    "waiting_for": None,
-    "cancel_requested": False,
-}
-
-
-def _resume_at(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
-    """Return the state in which the failed stage acts again, and the fields that it must find fresh."""
-    match record.failed_stage:
-        case Stage.UPLOAD:
-            return JobState.UPLOADING, _FRESH
-        case Stage.SUBMIT if record.intent_ms is not None and record.finetune_id is None:
-            # Whether it was submitted is not known: the intent stays, so the sweeps look for it before it may be sent.
-            return JobState.SUBMITTING, {**_FRESH, "looks": 0, "waiting_for": WaitReason.PROVIDER}
-        case Stage.SUBMIT:
-            training = {"finetune_id": None, "intent_ms": None, "submitted_ms": None, "provider_status": None}
-            # The failed training bears the job's mark for ever, and is not the one to find.
-            failed = [*record.ruled_out, record.finetune_id] if record.finetune_id is not None else record.ruled_out
-            looks = {"looks": 0, "evidence": [], "candidates": [], "ruled_out": failed}
-            return JobState.SUBMITTING, {**_FRESH, **training, **looks, "weights_url": None}
-        case Stage.POLL if record.weights is not None:
-            return JobState.DEPLOYING, _FRESH
-        case Stage.POLL:
-            return JobState.TRAINING, {**_FRESH, "submitted_ms": record.updated_ms, "wants_details": True}
-        case _:
-            return JobState.DOWNLOADING, _FRESH
 
 
 @contextmanager

@@ -8,11 +8,14 @@ from finetune_queue.contract import TRANSITIONS, Event, EventType, JobState, new
 from finetune_queue.store import (
     Change,
     ConflictError,
+    DeadLetters,
     Deadlines,
     IdempotencyError,
     JobNotFoundError,
     JobStore,
     OwnedElsewhereError,
+    RawMessage,
+    TaskCall,
     keys,
 )
 from support.samples import sample_request
@@ -215,7 +218,7 @@ def test_finished_jobs_are_forgotten_after_their_time_and_live_ones_never(client
 def test_old_events_and_dead_letters_go_after_the_same_time(client: Any) -> None:
     jobs = JobStore(client, retention=60)
     for number in range(300):  # the server drops whole blocks of a stream, of a hundred entries
-        jobs.reject(f"m-{number}", "{}", "unreadable", [])
+        jobs.reject(f"m-{number}", TaskCall([], {}), "unreadable", [])
     assert jobs.forget_finished() == 0
     assert client.xlen(keys.dead_letters()) == client.xlen(keys.events()) == 300
     JobStore(client, retention=-2).forget_finished()
@@ -224,10 +227,13 @@ def test_old_events_and_dead_letters_go_after_the_same_time(client: Any) -> None
 
 
 def test_a_rejected_message_is_kept_with_its_body_and_told_of(jobs: JobStore, client: Any) -> None:
-    jobs.reject("m-1", '{"name": 1', "unreadable", ["it is not JSON"])
+    body = b'{"name": \xff'
+    jobs.reject("m-1", RawMessage(body, {"id": "m-1"}, "application/json", "utf-8"), "unreadable", ["it is not JSON"])
 
-    [(_, letter)] = client.xrange(keys.dead_letters())
-    assert (letter["message_id"], letter["body"]) == ("m-1", '{"name": 1')
+    [letter] = DeadLetters(client).newest(10)
+    assert (letter.message_id, letter.body, letter.problems) == ("m-1", '{"name": \\xff', ["it is not JSON"])
+    assert isinstance(letter.content, RawMessage)
+    assert letter.content.body == body
     [(_, fields)] = client.xrange(keys.events())
     assert Event.model_validate_json(fields["event"]).kind is EventType.REJECTED
 

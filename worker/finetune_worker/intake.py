@@ -1,6 +1,5 @@
 """The way in: what ``finetune.run`` and unreadable messages become. Nothing that arrives vanishes."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,16 @@ from celery import bootsteps
 
 from finetune_queue.contract import JobState, RequestError, Stage, derived_job_id, new_job_id, parse_request
 from finetune_queue.contract.ids import is_job_id
-from finetune_queue.store import CallClass, Change, ConflictError, IdempotencyError, JobNotFoundError, RedisError
+from finetune_queue.store import (
+    CallClass,
+    Change,
+    ConflictError,
+    IdempotencyError,
+    JobNotFoundError,
+    RawMessage,
+    RedisError,
+    TaskCall,
+)
 from finetune_worker.container import Container
 from finetune_worker.stages.shares import has_share, park_for_transfer
 
@@ -29,8 +37,8 @@ def accept(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any],
         job = container.jobs.get(job_id)
     except (RequestError, IdempotencyError, JobNotFoundError) as error:
         problems = error.problems if isinstance(error, RequestError) else [str(error)]
-        body = json.dumps([list(args), dict(kwargs)], default=str)
-        container.jobs.reject(message_id or new_job_id(), body, "the message cannot become a job", problems)
+        message = TaskCall(list(args), dict(kwargs))
+        container.jobs.reject(message_id or new_job_id(), message, "the message cannot become a job", problems)
         log.warning("message_rejected", message_id=message_id, problems=problems)
         return f"rejected: {'; '.join(problems)}"
     structlog.contextvars.bind_contextvars(job_id=job.id, account=job.account)
@@ -90,12 +98,18 @@ class DeadLetterStep(bootsteps.StartStopStep):
 
     @staticmethod
     def _set_aside(container: Container, message: Any, why: str) -> bool:
-        body = message.body if isinstance(message.body, str) else bytes(message.body).decode(errors="backslashreplace")
-        message_id = str((message.headers or {}).get("id") or new_job_id())
-        task = str((message.headers or {}).get("task") or "none")
+        headers = dict(message.headers or {})
+        raw = RawMessage(
+            body=message.body.encode() if isinstance(message.body, str) else bytes(message.body),
+            headers=headers,
+            content_type=str(message.content_type or "application/data"),
+            content_encoding=str(message.content_encoding or "binary"),
+        )
+        message_id = str(headers.get("id") or new_job_id())
+        task = str(headers.get("task") or "none")
         problems = [f"Celery could not take the message ({why.removeprefix('on_')}, task {task})"]
         try:
-            container.jobs.reject(message_id, body, why.removeprefix("on_"), problems)
+            container.jobs.reject(message_id, raw, why.removeprefix("on_"), problems)
         except RedisError:
             log.exception("dead_letter_not_kept", message_id=message_id)
             return False

@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 dataset = typer.Typer(help="Look at training data before it costs anything.")
 app.add_typer(dataset, name="dataset")
+dead = typer.Typer(help="Messages that could not become a job, and events that a sink did not take.")
+app.add_typer(dead, name="dead")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for programs, and nothing else.")]
@@ -256,6 +258,48 @@ def retry(job: JobId, *, as_json: AsJson = False) -> ExitCode:
     from finetune_queue.cli.change import retry as command
 
     return command(job, as_json=as_json)
+
+
+@app.command()
+def resolve(
+    job: JobId,
+    *,
+    adopt: Annotated[
+        str | None, typer.Option("--adopt", metavar="ID", help="The training that is the job's, by its finetune_id.")
+    ] = None,
+    resubmit: Annotated[
+        bool, typer.Option("--resubmit", metavar="", help="There is none: submit, and pay, a new one.")
+    ] = False,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Say what became of the submit of a job that needs attention."""
+    from finetune_queue.cli.operate import resolve as command
+
+    return command(job, adopt=adopt, resubmit=resubmit, as_json=as_json)
+
+
+@dead.command("list")
+def dead_list(
+    *,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many at most.")] = 20,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """List what was set aside, newest first."""
+    from finetune_queue.cli.operate import list_dead
+
+    return list_dead(limit=limit, as_json=as_json)
+
+
+@dead.command("replay")
+def dead_replay(
+    letters: Annotated[list[str], typer.Argument(metavar="ID...", help="As the list shows them.", show_default=False)],
+    *,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Send messages, or events, again as they came."""
+    from finetune_queue.cli.operate import replay
+
+    return replay(letters, as_json=as_json)
 
 
 @dataset.command()

@@ -64,6 +64,8 @@ def explain(error: Exception) -> CliError | None:
             return CliError(text, ExitCode.USAGE, error.code)
         case errors.UnknownJobError():
             return CliError(text, ExitCode.NOT_FOUND, "job_not_found")
+        case errors.UnknownLetterError():
+            return CliError(text, ExitCode.NOT_FOUND, "dead_letter_not_found")
         case errors.IdempotencyConflictError():
             return CliError(text, ExitCode.CONFLICT, "idempotency_conflict")
         case errors.NotPossibleError():

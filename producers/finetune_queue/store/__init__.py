@@ -5,6 +5,7 @@ from redis import RedisError
 from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfer_line
 from finetune_queue.store.budget import SWEEP, Budget, Call, CallClass, NoSlot, room_score
 from finetune_queue.store.connection import connect
+from finetune_queue.store.dead_letters import DeadLetter, DeadLetters, LostDelivery, RawMessage, TaskCall
 from finetune_queue.store.deadlines import Deadlines
 from finetune_queue.store.feed import Feed, FeedItem, is_place
 from finetune_queue.store.jobs import (
@@ -35,6 +36,8 @@ __all__ = [
     "Change",
     "ConflictError",
     "CursorError",
+    "DeadLetter",
+    "DeadLetters",
     "Deadlines",
     "Feed",
     "FeedItem",
@@ -47,12 +50,14 @@ __all__ = [
     "JobStore",
     "LineStatus",
     "LocalQueues",
+    "LostDelivery",
     "NoSlot",
     "NotDurableError",
     "Outbox",
     "Overview",
     "OwnedElsewhereError",
     "QueueFullError",
+    "RawMessage",
     "RedisError",
     "ServerFacts",
     "SetBackError",
@@ -60,6 +65,7 @@ __all__ = [
     "StoreError",
     "StoreView",
     "Subject",
+    "TaskCall",
     "UnknownAccountError",
     "connect",
     "is_place",

@@ -13,6 +13,7 @@ from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.request import FineTuneRequest
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.accounts import transfer_line
+from finetune_queue.store.dead_letters import RawMessage, TaskCall, packed
 from finetune_queue.store.outbox import Outbox
 
 _PAGE = 200
@@ -277,20 +278,12 @@ class JobStore:
             raise JobNotFoundError(job_id)
         return bool(answer)
 
-    def reject(self, message_id: str, body: str, reason: str, problems: list[str]) -> None:
-        """Set aside a message that cannot become a job, with its raw body, and tell of it by an event."""
+    def reject(self, message_id: str, message: TaskCall | RawMessage, reason: str, problems: list[str]) -> None:
+        """Set aside a message that cannot become a job, as it came, and tell of it by an event."""
         pipe = self._redis.pipeline(transaction=True)
-        pipe.xadd(
-            keys.dead_letters(),
-            {
-                "kind": "message",
-                "message_id": message_id,
-                "reason": reason,
-                "problems": json.dumps(problems),
-                "body": body,
-            },
-            maxlen=self._stream_length,
-        )
+        about = {"kind": "message", "message_id": message_id, "reason": reason, "problems": json.dumps(problems)}
+        letter: dict[Any, Any] = {**about, **packed(message)}
+        pipe.xadd(keys.dead_letters(), letter, maxlen=self._stream_length)
         event = rejected_event(message_id, reason, problems)
         text = event.model_dump_json()
         pipe.xadd(keys.events(), {"event": text}, maxlen=self._stream_length)

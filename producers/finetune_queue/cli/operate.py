@@ -1,0 +1,83 @@
+"""What an operator decides: the submit that nobody can tell of, and what was set aside."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from finetune_queue.cli import output, words
+from finetune_queue.cli.output import ExitCode
+from finetune_queue.cli.session import open_queue, quiet_logs
+from finetune_queue.contract.job import iso_time
+from finetune_queue.redaction import redact_text
+from finetune_queue.replaying import DeadLetter, DeadLetterBox
+from finetune_queue.settings import load_settings
+from finetune_queue.store import LostDelivery
+
+
+def resolve(job_id: str, *, adopt: str | None, resubmit: bool, as_json: bool) -> ExitCode:
+    """Say what became of a job's submit, so that it goes on."""
+    if (adopt is None) is not resubmit:
+        raise output.usage_error("Say either --adopt ID or --resubmit.")
+    with open_queue() as queue:
+        job = queue.resolve(job_id, adopt=adopt, resubmit=resubmit)
+    if as_json:
+        output.emit(job.as_dict())
+    else:
+        what = f"goes on with training {adopt}" if adopt is not None else "is submitted again, and paid"
+        output.say(f"Job {job.id} {what}.")
+        output.say(f"Follow it: {output.program()} watch {job.id}")
+    return ExitCode.OK
+
+
+def list_dead(*, limit: int, as_json: bool) -> ExitCode:
+    """Show what was set aside, newest first."""
+    with _open_box() as box:
+        letters = box.newest(limit)
+    if as_json:
+        output.emit([_as_dict(letter) for letter in letters])
+        return ExitCode.OK
+    if not letters:
+        output.say("Nothing was set aside.")
+    for letter in letters:
+        said = "; ".join([letter.reason, *letter.problems])
+        output.say(f"{letter.id}  {words.since(letter.at_ms)} ago  {_subject(letter)}: {words.printable(said)}")
+    return ExitCode.OK
+
+
+def replay(letter_ids: Iterable[str], *, as_json: bool) -> ExitCode:
+    """Send dead letters again."""
+    with _open_box() as box:
+        for letter_id in letter_ids:
+            letter = box.replay(letter_id)
+            if as_json:
+                output.emit_line(_as_dict(letter))
+            else:
+                output.say(f"{letter.id} was sent again: {_subject(letter)}.")
+    return ExitCode.OK
+
+
+def _open_box() -> DeadLetterBox:
+    settings = load_settings()
+    quiet_logs(settings)
+    return DeadLetterBox(settings)
+
+
+def _subject(letter: DeadLetter) -> str:
+    if isinstance(letter.content, LostDelivery):
+        count = len(letter.content.events)
+        return f"{count} event{'s' if count != 1 else ''} of job {letter.content.job_id} for {letter.content.sink}"
+    return f"message {words.printable(letter.message_id)}"
+
+
+def _as_dict(letter: DeadLetter) -> dict[str, Any]:
+    shown = {
+        "id": letter.id,
+        "at": iso_time(letter.at_ms),
+        "kind": "delivery" if isinstance(letter.content, LostDelivery) else "message",
+        "message_id": letter.message_id,
+        "reason": letter.reason,
+        "problems": letter.problems,
+        "body": redact_text(letter.body),  # a request's URL may be signed
+    }
+    if isinstance(letter.content, LostDelivery):
+        shown |= {"job_id": letter.content.job_id, "sink": letter.content.sink}
+    return shown

@@ -1,0 +1,119 @@
+"""Dead letters: messages that could not become a job, and events that a sink did not take. Each is as it came, with the
+reason, and kept for as long as jobs are."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import redis
+
+from finetune_queue.store import keys
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCall:
+    """A message that Celery could read: the arguments of ``finetune.run``."""
+
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RawMessage:
+    """A message that it could not read, or had no task for: its bytes, and what stood on the envelope."""
+
+    body: bytes
+    headers: dict[str, Any]
+    content_type: str
+    content_encoding: str
+
+
+@dataclass(frozen=True, slots=True)
+class LostDelivery:
+    """Events of one job, in order, and the sink that did not take them; its URL may hold a password."""
+
+    job_id: str
+    sink: str
+    sink_url: str
+    events: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One of them. ``id`` is its place in the stream, ``body`` is for people, ``content`` is what can be sent again."""
+
+    id: str
+    message_id: str
+    reason: str
+    problems: list[str]
+    body: str
+    content: TaskCall | RawMessage | LostDelivery
+
+    @property
+    def at_ms(self) -> int:
+        """When it was set aside, by the Redis server's clock."""
+        return int(self.id.partition("-")[0])
+
+    @classmethod
+    def read(cls, place: str, fields: dict[str, str]) -> Self:
+        """Read it from the stream."""
+        return cls(
+            id=place,
+            message_id=fields["message_id"],
+            reason=fields["reason"],
+            problems=json.loads(fields["problems"]),
+            body=fields["body"],
+            content=_unpacked(fields),
+        )
+
+
+def packed(message: TaskCall | RawMessage) -> dict[str, str]:
+    """Return the fields of the stream that hold a message. Bytes that are text are kept as text."""
+    if isinstance(message, TaskCall):
+        return {"body": json.dumps([list(message.args), message.kwargs], default=str)}
+    envelope = {
+        "headers": message.headers,
+        "content_type": message.content_type,
+        "content_encoding": message.content_encoding,
+    }
+    body = message.body.decode(errors="backslashreplace")
+    if body.encode() != message.body:
+        envelope["base64"] = base64.b64encode(message.body).decode()
+    return {"body": body, "envelope": json.dumps(envelope, default=str)}
+
+
+def _unpacked(fields: dict[str, str]) -> TaskCall | RawMessage | LostDelivery:
+    if fields.get("kind") == "delivery":
+        events = [json.dumps(event, separators=(",", ":")) for event in json.loads(fields["body"])]
+        return LostDelivery(fields["job_id"], fields["sink"], fields["sink_url"], events)
+    if "envelope" not in fields:
+        args, kwargs = json.loads(fields["body"])
+        return TaskCall(args, kwargs)
+    envelope = json.loads(fields["envelope"])
+    body = envelope.pop("base64", None)
+    return RawMessage(body=fields["body"].encode() if body is None else base64.b64decode(body), **envelope)
+
+
+class DeadLetters:
+    """Reads and removes them."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def newest(self, limit: int) -> list[DeadLetter]:
+        """Return up to ``limit`` of them, newest first."""
+        rows = cast("list[tuple[str, dict[str, str]]]", self._redis.xrevrange(keys.dead_letters(), count=limit))
+        return [DeadLetter.read(place, fields) for place, fields in rows]
+
+    def get(self, letter_id: str) -> DeadLetter | None:
+        """Return one, None if there is none with this id."""
+        rows = cast(
+            "list[tuple[str, dict[str, str]]]", self._redis.xrange(keys.dead_letters(), letter_id, letter_id, count=1)
+        )
+        return DeadLetter.read(*rows[0]) if rows else None
+
+    def remove(self, letter_id: str) -> None:
+        """Remove one: it was sent again."""
+        self._redis.xdel(keys.dead_letters(), letter_id)

@@ -1,0 +1,136 @@
+"""What an operator decides by command: resolve, and dead letters."""
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from finetune_queue.contract import JobState
+from finetune_queue.messaging import QUEUE, RUN
+from finetune_queue.store import RawMessage, TaskCall, connect, keys
+from support.cli import Run, Worker
+
+
+@pytest.fixture
+def client(queue_url: str) -> Iterator[redis.Redis]:
+    with connect(queue_url) as found:
+        yield found
+
+
+def needs_attention(worker: Worker, **fields: Any) -> Any:
+    job = worker.bring(worker.accept(), JobState.SUBMITTING)
+    return worker.move(job, JobState.NEEDS_ATTENTION, intent_ms=1_000, evidence=["nobody knows"], **fields)
+
+
+def queued(client: redis.Redis) -> list[Any]:
+    """The messages in the queue of requests, whatever their priority."""
+    rows: list[Any] = []
+    for key in client.scan_iter(f"*{QUEUE}*", _type="list"):
+        rows += [json.loads(row) for row in client.lrange(key, 0, -1)]
+    return rows
+
+
+def test_resolve_adopts_a_training(run: Run, worker: Worker) -> None:
+    job = needs_attention(worker)
+    said = run("resolve", job.id, "--adopt", "ft-7")
+    assert said.code == 0
+    assert f"Job {job.id} goes on with training ft-7." in said.out
+    job = worker.store.get(job.id)
+    assert (job.state, job.finetune_id, job.submitted_ms) == (JobState.TRAINING, "ft-7", 1_000)
+    assert job.wants_details
+    assert worker.store.owner_of("ft-7") == job.id
+    assert job.evidence == ["nobody knows", "training ft-7 was adopted by hand"]
+
+
+def test_resolve_submits_again(run: Run, worker: Worker, client: redis.Redis) -> None:
+    job = needs_attention(worker)
+    assert run("resolve", job.id, "--resubmit", "--json").json["state"] == "submitting"
+    job = worker.store.get(job.id)
+    assert (job.state, job.intent_ms, job.tracked) == (JobState.SUBMITTING, None, False)
+    assert client.zcard(keys.tracked("default")) == 0
+
+
+def test_a_training_of_another_job_cannot_be_adopted(run: Run, worker: Worker) -> None:
+    run("resolve", needs_attention(worker).id, "--adopt", "ft-7")
+    job = needs_attention(worker)
+    said = run("resolve", job.id, "--adopt", "ft-7")
+    assert said.code == 7
+    assert "belongs to job" in said.err
+    assert worker.store.get(job.id) == job
+
+
+def test_only_a_job_that_needs_attention_is_resolved(run: Run, worker: Worker) -> None:
+    job = worker.accept()
+    said = run("resolve", job.id, "--resubmit")
+    assert said.code == 7
+    assert "is accepted" in said.err
+
+
+@pytest.mark.parametrize("options", [(), ("--adopt", "ft-1", "--resubmit")])
+def test_resolve_wants_one_of_two(run: Run, worker: Worker, options: tuple[str, ...]) -> None:
+    said = run("resolve", needs_attention(worker).id, *options)
+    assert said.code == 2
+    assert "--adopt ID or --resubmit" in said.err
+
+
+def test_dead_letters_are_listed_newest_first_and_without_secrets(run: Run, worker: Worker) -> None:
+    assert run("dead", "list").out == "Nothing was set aside.\n"
+    url = "https://bucket.example/x.zip?X-Amz-Signature=0123456789abcdef0123456789abcdef"
+    worker.store.reject("m-1", TaskCall([{"dataset": url}], {}), "no job", ["name: is required"])
+    worker.store.reject("m-2", RawMessage(b"\xff", {"id": "m-2"}, "application/json", "utf-8"), "decode_error", [])
+
+    newest, older = run("dead", "list", "--json").json
+
+    assert (newest["message_id"], older["message_id"]) == ("m-2", "m-1")
+    assert older["problems"] == ["name: is required"]
+    assert "0123456789abcdef" not in older["body"]
+    assert "name: is required" in run("dead", "list").out
+
+
+def test_a_request_is_sent_again_under_its_id(run: Run, worker: Worker, client: redis.Redis) -> None:
+    worker.store.reject("m-1", TaskCall([{"name": "x"}], {}), "no job", [])
+    [letter] = run("dead", "list", "--json").json
+
+    assert run("dead", "replay", letter["id"]).code == 0
+
+    [message] = queued(client)
+    assert (message["headers"]["id"], message["headers"]["task"]) == ("m-1", RUN)
+    assert run("dead", "list", "--json").json == []
+    assert run("dead", "replay", letter["id"]).code == 3
+
+
+def test_what_celery_could_not_read_is_sent_again_byte_for_byte(run: Run, worker: Worker, client: redis.Redis) -> None:
+    body = b"\xff{ not json"
+    headers = {"id": "m-1", "task": "finetune.of_tomorrow"}
+    worker.store.reject("m-1", RawMessage(body, headers, "application/json", "binary"), "unknown_task", [])
+    [letter] = run("dead", "list", "--json").json
+
+    run("dead", "replay", letter["id"], "--json")
+
+    [message] = queued(client)
+    assert message["headers"] == headers
+    assert (message["content-type"], message["content-encoding"]) == ("application/json", "binary")
+    assert base64.b64decode(message["body"]) == body
+
+
+def test_events_that_a_sink_did_not_take_are_sent_to_it_again(run: Run, client: redis.Redis) -> None:
+    event = {"id": "job-1-6", "type": "io.finetunequeue.job.succeeded.v1"}
+    letter = {
+        "kind": "delivery", "message_id": "job-1-6", "reason": "the sink did not take it", "problems": "[]",
+        "body": json.dumps([event]), "job_id": "job-1", "sink": "https://a.example/hook", "sink_id": "s-1",
+        "sink_url": "https://user:secret@a.example/hook",
+    }  # fmt: skip
+    place: Any = client.xadd(keys.dead_letters(), letter)  # type: ignore[arg-type]
+    said = run("dead", "list")
+    assert "1 event of job job-1 for https://a.example/hook" in said.out
+    assert "secret" not in said.out + run("dead", "list", "--json").out
+
+    run("dead", "replay", place)
+
+    subjects: Any = client.zrange(keys.outbox(), 0, -1)
+    [subject] = subjects
+    assert client.lrange(keys.job_events(subject), 0, -1) == [json.dumps(event, separators=(",", ":"))]
+    assert client.hget(keys.job_sinks(subject), "only") == letter["sink_url"]
