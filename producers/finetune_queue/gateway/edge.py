@@ -112,7 +112,9 @@ class Edge:
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = route_of(scope)
         self._observe(scope["method"], route, status, seconds)
-        say = log.debug if scope["path"] in _PROBES else log.info
+        # Others' floods and the probes' drip are for who looks for them.
+        quiet = scope["path"] in _PROBES or scope["path"].startswith("/hooks/")
+        say = log.debug if quiet else log.info
         client = scope["state"].get("client")
         say(
             "http_request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4), client=client

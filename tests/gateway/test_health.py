@@ -1,0 +1,131 @@
+"""Probes and metrics, with and without Redis."""
+
+import socket
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+from prometheus_client.parser import text_string_to_metric_families
+
+from finetune_queue.contract import JobState
+from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.store import Accounts, Change, JobStore, keys, room_score
+from finetune_queue.store.budget import CallClass
+from gateway.serving import AUTH, MakeSettings, Start
+from support.samples import sample
+
+Numbers = dict[tuple[str, str], float]
+
+
+def scrape(http: httpx.Client) -> Numbers:
+    reply = http.get("/metrics")
+    assert reply.status_code == 200
+    assert reply.headers["content-type"].startswith("text/plain")
+    return {
+        (found.name, ",".join(found.labels.values())): found.value
+        for family in text_string_to_metric_families(reply.text)
+        for found in family.samples
+    }
+
+
+def test_the_numbers_are_those_of_the_queue(
+    http: httpx.Client, queue: FineTuneQueue, client: redis.Redis, account: Accounts
+) -> None:
+    jobs = [queue.submit(sample()) for _ in range(3)]
+    store: JobStore = queue._jobs
+    change = Change(delay=60, room_score=room_score(CallClass.SUBMIT, jobs[0].record))
+    store.transition(jobs[0].record, change, to=JobState.UPLOADING, waiting_for="api-slot")
+    client.zadd(keys.state("uploading"), {jobs[0].id: (time.time() - 100) * 1000})
+    store.reject("m-1", "body", "no reason", ["none"])
+    queue.cancel(jobs[1].id)
+    client.zadd(keys.slots("default"), {"a": (time.time() + 50) * 1000})
+    client.hset(keys.account("default"), "paused_until", str(int((time.time() + 30) * 1000)))
+
+    found = scrape(http)
+
+    assert found["finetune_up", ""] == 1
+    assert found["finetune_jobs", "accepted"] == 1
+    assert found["finetune_jobs", "uploading"] == 1
+    assert found["finetune_jobs", "cancelled"] == 1
+    assert found["finetune_jobs", "failed"] == 0
+    assert found["finetune_oldest_job_seconds", "uploading"] == pytest.approx(100, abs=5)
+    assert found["finetune_dead_letters", ""] == 1
+    assert found["finetune_account_calls_limit", "default"] == 50
+    assert found["finetune_account_slots_used", "default"] == 1
+    assert found["finetune_account_waiting", "default"] == 1
+    assert found["finetune_account_paused_seconds", "default"] == pytest.approx(30, abs=5)
+    assert found["finetune_queue_messages", "finetune"] == 3
+    assert found["finetune_queue_messages", "finetune.transfer"] == 0
+    assert found["finetune_overdue_seconds", ""] == 0
+
+
+def test_an_overdue_deadline_shows_that_no_worker_looks(
+    http: httpx.Client, queue: FineTuneQueue, client: redis.Redis
+) -> None:
+    job = queue.submit(sample())
+    client.zadd(keys.deadlines(), {job.id: (time.time() - 70) * 1000})
+    assert scrape(http)["finetune_overdue_seconds", ""] == pytest.approx(70, abs=5)
+
+
+def test_no_label_is_one_of_too_many(http: httpx.Client, queue: FineTuneQueue) -> None:
+    job = queue.submit(sample())
+    for path in (f"/v1/jobs/{job.id}", "/nothing/here", "/hooks/default/secret-token"):
+        http.get(path)
+    http.request("BREW", "/v1/jobs")
+    text = http.get("/metrics").text
+    assert job.id not in text
+    assert "nothing" not in text
+    assert "secret-token" not in text
+    assert "BREW" not in text
+    found = scrape(http)
+    assert found["finetune_gateway_requests_total", "GET,/v1/jobs/{job_id},200"] >= 1
+    assert found["finetune_gateway_request_seconds_count", "/v1/jobs/{job_id}"] >= 1
+
+
+@pytest.fixture
+def away(make_settings: MakeSettings, start: Start) -> str:
+    """A gateway whose Redis refuses connections."""
+    return start(make_settings(finetune_redis_url="redis://127.0.0.1:1/0"))
+
+
+def test_without_redis_every_route_says_so_and_when_to_come_back(away: str, tmp_path: Path) -> None:
+    job = "01a209a2-237a-71ab-ad53-0d71cd539251"
+    calls = [
+        ("POST", "/v1/jobs"),
+        ("GET", "/v1/jobs"),
+        ("GET", f"/v1/jobs/{job}"),
+        ("POST", f"/v1/jobs/{job}/cancel"),
+        ("POST", f"/v1/jobs/{job}/retry"),
+        ("GET", f"/v1/jobs/{job}/events"),
+        ("GET", f"/v1/jobs/{job}/stream"),
+        ("GET", "/v1/events"),
+        ("GET", "/v1/stream"),
+        ("GET", "/v1/overview"),
+        ("GET", "/readyz"),
+    ]
+    with httpx.Client(base_url=away, headers=AUTH, timeout=30, trust_env=False) as http:
+        for method, path in calls:
+            reply = http.request(method, path, json=sample() if path == "/v1/jobs" and method == "POST" else None)
+            assert (reply.status_code, reply.json()["code"]) == (503, "queue-unavailable"), (method, path)
+            assert int(reply.headers["retry-after"]) > 0
+            assert "127.0.0.1" not in reply.text
+        assert http.get("/livez").status_code == 200
+        assert scrape(http)["finetune_up", ""] == 0
+
+
+def test_a_redis_that_does_not_answer_does_not_stop_the_gateway(make_settings: MakeSettings, start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = start(make_settings(finetune_redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0"))
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
+            started = time.monotonic()
+            assert http.get("/readyz").status_code == 503
+            assert time.monotonic() - started < 8
+            assert http.get("/livez").status_code == 200
+
+
+def test_probes_need_no_token(url: str) -> None:
+    for path in ("/livez", "/readyz"):
+        reply = httpx.get(url + path, trust_env=False)
+        assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
