@@ -12,7 +12,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check lock clean
+.PHONY: help install demo up test check bench lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ check: $(DEV) ## Check style, types, layers and generated files.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python ops/settings_table.py --check
+
+bench: $(RUNTIME) ## Measure it beside other workers, for an hour; ARGS=--quick takes two minutes.
+	PYTHONPATH=ops/bench $(BIN)/python -m finetune_bench $(ARGS)
 
 lock: ## Bring the lock files in line with pyproject.toml; ARGS=--upgrade takes newer versions (needs uv).
 	@command -v uv >/dev/null || { echo "make lock needs uv (https://docs.astral.sh/uv/)."; exit 1; }

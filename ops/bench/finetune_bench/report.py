@@ -1,0 +1,77 @@
+"""Results for people: a table in the terminal, and the same in Markdown."""
+
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finetune_bench.cases import Case
+from finetune_bench.contestants import CONTESTANTS
+from finetune_bench.measures import Result
+
+COLUMNS = (
+    "contestant",
+    "finished",
+    "of the shortest time",
+    "of the ceiling",
+    "calls per job",
+    "429s",
+    "notice, s",
+    "most calls in a window",
+    "memory, MB",
+)
+
+
+def cells(result: Result) -> tuple[str, ...]:
+    """Return one result as the cells of its row."""
+    return (
+        CONTESTANTS[result.contestant].title,
+        f"{result.finished} of {result.jobs}",
+        _number(result.of_shortest, 2),
+        _number(result.of_ceiling, 2),
+        _number(result.calls_per_job, 2),
+        f"{result.rejected:,}",
+        _number(result.notice, 1),
+        f"{result.most_calls_in_window:,} of {result.limit}",
+        f"{result.memory / 1e6:.0f}",
+    )
+
+
+def print_table(case: Case, results: Iterable[Result], console: Console) -> None:
+    """Print a case's results."""
+    table = Table(title=case.title, title_justify="left", title_style="bold")
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name == COLUMNS[0] else "right", overflow="fold")
+    for result in results:
+        table.add_row(*cells(result))
+    console.print(table)
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table, its first column to the left and the others to the right."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def markdown(case: Case, results: Iterable[Result]) -> str:
+    """Return a case's results in Markdown."""
+    return f"**{case.title}**\n\n{markdown_table(COLUMNS, map(cells, results))}"
+
+
+def machine() -> dict[str, Any]:
+    """Return what the run ran on, and how much else ran there: figures without it mean little."""
+    return {
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,105 @@
+"""The benchmarks: every contestant still runs, and the figures follow from what was seen. No time is judged."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The harness' modules; it is a program beside the packages, not one of them."""
+    monkeypatch.syspath_prepend(ROOT / "ops" / "bench")
+    names = ("cases", "measures", "plot", "publish", "report", "run")
+    return SimpleNamespace(**{name: import_module(f"finetune_bench.{name}") for name in names})
+
+
+def case(bench: SimpleNamespace, **changes: Any) -> Any:
+    fields = {"jobs": 3, "calls": 10, "window": 1.0, "training": 1.0, "scale": 60.0}
+    return bench.cases.Case(name="smoke", title="a few jobs", **fields | changes)
+
+
+def seen(calls: int, rejected: int = 0) -> dict[str, Any]:
+    account = {"calls": calls, "rejected": rejected, "most_calls_in_window": 7, "most_admitted_in_window": 6}
+    return {"accounts": {"account-1": account}, "calls": {"list": {"200": 2, "429": rejected}}}
+
+
+def result(bench: SimpleNamespace, of: Any, times: list[float], **report: int) -> Any:
+    return bench.measures.result(
+        of, "ours-1", processes=1, finish_times=times, notice=0.5, report=seen(**report), memory=90_000_000
+    )
+
+
+@pytest.mark.parametrize("contestant", ["tutorial", "careful", "ours-1"])
+def test_a_contestant_brings_its_jobs_through(bench: SimpleNamespace, tmp_path: Path, contestant: str) -> None:
+    few = case(bench)
+    found = bench.run.run(few, contestant, tmp_path / "run")
+
+    assert (found.finished, found.jobs) == (3, 3)
+    assert found.calls == sum(found.calls_by_operation[name] for name in ("presign", "submit", "list", "details")
+                              if name in found.calls_by_operation)  # fmt: skip
+    assert found.calls_per_job == pytest.approx(found.calls / 3)
+    assert found.of_shortest == pytest.approx(few.shortest / max(found.finish_times))
+    assert found.most_admitted_in_window <= few.calls
+    assert found.notice > 0
+    assert found.memory > 10_000_000
+    assert json.loads(json.dumps(found.as_dict()))["case"] == "smoke"
+    if contestant == "ours-1":
+        assert found.rejected == 0
+
+
+def test_the_figures_of_a_run(bench: SimpleNamespace) -> None:
+    steady = case(bench, jobs=30, calls=10, window=1.0, training=2.0)
+    assert (steady.ceiling, steady.shortest) == (5.0, 8.0)
+    # A perfect run: the first window's burst of five jobs at once, then five in each second.
+    perfect = result(bench, steady, [2.0 + number // 5 for number in range(30)], calls=66)
+    assert perfect.of_ceiling == pytest.approx(1.0)
+    assert perfect.of_shortest == pytest.approx(8.0 / 7.0)
+    assert perfect.calls_per_job == pytest.approx(2.2)
+
+
+def test_a_run_that_was_stopped_is_judged_by_what_it_finished(bench: SimpleNamespace) -> None:
+    steady = case(bench, jobs=30, calls=10, window=1.0, training=2.0)
+    stopped = result(bench, steady, [5.0] * 20, calls=80, rejected=40)
+    assert (stopped.seconds, stopped.of_shortest) == (None, None)
+    assert stopped.of_ceiling == pytest.approx(15 / (steady.patience - 2.0) / 5.0)
+    assert stopped.rejected == 40
+    nothing = result(bench, steady, [], calls=80)
+    assert (nothing.of_ceiling, nothing.calls_per_job) == (0.0, None)
+
+
+def test_the_tables_and_the_plot(bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = case(bench)
+    rows = [result(bench, few, [2.0, 2.5, 3.0], calls=7), result(bench, few, [], calls=9, rejected=9)]
+    lines = bench.report.markdown(few, rows).splitlines()
+    assert lines[0] == "**a few jobs**"
+    assert [line.count("|") for line in lines[2:]] == [len(bench.report.COLUMNS) + 1] * 4
+    assert "3 of 3" in lines[4]
+    assert " - " in lines[5]
+
+    picture = ET.fromstring(bench.plot.svg(few, rows))
+    assert len(picture.findall("{http://www.w3.org/2000/svg}polyline")) == 1 + len(rows)
+
+    page = tmp_path / "benchmarks.md"
+    page.write_text("before\n<!-- budget: written by make bench -->\nold\n<!-- budget: end -->\nafter\n")
+    monkeypatch.setattr(bench.publish, "PAGE", page)
+    monkeypatch.setattr(bench.publish, "DOCS", tmp_path)
+    bench.publish.budget([(few, rows)], bench.report.machine())
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "a few jobs" in text
+
+
+def test_the_page_in_docs_has_its_places(bench: SimpleNamespace) -> None:
+    page = bench.publish.PAGE.read_text()
+    for name in ("budget", "inflight"):
+        assert f"<!-- {name}: written by make bench -->" in page
+        assert f"<!-- {name}: end -->" in page
