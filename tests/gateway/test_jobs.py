@@ -61,7 +61,7 @@ def test_an_idempotency_key_gives_the_same_job_as_in_the_sdk(
 
 def test_two_keys_that_differ_are_refused(http: httpx.Client) -> None:
     reply = http.post("/v1/jobs", json=sample(idempotency_key="a"), headers={"Idempotency-Key": "b"})
-    problem(reply, 422, "invalid-request")
+    problem(reply, 409, "idempotency-conflict")
 
 
 @pytest.mark.parametrize(
