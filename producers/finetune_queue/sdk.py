@@ -19,6 +19,7 @@ from finetune_queue.contract import (
     derived_job_id,
     new_job_id,
     parse_request,
+    parse_sink,
 )
 from finetune_queue.errors import (
     IdempotencyConflictError,
@@ -33,12 +34,14 @@ from finetune_queue.resuming import adopted, resubmitted, resume_at
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.store import (
     Accounts,
+    Attempt,
     Change,
     ConflictError,
     IdempotencyError,
     JobNotFoundError,
     JobPages,
     JobStore,
+    Outbox,
     OwnedElsewhereError,
     RedisError,
     UnknownAccountError,
@@ -157,6 +160,7 @@ class FineTuneQueue:
         self._jobs = JobStore(self._redis, retention=settings.finetune_retention)
         self._pages = JobPages(self._redis, self._jobs)
         self._accounts = Accounts(self._redis)
+        self._outbox = Outbox(self._redis)
         self._messenger: Messenger | None = None
 
     @classmethod
@@ -225,6 +229,25 @@ class FineTuneQueue:
         """Return the job's events numbered above ``after``, oldest first."""
         with _translated():
             return self._jobs.events(job_id, after=after)
+
+    def deliveries(self, job_id: str) -> list[Attempt]:
+        """Return the latest attempts to deliver the job's events to its sinks, newest first."""
+        with _translated():
+            return self._outbox.deliveries(self._jobs.get(job_id).id)
+
+    def redeliver(self, job_id: str, *, sink: str | None = None) -> int:
+        """Send all of the job's events again, to one sink (its URL, or id) or to all; returns to how many sinks.
+
+        Raises:
+            NotPossibleError: no such sink has had any of them.
+        """
+        with _translated():
+            sink_id = parse_sink(sink).id if sink is not None and "://" in sink else sink
+            found = self._outbox.redeliver(self._jobs.get(job_id).id, sink_id)
+        if not found:
+            message = f"No event of job {job_id} was ever delivered to {'that' if sink else 'a'} sink."
+            raise NotPossibleError(message)
+        return len(found)
 
     def waiting(self, job: Job) -> "Waiting | None":
         """Tell why the job is not moving, how many are in front of it and about how long that takes; None if it moves.

@@ -35,6 +35,7 @@ def test_a_server_without_workers(run: Run, queue_url: str) -> None:
         "eviction": "ok",
         "workers": "fail",
         "accounts": "warn",
+        "sinks": "ok",
         "staging": "ok",
         "artifacts": "ok",
     }
@@ -44,7 +45,7 @@ def test_a_server_without_workers(run: Run, queue_url: str) -> None:
 
 def test_the_same_as_text_has_a_line_for_each_check(run: Run, queue_url: str) -> None:
     lines = run("doctor").out.splitlines()
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert lines[2] == f"ok    redis: Valkey {_version(queue_url)} at {queue_url}"
     assert next(line for line in lines if line.startswith("fail")).endswith("Jobs wait until then.")
 

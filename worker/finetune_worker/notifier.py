@@ -1,7 +1,7 @@
 """The notifier: gets events to their sinks, in threads of its own beside the worker's tasks.
 
 A sink that hangs holds such a thread and never a place where a stage could run. Any worker can do all the work; what
-one takes, no other gets. See docs/decisions/0005.
+one takes, no other gets. See docs/decisions/0006.
 """
 
 import random

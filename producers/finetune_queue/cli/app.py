@@ -134,6 +134,15 @@ def submit(
         str | None,
         typer.Option("--account", metavar="NAME", help="Which Segmind account pays.", rich_help_panel=_MORE),
     ] = None,
+    reply_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reply-to",
+            metavar="URL",
+            help="A sink that gets the job's events. May be repeated.",
+            rich_help_panel=_MORE,
+        ),
+    ] = None,
     wait_for: Annotated[
         str | None,
         typer.Option(
@@ -182,6 +191,7 @@ def submit(
         "fetch_dataset": fetch,
         "priority": priority,
         "account": account,
+        "reply_to": reply_to or None,
         "wait_for": wait_for,
         "idempotency_key": idempotency_key,
     }
@@ -276,6 +286,29 @@ def resolve(
     from finetune_queue.cli.operate import resolve as command
 
     return command(job, adopt=adopt, resubmit=resubmit, as_json=as_json)
+
+
+@app.command()
+def deliveries(job: JobId, *, as_json: AsJson = False) -> ExitCode:
+    """Show the latest attempts to deliver a job's events to its sinks."""
+    from finetune_queue.cli.deliveries import deliveries as command
+
+    return command(job, as_json=as_json)
+
+
+@app.command()
+def redeliver(
+    job: JobId,
+    *,
+    sink: Annotated[
+        str | None, typer.Option("--sink", metavar="URL", help="Only to this one, by its URL or id.")
+    ] = None,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Send all of a job's events to its sinks again."""
+    from finetune_queue.cli.deliveries import redeliver as command
+
+    return command(job, sink=sink, as_json=as_json)
 
 
 @dead.command("list")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -12,7 +13,7 @@ from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.messaging import Messenger, producer_app
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.storage import Place, StorageError
-from finetune_queue.store import Accounts, AccountStatus, RedisError, connect, server_facts
+from finetune_queue.store import Accounts, AccountStatus, Outbox, RedisError, connect, server_facts
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -60,6 +61,7 @@ def _findings(settings: Settings) -> Iterator[Finding]:
     if server[0].status == "ok":
         yield _workers(settings)
         yield from _accounts(settings)
+        yield from _sinks(settings)
     yield _store("staging", "FINETUNE_STAGING_URL", settings.finetune_staging_url, needed=True)
     # Weights are written by workers; with a key in its settings this may be where one runs.
     yield _store("artifacts", "FINETUNE_ARTIFACT_URL", settings.finetune_artifact_url, needed=bool(settings.accounts))
@@ -144,6 +146,27 @@ def _account(account: AccountStatus) -> Finding:
         message = f"paused for {words.duration(account.paused_for)}: {why}; {message}"
         return Finding(name, "warn", message, "It goes on by itself, unless the reason is one that you must mend.")
     return Finding(name, "ok", message)
+
+
+def _sinks(settings: Settings) -> Iterator[Finding]:
+    try:
+        with connect(settings.finetune_redis_url) as client:
+            down = [line for line in Outbox(client).lines() if line.failures]
+    except RedisError as error:
+        yield Finding("sinks", "fail", f"cannot be read: {words.printable(error)}", "Run finetune doctor again.")
+        return
+    if not down:
+        yield Finding("sinks", "ok", "no sink is out of reach")
+    for origin, lines in groupby(
+        sorted(down, key=lambda line: line.name), key=lambda line: line.name.partition("#")[0]
+    ):
+        waiting = list(lines)
+        since = words.since(min(line.since_ms or 0 for line in waiting))
+        jobs = sum(line.waiting for line in waiting)
+        message = f"{words.printable(origin)} has been out of reach for {since}, {jobs} jobs wait"
+        yield Finding(
+            "sinks", "warn", f"{message}: {words.printable(waiting[0].reason)}", "It is tried again by itself."
+        )
 
 
 def _store(name: str, setting: str, url: str, *, needed: bool) -> Finding:
