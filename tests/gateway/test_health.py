@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_queue.contract import JobState
 from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.store import Accounts, Change, JobStore, keys, room_score
+from finetune_queue.store import Accounts, Change, JobStore, TaskCall, keys, room_score
 from finetune_queue.store.budget import CallClass
 from gateway.serving import AUTH, MakeSettings, Start
 from support.samples import sample
@@ -38,7 +38,7 @@ def test_the_numbers_are_those_of_the_queue(
     change = Change(delay=60, room_score=room_score(CallClass.SUBMIT, jobs[0].record))
     store.transition(jobs[0].record, change, to=JobState.UPLOADING, waiting_for="api-slot")
     client.zadd(keys.state("uploading"), {jobs[0].id: (time.time() - 100) * 1000})
-    store.reject("m-1", "body", "no reason", ["none"])
+    store.reject("m-1", TaskCall([], {}), "no reason", ["none"])
     queue.cancel(jobs[1].id)
     client.zadd(keys.slots("default"), {"a": (time.time() + 50) * 1000})
     client.hset(keys.account("default"), "paused_until", str(int((time.time() + 30) * 1000)))
