@@ -44,6 +44,7 @@ from finetune_queue.store import (
     Outbox,
     OwnedElsewhereError,
     RedisError,
+    ResponseError,
     UnknownAccountError,
     connect,
 )
@@ -282,7 +283,9 @@ class FineTuneQueue:
                 if self._jobs.request_cancel(job_id):
                     return Job(self, self._jobs.get(job_id))
                 try:
-                    record = self._jobs.transition(record, Change(), to=JobState.CANCELLED, waiting_for=None)
+                    record = self._jobs.transition(
+                        record, Change(), to=JobState.CANCELLED, waiting_for=None, error=None
+                    )
                 except ConflictError:
                     continue
                 return Job(self, record)
@@ -404,7 +407,10 @@ def _translated() -> Iterator[None]:
         raise UnknownJobError(str(error)) from None
     except IdempotencyError as error:
         raise IdempotencyConflictError(str(error)) from None
+    except ResponseError as error:
+        message = f"The queue's Redis refused a command: {error}. `finetune doctor` looks for the cause."
+        raise QueueUnavailableError(message) from None
     except (RedisError, ConnectionError) as error:
         reason = str(error).rstrip(".")
         message = f"The queue's Redis is out of reach: {reason}. Check FINETUNE_REDIS_URL and that the server runs."
-        raise QueueUnavailableError(message) from error
+        raise QueueUnavailableError(message) from None

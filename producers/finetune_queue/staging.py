@@ -1,27 +1,34 @@
-"""Staging: a local folder or ZIP becomes an object that the workers can read, named by its content."""
+"""Staging: a local folder or ZIP is packed, checked, and becomes an object that the workers can read."""
 
 import tempfile
 from pathlib import Path
 
+from finetune_queue.datasets.check import check_archive
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.datasets.pack import pack
+from finetune_queue.datasets.report import Finding
 from finetune_queue.errors import InvalidRequestError, StagingUnavailableError
 from finetune_queue.settings import Settings
 from finetune_queue.storage import Place, StorageError
 
 
 def stage(source: Path, settings: Settings) -> str:
-    """Pack ``source``, put it into the staging store and return its URL; the same content gives the same URL.
+    """Pack and check ``source``, put it into the staging store and return its URL, which its content decides.
 
     Raises:
-        InvalidRequestError: the dataset cannot be read or packed.
+        InvalidRequestError: the dataset cannot be read or packed, or cannot be trained on.
         StagingUnavailableError: the staging store does not take it.
     """
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         try:
             packed = pack(source.expanduser(), Path(folder) / "dataset.zip")
+            report = check_archive(packed.path)
         except DatasetError as error:
             raise InvalidRequestError([f"dataset: {error}"]) from error
+        if not report.ok:
+            raise InvalidRequestError(
+                [f"dataset: {_sentence(each)}" for each in report.findings if each.severity == "error"]
+            )
         name = f"{packed.sha256}.zip"
         try:
             place = Place(settings.finetune_staging_url)
@@ -31,3 +38,8 @@ def stage(source: Path, settings: Settings) -> str:
             message = f"The staging store {settings.finetune_staging_url} did not take the dataset: {error.sentence}"
             raise StagingUnavailableError(message) from error
         return place.url_of(name)
+
+
+def _sentence(finding: Finding) -> str:
+    place = f"{finding.file}: " if finding.file else ""
+    return f"{place}{finding.message} {finding.fix}"

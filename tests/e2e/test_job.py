@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from finetune_queue.contract import Event, EventType, JobState
-from finetune_queue.errors import IdempotencyConflictError
+from finetune_queue.errors import IdempotencyConflictError, InvalidRequestError
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.messaging import QUEUE, RUN, producer_app
 from finetune_queue.sdk import FineTuneQueue
@@ -131,11 +131,24 @@ def test_an_unknown_task_is_kept(queue: FineTuneQueue, stack: LocalStack) -> Non
         until(kept, seconds=SECONDS)
 
 
+EMPTY_ZIP = b"PK\x05\x06" + bytes(18)
+
+
+def test_a_bad_local_dataset_is_refused_at_once(queue: FineTuneQueue, tmp_path: Path) -> None:
+    (tmp_path / "empty.zip").write_bytes(EMPTY_ZIP)
+    before = len(list(queue.list()))
+    with pytest.raises(InvalidRequestError, match="dataset: "):
+        queue.submit(sample(dataset=str(tmp_path / "empty.zip")))
+    assert len(list(queue.list())) == before
+
+
 def test_a_bad_dataset_fails_before_anything_is_paid(
-    queue: FineTuneQueue, control: SandboxControl, tmp_path: Path
+    queue: FineTuneQueue, control: SandboxControl, stack: LocalStack
 ) -> None:
-    (tmp_path / "empty.zip").write_bytes(b"PK\x05\x06" + bytes(18))
-    job = queue.submit(sample(dataset=str(tmp_path / "empty.zip"))).wait(SECONDS)
+    staged = stack.folder / "staging" / "empty.zip"
+    staged.parent.mkdir(exist_ok=True)
+    staged.write_bytes(EMPTY_ZIP)
+    job = queue.submit(sample(dataset=f"file://{staged}")).wait(SECONDS)
     assert job.state is JobState.FAILED
     assert job.record.error is not None
     assert job.record.error.code == "dataset_rejected"

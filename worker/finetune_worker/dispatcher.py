@@ -198,6 +198,12 @@ class DispatcherStep(bootsteps.StartStopStep):
                 if not announced:
                     container.announce_accounts()
                     announced = True
+                    log.info(
+                        "dispatcher_started",
+                        api=container.settings.segmind_base_url,
+                        paid=not container.settings.segmind_is_loopback,
+                        accounts=sorted(container.settings.accounts),
+                    )
                 dispatcher.sleep(dispatcher.step())
                 trouble = 0
             except (RedisError, OperationalError, OSError) as error:

@@ -20,7 +20,7 @@ Status = Literal["ok", "warn", "fail"]
 PING_SECONDS = 1.5
 """How long workers have to answer."""
 
-OLDEST = (7, 0)
+OLDEST = (7, 2)
 """The oldest server that the store's scripts are written for."""
 
 

@@ -13,6 +13,7 @@ from finetune_queue.local.stack import LocalStack
 from finetune_queue.local.valkey import ServerNotFoundError
 
 _TICK = 0.2
+_PRODUCER = ("FINETUNE_REDIS_URL", "FINETUNE_STAGING_URL", "FINETUNE_ARTIFACT_URL")
 
 
 def main() -> int:
@@ -26,7 +27,7 @@ def main() -> int:
             _say(_welcome(stack))
             return _watch(stack)
     except KeyboardInterrupt:
-        _say("Stopped.")
+        _say(f"Stopped. What it stored and logged is in {folder}.")
         return 0
     except (ProcessError, ServerNotFoundError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the terminal is the point
@@ -48,7 +49,8 @@ def _welcome(stack: LocalStack) -> str:
             f"Logs     {stack.folder}",
             "",
             "To submit from another terminal:",
-            *(f"  export {name}={env[name]}" for name in ("FINETUNE_REDIS_URL", "FINETUNE_STAGING_URL")),
+            *(f"  export {name}={env[name]}" for name in _PRODUCER),
+            f"  export SEGMIND_BASE_URL={stack.sandbox_url}",
             "  .venv/bin/finetune submit --help",
             "",
             "Ctrl-C ends everything.",

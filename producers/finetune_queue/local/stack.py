@@ -82,6 +82,7 @@ class LocalStack:
             "SEGMIND_BASE_URL": self.sandbox_url,
             "SEGMIND_API_KEY": self._api_key,
             "SEGMIND_RATE_LIMIT": self._rate_limit,
+            "TMPDIR": str(self.folder / "tmp"),
             **self.settings_env,
         }
 
@@ -106,7 +107,7 @@ class LocalStack:
         return worker
 
     def __enter__(self) -> Self:
-        for part in ("", "secrets"):
+        for part in ("", "secrets", "tmp"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         with ExitStack() as started:  # ends what was started if a later start fails
             self._started = started

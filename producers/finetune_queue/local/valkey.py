@@ -17,7 +17,7 @@ from redis.retry import Retry
 
 from finetune_queue.local.processes import Child, ProcessError
 
-OLDEST = (7, 0)
+OLDEST = (7, 2)
 """The oldest server that the job store's scripts are written for."""
 
 

@@ -1,13 +1,13 @@
 """The only package that talks to Redis: keys, scripts, the job store and the accounts' budget."""
 
-from redis import RedisError
+from redis import RedisError, ResponseError
 
 from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfer_line
 from finetune_queue.store.budget import SWEEP, Budget, Call, CallClass, NoSlot, room_score
 from finetune_queue.store.connection import connect
 from finetune_queue.store.dead_letters import DeadLetter, DeadLetters, LostDelivery, RawMessage, TaskCall
 from finetune_queue.store.deadlines import Deadlines
-from finetune_queue.store.feed import Feed, FeedItem, is_place
+from finetune_queue.store.feed import Feed, FeedItem
 from finetune_queue.store.jobs import (
     Change,
     ConflictError,
@@ -18,13 +18,14 @@ from finetune_queue.store.jobs import (
     OwnedElsewhereError,
     StoreError,
 )
-from finetune_queue.store.listing import CursorError, JobPage, JobPages
+from finetune_queue.store.listing import CURSOR, CursorError, JobPage, JobPages
 from finetune_queue.store.local_queues import LocalQueues, QueueFullError
 from finetune_queue.store.outbox import Attempt, Hold, HoldLostError, LineStatus, Outbox, SetBackError, Subject
 from finetune_queue.store.overview import Overview, StateView, StoreView
 from finetune_queue.store.server import ServerFacts, server_facts
 
 __all__ = [
+    "CURSOR",
     "SWEEP",
     "AccountLimits",
     "AccountStatus",
@@ -59,6 +60,7 @@ __all__ = [
     "QueueFullError",
     "RawMessage",
     "RedisError",
+    "ResponseError",
     "ServerFacts",
     "SetBackError",
     "StateView",
@@ -68,7 +70,6 @@ __all__ = [
     "TaskCall",
     "UnknownAccountError",
     "connect",
-    "is_place",
     "room_score",
     "server_facts",
     "transfer_line",
