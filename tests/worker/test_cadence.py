@@ -33,9 +33,9 @@ def test_while_nothing_is_known_a_look_is_late_by_a_tenth_of_the_oldest_training
     [
         (1.0, 150.0),  # an eighth, for the steps on the way
         (850.0, 50.0),  # in time for the earliest end
-        (899.0, 36.0),
-        (1000.0, 36.0),  # it may end now
-        (2200.0, 136.0),  # it is an unusual one
+        (899.0, 24.0),
+        (1000.0, 24.0),  # it may end now
+        (2200.0, 124.0),  # it is an unusual one
     ],
 )
 def test_looks_come_when_trainings_usually_end(running: float, expected: float) -> None:
@@ -43,7 +43,7 @@ def test_looks_come_when_trainings_usually_end(running: float, expected: float) 
 
 
 def test_the_most_urgent_training_counts() -> None:
-    assert seconds(PRO, 1.0, 1100.0, 9000.0, usual=1200.0) == pytest.approx(36.0)
+    assert seconds(PRO, 1.0, 1100.0, 9000.0, usual=1200.0) == pytest.approx(24.0)
 
 
 def test_no_training_goes_unseen_for_too_long() -> None:

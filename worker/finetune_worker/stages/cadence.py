@@ -11,7 +11,7 @@ from finetune_queue.store import AccountLimits
 LATE = 0.1
 """The share of its running time by which a training's end may be noticed late when nothing better is known."""
 
-NEAR = 0.03
+NEAR = 0.02
 """The same for trainings that end as usual, as a share of the usual time."""
 
 EARLIEST = 0.75
