@@ -96,7 +96,7 @@ def test_a_place_that_no_stream_gave_is_refused(
 ) -> None:
     job = queue.submit(sample())
     reply = http.get(path.replace("JOB", job.id), headers={"Last-Event-ID": place})
-    assert (reply.status_code, reply.json()["errors"][0]["where"]) == (422, "Last-Event-ID")
+    assert (reply.status_code, reply.json()["errors"][0]["where"]) == (422, "last-event-id")
 
 
 def test_a_stream_of_no_job_is_refused_before_it_starts(http: httpx.Client) -> None:
@@ -171,9 +171,11 @@ def test_streams_end_when_the_gateway_stops(settings: Settings, queue: FineTuneQ
         reply.close()
 
 
-def test_a_stream_ends_when_its_time_is_over() -> None:
+def test_a_stream_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "LIFETIME", 0.2)
+
     async def run() -> list[bytes]:
-        found = hub.Hub(feed=None, lifetime=0.2)  # type: ignore[arg-type]
+        found = hub.Hub(feed=None)  # type: ignore[arg-type]
         return [chunk async for chunk in found.stream("job", "0", lambda _place: hub.Batch([]))]
 
     chunks = asyncio.run(run())

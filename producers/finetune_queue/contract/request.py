@@ -9,9 +9,11 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
+    StrictBool,
     StringConstraints,
     ValidationError,
 )
@@ -25,7 +27,14 @@ LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
 
 
-def _check_numbers(parameters: dict[str, Any]) -> dict[str, Any]:
+def _check_number(value: object) -> object:
+    """Refuse text and truth values, which pydantic would turn into a number: they may be meant for another field."""
+    if isinstance(value, str | bool):
+        raise ValueError("should be a number")  # noqa: TRY004 - pydantic takes no other kind for a wrong value
+    return value
+
+
+def _check_finite(parameters: dict[str, Any]) -> dict[str, Any]:
     """Refuse NaN and infinity, which Python reads in JSON (as 1e999, too) and JSON has no form for."""
     try:
         json.dumps(parameters, allow_nan=False)
@@ -64,8 +73,8 @@ class FineTuneRequest(BaseModel):
     trigger_word: Name = Field(description="The rare word that will call up the subject.")
     base_model: Name = Field(default="FAST_FLUX", description="Segmind's model to tune.")
     theme: Name = Field(default="subject", description="Segmind's training theme.")
-    segmind_public: bool = Field(default=False, description="Whether the tuned model is public at Segmind.")
-    advance_parameters: Annotated[dict[str, JsonValue], AfterValidator(_check_numbers)] = Field(
+    segmind_public: StrictBool = Field(default=False, description="Whether the tuned model is public at Segmind.")
+    advance_parameters: Annotated[dict[str, JsonValue], AfterValidator(_check_finite)] = Field(
         default={"steps": 2000, "face_crop": False, "finetune_type": "LORA"},
         description="Training parameters, passed on as they are: the API knows keys that this service does not.",
     )
@@ -74,14 +83,19 @@ class FineTuneRequest(BaseModel):
         "a local ZIP or folder.",
     )
 
-    fetch_dataset: bool = Field(
+    fetch_dataset: StrictBool = Field(
         default=False,
         description="Download an https:// dataset, check it and upload it, for a link that Segmind could not read.",
     )
     account: AccountName = Field(default="default", description="Which configured Segmind account pays.")
-    priority: int = Field(default=5, ge=0, le=9, description="0 (last) to 9 (first) among the account's jobs.")
+    priority: Annotated[int, BeforeValidator(_check_number)] = Field(
+        default=5, ge=0, le=9, description="0 (last) to 9 (first) among the account's jobs."
+    )
     labels: dict[LabelKey, LabelValue] = Field(
-        default_factory=dict, max_length=32, description="Free labels, kept on the job and in every event."
+        default_factory=dict,
+        max_length=32,
+        description="Free labels, kept on the job and in every event.",
+        json_schema_extra={"additionalProperties": False},  # beside the pattern of the keys
     )
     reply_to: tuple[SinkUrl, ...] = Field(
         default=(),

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from finetune_queue import __version__
 from finetune_queue.gateway.backend import Backend
-from finetune_queue.gateway.edge import Edge
+from finetune_queue.gateway.edge import Edge, route_of
 from finetune_queue.gateway.pages import page_routes
 from finetune_queue.gateway.problems import Problem, documented, explain, internal_error, respond
 from finetune_queue.gateway.routes import datasets, events, health, hooks, jobs, overview
@@ -73,7 +73,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _problem(request: Request, error: Exception) -> Response:
-    return respond(explain(error) or internal_error(), request.scope["state"]["request_id"])
+    problem = explain(error) or internal_error()
+    known = _openapi(request.app)["paths"].get(route_of(request.scope))
+    if problem.code == "method-not-allowed" and known is not None:
+        # The framework names the methods of the path's first route only.
+        problem.headers = {"Allow": ", ".join(sorted(method.upper() for method in known))}
+    return respond(problem, request.scope["state"]["request_id"])
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -75,7 +75,5 @@ class Clients:
         bucket.level = min(float(self._limit.calls), bucket.level + (now - bucket.at) * rate)
         bucket.at = now
         if bucket.level < 1:
-            raise later(
-                "rate-limited", f"No more than {self._limit} (requests/seconds).", (1 - bucket.level) / rate
-            )
+            raise later("rate-limited", f"No more than {self._limit} (requests/seconds).", (1 - bucket.level) / rate)
         bucket.level -= 1

@@ -51,10 +51,8 @@ Read = Callable[[str], Batch]
 class Hub:
     """Wakes followers; run :meth:`run` in the loop that they are in."""
 
-    def __init__(self, feed: Feed, *, lifetime: float = LIFETIME) -> None:
-        """``lifetime``: seconds after which a stream ends."""
+    def __init__(self, feed: Feed) -> None:
         self._feed = feed
-        self._lifetime = lifetime
         self._followers: dict[asyncio.Event, str | None] = {}
         self._wanted = asyncio.Event()
         self._stopping = False
@@ -116,7 +114,7 @@ class Hub:
         when its time is over. While Redis is away it waits.
         """
         yield b"retry: 2000\n\n"
-        end = time.monotonic() + self._lifetime
+        end = time.monotonic() + LIFETIME
         with self._following(subject) as news:
             while not self._stopping and time.monotonic() < end:
                 news.clear()

@@ -9,10 +9,16 @@ from finetune_queue.contract import Event, FineTuneRequest, JobError, JobState, 
 from finetune_queue.contract.job import Progress, Weights
 from finetune_queue.contract.request import AccountName
 from finetune_queue.sdk import Job, Waiting
+from finetune_queue.store import CURSOR
 
 DatasetUrl = Annotated[str, StringConstraints(pattern=r"^(https?|file|s3|gs|az)://[!-~]+$", max_length=2000)]
 LabelFilter = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=", max_length=320)]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]([ -~]*[!-~])?$")]
 Place = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
+# Empty is what a client sends that has not seen an event yet.
+OptionalPlace = Annotated[str, StringConstraints(pattern=r"^([0-9]{1,19}-[0-9]{1,19})?$")]
+OptionalNumber = Annotated[str, StringConstraints(pattern=r"^([0-9]{1,15})?$")]
+Cursor = Annotated[str, StringConstraints(pattern=CURSOR)]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 
@@ -109,7 +115,7 @@ class ListQuery(BaseModel):
     account: AccountName | None = Field(default=None, description="Only jobs of this account.")
     label: list[LabelFilter] = Field(default=[], max_length=32, description="Only jobs with this label: `key=value`.")
     limit: int = Field(default=50, ge=1, le=200)
-    cursor: str | None = Field(default=None, max_length=64, description="`next` of the page before.")
+    cursor: Cursor | None = Field(default=None, description="`next` of the page before.")
 
     @property
     def labels(self) -> dict[str, str] | None:

@@ -1,6 +1,5 @@
 """The stream of all events, read from any place in it."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,20 +10,12 @@ from finetune_queue.store import keys
 START = "0-0"
 """The place before the first event."""
 
-_PLACE = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
-
-
 @dataclass(frozen=True, slots=True)
 class FeedItem:
     """One event as the JSON text that was stored, and its place in the stream."""
 
     place: str
     event: str
-
-
-def is_place(text: str) -> bool:
-    """Tell whether ``text`` names a place in the stream."""
-    return _PLACE.fullmatch(text) is not None
 
 
 class Feed:

@@ -16,7 +16,7 @@ _BATCH = 200
 LONGEST_SCAN = 2000
 """Jobs that one page looks through at most: a filter that matches nothing must not read a whole store at once."""
 
-_CURSOR = re.compile(r"([0-9]{1,15})\.([0-9a-f-]{36})")
+CURSOR = r"^([0-9]{1,15})\.([0-9a-f-]{36})$"
 
 
 class CursorError(ValueError):
@@ -96,7 +96,7 @@ class JobPages:
 
 
 def _parse(cursor: str) -> tuple[int, str]:
-    found = _CURSOR.fullmatch(cursor)
+    found = re.fullmatch(CURSOR, cursor)
     if found is None:
         message = "the cursor is not one that a page gave"
         raise CursorError(message)

@@ -6,30 +6,37 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 from fastapi.concurrency import run_in_threadpool
+from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import StreamingResponse
 
 from finetune_queue.contract import Event
 from finetune_queue.gateway.backend import Backend
 from finetune_queue.gateway.hub import Batch
-from finetune_queue.gateway.models import EventList, EventQuery, FeedList, FeedQuery
-from finetune_queue.gateway.problems import FieldProblem, ProblemError, documented
+from finetune_queue.gateway.models import EventList, EventQuery, FeedList, FeedQuery, OptionalNumber, OptionalPlace
+from finetune_queue.gateway.problems import documented
 from finetune_queue.gateway.routes.deps import BackendDep, JobId
-from finetune_queue.store import is_place
 
 router = APIRouter(prefix="/v1", tags=["events"])
 
 _PAGE = 200
 
-LastEventId = Annotated[
-    str | None,
-    Header(max_length=64, description="The id of the last event that was seen; the stream goes on after it."),
-]
+_AFTER = "The id of the last event seen; the stream goes on after it."
+LastNumber = Annotated[OptionalNumber | SkipJsonSchema[None], Header(description=_AFTER)]
+LastPlace = Annotated[OptionalPlace | SkipJsonSchema[None], Header(description=_AFTER)]
 
+_SENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "description": "The place to come back to."},
+        "event": {"type": "string", "description": "`end` after a job's last event; else not there."},
+        "data": {"type": "string", "contentMediaType": "application/cloudevents+json"},
+        "retry": {"type": "integer"},
+    },
+}
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-sent events: `id` is the place to come back to, `data` the CloudEvent. A comment comes "
-        "every few seconds.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "description": "Server-sent events: `data` is the CloudEvent. A comment comes every few seconds.",
+        "content": {"text/event-stream": {"itemSchema": _SENT}},
     }
 }
 
@@ -47,13 +54,11 @@ def job_events(job_id: JobId, query: Annotated[EventQuery, Query()], backend: Ba
     response_class=StreamingResponse,
     responses=_STREAM | documented("job-not-found", "invalid-request"),
 )
-async def job_stream(job_id: JobId, backend: BackendDep, last_event_id: LastEventId = None) -> StreamingResponse:
+async def job_stream(job_id: JobId, backend: BackendDep, last_event_id: LastNumber = None) -> StreamingResponse:
     """Follow a job: its events from the first one, or from after `Last-Event-ID`, and those to come. After the last one
     comes an event named `end`, and the stream is over.
     """
     place = last_event_id or "0"
-    if not place.isdecimal() or len(place) > 15:
-        raise _bad_place()
     backend.hub.check_room()
     await run_in_threadpool(backend.queue.get, job_id)
     return _streaming(backend.hub.stream(job_id, place, partial(_read_job, backend, job_id)))
@@ -68,12 +73,10 @@ def all_events(query: Annotated[FeedQuery, Query()], backend: BackendDep) -> Fee
 
 
 @router.get("/stream", response_class=StreamingResponse, responses=_STREAM | documented("invalid-request"))
-async def all_stream(backend: BackendDep, last_event_id: LastEventId = None) -> StreamingResponse:
+async def all_stream(backend: BackendDep, last_event_id: LastPlace = None) -> StreamingResponse:
     """Follow the events of all jobs, from now on or from after `Last-Event-ID`."""
-    if last_event_id is not None and not is_place(last_event_id):
-        raise _bad_place()
     backend.hub.check_room()
-    place = await run_in_threadpool(backend.feed.latest) if last_event_id is None else last_event_id
+    place = last_event_id if last_event_id else await run_in_threadpool(backend.feed.latest)
     return _streaming(backend.hub.stream(None, place, partial(_read_all, backend)))
 
 
@@ -91,13 +94,6 @@ def _read_job(backend: Backend, job_id: str, place: str) -> Batch:
 def _read_all(backend: Backend, place: str) -> Batch:
     found = backend.feed.after(place, _PAGE)
     return Batch([(item.place, item.event) for item in found], more=len(found) == _PAGE)
-
-
-def _bad_place() -> ProblemError:
-    detail = "is not an id that this stream gave"
-    return ProblemError(
-        "invalid-request", f"Last-Event-ID: {detail}", errors=[FieldProblem(where="Last-Event-ID", detail=detail)]
-    )
 
 
 def _streaming(body: AsyncIterator[bytes]) -> StreamingResponse:

@@ -38,7 +38,12 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/metrics", response_class=Response, responses=_TEXT, dependencies=[Depends(admit)])
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses=_TEXT | documented("unauthorized", "rate-limited"),
+    dependencies=[Depends(admit)],
+)
 def metrics(backend: BackendDep) -> Response:
     """Give the numbers of the queue, as it is now, and of this process."""
     return Response(backend.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/hooks", tags=["webhooks"])
     response_class=Response,
     responses={
         202: {"description": "Taken; the account's trainings are looked at soon."},
-        **documented("not-found", "too-large", "request-timeout"),
+        **documented("not-found", "too-large", "request-timeout", "invalid-request"),
     },
 )
 async def take_hook(account: str, token: str, request: Request, backend: BackendDep) -> Response:

@@ -3,21 +3,17 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
+from pydantic.json_schema import SkipJsonSchema
 
-from finetune_queue.gateway.models import JobList, JobView, ListQuery, SubmitBody
+from finetune_queue.gateway.models import JobList, JobView, Key, ListQuery, SubmitBody
 from finetune_queue.gateway.problems import ProblemError, documented
 from finetune_queue.gateway.routes.deps import BackendDep, JobId
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=255,
-        pattern=r"^[!-~]([ -~]*[!-~])?$",
-        description="The same key and request give the same job, however often they are sent.",
-    ),
+    Key | SkipJsonSchema[None],
+    Header(description="The same key and request give the same job, however often they are sent."),
 ]
 
 
@@ -38,7 +34,7 @@ def submit(
     """
     key = _unquoted(idempotency_key)
     if key is not None and body.idempotency_key not in {None, key}:
-        raise ProblemError("invalid-request", "The Idempotency-Key header and idempotency_key in the body differ.")
+        raise ProblemError("idempotency-conflict", "Its header Idempotency-Key and idempotency_key in its body differ.")
     job = backend.queue.submit(body, idempotency_key=key)
     view = JobView.of(job)
     response.headers["Location"] = view.links.self
@@ -74,9 +70,7 @@ def cancel(job_id: JobId, backend: BackendDep) -> JobView:
     return JobView.of(backend.queue.cancel(job_id))
 
 
-@router.post(
-    "/{job_id}/retry", response_model_exclude_none=True, responses=documented("job-not-found", "not-possible")
-)
+@router.post("/{job_id}/retry", response_model_exclude_none=True, responses=documented("job-not-found", "not-possible"))
 def retry(job_id: JobId, backend: BackendDep) -> JobView:
     """Resume a failed job at the stage that failed. A failed download never trains again."""
     return JobView.of(backend.queue.retry(job_id))
