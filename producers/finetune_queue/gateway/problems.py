@@ -162,10 +162,15 @@ def _invalid(error: RequestValidationError) -> ProblemError:
         source, *path = found["loc"]
         if found["type"] == "json_invalid":
             return ProblemError("bad-request", f"The body is not JSON: {found['ctx']['error']}.")
-        where = "/" + "/".join(str(part) for part in path) if source == "body" else ".".join(map(str, path))
+        where = "/" + "/".join(map(str, path)) if source == "body" else _parameter(path)
         problems.append(FieldProblem(where=_printable(where), detail=_said(found)))
     detail = "; ".join(f"{problem.where}: {problem.detail}" for problem in problems[:5])
     return ProblemError("invalid-request", detail, errors=problems[:50])
+
+
+def _parameter(path: list[str | int]) -> str:
+    """Name a parameter, and the number of its value if it has several; what else pydantic says there is its own."""
+    return ".".join(str(part) for place, part in enumerate(path) if place == 0 or isinstance(part, int))
 
 
 def _said(found: Mapping[str, Any]) -> str:
