@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         NotPossibleError,
         QueueUnavailableError,
         StagingUnavailableError,
+        UnknownAccountNameError,
         UnknownJobError,
         WaitTimeoutError,
     )
@@ -29,6 +30,7 @@ _HOMES = {
     "NotPossibleError": "errors",
     "QueueUnavailableError": "errors",
     "StagingUnavailableError": "errors",
+    "UnknownAccountNameError": "errors",
     "UnknownJobError": "errors",
     "WaitTimeoutError": "errors",
     "FineTuneQueue": "sdk",
@@ -53,6 +55,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "StagingUnavailableError",
+    "UnknownAccountNameError",
     "UnknownJobError",
     "WaitTimeoutError",
     "Waiting",

@@ -35,6 +35,10 @@ class UnknownLetterError(FineTuneQueueError):
     """There is no dead letter with this id."""
 
 
+class UnknownAccountNameError(FineTuneQueueError):
+    """No worker serves this account."""
+
+
 class NotPossibleError(FineTuneQueueError):
     """The job's state does not allow what was asked."""
 

@@ -26,6 +26,7 @@ from finetune_queue.errors import (
     InvalidRequestError,
     NotPossibleError,
     QueueUnavailableError,
+    UnknownAccountNameError,
     UnknownJobError,
     WaitTimeoutError,
 )
@@ -327,6 +328,18 @@ class FineTuneQueue:
             except (ConflictError, OwnedElsewhereError) as error:
                 raise NotPossibleError(str(error)) from None
             return Job(self, record)
+
+    def stop_submits(self, account: str, *, stopped: bool = True) -> None:
+        """Throw the kill switch of an account's paid submits, or lift it. All else goes on; its jobs wait.
+
+        Raises:
+            UnknownAccountNameError: no worker serves the account.
+        """
+        with _translated():
+            try:
+                self._accounts.stop_submits(account, stopped=stopped)
+            except UnknownAccountError as error:
+                raise UnknownAccountNameError(str(error)) from None
 
     def _messages(self) -> Messenger:
         if self._messenger is None:

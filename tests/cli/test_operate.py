@@ -10,7 +10,7 @@ import redis
 
 from finetune_queue.contract import JobState
 from finetune_queue.messaging import QUEUE, RUN
-from finetune_queue.store import RawMessage, TaskCall, connect, keys
+from finetune_queue.store import AccountLimits, Accounts, RawMessage, TaskCall, connect, keys
 from support.cli import Run, Worker
 
 
@@ -134,3 +134,18 @@ def test_events_that_a_sink_did_not_take_are_sent_to_it_again(run: Run, client: 
     [subject] = subjects
     assert client.lrange(keys.job_events(subject), 0, -1) == [json.dumps(event, separators=(",", ":"))]
     assert client.hget(keys.job_sinks(subject), "only") == letter["sink_url"]
+
+
+def test_an_account_s_submits_are_stopped_and_let_go_on(run: Run, worker: Worker, client: redis.Redis) -> None:
+    worker.accept()
+    Accounts(client).configure("default", AccountLimits(calls=5, window=60.0))
+    assert "submits nothing more" in run("account", "stop").out
+    assert "submits are stopped" in run("doctor").out
+    assert run("account", "resume", "default", "--json").json == {"account": "default", "submits_stopped": False}
+    assert "submits are stopped" not in run("doctor").out
+
+
+def test_an_unknown_account_cannot_be_stopped(run: Run, client: redis.Redis) -> None:
+    said = run("account", "stop", "nobody")
+    assert said.code == 3
+    assert "nobody" in said.err

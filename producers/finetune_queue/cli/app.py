@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from finetune_queue.cli import output
+from finetune_queue.cli import app_gateway, output
 from finetune_queue.cli.output import CliError, ExitCode
 
 app = typer.Typer(
@@ -21,8 +21,11 @@ app = typer.Typer(
 )
 dataset = typer.Typer(help="Look at training data before it costs anything.")
 app.add_typer(dataset, name="dataset")
+app.add_typer(app_gateway.gateway, name="gateway")
 dead = typer.Typer(help="Messages that could not become a job, and events that a sink did not take.")
 app.add_typer(dead, name="dead")
+account = typer.Typer(help="The kill switch of an account's paid submits.")
+app.add_typer(account, name="account")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for programs, and nothing else.")]
@@ -309,6 +312,30 @@ def redeliver(
     from finetune_queue.cli.deliveries import redeliver as command
 
     return command(job, sink=sink, as_json=as_json)
+
+
+@account.command("stop")
+def account_stop(
+    name: Annotated[str, typer.Argument(metavar="ACCOUNT", help="As doctor shows it.")] = "default",
+    *,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Stop paid submits at once, for every worker. All else goes on."""
+    from finetune_queue.cli.operate import switch_submits
+
+    return switch_submits(name, stopped=True, as_json=as_json)
+
+
+@account.command("resume")
+def account_resume(
+    name: Annotated[str, typer.Argument(metavar="ACCOUNT", help="As doctor shows it.")] = "default",
+    *,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Let paid submits go on."""
+    from finetune_queue.cli.operate import switch_submits
+
+    return switch_submits(name, stopped=False, as_json=as_json)
 
 
 @dead.command("list")

@@ -140,7 +140,12 @@ def _account(account: AccountStatus) -> Finding:
     parts.append(f"{account.spent_today}{cap} submits today")
     name, message = f"account {account.name}", ", ".join(parts)
     if account.stopped:
-        return Finding(name, "warn", f"submits are stopped; {message}", "Nothing is paid until they are allowed again.")
+        return Finding(
+            name,
+            "warn",
+            f"submits are stopped; {message}",
+            f"Nothing is paid until `finetune account resume {account.name}`.",
+        )
     if account.paused_for:
         why = words.printable(account.pause_reason)
         message = f"paused for {words.duration(account.paused_for)}: {why}; {message}"

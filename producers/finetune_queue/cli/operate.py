@@ -28,6 +28,20 @@ def resolve(job_id: str, *, adopt: str | None, resubmit: bool, as_json: bool) ->
     return ExitCode.OK
 
 
+def switch_submits(account: str, *, stopped: bool, as_json: bool) -> ExitCode:
+    """Stop an account's paid submits at once, for every worker, or let them go on."""
+    with open_queue() as queue:
+        queue.stop_submits(account, stopped=stopped)
+    if as_json:
+        output.emit({"account": account, "submits_stopped": stopped})
+    elif stopped:
+        output.say(f"Account {account} submits nothing more; its jobs wait, trainings go on.")
+        output.say(f"Let it go on: {output.program()} account resume {account}")
+    else:
+        output.say(f"Account {account} submits again.")
+    return ExitCode.OK
+
+
 def list_dead(*, limit: int, as_json: bool) -> ExitCode:
     """Show what was set aside, newest first."""
     with _open_box() as box:

@@ -45,7 +45,7 @@ def usage_error(message: str) -> CliError:
     return CliError(message, ExitCode.USAGE, "usage")
 
 
-def explain(error: Exception) -> CliError | None:
+def explain(error: Exception) -> CliError | None:  # noqa: PLR0912 - one case for each error
     """Return the end that an error of the layers below means; None for one that is not expected."""
     # Imported here: nothing but an error needs them, and what raised it has imported most of them already.
     from finetune_queue import errors
@@ -64,6 +64,8 @@ def explain(error: Exception) -> CliError | None:
             return CliError(text, ExitCode.USAGE, error.code)
         case errors.UnknownJobError():
             return CliError(text, ExitCode.NOT_FOUND, "job_not_found")
+        case errors.UnknownAccountNameError():
+            return CliError(text, ExitCode.NOT_FOUND, "account_not_found")
         case errors.UnknownLetterError():
             return CliError(text, ExitCode.NOT_FOUND, "dead_letter_not_found")
         case errors.IdempotencyConflictError():
