@@ -35,6 +35,7 @@ check: $(DEV) ## Check style, types, layers and generated files.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python ops/settings_table.py --check
+	$(BIN)/python ops/contract.py --check
 
 bench: $(RUNTIME) ## Measure it beside other workers, for an hour; ARGS=--quick takes two minutes.
 	PYTHONPATH=ops/bench $(BIN)/python -m finetune_bench $(ARGS)

@@ -26,8 +26,8 @@ class Receiver(Web):
     ``refuse`` is a list of answers to give first, one for each request.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(port=port)
         self.got: list[dict[str, Any]] = []
         self.bodies: list[bytes] = []
         self.got_headers: list[dict[str, str]] = []

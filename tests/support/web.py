@@ -27,7 +27,9 @@ Route = Answer | Callable[[BaseHTTPRequestHandler], None]
 class Web:
     """`routes` by path; a callable gets the request's handler and writes for itself. `seen` lists what was asked."""
 
-    def __init__(self, routes: dict[str, Route] | None = None, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, routes: dict[str, Route] | None = None, *, tls: ssl.SSLContext | None = None, port: int = 0
+    ) -> None:
         self.routes = routes or {}
         self.seen: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
@@ -68,7 +70,7 @@ class Web:
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """A client that went away in the middle is what some tests are about."""
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         if tls is not None:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

@@ -1,0 +1,325 @@
+"""Write the published contract from the models: JSON Schemas, examples and the AsyncAPI document.
+
+    python ops/contract.py [--check]
+
+With `--check` it writes nothing and says which file differs.
+"""
+
+import json
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from finetune_queue.contract import Event, EventType, FineTuneRequest, JobRecord, JobState, parse_request
+from finetune_queue.contract.event import SOURCE, job_event, rejected_event, type_name
+from finetune_queue.contract.job import JobError, Stage, WaitReason, Weights
+from finetune_queue.contract.views import EVENT_DATA, PublicJob
+from finetune_queue.messaging import QUEUE, RUN
+from finetune_queue.store import keys
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "contract"
+VERSION = "1.0.0"
+"""Of the contract, not of the program: the first number is the `.v1` of the event types."""
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+JOB_ID = "0197f0a2-7a3c-7c41-9d5e-3b7f6a1c2e90"
+START = datetime(2026, 11, 2, 9, 30, tzinfo=UTC)
+
+
+def schema_of(model: type[BaseModel], name: str) -> dict[str, Any]:
+    """Return a model's schema under a name of its own."""
+    made = model.model_json_schema(mode="serialization" if model is PublicJob else "validation")
+    return {"$schema": DIALECT, "$id": f"urn:finetune-queue:v1:{name}", **made}
+
+
+def event_schema() -> dict[str, Any]:
+    """Return the schema of all events: the envelope, and for each type its data."""
+    envelope = Event.model_json_schema()
+    definitions: dict[str, Any] = {}
+    cases = []
+    for kind in EventType:
+        model = EVENT_DATA[kind]
+        data = model.model_json_schema()
+        definitions |= data.pop("$defs", {})
+        definitions[model.__name__] = data
+        cases.append(
+            {
+                "title": kind.value,
+                "properties": {
+                    "type": {"const": type_name(kind)},
+                    "data": {"$ref": f"#/$defs/{model.__name__}"},
+                },
+            }
+        )
+    properties = envelope["properties"]
+    properties["source"] = {"const": SOURCE}
+    properties["type"] = {"enum": [type_name(kind) for kind in EventType]}
+    properties["sequence"] = {"type": "string", "pattern": "^[0-9]{10}$"}
+    return {
+        "$schema": DIALECT,
+        "$id": "urn:finetune-queue:v1:event",
+        "title": "Event",
+        "description": "A CloudEvents 1.0 event in structured JSON. Take unknown types and fields for additions.",
+        "type": "object",
+        "required": ["specversion", "id", "source", "type", "subject", "time", "datacontenttype", "sequence", "data"],
+        "properties": properties,
+        "oneOf": cases,
+        "$defs": definitions,
+    }
+
+
+def requests() -> dict[str, dict[str, Any]]:
+    """Return requests: the least that is accepted, and one with everything."""
+    least = {
+        "name": "my-face",
+        "instance_prompt": "photo of 1MAN",
+        "trigger_word": "1MAN",
+        "dataset": "https://example.com/faces.zip",
+    }
+    most = {
+        **least,
+        "base_model": "FAST_FLUX",
+        "theme": "subject",
+        "segmind_public": False,
+        "advance_parameters": {"steps": 1500, "face_crop": True, "finetune_type": "LORA"},
+        "fetch_dataset": False,
+        "account": "default",
+        "priority": 7,
+        "labels": {"order": "A-1001", "team": "faces"},
+        "reply_to": ["celery://orders/orders.finetuned?events=succeeded,failed", "stream://finetune-results"],
+        "wait_for": "trained",
+        "idempotency_key": "order-A-1001",
+        "deadline": "2026-11-03T12:00:00Z",
+    }
+    return {"minimal": least, "full": most}
+
+
+def jobs() -> dict[EventType, JobRecord]:
+    """Return a job as it is after each kind of event."""
+    request = parse_request(requests()["full"])
+    accepted = JobRecord(
+        id=JOB_ID,
+        state=JobState.ACCEPTED,
+        request=request,
+        digest=request.digest(),
+        created_ms=_ms(0),
+        updated_ms=_ms(0),
+    )
+    report = {"ok": True, "images": 12, "captions": 12, "bytes": 4_812_093, "findings": []}
+    weights = Weights(
+        url=f"s3://my-bucket/artifacts/{JOB_ID}/weights.safetensors",
+        manifest_url=f"s3://my-bucket/artifacts/{JOB_ID}/manifest.json",
+        bytes=171_969_408,
+        sha256="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        tensors=494,
+    )
+    broken = JobError(
+        code="download_stalled",
+        stage="download",
+        message="The weights stopped coming after 12 MB.",
+        action="When the cause is mended: `finetune retry JOB`.",
+        retryable=True,
+    )
+    submitting = {"state": JobState.SUBMITTING, "dataset_report": report}
+    training = {**submitting, "state": JobState.TRAINING, "finetune_id": "ft_8d2c41", "provider_status": "REQUESTED"}
+    trained = {**training, "provider_status": "TRAINING_COMPLETED"}
+    after: dict[EventType, dict[str, Any]] = {
+        EventType.ACCEPTED: {},
+        EventType.UPLOADING: {"state": JobState.UPLOADING},
+        EventType.SUBMITTING: submitting,
+        EventType.NEEDS_ATTENTION: {
+            **submitting,
+            "state": JobState.NEEDS_ATTENTION,
+            "evidence": [
+                "The connection was reset after the request had been sent.",
+                "3 lists do not show the training.",
+            ],
+        },
+        EventType.TRAINING: training,
+        EventType.PROGRESS: {**training, "provider_status": "TRAINING", "waiting_for": WaitReason.PROVIDER},
+        EventType.DOWNLOADING: {**trained, "state": JobState.DOWNLOADING},
+        EventType.DEPLOYING: {**trained, "state": JobState.DEPLOYING, "weights": weights},
+        EventType.SUCCEEDED: {**trained, "state": JobState.SUCCEEDED, "weights": weights},
+        EventType.FAILED: {**trained, "state": JobState.FAILED, "error": broken, "failed_stage": Stage.DOWNLOAD},
+        EventType.CANCELLED: {**training, "state": JobState.CANCELLED},
+    }
+    return {
+        kind: accepted.model_copy(update={**fields, "event_seq": number, "updated_ms": _ms(number)})
+        for number, (kind, fields) in enumerate(after.items(), 1)
+    }
+
+
+def events() -> dict[EventType, dict[str, Any]]:
+    """Return an event of each kind."""
+    found = {}
+    previous: JobState | None = None
+    for kind, job in jobs().items():
+        event = job_event(job, kind, previous)
+        found[kind] = event.model_copy(update={"time": START + timedelta(minutes=job.event_seq)})
+        previous = job.state
+    found[EventType.REJECTED] = rejected_event(
+        "5a1f0f4e-60b5-4d39-8f0f-0a3c2a4b9d11", "the message cannot become a job", ["dataset: is required"]
+    ).model_copy(update={"time": START})
+    return {kind: event.model_dump(mode="json") for kind, event in found.items()}
+
+
+def _ms(minutes: int) -> int:
+    return int((START + timedelta(minutes=minutes)).timestamp() * 1000)
+
+
+def asyncapi() -> dict[str, Any]:
+    """Return the AsyncAPI 3 document. Schemas and examples are the files beside it."""
+    celery_headers = {
+        "type": "object",
+        "description": "Celery's message protocol 2. A client in another language needs no more than these.",
+        "required": ["task", "id"],
+        "properties": {
+            "task": {"const": RUN},
+            "id": {
+                "type": "string",
+                "format": "uuid",
+                "description": "Becomes the job's id, so a repeat is the same job.",
+            },
+            "lang": {"type": "string"},
+        },
+    }
+    names = {kind: f"{kind.value.title().replace('_', '')}Event" for kind in EventType}
+    messages: dict[str, Any] = {
+        "RunMessage": {
+            "name": RUN,
+            "title": "A request to fine-tune",
+            "summary": "A Celery task with one positional argument, the request.",
+            "contentType": "application/json",
+            "headers": celery_headers,
+            "payload": {
+                "type": "array",
+                "description": "args, kwargs and embed of Celery's protocol 2.",
+                "minItems": 3,
+                "maxItems": 3,
+                "items": [
+                    {"type": "array", "minItems": 1, "maxItems": 1, "items": {"$ref": "request.schema.json"}},
+                    {"type": "object", "maxProperties": 0},
+                    {"type": "object"},
+                ],
+            },
+            "examples": [{"name": "minimal", "payload": [[requests()["minimal"]], {}, {}]}],
+        },
+    }
+    found = events()
+    for kind, name in names.items():
+        messages[name] = {
+            "name": type_name(kind),
+            "title": f"A job's event: {kind.value}" if kind is not EventType.REJECTED else "A message became no job",
+            "contentType": "application/cloudevents+json",
+            "payload": {"$ref": "event.schema.json"},
+            "examples": [{"name": kind.value, "payload": found[kind]}],
+        }
+
+    # A key holds its hash tag with the braces, which in an address stand for a parameter.
+    tag = {
+        keys.TAG.strip("{}"): {"enum": [keys.TAG], "default": keys.TAG, "description": "The keys' hash tag, as it is."}
+    }
+
+    def channel(address: str | None, description: str, **parameters: str) -> dict[str, Any]:
+        made: dict[str, Any] = {"address": address, "description": description}
+        described: dict[str, Any] = {name: {"description": text} for name, text in parameters.items()}
+        if address is not None and keys.TAG in address:
+            described |= tag
+        if described:
+            made["parameters"] = described
+        made["messages"] = {name: {"$ref": f"#/components/messages/{name}"} for name in names.values()}
+        return made
+
+    channels = {
+        "requests": {
+            "address": f"{keys.BROKER_PREFIX}{QUEUE}",
+            "description": "The Celery queue of requests: a Redis list whose consumers take from the right.",
+            "parameters": tag,
+            "messages": {"RunMessage": {"$ref": "#/components/messages/RunMessage"}},
+            "x-celery": {"queue": QUEUE, "task": RUN, "global_keyprefix": keys.BROKER_PREFIX, "protocol": 2},
+        },
+        "events": channel(keys.events(), "A Redis stream of all events, field `event`; trimmed to about 100,000."),
+        "stream-sink": channel("{name}", "`stream://NAME`: a Redis stream, field `event`.", name="The stream's key."),
+        "list-sink": channel("{name}", "`list://NAME`: a Redis list; take with BRPOP.", name="The list's key."),
+        "celery-sink": {
+            **channel(f"{keys.BROKER_PREFIX}{{queue}}", "`celery://QUEUE/task.name`.", queue="The Celery queue."),
+            "x-celery": {"args": ["the event"], "task_id": "the event's id", "global_keyprefix": keys.BROKER_PREFIX},
+        },
+        "broker-sink": channel("{queue}", "`amqp://HOST/VHOST?queue=NAME` and the like.", queue="The queue's name."),
+        "web-sink": {
+            **channel(
+                "{path}", "`https://HOST/PATH`: a POST, signed by Standard Webhooks 1.0.0.", path="Path and query."
+            ),
+            "x-standard-webhooks": {"webhook-id": "the event's id", "success": "2xx", "disabled": 410},
+        },
+    }
+    operations = {
+        "submit": {
+            "action": "receive",
+            "channel": {"$ref": "#/channels/requests"},
+            "summary": "Take a request. It becomes a job, or a `rejected` event and a dead letter.",
+        }
+    }
+    for name in list(channels)[1:]:
+        operations[f"tell-{name}"] = {
+            "action": "send",
+            "channel": {"$ref": f"#/channels/{name}"},
+            "summary": "Tell of a job: at least once, in order for each job, with stable ids.",
+        }
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "finetune-queue",
+            "version": VERSION,
+            "description": "Requests to fine-tune at Segmind, and the events of the jobs that they become.",
+            "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "servers": {
+            "redis": {"host": "localhost:6379", "protocol": "redis", "description": "FINETUNE_REDIS_URL."},
+        },
+        "channels": channels,
+        "operations": operations,
+        "components": {"messages": messages},
+    }
+
+
+def wanted() -> dict[Path, str]:
+    """Return what each generated file should hold."""
+    documents: dict[str, Any] = {
+        "request.schema.json": schema_of(FineTuneRequest, "request"),
+        "event.schema.json": event_schema(),
+        "job.schema.json": schema_of(PublicJob, "job"),
+    }
+    for name, request in requests().items():
+        documents[f"examples/request.{name}.json"] = request
+    for kind, event in events().items():
+        documents[f"examples/event.{kind}.json"] = event
+    documents["examples/job.succeeded.json"] = jobs()[EventType.SUCCEEDED].public()
+    files = {name: json.dumps(body, indent=2, ensure_ascii=False) + "\n" for name, body in documents.items()}
+    head = "# Generated by ops/contract.py from the models.\n"
+    files["asyncapi.yaml"] = head + yaml.safe_dump(asyncapi(), sort_keys=False, allow_unicode=True, width=120)
+    return {FOLDER / name: text for name, text in files.items()}
+
+
+def main() -> int:
+    """Write or check the files; 1 if a check found a difference."""
+    files = wanted()
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text("utf-8") != text]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} differs from the models: run `python ops/contract.py`")  # noqa: T201
+        return 1 if stale else 0
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(files[path], encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

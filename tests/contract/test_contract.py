@@ -1,0 +1,185 @@
+"""The published contract: schemas, examples and AsyncAPI agree with the models, each other and the standards."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from cloudevents.core.bindings.http import HTTPMessage, from_http
+from cloudevents.core.formats.json import JSONFormat
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator, FormatChecker, ValidationError  # type: ignore[import-untyped]
+
+from finetune_queue.contract import EventType, JobRecord, JobState, RequestError, parse_request
+from finetune_queue.contract.event import Event, type_name
+from finetune_queue.contract.job import _INTERNAL
+from finetune_queue.contract.views import EVENT_DATA, PublicJob
+from support.samples import sample, sample_request
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docs" / "contract"
+EXAMPLES = sorted((FOLDER / "examples").glob("*.json"))
+
+
+def load(name: str) -> Any:
+    return json.loads((FOLDER / name).read_text("utf-8"))
+
+
+def validator(name: str) -> Draft202012Validator:
+    schema = load(f"{name}.schema.json")
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema, format_checker=FormatChecker())
+
+
+def test_the_committed_files_are_what_the_models_say() -> None:
+    run = subprocess.run(
+        [sys.executable, ROOT / "ops/contract.py", "--check"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_each_example_is_valid(path: Path) -> None:
+    example = json.loads(path.read_text("utf-8"))
+    kind = path.name.partition(".")[0]
+    validator(kind).validate(example)
+    match kind:
+        case "request":
+            parse_request(example)
+        case "event":
+            event = Event.model_validate(example)
+            assert event.kind == path.name.split(".")[1]
+            EVENT_DATA[event.kind].model_validate(event.data)
+        case "job":
+            PublicJob.model_validate(example)
+
+
+def test_there_is_an_example_of_every_kind_of_event() -> None:
+    assert {path.name for path in EXAMPLES} >= {f"event.{kind}.json" for kind in EventType}
+
+
+def test_an_event_without_what_its_type_promises_is_not_valid() -> None:
+    check = validator("event")
+    for kind, missing in [("succeeded", "weights"), ("failed", "error"), ("needs_attention", "evidence")]:
+        example = load(f"examples/event.{kind}.json")
+        del example["data"][missing]
+        assert not check.is_valid(example)
+    for field in ("id", "sequence", "subject", "data"):
+        example = load("examples/event.accepted.json")
+        del example[field]
+        assert not check.is_valid(example)
+    wrong = load("examples/event.accepted.json") | {"type": type_name(EventType.SUCCEEDED)}
+    assert not check.is_valid(wrong)
+
+
+def test_consumers_are_told_to_expect_more_fields() -> None:
+    example = load("examples/event.succeeded.json")
+    example |= {"traceparent": "00-1-2-03", "data": example["data"] | {"added_later": 1}}
+    validator("event").validate(example)
+
+
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if path.name.startswith("event.")], ids=lambda p: p.stem)
+def test_events_are_cloudevents(path: Path) -> None:
+    text = path.read_bytes()
+    body = json.loads(text)
+    event = from_http(
+        HTTPMessage(headers={"content-type": "application/cloudevents+json; charset=utf-8"}, body=text), JSONFormat()
+    )
+    assert (event.get_id(), event.get_type(), event.get_subject()) == (body["id"], body["type"], body["subject"])
+    assert (event.get_specversion(), event.get_source()) == ("1.0", "/finetune-queue")
+    assert event.get_extension("sequence") == body["sequence"]
+    assert event.get_data() == body["data"]
+    assert event.get_time() is not None
+
+
+REQUESTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.one_of(st.text(max_size=130), st.integers()),
+        "priority": st.one_of(st.integers(-2, 12), st.none(), st.just("7")),
+        "account": st.sampled_from(["default", "", "a b", "x" * 64]),
+        "labels": st.dictionaries(st.sampled_from(["a", "a/b", " "]), st.text(max_size=3), max_size=3),
+        "wait_for": st.sampled_from(["trained", "available", "never"]),
+        "reply_to": st.lists(st.sampled_from(["list://a", "stream://b"]), max_size=10),
+        "deadline": st.sampled_from(["2026-11-03T12:00:00Z", "2026-11-03T12:00:00", "soon"]),
+        "datset": st.just("x"),
+        "idempotency_key": st.one_of(st.none(), st.text(max_size=2)),
+    },
+)
+
+
+@given(REQUESTS)
+def test_what_is_accepted_is_valid_by_the_schema(fields: dict[str, Any]) -> None:
+    """The schema may not refuse what the service takes, apart from texts that it reads as numbers."""
+    body = sample(**fields)
+    try:
+        parse_request(body)
+    except RequestError:
+        return
+    errors = [error for error in validator("request").iter_errors(body) if not _read_as_number(error)]
+    assert errors == []
+
+
+def _read_as_number(error: ValidationError) -> bool:
+    return error.validator == "type" and isinstance(error.instance, str)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"datset": "x"}, {"priority": 10}, {"name": ""}, {"wait_for": "never"}, {"reply_to": ["list://x"] * 9}]
+)
+def test_what_the_schema_refuses_is_refused(wrong: dict[str, Any]) -> None:
+    body = sample(**wrong)
+    assert not validator("request").is_valid(body)
+    with pytest.raises(RequestError):
+        parse_request(body)
+
+
+def test_the_public_job_is_the_record_without_bookkeeping() -> None:
+    added = {"job_id", "account", "created_at", "updated_at"}
+    assert set(PublicJob.model_fields) - added == set(JobRecord.model_fields) - _INTERNAL
+    job = JobRecord(id="j", state=JobState.ACCEPTED, request=sample_request(), digest="")
+    validator("job").validate(job.public())
+
+
+def _refs(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name == "$ref":
+                yield value
+            else:
+                yield from _refs(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _refs(item)
+
+
+def test_asyncapi_is_whole() -> None:
+    document = yaml.safe_load((FOLDER / "asyncapi.yaml").read_text("utf-8"))
+    assert re.fullmatch(r"3\.\d+\.\d+", document["asyncapi"])
+    for ref in _refs(document):
+        if ref.startswith("#/"):
+            node = document
+            for part in ref[2:].split("/"):
+                node = node[part]
+        else:
+            assert (FOLDER / ref).is_file()
+    used = {ref for channel in document["channels"].values() for ref in _refs(channel["messages"])}
+    assert used == {f"#/components/messages/{name}" for name in document["components"]["messages"]}
+    assert {operation["channel"]["$ref"] for operation in document["operations"].values()} == {
+        f"#/channels/{name}" for name in document["channels"]
+    }
+    for channel in document["channels"].values():
+        assert set(re.findall(r"{(\w+)}", channel["address"])) == set(channel.get("parameters", {}))
+    [run] = document["components"]["messages"]["RunMessage"]["examples"]
+    parse_request(run["payload"][0][0])
+    for name, message in document["components"]["messages"].items():
+        if name != "RunMessage":
+            for example in message["examples"]:
+                validator("event").validate(example["payload"])
+                assert example["payload"]["type"] == message["name"]

@@ -1,0 +1,74 @@
+"""The exact Celery messages, as they lie in Redis: golden files, so that an upgrade that changes them is seen.
+
+The files are docs/contract/messages. What differs from message to message is written there as {placeholders}.
+"""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from finetune_queue.contract import EventType, JobState, parse_sink
+from finetune_queue.contract.event import Event
+from finetune_queue.messaging import QUEUE, RUN, producer_app
+from finetune_queue.settings import Settings
+from finetune_queue.store import LocalQueues, connect
+from finetune_worker.sinks import Senders
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docs" / "contract"
+
+
+def golden(name: str) -> Any:
+    return json.loads((FOLDER / "messages" / f"{name}.json").read_text("utf-8"))
+
+
+def example(name: str) -> Any:
+    return json.loads((FOLDER / "examples" / f"{name}.json").read_text("utf-8"))
+
+
+def in_redis(client: Any, key: str) -> dict[str, Any]:
+    """The one message of a list, with its body decoded and what is never the same replaced."""
+    [text] = client.lrange(key, 0, -1)
+    message: dict[str, Any] = json.loads(text)
+    message["body"] = json.loads(base64.b64decode(message["body"]))
+    headers, properties = message["headers"], message["properties"]
+    assert re.fullmatch(r"gen\d+@.+", headers["origin"])
+    headers["origin"] = "{process@host}"
+    properties["delivery_tag"] = "{uuid}"
+    if properties.get("reply_to"):
+        properties["reply_to"] = "{uuid}"
+    return message
+
+
+@pytest.fixture
+def settings(redis_url: str) -> Settings:
+    return Settings(finetune_redis_url=redis_url)
+
+
+@pytest.fixture
+def client(redis_url: str) -> Any:
+    with connect(redis_url) as connection:
+        yield connection
+
+
+def test_a_request_as_a_raw_celery_client_sends_it(settings: Settings, client: redis.Redis) -> None:
+    request = example("request.minimal")
+    job_id = "5a1f0f4e-60b5-4d39-8f0f-0a3c2a4b9d11"
+    producer_app(settings).send_task(RUN, [request], queue=QUEUE, task_id=job_id)
+    found = in_redis(client, "{finetune}:finetune")
+    assert found == golden("finetune.run")
+
+
+def test_an_event_as_a_celery_sink_gets_it(settings: Settings, client: redis.Redis) -> None:
+    body = example(f"event.{EventType.SUCCEEDED}")
+    event = Event.model_validate(body)
+    assert event.data["state"] == JobState.SUCCEEDED
+    with Senders(settings, producer_app(settings), LocalQueues(client)).open() as sending:
+        sending.send(parse_sink("celery://orders/orders.finetuned"), event, json.dumps(body))
+    found = in_redis(client, "{finetune}:orders")
+    assert found == golden("celery-sink")
