@@ -23,7 +23,7 @@ install: $(RUNTIME) ## Set up .venv with all that the service needs.
 demo: $(RUNTIME) ## Run one fine-tune from images to verified weights, on this machine and at no cost.
 	@$(BIN)/finetune demo
 
-up: $(RUNTIME) ## Start Valkey, the sandbox, a worker and Flower, until Ctrl-C.
+up: $(RUNTIME) ## Start Valkey, the sandbox, a worker, Flower and the HTTP gateway, until Ctrl-C.
 	@$(BIN)/python -m finetune_queue.local
 
 test: $(DEV) ## Run all tests. ARGS="-k word" chooses some.

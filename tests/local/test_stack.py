@@ -74,11 +74,12 @@ def test_make_up_says_what_is_where_and_ends_on_ctrl_c(up: Child) -> None:
     up.wait_for_line(lambda line: line == "Ctrl-C ends everything.", timeout=60)
     said = dict(line.split(maxsplit=1) for line in up.lines() if line[:1].isupper())
     assert _is_healthy(f"{said['Flower']}/healthcheck")
+    assert _is_healthy(f"{said['Gateway'].split()[0]}/readyz")
     assert _is_healthy(f"{said['Sandbox'].split()[0]}/_sandbox/health")
     with redis.Redis.from_url(said["Valkey"], socket_timeout=5) as client:
         assert client.ping()
     children = _children(up.pid)
-    assert len(children) == 4
+    assert len(children) == 5
     up.send_signal(signal.SIGINT)
     assert up.wait(timeout=30) == 0
     assert up.lines()[-1].startswith("Stopped.")

@@ -2,7 +2,10 @@
 
 import asyncio
 import ipaddress
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -44,8 +47,19 @@ class GatewayServer(uvicorn.Server):
         )
 
     def run_until_stopped(self) -> None:
-        """Serve until SIGINT or SIGTERM."""
-        asyncio.run(self.serve([self.socket]))
+        """Serve until SIGINT or SIGTERM; a second one ends at once."""
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        await self.serve([self.socket])
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: uvicorn would raise them again at the end, as if a stop that was asked for had failed."""
+        yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the streams first: each would hold its connection until its client goes."""

@@ -23,7 +23,7 @@ def main() -> int:
     now = datetime.now().astimezone()
     folder = Path("var") / "up" / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
     try:
-        with LocalStack(folder, flower=True) as stack:
+        with LocalStack(folder, flower=True, gateway=True) as stack:
             _say(_welcome(stack))
             return _watch(stack)
     except KeyboardInterrupt:
@@ -44,6 +44,7 @@ def _welcome(stack: LocalStack) -> str:
         [
             f"Valkey   {stack.valkey.url}",
             f"Sandbox  {stack.sandbox_url}  (Segmind's API, emulated: trainings cost nothing)",
+            f"Gateway  {stack.gateway_url}  (a page of all jobs, and the HTTP API)",
             f"Flower   {stack.flower_url}",
             f"Weights  {env['FINETUNE_ARTIFACT_URL']}",
             f"Logs     {stack.folder}",

@@ -1,4 +1,4 @@
-"""The whole system as child processes: Valkey, the sandbox, workers and Flower."""
+"""The whole system as child processes: Valkey, the sandbox, workers, Flower and the HTTP gateway."""
 
 import json
 import os
@@ -31,6 +31,7 @@ class LocalStack:
         workers: How many workers to start.
         threads: How many tasks a worker runs at once.
         flower: Also start Flower.
+        gateway: Also start the HTTP gateway.
         rate_limit: The account's limit, as the sandbox enforces it and the workers know it.
         sandbox: Settings of the sandbox (`SANDBOX_...` variables).
         settings: Settings of the workers and of `settings_env` (`FINETUNE_...` and `SEGMIND_...` variables).
@@ -43,6 +44,7 @@ class LocalStack:
         workers: int = 1,
         threads: int = 8,
         flower: bool = False,
+        gateway: bool = False,
         rate_limit: str = "50/60",
         sandbox: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
@@ -51,6 +53,7 @@ class LocalStack:
         self._worker_count = workers
         self._threads = threads
         self._with_flower = flower
+        self._with_gateway = gateway
         self._rate_limit = rate_limit
         self._sandbox_settings = dict(sandbox or {})
         self._more_settings = dict(settings or {})
@@ -60,6 +63,7 @@ class LocalStack:
         self.workers: list[Child] = []
         self.sandbox_url = ""
         self.flower_url = ""
+        self.gateway_url = ""
         self._api_key = ""
 
     @property
@@ -115,12 +119,15 @@ class LocalStack:
             self._start_sandbox()
             # Flower and the workers are slow to start, so all at once.
             flower = self._launch_flower() if self._with_flower else None
+            gateway = self._launch_gateway() if self._with_gateway else None
             for number in range(self._worker_count):
                 self._launch_worker(f"worker{number + 1}")
             for worker in self.workers:
                 self._await_worker(worker)
             if flower is not None:
                 flower.wait_until(lambda: _is_healthy(f"{self.flower_url}/healthcheck"), timeout=_START_TIMEOUT)
+            if gateway is not None:
+                self._await_gateway(gateway)
             self._started = started.pop_all()
         return self
 
@@ -151,6 +158,14 @@ class LocalStack:
         columns = "--tasks_columns=name,args,state,result,received,runtime,worker"
         options = ["--address=127.0.0.1", f"--port={port}", columns]
         return self._launch("flower", ["celery", "-A", "finetune_worker", "flower", *options], self.settings_env)
+
+    def _launch_gateway(self) -> Child:
+        return self._launch("gateway", ["finetune_queue.cli", "gateway", "--port", "0"], self.settings_env)
+
+    def _await_gateway(self, gateway: Child) -> None:
+        said = "Listening on "
+        line = gateway.wait_for_line(lambda line: line.startswith(said), timeout=_START_TIMEOUT)
+        self.gateway_url = line.removeprefix(said)
 
     def _launch(self, name: str, module: Sequence[str], settings: Mapping[str, str]) -> Child:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS_SETTINGS)}

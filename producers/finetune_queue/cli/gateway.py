@@ -1,0 +1,58 @@
+"""``finetune gateway``: the HTTP gateway, and the tokens of its clients."""
+
+import json
+
+from finetune_queue.cli import output
+from finetune_queue.cli.output import CliError, ExitCode
+from finetune_queue.settings import load_settings
+
+
+def gateway(host: str, port: int) -> ExitCode:
+    """Serve until Ctrl-C or SIGTERM. The first line of standard output says where; the logs go to standard error.
+
+    Raises:
+        SettingsError, CliError: it cannot be served there, or is not installed.
+    """
+    from finetune_queue.logs import configure_logging
+
+    settings = load_settings()
+    configure_logging(settings)
+    try:
+        from finetune_queue.gateway.server import GatewayServer
+    except ImportError as error:
+        raise _missing(error) from None
+    try:
+        server = GatewayServer(settings, host, port)
+    except OSError as error:
+        raise CliError(f"Cannot listen on {host}:{port}: {error.strerror}.", ExitCode.USAGE, "cannot_listen") from None
+    output.say(f"Listening on {server.url}")
+    server.run_until_stopped()
+    return ExitCode.OK
+
+
+def token(name: str, *, as_json: bool) -> ExitCode:
+    """Make a token for a client and print it, once, with its hash for the gateway's settings.
+
+    Raises:
+        SettingsError, CliError: the settings are wrong, or the gateway is not installed.
+    """
+    try:
+        from finetune_queue.gateway.clients import new_token, token_hash
+    except ImportError as error:
+        raise _missing(error) from None
+
+    secret = new_token()
+    tokens = {**load_settings().finetune_gateway_tokens, name: token_hash(secret)}
+    # Checks the name, too.
+    value = json.dumps(load_settings({"FINETUNE_GATEWAY_TOKENS": json.dumps(tokens)}).finetune_gateway_tokens)
+    if as_json:
+        output.emit({"name": name, "token": secret, "sha256": tokens[name]})
+        return ExitCode.OK
+    output.say(f"The token of {name}, which is stored nowhere:\n\n  {secret}\n")
+    output.say(f"The gateway's setting, with its hash:\n\n  FINETUNE_GATEWAY_TOKENS='{value}'")
+    return ExitCode.OK
+
+
+def _missing(error: ImportError) -> CliError:
+    message = f"The gateway needs {error.name}, which is not installed: pip install 'finetune-queue[gateway]'"
+    return CliError(message, ExitCode.MISSING, "not_installed")
