@@ -1,13 +1,14 @@
 """The messages of the HTTP API, as OpenAPI shows them."""
 
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-from finetune_queue.contract import Event, FineTuneRequest, JobError, JobState, Stage, WaitReason
-from finetune_queue.contract.job import Progress, Weights
+from finetune_queue.contract import Event, FineTuneRequest, JobState, Stage, WaitReason
+from finetune_queue.contract.job import Progress
 from finetune_queue.contract.request import AccountName
+from finetune_queue.contract.views import PublicJob
 from finetune_queue.sdk import Job, Waiting
 from finetune_queue.store import CURSOR
 
@@ -65,32 +66,11 @@ class WaitingView(_Model):
         return cls(reason=waiting.reason, ahead=waiting.ahead, estimate_seconds=waiting.estimate)
 
 
-class JobView(BaseModel):
+class JobView(PublicJob):
     """A job. What is not known yet, or not true of it, is left out."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    job_id: str
-    state: JobState
-    account: str
-    request: dict[str, Any] = Field(description="The request as it was accepted, with every default filled in.")
-    created_at: AwareDatetime
-    updated_at: AwareDatetime
     links: Links
     waiting: WaitingView | None = None
-    waiting_for: WaitReason | None = None
-    attempts: int = 0
-    cancel_requested: bool = False
-    progress: Progress | None = None
-    error: JobError | None = None
-    failed_stage: Stage | None = None
-    dataset_report: dict[str, JsonValue] | None = None
-    dataset_url: str | None = None
-    evidence: list[str] = Field(default_factory=list)
-    finetune_id: str | None = None
-    provider_status: str | None = None
-    weights_url: str | None = None
-    weights: Weights | None = None
 
     @classmethod
     def of(cls, job: Job, waiting: Waiting | None = None) -> "JobView":
