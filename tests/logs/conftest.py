@@ -42,6 +42,7 @@ def configured() -> Iterator[Callable[..., Logs]]:
     root = logging.getLogger()
     level = root.level
     showwarning = warnings.showwarning
+    structlog.contextvars.clear_contextvars()  # other tests of this process may have bound some
 
     def configure(**variables: str) -> Logs:
         stream = io.StringIO()

