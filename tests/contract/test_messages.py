@@ -14,13 +14,15 @@ import redis
 
 from finetune_queue.contract import EventType, JobState, parse_sink
 from finetune_queue.contract.event import Event
-from finetune_queue.messaging import QUEUE, RUN, producer_app
+from finetune_queue.messaging import ACCEPT, QUEUE, RUN, producer_app
 from finetune_queue.settings import Settings
 from finetune_queue.store import LocalQueues, connect
 from finetune_worker.sinks import Senders
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "contract"
+LIST = "{finetune}:finetune\x06\x169"
+"""Where kombu keeps the messages of a queue with priority 9."""
 
 
 def golden(name: str) -> Any:
@@ -59,8 +61,8 @@ def client(redis_url: str) -> Any:
 def test_a_request_as_a_raw_celery_client_sends_it(settings: Settings, client: redis.Redis) -> None:
     request = example("request.minimal")
     job_id = "5a1f0f4e-60b5-4d39-8f0f-0a3c2a4b9d11"
-    producer_app(settings).send_task(RUN, [request], queue=QUEUE, task_id=job_id)
-    found = in_redis(client, "{finetune}:finetune")
+    producer_app(settings).send_task(RUN, [request], queue=QUEUE, task_id=job_id, priority=ACCEPT)
+    found = in_redis(client, LIST)
     assert found == golden("finetune.run")
 
 

@@ -17,6 +17,8 @@ from finetune_queue.settings import Settings, load_settings
 
 _OTHERS_SETTINGS = ("FINETUNE_", "SEGMIND_", "SANDBOX_", "CELERY_", "FLOWER_")
 _START_TIMEOUT = 60.0
+# The one of Standard Webhooks' own examples: with it docs/samples/webhook.mjs can be tried.
+_SIGNING_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105
 _GRACE = 5.0
 
 
@@ -75,6 +77,7 @@ class LocalStack:
             "FINETUNE_STAGING_URL": f"file://{self.folder}/staging",
             "FINETUNE_SECRETS_DIR": str(self.folder / "secrets"),
             "FINETUNE_LOG_FORMAT": "console",
+            "FINETUNE_SIGNING_SECRET": _SIGNING_SECRET,
             "FINETUNE_POLL_MIN_INTERVAL": "1",  # seconds: trainings in the sandbox last seconds, not minutes
             **self._more_settings,
         }
