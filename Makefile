@@ -12,10 +12,10 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench lock clean
+.PHONY: help install demo up test test-crash check bench lock clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(RUNTIME) ## Set up .venv with all that the service needs.
 	@echo "Installed in $(VENV)."
@@ -28,6 +28,9 @@ up: $(RUNTIME) ## Start Valkey, the sandbox, a worker, Flower and the HTTP gatew
 
 test: $(DEV) ## Run all tests. ARGS="-k word" chooses some.
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+
+test-crash: $(DEV) ## Kill a worker at every single call of a job's path; takes some minutes.
+	FAULTS=all $(BIN)/python -m pytest tests/faults/test_every_step.py $(ARGS)
 
 check: $(DEV) ## Check style, types, layers and generated files.
 	$(BIN)/ruff check
