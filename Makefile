@@ -15,7 +15,7 @@ ARGS ?=
 .PHONY: help install demo up test test-crash check bench lock clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(RUNTIME) ## Set up .venv with all that the service needs.
 	@echo "Installed in $(VENV)."
