@@ -58,7 +58,7 @@ class GatewayServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: uvicorn would raise them again at the end, as if a stop that was asked for had failed."""
+        """Leave signals alone: uvicorn would raise them again at the end, as if a stop asked for had failed."""
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
