@@ -10,6 +10,7 @@ from finetune_queue.store import keys
 START = "0-0"
 """The place before the first event."""
 
+
 @dataclass(frozen=True, slots=True)
 class FeedItem:
     """One event as the JSON text that was stored, and its place in the stream."""
