@@ -1,4 +1,4 @@
-"""The whole queue at one look, shared by all that ask within a second."""
+"""The whole queue at one look, shared by all that ask at about the same time."""
 
 import threading
 import time
@@ -13,8 +13,8 @@ from finetune_queue.store import Accounts, JobStore, Overview, UnknownAccountErr
 JOBS_PER_STATE = 20
 IN_LINE = 10
 
-FRESH = 1.0
-"""Seconds that a look is kept: many viewers cost the store no more than one."""
+FRESH = 0.3
+"""Seconds that a look is kept: many viewers cost the store no more than one. Less than the page waits after an event."""
 
 
 class Looks:

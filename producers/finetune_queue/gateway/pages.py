@@ -1,4 +1,4 @@
-"""The page for people: one HTML file with its script and style, served from the package, reaching nothing else."""
+"""The page for people: one HTML file with its scripts and style, served from the package, reaching nothing else."""
 
 from importlib.resources import files
 
@@ -16,7 +16,8 @@ _HEADERS = {
 
 def page_routes() -> list[BaseRoute]:
     """Return the routes of the page. Nothing on it is secret: what it shows it asks the API for, with a token."""
-    return [_route("/", "index.html"), _route("/app.js", "app.js"), _route("/app.css", "app.css")]
+    names = sorted(each.name for each in files(__package__).joinpath("page").iterdir())
+    return [_route("/" if name == "index.html" else f"/{name}", name) for name in names]
 
 
 def _route(path: str, name: str) -> Route:

@@ -1,1 +1,175 @@
-<!doctype html>
+// The page: which view is shown, what keeps it up to date, and what is said aloud.
+
+import { board, list, words } from "./board.js";
+import { el, patch, tick } from "./dom.js";
+import { job } from "./job.js";
+import { api, ApiError, follow } from "./live.js";
+
+const main = document.getElementById("main");
+const news = document.getElementById("news");
+const link = document.getElementById("link");
+const LOUD = new Set(["succeeded", "failed", "cancelled", "needs_attention"]);
+
+let view = null; // what is shown: { refresh, wants(jobId), every }
+let queued = null;
+let stream = "wait"; // how the event stream is
+
+function show(content) {
+  patch(main, el("main", {}, content));
+}
+
+function focusTitle() {
+  (document.getElementById("title") ?? main).focus();
+}
+
+function failed(error) {
+  if (error instanceof ApiError && error.status === 404) {
+    show([el("p", {}, el("a", { href: "#" }, "Back to the board")), el("h2", { tabindex: -1, id: "title" }, "No such job"), el("p", {}, error.message)]);
+    return;
+  }
+  setLink("gone");
+}
+
+/** The views: each returns how it is brought up to date. */
+const views = {
+  board: () => ({ every: 5, wants: () => true, refresh: async () => [board(await api("/v1/overview"))] }),
+
+  state: (state) => {
+    const jobs = new Map();
+    let next = null;
+    const load = async (cursor) => {
+      const query = new URLSearchParams({ state, ...(cursor ? { cursor } : {}) });
+      const page = await api(`/v1/jobs?${query}`);
+      for (const each of page.jobs) jobs.set(each.job_id, each);
+      next = page.next;
+    };
+    const more = async () => { await load(next).catch(failed); await refresh(); };
+    return {
+      every: null,
+      wants: () => false,
+      refresh: async () => {
+        if (!jobs.size) await load(null);
+        return [list(state, [...jobs.values()], next ? more : null)];
+      },
+    };
+  },
+
+  job: (id) => ({
+    every: 2,
+    wants: (jobId) => jobId === id,
+    refresh: async () => {
+      const base = `/v1/jobs/${encodeURIComponent(id)}`;
+      const [found, events] = await Promise.all([api(base), allEvents(base)]);
+      return [job(found, events, act)];
+    },
+  }),
+};
+
+async function allEvents(base) {
+  const found = [];
+  for (let after = 0; ;) {
+    const page = await api(`${base}/events?limit=1000&after=${after}`);
+    found.push(...page.events);
+    if (page.next === after) return found;
+    after = page.next;
+  }
+}
+
+async function refresh() {
+  const mine = view;
+  try {
+    const content = await mine.refresh();
+    if (mine !== view) return;
+    show(content);
+    setLink(stream);
+  } catch (error) {
+    if (mine === view) failed(error);
+  }
+}
+
+/** Bring the view up to date soon; many reasons at once are one. */
+function soon(milliseconds) {
+  queued ??= setTimeout(async () => {
+    queued = null;
+    await refresh();
+  }, milliseconds);
+}
+
+async function route({ first = false } = {}) {
+  const [name, value] = location.hash.slice(1).split("=");
+  if (location.hash === "#main") return; // the skip link
+  view = name in views && value ? views[name](decodeURIComponent(value)) : views.board();
+  await refresh();
+  if (!first) focusTitle();
+}
+
+async function act(what, found) {
+  if (what === "cancel" && !(await confirmed(`Cancel ${found.request.name}?`,
+    "What has not been submitted is stopped. A training that Segmind has goes on there, and is paid: its API has no cancel.", "Cancel the job"))) return;
+  try {
+    await api(`${found.links[what]}`, { method: "POST" });
+    say(`${found.request.name}: ${what} asked for`);
+  } catch (error) {
+    say(error.message);
+  }
+  await refresh();
+}
+
+function confirmed(title, text, yes) {
+  const dialog = document.getElementById("confirm");
+  document.getElementById("confirm-title").textContent = title;
+  document.getElementById("confirm-text").textContent = text;
+  document.getElementById("confirm-yes").textContent = yes;
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+}
+
+function say(text) {
+  news.textContent = text;
+}
+
+function setLink(state) {
+  link.dataset.state = state;
+  document.getElementById("link-text").textContent = { live: "live", gone: "connection lost, trying again", wait: "connecting" }[state];
+}
+
+function onEvent(event) {
+  const { data } = event;
+  const kind = event.type?.split(".").at(-2);
+  if (LOUD.has(kind)) say(`${data.name}: ${words(kind)}`);
+  if (view?.wants(data?.job_id)) soon(400);
+}
+
+document.getElementById("find").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const id = new FormData(event.target).get("id").trim();
+  if (id) location.hash = `#job=${encodeURIComponent(id)}`;
+});
+document.getElementById("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && location.hash && !document.querySelector("dialog[open]")) location.hash = "";
+});
+window.addEventListener("hashchange", () => route());
+
+let seconds = 0;
+setInterval(() => {
+  tick();
+  seconds += 1;
+  if (view?.every && seconds % view.every === 0 && !document.hidden) soon(0);
+}, 1000);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) soon(0); });
+
+await route({ first: true });
+follow("/v1/stream", {
+  signal: new AbortController().signal,
+  onEvent,
+  onState: (state) => {
+    stream = state;
+    setLink(state);
+    if (state === "live") soon(0);
+  },
+});

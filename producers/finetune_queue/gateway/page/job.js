@@ -1,0 +1,139 @@
+// One job: its facts, its timeline with progress, its dataset's findings and its error.
+
+import { REASONS, TONES, words } from "./board.js";
+import { age, bar, duration, el, facts, size } from "./dom.js";
+
+const PATH = ["accepted", "uploading", "submitting", "training", "downloading", "deploying", "succeeded"];
+const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+
+export function job(found, events, act) {
+  const { request, state } = found;
+  return el("article", { "data-key": found.job_id, "aria-labelledby": "title" },
+    el("p", {}, el("a", { href: "#" }, "Back to the board")),
+    el("h2", { tabindex: -1, id: "title" }, request.name, " ",
+      el("span", { class: "badge", "data-tone": TONES[state] }, words(state))),
+    error(found),
+    el("div", { class: "actions" },
+      !ENDED.has(state) && el("button", { "data-key": "cancel", onclick: () => act("cancel", found) }, "Cancel"),
+      state === "failed" && el("button", { "data-key": "retry", onclick: () => act("retry", found) }, "Retry")),
+    el("div", { class: "halves" },
+      el("section", { class: "sheet", "aria-labelledby": "timeline" },
+        el("h3", { id: "timeline" }, "Timeline"),
+        el("ol", { class: "timeline" }, timeline(found, events))),
+      el("div", {},
+        el("section", { class: "sheet", "aria-labelledby": "facts" }, el("h3", { id: "facts" }, "Facts"), about(found)),
+        dataset(found.dataset_report))));
+}
+
+function error(found) {
+  const problem = found.error;
+  if (!problem) return el("div", { "data-key": "error" });
+  const what = found.state === "failed" ? "It failed" : "The latest try failed";
+  return el("div", { "data-key": "error", class: "alert" },
+    el("p", {}, el("strong", {}, `${what}: `), problem.message),
+    problem.action && el("p", {}, problem.action),
+    el("p", { class: "soft" }, `${problem.code} in ${problem.stage}`));
+}
+
+function timeline(found, events) {
+  const entered = events.filter((event) => kind(event) in TONES);
+  const steps = entered.map((event, index) => {
+    const next = entered[index + 1];
+    const until = next ? Date.parse(next.time) : null;
+    const notes = events.filter((each) => kind(each) === "progress" && each.sequence > event.sequence
+      && (!next || each.sequence < next.sequence));
+    return el("li", { "data-key": event.id, "data-tone": TONES[kind(event)] },
+      el("span", { class: "when" }, new Date(event.time).toLocaleTimeString()),
+      el("strong", {}, words(kind(event))), " ",
+      until !== null && el("span", { class: "soft" }, `for ${duration((until - Date.parse(event.time)) / 1000)}`),
+      until === null && !ENDED.has(kind(event)) && el("span", { class: "soft" },
+        age((Date.now() - Date.parse(event.time)) / 1000, "for ", " so far")),
+      what(event).map((text) => el("p", {}, text)),
+      notes.map((each) => el("p", { class: "soft" },
+        `${new Date(each.time).toLocaleTimeString()}: Segmind says ${each.data.provider_status ?? "nothing"}`)),
+      until === null && now(found));
+  });
+  const at = PATH.indexOf(found.state === "needs_attention" ? "submitting" : found.state);
+  const ahead = ENDED.has(found.state) ? [] : PATH.slice(at + 1)
+    .filter((state) => state !== "deploying" || found.request.wait_for === "available");
+  return [...steps, ahead.map((state) => el("li", { "data-key": `todo-${state}`, "data-mark": "todo" },
+    words(state), el("span", { class: "unseen" }, " (to come)")))];
+}
+
+const kind = (event) => event.type.split(".").at(-2);
+
+/** What an event tells beside its name. */
+function what({ data, type }) {
+  switch (kind({ type })) {
+    case "submitting": return data.dataset_report ? [checked(data.dataset_report)] : [];
+    case "training": return [`training ${data.finetune_id ?? ""}`, data.provider_status && `Segmind says ${data.provider_status}`].filter(Boolean);
+    case "failed": return data.error ? [data.error.message] : [];
+    case "needs_attention": return data.evidence ?? [];
+    case "succeeded": return data.weights ? [`${size(data.weights.bytes)} in ${data.weights.tensors} tensors, verified`] : [];
+    case "cancelled": return data.finetune_id ? ["Segmind's training goes on: its API has no cancel."] : [];
+    default: return [];
+  }
+}
+
+/** Why the job is where it is. */
+function now(found) {
+  if (ENDED.has(found.state)) return [];
+  const { waiting } = found;
+  const parts = [];
+  if (found.cancel_requested) parts.push("A cancel was asked for.");
+  if (waiting) {
+    const ahead = waiting.ahead ? `, ${waiting.ahead} ahead` : "";
+    const long = waiting.estimate_seconds >= 1 ? `, about ${duration(waiting.estimate_seconds)}` : "";
+    parts.push(`It ${sentence(waiting.reason)}${ahead}${long}.`);
+  }
+  if (found.attempts) parts.push(`Tries that failed: ${found.attempts}.`);
+  return [parts.map((text) => el("p", {}, text)), found.progress && el("p", {}, bar(found.progress))];
+}
+
+function sentence(reason) {
+  const text = REASONS[reason];
+  return text.startsWith("waits") ? text : `waits: ${text}`;
+}
+
+function about(found) {
+  const { request, weights } = found;
+  const labels = Object.entries(request.labels).map(([key, value]) => `${key}=${value}`).join(", ");
+  return facts([
+    ["job", found.job_id],
+    ["account", found.account],
+    ["labels", labels],
+    ["trigger word", request.trigger_word],
+    ["prompt", request.instance_prompt],
+    ["base model", request.base_model],
+    ["parameters", JSON.stringify(request.advance_parameters)],
+    ["dataset", request.dataset],
+    ["training", found.finetune_id],
+    ["Segmind says", found.provider_status],
+    ["weights", weights?.url],
+    ["size", weights && size(weights.bytes)],
+    ["sha256", weights?.sha256],
+    ["manifest", weights?.manifest_url],
+    ["submitted", new Date(found.created_at).toLocaleString()],
+    ["changed", new Date(found.updated_at).toLocaleString()],
+  ]);
+}
+
+function checked(report) {
+  const parts = [`${report.images ?? 0} images`];
+  if (report.captions) parts.push(`${report.captions} captions`);
+  if (report.bytes) parts.push(size(report.bytes));
+  return `dataset: ${parts.join(", ")}`;
+}
+
+function dataset(report) {
+  if (!report) return null;
+  const findings = report.findings ?? [];
+  return el("section", { class: "sheet", "data-key": "dataset", "aria-labelledby": "dataset" },
+    el("h3", { id: "dataset" }, "Dataset"),
+    el("p", {}, checked(report)),
+    findings.length
+      ? el("ul", { class: "findings" }, findings.map((each) => el("li", { "data-severity": each.severity },
+        el("b", {}, `${each.severity}: `), each.file ? `${each.file}: ` : "", each.message, " ",
+        el("span", { class: "soft" }, each.fix))))
+      : el("p", { class: "soft" }, "Nothing to say about it."));
+}
