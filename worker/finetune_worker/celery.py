@@ -10,6 +10,7 @@ from celery import Celery, bootsteps, signals
 from finetune_queue.logs import configure_logging
 from finetune_queue.messaging import QUEUE, RUN, SWEEP, TRANSFER_QUEUE, transport_config
 from finetune_queue.settings import Settings, SettingsError, load_settings
+from finetune_worker.broker import mend
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import DispatcherStep
 from finetune_worker.intake import DeadLetterStep
@@ -67,6 +68,7 @@ def worker_config(settings: Settings) -> dict[str, Any]:
 
 def create_app(settings: Settings) -> Celery:
     """Build the application with its tasks and its boot steps. Connects to nothing."""
+    mend()
     app = Celery("finetune_worker", set_as_current=False)
     app.conf.update(worker_config(settings))
     runtime = Runtime(settings, app)

@@ -1,0 +1,46 @@
+"""A broker that dies while messages are in hand: what Celery then does with its connection must not end the worker."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Queue
+from kombu.common import ignore_errors
+from kombu.transport.redis import Channel
+
+from finetune_queue.local.valkey import ValkeyServer
+from finetune_worker.broker import mend
+
+
+@pytest.fixture
+def mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: Any = Channel
+    monkeypatch.setattr(kept, "_connparams", kept._connparams)  # put back after the test
+    mend()
+
+
+def test_channels_of_a_lost_connection_close_and_acknowledge_without_an_unknown_error(
+    mended: None, tmp_path: Path
+) -> None:
+    got: list[Any] = []
+    with ValkeyServer(tmp_path / "broker") as broker, Connection(broker.url) as connection:
+        channels = [connection.default_channel, connection.channel()]
+        for number, channel in enumerate(channels):
+            queue = Queue(f"queue{number}")
+            connection.Producer(channel=channel).publish({}, routing_key=queue.name, exchange="", declare=[queue])
+            Consumer(channel, [queue], callbacks=[lambda _, message: got.append(message)]).consume()
+        while len(got) < len(channels):
+            connection.drain_events(timeout=5)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)  # both wait for the next message
+        broker.kill()
+        with pytest.raises(connection.connection_errors):
+            connection.drain_events(timeout=5)
+
+        # As in celery.worker.consumer.Consumer.on_connection_error_after_connected, then in its acknowledgements.
+        errors = connection.connection_errors
+        connection.collect(socket_timeout=1)
+        ignore_errors(connection, connection.close)
+        for message in got:
+            message.ack_log_error(logging.getLogger(__name__), errors)
