@@ -265,6 +265,30 @@ def test_a_log_that_does_not_confirm_the_intent_stops_the_submit(bench: Any, mon
     assert bench.container.accounts.status("default").spent_today == 0
 
 
+def test_a_store_that_is_full_when_the_intent_is_due_stops_the_submit(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.submitting()
+    client = bench.container.jobs._redis
+    take = bench.container.budget.take
+
+    def then_full(*args: Any, **kwargs: Any) -> Any:
+        slot = take(*args, **kwargs)
+        client.config_set("maxmemory", 1)
+        return slot
+
+    monkeypatch.setattr(bench.container.budget, "take", then_full)
+    try:
+        with pytest.raises(redis.OutOfMemoryError):
+            bench.run(job)
+    finally:
+        client.config_set("maxmemory", 0)
+
+    assert bench.submits() == 0
+    assert bench.read(job).intent_ms is None
+    assert bench.read(job).owner == "task-1"  # until its lease is over
+
+
 def test_a_worker_overtaken_while_it_waited_for_the_log_writes_nothing(
     bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

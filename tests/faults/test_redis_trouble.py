@@ -1,0 +1,107 @@
+"""Redis in trouble under real workers: they come back by themselves, and submit nothing that they cannot record."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from finetune_queue.errors import QueueUnavailableError
+from finetune_queue.local.processes import Child
+from finetune_queue.local.stack import LocalStack
+from finetune_queue.local.valkey import ValkeyServer, free_port
+from finetune_queue.sdk import Job
+from segmind_sandbox.testing import SandboxControl
+from support.hard_times import SANDBOX, SECONDS, SETTINGS, HardTimes
+from support.images import make_dataset_folder
+from support.until import until
+
+BLOCKED = 31.0 if os.environ.get("FAULTS") == "all" else 3.0
+"""Seconds; the longer time is beyond all time-outs of the workers."""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    folder, port = tmp_path_factory.mktemp("trouble"), free_port()
+    broker = {"FINETUNE_BROKER_URL": f"redis://127.0.0.1:{port}/1"}
+    running = LocalStack(folder, workers=2, rate_limit="200/1", sandbox=SANDBOX, settings={**SETTINGS, **broker})
+    running.valkey = ValkeyServer(folder / "valkey", port=port)
+    with running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def times(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HardTimes]:
+    control = SandboxControl(stack.sandbox_url)
+    found = HardTimes(stack, control, make_dataset_folder(tmp_path_factory.mktemp("images"), count=4))
+    yield found
+    found.close()
+    control.close()
+
+
+@pytest.fixture
+def jobs(stack: LocalStack, times: HardTimes) -> Iterator[list[Job]]:
+    """Jobs that are on their way when the trouble comes; all must have succeeded once it is over."""
+    workers = [worker.pid for worker in stack.workers]
+    found = [times.submit() for _ in range(4)]
+    yield found
+    found += [times.submit()]
+    times.check(*found)
+    assert [worker.pid for worker in stack.workers if worker.running] == workers
+
+
+def until_noticed(worker: Child, told: int) -> None:
+    """Return once the worker has said, after ``told`` lines, that it cannot go on."""
+    until(lambda: any("dispatcher_waits" in line for line in worker.lines()[told:]), seconds=SECONDS)
+
+
+def test_the_server_dies_and_comes_back_with_its_log(stack: LocalStack, times: HardTimes, jobs: list[Job]) -> None:
+    stack.valkey.kill()
+    with pytest.raises(QueueUnavailableError):
+        times.submit()
+    stack.valkey.start()
+
+
+def test_the_server_does_not_answer_for_a_while(stack: LocalStack, times: HardTimes, jobs: list[Job]) -> None:
+    server = stack.valkey.process
+    server.send_signal(signal.SIGSTOP)
+    threading.Event().wait(BLOCKED)  # the sandbox goes on: what it accepted meanwhile must be found again
+    server.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "over"),
+    [
+        (("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0)),
+        (("REPLICAOF", "127.0.0.1", 1), ("REPLICAOF", "NO", "ONE")),
+    ],
+    ids=["full", "replica"],
+)
+def test_the_server_refuses_all_writes(
+    stack: LocalStack, times: HardTimes, jobs: list[Job], trouble: tuple[str, ...], over: tuple[str, ...]
+) -> None:
+    told = {worker: len(worker.lines()) for worker in stack.workers}
+    times.redis.execute_command(*trouble)
+    try:
+        for worker, lines in told.items():
+            until_noticed(worker, lines)
+        with pytest.raises(QueueUnavailableError):
+            times.submit()
+    finally:
+        times.redis.execute_command(*over)
+
+
+def test_the_broker_s_database_is_emptied_again_and_again(times: HardTimes, jobs: list[Job]) -> None:
+    with times.redis.client() as broker:
+        broker.execute_command("SELECT", 1)
+        for job in jobs:
+            broker.flushdb()
+            version = job.refresh().record.version
+            until(partial(has_moved, job, version), seconds=SECONDS)
+        broker.flushdb()
+
+
+def has_moved(job: Job, version: int) -> bool:
+    return job.done or job.refresh().record.version > version
