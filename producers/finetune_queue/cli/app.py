@@ -22,6 +22,7 @@ app = typer.Typer(
 dataset = typer.Typer(help="Look at training data before it costs anything.")
 app.add_typer(dataset, name="dataset")
 app.add_typer(app_gateway.gateway, name="gateway")
+app.add_typer(app_gateway.webhooks, name="webhooks")
 dead = typer.Typer(help="Messages that could not become a job, and events that a sink did not take.")
 app.add_typer(dead, name="dead")
 account = typer.Typer(help="The kill switch of an account's paid submits.")

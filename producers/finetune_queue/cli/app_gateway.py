@@ -36,3 +36,43 @@ def token(
     from finetune_queue.cli.gateway import token as command
 
     return command(name, as_json=as_json)
+
+
+webhooks = typer.Typer(help="The account's webhook at Segmind, which tells the gateway that a training moved.")
+
+Account = Annotated[str, typer.Option("--account", metavar="NAME", help="Whose webhook.")]
+GatewayUrl = Annotated[
+    str, typer.Argument(metavar="URL", help="The gateway's address, as Segmind reaches it.", show_default=False)
+]
+
+
+@webhooks.command("list")
+def list_(*, account: Account = "default", as_json: AsJson = False) -> ExitCode:
+    """List the account's webhooks."""
+    from finetune_queue.cli.webhooks import list_webhooks
+
+    return list_webhooks(account, as_json=as_json)
+
+
+@webhooks.command()
+def register(url: GatewayUrl, *, account: Account = "default", as_json: AsJson = False) -> ExitCode:
+    """Have Segmind call the gateway. An account has one webhook for fine-tunes."""
+    from finetune_queue.cli.webhooks import register as command
+
+    return command(url, account, replace=False, as_json=as_json)
+
+
+@webhooks.command()
+def replace(url: GatewayUrl, *, account: Account = "default", as_json: AsJson = False) -> ExitCode:
+    """Have Segmind call the gateway instead of what it calls now."""
+    from finetune_queue.cli.webhooks import register as command
+
+    return command(url, account, replace=True, as_json=as_json)
+
+
+@webhooks.command("test")
+def try_out(*, account: Account = "default", as_json: AsJson = False) -> ExitCode:
+    """Call the webhook as Segmind does, and show Segmind's latest deliveries."""
+    from finetune_queue.cli.webhooks import try_out as command
+
+    return command(account, as_json=as_json)

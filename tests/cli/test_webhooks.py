@@ -1,0 +1,155 @@
+"""``finetune webhooks`` against the sandbox's webhook API, and a gateway that the hooks reach."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from finetune_queue.settings import load_settings
+from finetune_queue.store import connect, keys
+from gateway.serving import HOOK_SECRET, run_gateway
+from segmind_sandbox.settings import SandboxSettings
+from segmind_sandbox.testing import LiveSandbox, run_sandbox
+from support.cli import Run
+from support.until import until
+
+
+@pytest.fixture(scope="module")
+def live_sandbox() -> Iterator[LiveSandbox]:
+    with run_sandbox(SandboxSettings()) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(live_sandbox: LiveSandbox, queue_url: str, monkeypatch: pytest.MonkeyPatch) -> LiveSandbox:
+    live_sandbox.control.reset()
+    monkeypatch.setenv("SEGMIND_BASE_URL", live_sandbox.base_url)
+    monkeypatch.setenv("SEGMIND_API_KEY", live_sandbox.api_key)
+    monkeypatch.setenv("SEGMIND_RATE_LIMIT", "50/60")
+    monkeypatch.setenv("FINETUNE_HOOK_SECRET", HOOK_SECRET)
+    return live_sandbox
+
+
+@pytest.fixture
+def gateway(sandbox: LiveSandbox) -> Iterator[str]:
+    with run_gateway(load_settings()) as url:
+        yield url
+
+
+@pytest.fixture
+def client(queue_url: str) -> Iterator[redis.Redis]:
+    with connect(queue_url) as connection:
+        yield connection
+
+
+def listed(run: Run) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = run("webhooks", "list", "--json").json
+    return found
+
+
+def test_a_registered_webhook_reaches_the_gateway(run: Run, gateway: str, client: redis.Redis) -> None:
+    assert run("webhooks", "list").out.strip() == "The account 'default' has no webhook."
+    result = run("webhooks", "register", gateway)
+    assert result.code == 0, result.err
+    assert f"{gateway}/hooks/default/..." in result.out
+    [webhook] = listed(run)
+    assert (webhook["ours"], webhook["status"], webhook["event_types"]) == (True, "active", ["FINETUNE"])
+
+    client.zadd(keys.tracked("default"), {"a-job": 1})
+    client.hset(keys.account("default"), mapping={"sweep_at": 9e12, "sweep_due": 9e12, "sweep_cost_ms": 9e12})
+    result = run("webhooks", "test")
+    assert result.code == 0, result.err + result.out
+    assert "202, taken as a hint" in result.out
+    until(lambda: float(str(client.hget(keys.account("default"), "sweep_at"))) < 9e12, seconds=5)
+
+
+def test_registering_again_changes_nothing_and_another_needs_replace(run: Run, gateway: str) -> None:
+    for _ in range(2):
+        assert run("webhooks", "register", gateway).code == 0
+    assert len(listed(run)) == 1
+    other = "http://127.0.0.1:9"
+    result = run("webhooks", "register", other, "--json")
+    assert (result.code, result.error["code"]) == (7, "webhook_exists")
+    assert run("webhooks", "replace", other).code == 0
+    assert [webhook["url"] for webhook in listed(run)] == [f"{other}/hooks/default/..."]
+
+
+def test_a_webhook_that_does_not_answer_fails_the_test(run: Run, sandbox: LiveSandbox) -> None:
+    assert run("webhooks", "register", "http://127.0.0.1:9").code == 0
+    sandbox.control.test_webhook(listed(run)[0]["webhook_id"])
+    until(lambda: bool(run("webhooks", "test", "--json").json["deliveries"]), seconds=5)
+    result = run("webhooks", "test")
+    assert result.code == 1
+    assert "answered from here: nothing" in result.out
+    assert "Segmind, 20" in result.out
+    assert "failed" in result.out
+
+
+def test_a_gateway_with_another_secret_fails_the_test(run: Run, gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_HOOK_SECRET", "another-secret-" * 4)
+    assert run("webhooks", "register", gateway).code == 0
+    result = run("webhooks", "test")
+    assert (result.code, "404: another gateway" in result.out) == (1, True)
+
+
+def test_somebody_else_s_webhook_is_left_alone_by_the_test(
+    run: Run, gateway: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("webhooks", "register", gateway).code == 0
+    monkeypatch.setenv("FINETUNE_HOOK_SECRET", "another-secret-" * 4)
+    result = run("webhooks", "test", "--json")
+    assert (result.code, result.error["code"]) == (7, "not_ours")
+    assert listed(run)[0]["ours"] is False
+
+
+def test_no_token_is_printed(run: Run, gateway: str) -> None:
+    said = [run("webhooks", *each) for each in (("register", gateway), ("list",), ("list", "--json"), ("test",))]
+    with_token = run("webhooks", "register", gateway, "--json")
+    for result in [*said, with_token]:
+        assert "/..." in result.out
+        assert not any(len(word) > 42 for word in result.out.replace("/", " ").split())
+
+
+def test_each_call_takes_a_slot_of_the_account(run: Run, sandbox: LiveSandbox, client: redis.Redis) -> None:
+    run("webhooks", "list")
+    assert client.zcard(keys.slots("default")) == 1
+    assert client.hget(keys.account("default"), "limit") == "50"
+
+
+def test_a_429_pauses_the_account(run: Run, sandbox: LiveSandbox, client: redis.Redis) -> None:
+    sandbox.control.change_settings(rate_limit="1/60")
+    run("webhooks", "list")
+    result = run("webhooks", "list", "--json")
+    assert (result.code, result.error["code"]) == (4, "rate_limited")
+    assert float(str(client.hget(keys.account("default"), "paused_until"))) > 0
+    sandbox.control.change_settings(rate_limit="50/60")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code", "said"),
+    [
+        (("register", "ftp://x"), {}, 2, "should be the gateway's https:// address"),
+        (("register", "http://gateway.example.com"), {}, 2, "should be the gateway's https:// address"),
+        (("register", "https://gateway.example.com/?a=b"), {}, 2, "an address alone"),
+        (("register", "https://x"), {"FINETUNE_HOOK_SECRET": ""}, 6, "FINETUNE_HOOK_SECRET: missing"),
+        (("test",), {}, 3, "has no webhook"),
+        (("list", "--account", "other"), {}, 2, "no such account"),
+        (("list",), {"SEGMIND_API_KEY": "SG_wrong_key"}, 1, "Segmind does not know the API key"),
+        (("list",), {"FINETUNE_REDIS_URL": "redis://127.0.0.1:1/0"}, 4, "No call was made"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    run: Run,
+    sandbox: LiveSandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    arguments: tuple[str, ...],
+    variables: dict[str, str],
+    code: int,
+    said: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    result = run("webhooks", *arguments)
+    assert (result.code, said in result.err) == (code, True), result.err
