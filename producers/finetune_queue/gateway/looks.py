@@ -14,7 +14,7 @@ JOBS_PER_STATE = 20
 IN_LINE = 10
 
 FRESH = 0.3
-"""Seconds that a look is kept: many viewers cost the store no more than one. Less than the page waits after an event."""
+"""Seconds that a look is kept: many viewers cost the store no more than one. The page waits longer after an event."""
 
 
 class Looks:
