@@ -33,7 +33,7 @@ def make(redis_url: str, tmp_path: Path) -> Iterator[Any]:
             "FINETUNE_ARTIFACT_URL": f"file://{tmp_path}/artifacts",
             "FINETUNE_BACKOFF_BASE": "0.05",
             "FINETUNE_BACKOFF_MAX": "0.2",
-            "FINETUNE_LEASE": "2",
+            "FINETUNE_LEASE": "20",
             "FINETUNE_SIGNING_SECRET": SECRET,
         }
         found = load_settings(values | settings, worker=True)

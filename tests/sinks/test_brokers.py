@@ -117,6 +117,23 @@ def test_a_queue_that_is_there_with_other_properties_is_used(make: Any, rabbitmq
         until(count, seconds=10)
 
 
+def test_what_the_broker_does_not_confirm_is_not_delivered(make: Any, rabbitmq: RabbitMQ) -> None:
+    with Connection(rabbitmq.url) as connection:
+        owner: Any = connection.channel()
+        limits = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        owner.queue_declare("short", durable=True, auto_delete=False, arguments=limits)
+    bench = make(FINETUNE_SINKS=f"{rabbitmq.url}?queue=short")
+    job = bench.go(bench.job(), JobState.UPLOADING)
+    bench.deliver()
+    newest, oldest = bench.outbox.deliveries(job.id)
+    assert (oldest.outcome, newest.outcome, newest.event_id) == ("delivered", "failed", f"{job.id}-2")
+    assert "MessageNacked" in newest.detail
+    with Connection(rabbitmq.url) as connection:
+        consumer: Any = connection.channel()
+        consumer.queue_purge("short")
+    bench.until_done()
+
+
 def test_a_wrong_password_is_said_and_not_shown(make: Any, rabbitmq: RabbitMQ) -> None:
     url = rabbitmq.url.replace("guest:guest", "guest:hidden-pw")
     bench = make(FINETUNE_SINKS=f"{url}?queue=x")

@@ -148,6 +148,23 @@ def test_a_sink_that_comes_back_gets_everything_in_order(make: Any) -> None:
     assert bench.outbox.lines() == []
 
 
+def test_a_line_that_works_again_is_not_in_trouble_any_more(make: Any) -> None:
+    bench = make(FINETUNE_BACKOFF_BASE="0.01", FINETUNE_BACKOFF_MAX="30")
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=503)]
+        bench.cancelled(reply_to=[receiver.url("/hook")])
+        bench.deliver()
+        assert [line.failures for line in bench.outbox.lines()] == [1]
+        receiver.refuse = [Answer(status=204), *[Answer(status=500)] * 20]
+
+        def put_off_alone() -> bool:
+            bench.deliver()
+            return len(receiver.got) == 1
+
+        until(put_off_alone, seconds=5)
+        assert [(line.failures, line.reason, line.waiting) for line in bench.outbox.lines()] == [(0, "", 1)]
+
+
 def test_retry_after_is_kept(make: Any) -> None:
     bench = make()
     with Receiver() as receiver:
@@ -270,6 +287,24 @@ def test_a_redelivery_during_a_delivery_is_not_lost(make: Any) -> None:
         receiver.refuse = [Answer(status=204), Answer(status=204), again]
         bench.until_done()
     assert kinds(receiver.got)[2:] == THREE
+
+
+def test_a_redelivery_just_after_the_last_delivery_is_not_lost(
+    make: Any, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make()
+    job = bench.job(reply_to=["list://x"])
+    leave = bench.outbox.leave
+
+    def between(*args: Any, **options: Any) -> None:
+        monkeypatch.setattr(bench.outbox, "leave", leave)
+        bench.outbox.redeliver(job.id)
+        bench.line_up()
+        leave(*args, **options)
+
+    monkeypatch.setattr(bench.outbox, "leave", between)
+    bench.until_done()
+    assert kinds(listed(client, "x")) == ["accepted", "accepted"]
 
 
 def test_an_event_that_comes_during_a_delivery_is_not_lost(make: Any) -> None:

@@ -93,6 +93,24 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(make: Any, client: re
     thread.join(10)
 
 
+def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: Any) -> None:
+    bench = make(FINETUNE_LEASE="60", FINETUNE_BACKOFF_BASE="0.01", FINETUNE_BACKOFF_MAX="0.01")
+    with Receiver() as receiver:
+        url = receiver.url("/hook")
+    bench.job(reply_to=[url])
+    bench.deliver()
+    bench.notifier._running = {f"other{number}": True for number in range(FOR_TROUBLE)}
+
+    def put_back() -> bool:
+        bench.notifier._start_lines()
+        [line] = bench.outbox.lines()
+        seconds, _ = bench.container.jobs._redis.time()
+        return bool(50 < line.next_ms - seconds * 1000 < 5_000)
+
+    until(put_back, seconds=5)
+    assert [line.failures for line in bench.outbox.lines()] == [1]
+
+
 def test_a_notifier_that_stops_gives_its_lines_back(make: Any, client: redis.Redis) -> None:
     bench = make(FINETUNE_LEASE="60")
     started = threading.Event()

@@ -61,12 +61,12 @@ class Notifier:
             self._freed.clear()
 
     def _line_up(self) -> float:
-        ids, score, wait = self._outbox.take(BATCH, self._container.settings.finetune_lease)
+        ids, wait = self._outbox.take(BATCH, self._container.settings.finetune_lease)
         requests = {job.id: job.request for job in self._container.jobs.get_many(ids)}
         for subject_id in ids:
             only = None if subject_id in requests else self._outbox.subject(subject_id).only
             sinks = self._container.sinks.of(requests.get(subject_id), only)
-            self._outbox.line_up(subject_id, score, {sink.line(subject_id) for sink in sinks})
+            self._outbox.line_up(subject_id, {sink.line(subject_id) for sink in sinks})
         if len(ids) == BATCH:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait

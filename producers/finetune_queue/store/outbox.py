@@ -118,19 +118,20 @@ class Outbox:
         """Sleep until a notifier is wanted, or for ``seconds``."""
         self._redis.blpop([keys.wake_outbox()], timeout=max(seconds, 0.001))
 
-    def take(self, limit: int, lease: float) -> tuple[list[str], int, float | None]:
+    def take(self, limit: int, lease: float) -> tuple[list[str], float | None]:
         """Take up to ``limit`` jobs with news; nobody else gets them for ``lease`` seconds.
 
-        Returns their ids, the score that proves it, and the seconds until the next is due, None without one.
+        Returns their ids and the seconds until the next is due, None without one.
         """
-        return self._taken(keys.outbox(), limit, lease)
+        ids, _, wait = self._taken(keys.outbox(), limit, lease)
+        return ids, wait
 
-    def line_up(self, job_id: str, score: int, lines: Iterable[str]) -> None:
-        """Put a job that was taken into lines, or drop it from the outbox if there are none."""
+    def line_up(self, job_id: str, lines: Iterable[str]) -> None:
+        """Move a job from the outbox into lines; without any it has nobody to tell."""
         names = list(lines)
         pairs = [key for name in names for key in (keys.line(name), keys.line_state(name))]
         own = [keys.job_sinks(job_id), keys.job(job_id), keys.job_events(job_id)]
-        self._line_up([keys.outbox(), keys.lines(), *own, *pairs], [job_id, score, *names])
+        self._line_up([keys.outbox(), keys.lines(), *own, *pairs], [job_id, *names])
 
     def _taken(self, key: str, limit: int, lease: float) -> tuple[list[str], int, float | None]:
         wait, score, *members = self._take([key], [limit, int(lease * 1000)])

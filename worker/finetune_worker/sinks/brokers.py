@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from amqp.exceptions import MessageNacked
 from celery import Celery
 from kombu import Connection
 from kombu.exceptions import KombuError
@@ -88,7 +89,8 @@ class Broker:
                         confirm_timeout=self._seconds,
                     )
         except _errors_of(self._connection) as error:
-            raise _failed(sink, error, unreachable=not isinstance(error, self._connection.channel_errors)) from error
+            refused = (*self._connection.channel_errors, MessageNacked)
+            raise _failed(sink, error, unreachable=not isinstance(error, refused)) from error
 
     def _declare(self, sink: Sink) -> int:
         """Make sure that the queue is there, as a broker drops what has none; returns how many messages wait in it."""
@@ -109,7 +111,7 @@ class Broker:
 
 def _errors_of(connection: Any) -> tuple[type[Exception], ...]:
     """The errors that a broker's own transport raises, and kombu's."""
-    return (*connection.connection_errors, *connection.channel_errors, KombuError, OSError)
+    return (*connection.connection_errors, *connection.channel_errors, KombuError, MessageNacked, OSError)
 
 
 def _length(declared: Any) -> int:

@@ -1,19 +1,18 @@
 #!lua
--- Puts a job into the lines of its sinks and takes it out of the outbox, unless it has news since it was taken.
+-- Puts a job into the lines of its sinks and takes it out of the outbox. What it has to tell is read when its turn comes
+-- in a line, so news from before now are not lost.
 -- KEYS  1 outbox  2 lines  3 the job's sinks  4 job  5 the job's events  6... each line, its state
--- ARGV  1 job id  2 the score it was taken with  3... the names of the lines
+-- ARGV  1 job id  2... the names of the lines
 local time = redis.call('TIME')
 local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
-for index = 3, #ARGV do
-  local line, state, name = KEYS[index * 2], KEYS[index * 2 + 1], ARGV[index]
+for index = 2, #ARGV do
+  local line, state, name = KEYS[index * 2 + 2], KEYS[index * 2 + 3], ARGV[index]
   if redis.call('ZADD', line, 'NX', now, ARGV[1]) == 1 then redis.call('HSETNX', KEYS[3], 'line:' .. name, now) end
   -- A line that only waits for a job which was put off has something to do now; one that is held, or down, waits.
   local due = redis.call('ZSCORE', KEYS[2], name)
   if not due or due == redis.call('HGET', state, 'idle') then redis.call('ZADD', KEYS[2], now, name) end
 end
-if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '-1') == tonumber(ARGV[2]) then
-  redis.call('ZREM', KEYS[1], ARGV[1])
-end
+redis.call('ZREM', KEYS[1], ARGV[1])
 -- Events without a job that nobody wants have nobody else who ends them.
-if #ARGV == 2 and redis.call('EXISTS', KEYS[4]) == 0 then redis.call('DEL', KEYS[3], KEYS[5]) end
+if #ARGV == 1 and redis.call('EXISTS', KEYS[4]) == 0 then redis.call('DEL', KEYS[3], KEYS[5]) end
 return 1
