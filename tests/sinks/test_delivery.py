@@ -205,6 +205,18 @@ def test_what_waits_behind_a_sink_that_stays_down_is_given_up_too(make: Any, cli
     assert len(rows) == 12
 
 
+def test_one_attempt_gives_up_for_all_that_waited_too_long(make: Any, client: redis.Redis) -> None:
+    """An attempt at a sink that hangs takes seconds, so that a thousand jobs cannot each have one."""
+    bench = make(FINETUNE_SINK_LIMIT="0.1", FINETUNE_BACKOFF_BASE="0.4", FINETUNE_BACKOFF_MAX="0.4")
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=503)] * 100
+        for _ in range(40):
+            bench.job(reply_to=[receiver.url("/hook")])
+        bench.until_done()
+    assert client.xlen("{finetune}:dead") == 40
+    assert 4 <= len(receiver.seen) <= 8  # one or two for each of the four lines
+
+
 def test_news_of_a_job_whose_sink_gave_up_are_delivered(make: Any) -> None:
     bench = make(FINETUNE_SINK_LIMIT="0.1")
     with Receiver() as receiver:

@@ -3,7 +3,8 @@
 import socket
 import sys
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,12 +40,17 @@ class Silent:
     ) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close what was taken."""
         for connection in self.taken:
             connection.close()
 
 
-def run(bench: Any) -> threading.Thread:
-    """Run the notifier as the worker's boot step does, until its ``stopping`` is set."""
+@contextmanager
+def running(bench: Any) -> Iterator[None]:
+    """Run the notifier as the worker's boot step does; all of its threads end with the block."""
 
     def loop() -> None:
         while not bench.notifier.stopping.is_set():
@@ -52,7 +58,12 @@ def run(bench: Any) -> threading.Thread:
 
     thread = threading.Thread(target=loop)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        bench.notifier.stopping.set()
+        thread.join(10)
+        until(lambda: not bench.notifier._running, seconds=10)
 
 
 def test_a_sink_that_hangs_delays_nothing_but_itself(make: Any, client: redis.Redis) -> None:
@@ -60,14 +71,13 @@ def test_a_sink_that_hangs_delays_nothing_but_itself(make: Any, client: redis.Re
     with Silent("127.0.0.1") as silent, Receiver() as receiver:
         for _ in range(40):
             bench.job(reply_to=[silent.url])
-        thread = run(bench)
-        until(lambda: len(silent.taken) >= 4, seconds=5)
-        jobs = [bench.job(reply_to=[receiver.url("/hook"), "list://fine"]) for _ in range(5)]
-        # Well before a delivery to the silent one gives up, which takes 4 s.
-        until(lambda: len(receiver.got) == client.llen("fine") == len(jobs), seconds=3)
-        assert len(silent.taken) == 4
-        bench.notifier.stopping.set()
-    thread.join(10)
+        with running(bench):
+            until(lambda: len(silent.taken) >= 4, seconds=5)
+            jobs = [bench.job(reply_to=[receiver.url("/hook"), "list://fine"]) for _ in range(5)]
+            # Well before a delivery to the silent one gives up, which takes 4 s.
+            until(lambda: len(receiver.got) == client.llen("fine") == len(jobs), seconds=3)
+            assert len(silent.taken) == 4
+            silent.hang_up()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has all of 127.0.0.0/8 without set-up")
@@ -77,7 +87,7 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(make: Any, client: re
     with ExitStack() as opened:
         for number in range(count):
             bench.job(reply_to=[opened.enter_context(Silent(f"127.0.1.{number + 1}")).url])
-        thread = run(bench)
+        opened.enter_context(running(bench))
         until(lambda: [line.failures > 0 for line in bench.outbox.lines()] == [True] * count, seconds=20)
         busy = 0
 
@@ -89,8 +99,6 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(make: Any, client: re
         bench.job(reply_to=["list://fine"])
         until(others_get_theirs, seconds=1)
         assert 0 < busy <= FOR_TROUBLE
-        bench.notifier.stopping.set()
-    thread.join(10)
 
 
 def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: Any) -> None:
@@ -124,11 +132,8 @@ def test_a_notifier_that_stops_gives_its_lines_back(make: Any, client: redis.Red
 
         receiver.refuse = [slow]
         bench.cancelled(reply_to=[receiver.url("/hook")])
-        thread = run(bench)
-        assert started.wait(5)
-        bench.notifier.stopping.set()
-        thread.join(10)
-        until(lambda: not bench.notifier._running, seconds=5)
+        with running(bench):
+            assert started.wait(5)
         bench.deliver()  # without waiting for the hold to run out
     assert len(receiver.got) == 2
 

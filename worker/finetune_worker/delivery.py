@@ -117,6 +117,8 @@ class _Delivery:
     def _failed(self, subject: Subject, sink: Sink, attempt: Attempt, error: DeliveryError) -> float | None:
         if error.hopeless or self._expired(subject, sink):
             self._give_up(subject, sink, attempt)
+            if error.unreachable:
+                raise _LineDownError(error)
             return None
         failures = self._note(subject, sink, attempt, after=subject.after(sink))
         log.warning(
