@@ -253,7 +253,7 @@ def test_a_submit_whose_fate_nobody_can_tell_is_shown_to_a_person_in_the_end(ben
 def test_a_log_that_does_not_confirm_the_intent_stops_the_submit(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     job = bench.submitting()
     monkeypatch.setattr(redis.client.Pipeline, "waitaof", lambda self, *_: self.execute_command("ECHO", "0"))
-    monkeypatch.setattr(jobs, "_check_durable", lambda job, _: (_ for _ in ()).throw(NotDurableError(job)))
+    monkeypatch.setattr(jobs, "check_durable", lambda job, _: (_ for _ in ()).throw(NotDurableError(job)))
 
     bench.run(job)
 
@@ -298,7 +298,7 @@ def test_a_worker_overtaken_while_it_waited_for_the_log_writes_nothing(
         bench.container.jobs.transition(job, Change(delay=60), owner="another")
         raise NotDurableError(job)
 
-    monkeypatch.setattr(jobs, "_check_durable", overtaken)
+    monkeypatch.setattr(jobs, "check_durable", overtaken)
     assert "refused" in bench.run(job).sentence
     assert bench.read(job).owner == "another"
     assert bench.read(job).intent_ms is not None

@@ -7,22 +7,22 @@ from finetune_queue.store.budget import SWEEP, Budget, Call, CallClass, NoSlot, 
 from finetune_queue.store.connection import connect
 from finetune_queue.store.dead_letters import DeadLetter, DeadLetters, LostDelivery, RawMessage, TaskCall
 from finetune_queue.store.deadlines import Deadlines
-from finetune_queue.store.feed import Feed, FeedItem
-from finetune_queue.store.jobs import (
-    Change,
+from finetune_queue.store.errors import (
     ConflictError,
     IdempotencyError,
     JobNotFoundError,
-    JobStore,
     NotDurableError,
     OwnedElsewhereError,
     StoreError,
 )
+from finetune_queue.store.feed import Feed, FeedItem
+from finetune_queue.store.jobs import JobStore
 from finetune_queue.store.listing import CURSOR, CursorError, JobPage, JobPages
 from finetune_queue.store.local_queues import LocalQueues, QueueFullError
 from finetune_queue.store.outbox import Attempt, Hold, HoldLostError, LineStatus, Outbox, SetBackError, Subject
 from finetune_queue.store.overview import Overview, StateView, StoreView
 from finetune_queue.store.server import ServerFacts, server_facts
+from finetune_queue.store.write import Change
 
 __all__ = [
     "CURSOR",

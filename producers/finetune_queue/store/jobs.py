@@ -1,85 +1,23 @@
 """The job store: jobs and their events. A job is the truth; a Celery message is only a hint that there is work."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import redis
 
-from finetune_queue.contract.event import Event, job_event, rejected_event
-from finetune_queue.contract.job import TRANSITIONS, JobRecord, JobState, encode_field
+from finetune_queue.contract.event import Event, rejected_event
+from finetune_queue.contract.job import TRANSITIONS, JobRecord, JobState
 from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.request import FineTuneRequest
 from finetune_queue.store import keys, scripts
-from finetune_queue.store.accounts import transfer_line
 from finetune_queue.store.dead_letters import RawMessage, TaskCall, packed
+from finetune_queue.store.errors import ConflictError, IdempotencyError, JobNotFoundError
 from finetune_queue.store.outbox import Outbox
+from finetune_queue.store.write import Change, Write, check_durable
 
 _PAGE = 200
-
-
-class StoreError(Exception):
-    """The base of what the store raises itself; trouble with the connection stays a ``redis.RedisError``."""
-
-
-class JobNotFoundError(StoreError):
-    """There is no job with this id."""
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"There is no job {job_id}. It never existed, or finished and was kept its time.")
-        self.job_id = job_id
-
-
-class ConflictError(StoreError):
-    """The job changed since it was read: somebody else acts on it, and this write was refused (fencing)."""
-
-    def __init__(self, job: JobRecord, current: str) -> None:
-        super().__init__(f"Job {job.id} is at version {current or 'none'}, not {job.version}: the write was refused.")
-        self.job = job
-
-
-class IdempotencyError(StoreError):
-    """The same idempotency key came with another request."""
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(
-            f"The idempotency key belongs to job {job_id}, which was submitted with another request. "
-            "Use a new key for a new request."
-        )
-        self.job_id = job_id
-
-
-class OwnedElsewhereError(StoreError):
-    """Another job already owns this training."""
-
-    def __init__(self, finetune_id: str, owner: str) -> None:
-        super().__init__(f"Training {finetune_id} belongs to job {owner}.")
-        self.finetune_id = finetune_id
-        self.owner = owner
-
-
-class NotDurableError(StoreError):
-    """Redis did not confirm in time that a write is in its log on disk. ``job`` is the job with the write."""
-
-    def __init__(self, job: JobRecord) -> None:
-        super().__init__("Redis did not confirm in time that the change is in its append-only log.")
-        self.job = job
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a transition does besides the fields.
-
-    ``delay`` is when to look at the job again if nothing happens, seconds from now; every live job needs one.
-    ``room_score`` puts it into its account's waiting room for API calls, or with ``for_transfer`` into that for
-    transfers; without one it leaves both. ``own`` claims a training.
-    """
-
-    delay: float | None = None
-    room_score: float | None = None
-    for_transfer: bool = False
-    own: str | None = None
 
 
 class JobStore:
@@ -159,14 +97,38 @@ class JobStore:
         Raises:
             IdempotencyError: a job with this id has another request.
         """
-        job = JobRecord(id=job_id, state=JobState.ACCEPTED, request=request, digest=request.digest())
+        write = self._new(job_id, request, delay)
         try:
-            return self._write(job, Change(delay=delay), entered=True, previous=None, event=EventType.ACCEPTED), True
+            return self._write(write), True
         except ConflictError:
             existing = self.get(job_id)
-            if existing.digest != job.digest:
+            if existing.digest != write.job.digest:
                 raise IdempotencyError(job_id) from None
             return existing, False
+
+    def register_many(
+        self, wanted: Sequence[tuple[str, FineTuneRequest]], *, delay: float
+    ) -> list[tuple[JobRecord, bool] | IdempotencyError]:
+        """Do what :meth:`register` does for many jobs in one round trip; an error stands in the place of its job."""
+        writes = [self._new(job_id, request, delay) for job_id, request in wanted]
+        pipe = self._redis.pipeline(transaction=False)
+        for write in writes:
+            self._transition(write.names, [write.text], client=pipe)
+        made: dict[int, tuple[JobRecord, bool]] = {}
+        for index, (write, reply) in enumerate(zip(writes, pipe.execute(), strict=True)):
+            with suppress(ConflictError):
+                made[index] = write.written(reply), True
+        there = {
+            job.id: job for job in self.get_many([each.job.id for at, each in enumerate(writes) if at not in made])
+        }
+        return [made.get(index) or self._existing(write, there) for index, write in enumerate(writes)]
+
+    @staticmethod
+    def _existing(write: Write, existing: Mapping[str, JobRecord]) -> tuple[JobRecord, bool] | IdempotencyError:
+        job = existing.get(write.job.id)
+        if job is None:  # it was kept its time, just now
+            raise JobNotFoundError(write.job.id)
+        return (job, False) if job.digest == write.job.digest else IdempotencyError(job.id)
 
     def transition(
         self,
@@ -201,71 +163,41 @@ class JobStore:
             raise ValueError(message)
         changed = job.model_copy(update={**fields, "state": state})
         kind = EventType(state) if to is not None else event
-        return self._write(
+        write = Write.prepare(
             changed,
             change,
             entered=to is not None,
             previous=job.state,
             event=kind,
             fields=fields,
-            durable_within=durable_within,
+            stream_length=self._stream_length,
         )
+        return self._write(write, durable_within=durable_within)
 
-    def _write(
-        self,
-        job: JobRecord,
-        change: Change,
-        *,
-        entered: bool,
-        previous: JobState | None,
-        event: EventType | None,
-        fields: dict[str, Any] | None = None,
-        durable_within: float | None = None,
-    ) -> JobRecord:
-        if event is not None:
-            job = job.model_copy(update={"event_seq": job.event_seq + 1})
-        if fields is None:
-            fields = {"id": job.id, "request": job.request, "digest": job.digest, "owner": ""}
-        fields = {**fields, "state": job.state, "event_seq": job.event_seq}
-        body = {
-            "id": job.id,
-            "expect": str(job.version),
-            "entered": entered,
-            "set": {name: encode_field(value) for name, value in fields.items() if value is not None},
-            "delete": [name for name, value in fields.items() if value is None],
-            "delay_ms": None if change.delay is None else max(0, int(change.delay * 1000)),
-            "room_score": change.room_score,
-            "track": job.tracked,
-            "own": change.own,
-            "event": None if event is None else job_event(job, event, previous).model_dump_json(),
-            "kind": event,
-            "notify": any(event in sink.wanted for sink in job.request.sinks) or None,
-            "stream_length": self._stream_length,
-        }
-        body = {name: value for name, value in body.items() if value is not None}
-        names = _transition_keys(job, previous, change)
+    def _write(self, write: Write, *, durable_within: float | None = None) -> JobRecord:
         # WAITAOF speaks of its own connection's writes, so it has to go with the script, in one pipeline.
         pipe = self._redis.pipeline(transaction=False)
-        self._transition(names, [json.dumps(body)], client=pipe)
+        self._transition(write.names, [write.text], client=pipe)
         if durable_within is not None:
             pipe.waitaof(1, 0, int(durable_within * 1000))
         replies = pipe.execute(raise_on_error=False)
         if isinstance(replies[0], Exception):
             raise replies[0]
-        code, detail = replies[0]
-        if code == 0:
-            raise ConflictError(job, detail)
-        if code == -1:
-            raise OwnedElsewhereError(cast("str", change.own), detail)
-        times = {"version": job.version + 1, "updated_ms": detail}
-        if entered:
-            times["entered_ms"] = detail
-        if previous is None:
-            times["created_ms"] = detail
-        job = job.model_copy(update=times)
+        job = write.written(replies[0])
         if durable_within is not None:
-            _check_durable(job, replies[1])
+            check_durable(job, replies[1])
         return job
+
+    def _new(self, job_id: str, request: FineTuneRequest, delay: float) -> Write:
+        job = JobRecord(id=job_id, state=JobState.ACCEPTED, request=request, digest=request.digest())
+        return Write.prepare(
+            job,
+            Change(delay=delay),
+            entered=True,
+            previous=None,
+            event=EventType.ACCEPTED,
+            stream_length=self._stream_length,
+        )
 
     def request_cancel(self, job_id: str) -> bool:
         """Ask the worker that holds the job to cancel it; False when nobody holds it.
@@ -325,38 +257,3 @@ class JobStore:
         for stream in (keys.events(), keys.dead_letters()):
             self._redis.xtrim(stream, minid=f"{max(0, oldest)}-0", approximate=True)
         return gone
-
-
-def _transition_keys(job: JobRecord, previous: JobState | None, change: Change) -> list[str]:
-    rooms = [keys.room(job.account), keys.room(transfer_line(job.account))]
-    if change.for_transfer:
-        rooms.reverse()
-    return [
-        keys.job(job.id),
-        keys.job_events(job.id),
-        keys.jobs(),
-        keys.state(previous or job.state),
-        keys.state(job.state),
-        keys.deadlines(),
-        keys.wake(),
-        keys.events(),
-        keys.owners(),
-        rooms[0],
-        keys.tracked(job.account),
-        rooms[1],
-        keys.outbox(),
-        keys.sink_kinds(),
-        keys.wake_outbox(),
-    ]
-
-
-def _check_durable(job: JobRecord, reply: object) -> None:
-    match reply:
-        case [int(local), int()] if local >= 1:
-            return
-        case redis.ResponseError() if "appendonly is disabled" in str(reply) or "unknown command" in str(reply).lower():
-            return  # a server without a log: what `finetune doctor` and docs/guarantees.md warn of
-        case Exception():
-            raise reply
-        case _:
-            raise NotDurableError(job)

@@ -1,0 +1,51 @@
+"""What the store raises itself; trouble with the connection stays a ``redis.RedisError``."""
+
+from finetune_queue.contract.job import JobRecord
+
+
+class StoreError(Exception):
+    """The base of the store's own errors."""
+
+
+class JobNotFoundError(StoreError):
+    """There is no job with this id."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"There is no job {job_id}. It never existed, or finished and was kept its time.")
+        self.job_id = job_id
+
+
+class ConflictError(StoreError):
+    """The job changed since it was read: somebody else acts on it, and this write was refused (fencing)."""
+
+    def __init__(self, job: JobRecord, current: str) -> None:
+        super().__init__(f"Job {job.id} is at version {current or 'none'}, not {job.version}: the write was refused.")
+        self.job = job
+
+
+class IdempotencyError(StoreError):
+    """The same idempotency key came with another request."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"The idempotency key belongs to job {job_id}, which was submitted with another request. "
+            "Use a new key for a new request."
+        )
+        self.job_id = job_id
+
+
+class OwnedElsewhereError(StoreError):
+    """Another job already owns this training."""
+
+    def __init__(self, finetune_id: str, owner: str) -> None:
+        super().__init__(f"Training {finetune_id} belongs to job {owner}.")
+        self.finetune_id = finetune_id
+        self.owner = owner
+
+
+class NotDurableError(StoreError):
+    """Redis did not confirm in time that a write is in its log on disk. ``job`` is the job with the write."""
+
+    def __init__(self, job: JobRecord) -> None:
+        super().__init__("Redis did not confirm in time that the change is in its append-only log.")
+        self.job = job

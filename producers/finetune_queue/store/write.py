@@ -1,0 +1,136 @@
+"""One write of a job: from a change to the script's arguments, and from its reply to the job as it is then."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import redis
+
+from finetune_queue.contract.event import job_event
+from finetune_queue.contract.job import JobRecord, JobState, encode_field
+from finetune_queue.contract.kinds import EventType
+from finetune_queue.store import keys
+from finetune_queue.store.accounts import transfer_line
+from finetune_queue.store.errors import ConflictError, NotDurableError, OwnedElsewhereError
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a transition does besides the fields.
+
+    ``delay`` is when to look at the job again if nothing happens, seconds from now; every live job needs one.
+    ``room_score`` puts it into its account's waiting room for API calls, or with ``for_transfer`` into that for
+    transfers; without one it leaves both. ``own`` claims a training.
+    """
+
+    delay: float | None = None
+    room_score: float | None = None
+    for_transfer: bool = False
+    own: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A write that is ready to be sent: ``names`` and ``text`` are the arguments of :file:`lua/transition.lua`."""
+
+    job: JobRecord
+    names: list[str]
+    text: str
+    entered: bool
+    new: bool
+    own: str | None
+
+    @classmethod
+    def prepare(
+        cls,
+        job: JobRecord,
+        change: Change,
+        *,
+        entered: bool,
+        previous: JobState | None,
+        event: EventType | None,
+        stream_length: int,
+        fields: dict[str, Any] | None = None,
+    ) -> Self:
+        """Make the write that brings the stored job to ``job``; ``previous`` is None for one that is not stored yet,
+        ``fields`` are those that changed, None: all of a new job."""
+        if event is not None:
+            job = job.model_copy(update={"event_seq": job.event_seq + 1})
+        if fields is None:
+            fields = {"id": job.id, "request": job.request, "digest": job.digest, "owner": ""}
+        fields = {**fields, "state": job.state, "event_seq": job.event_seq}
+        body = {
+            "id": job.id,
+            "expect": str(job.version),
+            "entered": entered,
+            "set": {name: encode_field(value) for name, value in fields.items() if value is not None},
+            "delete": [name for name, value in fields.items() if value is None],
+            "delay_ms": None if change.delay is None else max(0, int(change.delay * 1000)),
+            "room_score": change.room_score,
+            "track": job.tracked,
+            "own": change.own,
+            "event": None if event is None else job_event(job, event, previous).model_dump_json(),
+            "kind": event,
+            "notify": any(event in sink.wanted for sink in job.request.sinks) or None,
+            "stream_length": stream_length,
+        }
+        text = json.dumps({name: value for name, value in body.items() if value is not None})
+        return cls(job, _transition_keys(job, previous, change), text, entered, previous is None, change.own)
+
+    def written(self, reply: Any) -> JobRecord:
+        """Return the job as it is stored after the script's reply.
+
+        Raises:
+            ConflictError, OwnedElsewhereError: nothing was written.
+        """
+        code, detail = reply
+        if code == 0:
+            raise ConflictError(self.job, detail)
+        if code == -1:
+            raise OwnedElsewhereError(cast("str", self.own), detail)
+        times = {"version": self.job.version + 1, "updated_ms": detail}
+        if self.entered:
+            times["entered_ms"] = detail
+        if self.new:
+            times["created_ms"] = detail
+        return self.job.model_copy(update=times)
+
+
+def _transition_keys(job: JobRecord, previous: JobState | None, change: Change) -> list[str]:
+    rooms = [keys.room(job.account), keys.room(transfer_line(job.account))]
+    if change.for_transfer:
+        rooms.reverse()
+    return [
+        keys.job(job.id),
+        keys.job_events(job.id),
+        keys.jobs(),
+        keys.state(previous or job.state),
+        keys.state(job.state),
+        keys.deadlines(),
+        keys.wake(),
+        keys.events(),
+        keys.owners(),
+        rooms[0],
+        keys.tracked(job.account),
+        rooms[1],
+        keys.outbox(),
+        keys.sink_kinds(),
+        keys.wake_outbox(),
+    ]
+
+
+def check_durable(job: JobRecord, reply: object) -> None:
+    """Read the reply to ``WAITAOF``.
+
+    Raises:
+        NotDurableError: the write was not confirmed in time.
+    """
+    match reply:
+        case [int(local), int()] if local >= 1:
+            return
+        case redis.ResponseError() if "appendonly is disabled" in str(reply) or "unknown command" in str(reply).lower():
+            return  # a server without a log: what `finetune doctor` and docs/guarantees.md warn of
+        case Exception():
+            raise reply
+        case _:
+            raise NotDurableError(job)
