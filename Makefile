@@ -40,7 +40,7 @@ check: $(DEV) ## Check style, types, layers and generated files.
 	$(BIN)/python ops/settings_table.py --check
 	$(BIN)/python ops/contract.py --check
 
-bench: $(RUNTIME) ## Measure it beside other workers, for an hour; ARGS=--quick takes two minutes.
+bench: $(RUNTIME) ## Measure it beside other workers, for over an hour; ARGS=--quick takes minutes.
 	PYTHONPATH=ops/bench $(BIN)/python -m finetune_bench $(ARGS)
 
 lock: ## Bring the lock files in line with pyproject.toml; ARGS=--upgrade takes newer versions (needs uv).

@@ -90,7 +90,8 @@ def test_the_tables_and_the_plot(bench: SimpleNamespace, tmp_path: Path, monkeyp
     page.write_text("before\n<!-- budget: written by make bench -->\nold\n<!-- budget: end -->\nafter\n")
     monkeypatch.setattr(bench.publish, "PAGE", page)
     monkeypatch.setattr(bench.publish, "DOCS", tmp_path)
-    bench.publish.budget([(few, rows)], bench.report.machine())
+    monkeypatch.setitem(bench.publish.CASES, "smoke", few)
+    bench.publish.budget("budget", {"smoke": [row.as_dict() for row in rows]}, bench.report.machine())
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
@@ -100,6 +101,6 @@ def test_the_tables_and_the_plot(bench: SimpleNamespace, tmp_path: Path, monkeyp
 
 def test_the_page_in_docs_has_its_places(bench: SimpleNamespace) -> None:
     page = bench.publish.PAGE.read_text()
-    for name in ("budget", "inflight"):
+    for name in import_module("finetune_bench.__main__").PARTS:
         assert f"<!-- {name}: written by make bench -->" in page
         assert f"<!-- {name}: end -->" in page

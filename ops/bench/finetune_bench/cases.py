@@ -97,6 +97,8 @@ QUICK = (
     ),
 )
 
+CASES = {case.name: case for case in (*FULL, *QUICK)}
+
 POLL_EVERY = 30.0
 """Seconds (in life) between a tutorial's looks at a job; the least for the careful worker."""
 

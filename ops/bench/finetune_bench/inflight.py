@@ -1,5 +1,6 @@
 """Many jobs at once: what a parked job costs in Redis, what a worker does while thousands wait, what a sweep costs."""
 
+import argparse
 import json
 import threading
 import time
@@ -12,9 +13,8 @@ from typing import Any
 
 import redis
 from rich.console import Console
-from rich.table import Table
 
-from finetune_bench import memory
+from finetune_bench import memory, report
 from finetune_bench.ground import START, clean_environment, make_dataset, python
 from finetune_queue.contract import FineTuneRequest, JobRecord, JobState, WaitReason, new_job_id
 from finetune_queue.datasets.check import check_archive
@@ -31,18 +31,13 @@ REPEATS = 200
 """How often an operation is timed."""
 
 
-def measure(folder: Path, console: Console, *, quick: bool) -> dict[str, Any]:
+def measure(folder: Path, console: Console, asked: argparse.Namespace) -> dict[str, Any]:
     """Measure everything, print it and return it."""
-    sizes = (100, 1_000) if quick else (1_000, 10_000, 100_000)
-    items = 1_000 if quick else 10_000
+    sizes = (100, 1_000) if asked.quick else (1_000, 10_000, 100_000)
+    items = 1_000 if asked.quick else 10_000
     found = {"parked": parked(folder / "parked", sizes, console), "sweeps": sweeps(folder / "sweeps", items, console)}
     for title, rows in found.items():
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for name in rows[0]:
-            table.add_column(name.replace("_", " "), justify="right", overflow="fold")
-        for row in rows:
-            table.add_row(*(f"{value:,}" if isinstance(value, int | float) else str(value) for value in row.values()))
-        Console().print(table)
+        report.print_rows(title, rows, Console())
     return found
 
 
@@ -58,7 +53,7 @@ def parked(folder: Path, sizes: Sequence[int], console: Console) -> list[dict[st
         budget.take(ACCOUNT, "somebody", 0.0)  # from now on nobody gets a slot
         empty = _used(client)
         dataset = make_dataset(folder / "datasets", pictures=12, side=1024)
-        report = check_archive(dataset, trigger_word="1MAN").model_dump(mode="json")
+        checked = check_archive(dataset, trigger_word="1MAN").model_dump(mode="json")
         rows.append(
             {
                 "jobs": 0,
@@ -72,7 +67,7 @@ def parked(folder: Path, sizes: Sequence[int], console: Console) -> list[dict[st
         for size in sizes:
             console.print(f"inflight: {size:,} parked jobs", style="dim")
             while count < size:
-                job = _park(store, report)
+                job = _park(store, checked)
                 count += 1
             stream = int(client.memory_usage(keys.events(), samples=0) or 0)
             rows.append(

@@ -1,37 +1,32 @@
 """Writes the results of a full run into docs/benchmarks.md, between its markers, and the plots beside it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune_bench import plot, report
-from finetune_bench.cases import Case
+from finetune_bench.cases import CASES
 from finetune_bench.measures import Result
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PAGE = DOCS / "benchmarks.md"
 
 
-def budget(found: Sequence[tuple[Case, Sequence[Result]]], machine: dict[str, Any]) -> None:
+def budget(name: str, found: dict[str, Any], machine: dict[str, Any]) -> None:
     """Write the tables of all cases, and a plot of each with more than one kind of contestant."""
     parts = [_said_of(machine)]
-    for case, results in found:
+    for case_name, rows in found.items():
+        case, results = CASES[case_name], [Result(**row) for row in rows]
         parts.append(report.markdown(case, results))
         if {"tutorial", "careful"} & {each.contestant for each in results}:
             picture = DOCS / f"benchmark-{case.name}.svg"
             picture.write_text(plot.svg(case, results))
             parts.append(f"![Finished jobs over time: {case.title}]({picture.name})")
-    _replace("budget", "\n\n".join(parts))
+    _replace(name, "\n\n".join(parts))
 
 
-def inflight(found: dict[str, Sequence[dict[str, Any]]], machine: dict[str, Any]) -> None:
-    """Write the tables of many jobs in flight."""
-    parts = [_said_of(machine)]
-    for rows in found.values():
-        heads = [name.replace("_", " ") for name in rows[0]]
-        cells = [[f"{each:,}" if isinstance(each, int | float) else str(each) for each in row.values()] for row in rows]
-        parts.append(report.markdown_table(heads, cells))
-    _replace("inflight", "\n\n".join(parts))
+def tables(name: str, found: dict[str, Any], machine: dict[str, Any]) -> None:
+    """Write one table for each title."""
+    _replace(name, "\n\n".join([_said_of(machine), *(report.markdown_rows(*each) for each in found.items())]))
 
 
 def _said_of(machine: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -40,7 +40,7 @@ def cells(result: Result) -> tuple[str, ...]:
     )
 
 
-def print_table(case: Case, results: Iterable[Result], console: Console) -> None:
+def print_case(case: Case, results: Iterable[Result], console: Console) -> None:
     """Print a case's results."""
     table = Table(title=case.title, title_justify="left", title_style="bold")
     for name in COLUMNS:
@@ -48,6 +48,29 @@ def print_table(case: Case, results: Iterable[Result], console: Console) -> None
     for result in results:
         table.add_row(*cells(result))
     console.print(table)
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print rows of figures that name their columns."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in _heads(rows):
+        table.add_column(name, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*_cells_of(row))
+    console.print(table)
+
+
+def markdown_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows of figures that name their columns in Markdown."""
+    return f"**{title}**\n\n{markdown_table(_heads(rows), map(_cells_of, rows))}"
+
+
+def _heads(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [name.replace("_", " ") for name in rows[0]]
+
+
+def _cells_of(row: Mapping[str, Any]) -> list[str]:
+    return [f"{each:,}" if isinstance(each, int | float) else str(each) for each in row.values()]
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
