@@ -38,7 +38,7 @@ def test_a_submitted_job_is_accepted_and_says_where_to_go_on(http: httpx.Client,
     assert reply.headers["location"] == f"/v1/jobs/{body['job_id']}" == body["links"]["self"]
     job = queue.get(body["job_id"])
     assert (job.state, job.record.request.labels, job.record.request.priority) == ("accepted", {"team": "faces"}, 7)
-    assert queue._messages().lengths()[QUEUE] == 1
+    assert queue._submitter._messages().lengths()[QUEUE] == 1
     for name in ("self", "events"):
         assert http.get(body["links"][name]).status_code == 200
     assert http.post(body["links"]["retry"]).status_code == 409

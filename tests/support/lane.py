@@ -78,7 +78,7 @@ class Lane:
         """Go on as a producer that asks again and a worker that finds the job by its deadline."""
         driver = Driver(self.container)
         with FineTuneQueue(self.settings) as queue:
-            queue._messenger = driver.post  # type: ignore[assignment]
+            queue._submitter._messenger = driver.post  # type: ignore[assignment]
             job_id = queue.submit(request).id
         return driver.until_ended(job_id, seconds=SECONDS)
 

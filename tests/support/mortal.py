@@ -148,7 +148,7 @@ def _live(task: dict[str, Any]) -> None:
     points.patch()
     points.part = "client"
     queue = FineTuneQueue(settings)
-    queue._messenger = worker.post  # type: ignore[assignment]
+    queue._submitter._messenger = worker.post  # type: ignore[assignment]
     worker.work(queue.submit(task["request"]).id)
     with points.unwatched():
         Path(task["points"]).write_text(json.dumps(points.reached))

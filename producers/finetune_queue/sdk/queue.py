@@ -1,155 +1,34 @@
-"""The SDK: submit fine-tunes and follow them. Safe in threads; in async code call it with ``asyncio.to_thread``."""
+"""The queue as a producer sees it: the door to all that can be asked of it."""
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from finetune_queue.contract import (
     Event,
     FineTuneRequest,
-    JobRecord,
     JobState,
-    RequestError,
     WaitReason,
-    derived_job_id,
-    new_job_id,
-    parse_request,
     parse_sink,
 )
-from finetune_queue.errors import (
-    IdempotencyConflictError,
-    InvalidRequestError,
-    NotPossibleError,
-    QueueUnavailableError,
-    UnknownAccountNameError,
-    UnknownJobError,
-    WaitTimeoutError,
-)
-from finetune_queue.messaging import Messenger, producer_app
+from finetune_queue.errors import NotPossibleError, UnknownAccountNameError
 from finetune_queue.resuming import adopted, resubmitted, resume_at
+from finetune_queue.sdk.job import Job, Page, Waiting
+from finetune_queue.sdk.submitting import Submitter
+from finetune_queue.sdk.translation import translated
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.store import (
     Accounts,
     Attempt,
     Change,
     ConflictError,
-    IdempotencyError,
-    JobNotFoundError,
     JobPages,
     JobStore,
     Outbox,
     OwnedElsewhereError,
-    RedisError,
-    ResponseError,
     UnknownAccountError,
     connect,
 )
-
-FOLLOW_EVERY = 0.25
-"""Seconds between two looks of ``wait`` and ``events(follow=True)``."""
-
-
-class Job:
-    """A job as it was when last read, and what can be done with it."""
-
-    def __init__(self, queue: "FineTuneQueue", record: JobRecord) -> None:
-        self._queue = queue
-        self._record = record
-
-    def __repr__(self) -> str:
-        return f"<Job {self.id} {self.state}>"
-
-    @property
-    def id(self) -> str:
-        """The job's id."""
-        return self._record.id
-
-    @property
-    def state(self) -> JobState:
-        """The job's state when it was last read."""
-        return self._record.state
-
-    @property
-    def done(self) -> bool:
-        """Whether the job has ended, well or not."""
-        return self._record.state.terminal
-
-    @property
-    def record(self) -> JobRecord:
-        """Everything stored of the job."""
-        return self._record
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the job as JSON shows it."""
-        return self._record.public()
-
-    def refresh(self) -> Self:
-        """Read the job again."""
-        self._record = self._queue.get(self.id).record
-        return self
-
-    def events(self, *, after: int = 0) -> list[Event]:
-        """Return the job's events numbered above ``after``, oldest first."""
-        return self._queue.events(self.id, after=after)
-
-    def wait(self, timeout: float | None = None, on_event: Callable[[Event], None] | None = None) -> Self:
-        """Wait until the job has ended and read it; ``on_event`` is called with each of its events, in order.
-
-        While Redis is out of reach it goes on waiting.
-
-        Raises:
-            WaitTimeoutError: the job had not ended after ``timeout`` seconds.
-        """
-        end = None if timeout is None else time.monotonic() + timeout
-        seen = 0
-        while True:
-            try:
-                self.refresh()
-                for event in self.events(after=seen):
-                    seen += 1
-                    if on_event is not None:
-                        on_event(event)
-                if self.done and seen >= self._record.event_seq:
-                    return self
-            except QueueUnavailableError:
-                if end is None:
-                    time.sleep(1.0)
-            if end is not None and time.monotonic() >= end:
-                message = f"Job {self.id} was still {self.state} after {timeout:g} s. It goes on."
-                raise WaitTimeoutError(message)
-            time.sleep(FOLLOW_EVERY)
-
-    def cancel(self) -> Self:
-        """Stop the job. What was submitted goes on at Segmind, which has no cancel.
-
-        Raises:
-            NotPossibleError: the job has ended.
-        """
-        self._record = self._queue.cancel(self.id).record
-        return self
-
-    def retry(self) -> Self:
-        """Resume a failed job at the stage that failed; a failed download never trains again.
-
-        Raises:
-            NotPossibleError: the job has not failed.
-        """
-        self._record = self._queue.retry(self.id).record
-        return self
-
-    def resolve(self, *, adopt: str | None = None, resubmit: bool = False) -> Self:
-        """Say what became of the submit of a job that needs attention, see :meth:`FineTuneQueue.resolve`.
-
-        Raises:
-            NotPossibleError: the job does not need attention, or the training is another job's.
-        """
-        self._record = self._queue.resolve(self.id, adopt=adopt, resubmit=resubmit).record
-        return self
 
 
 class FineTuneQueue:
@@ -163,7 +42,7 @@ class FineTuneQueue:
         self._pages = JobPages(self._redis, self._jobs)
         self._accounts = Accounts(self._redis)
         self._outbox = Outbox(self._redis)
-        self._messenger: Messenger | None = None
+        self._submitter = Submitter(settings, self._jobs)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -198,20 +77,8 @@ class FineTuneQueue:
             IdempotencyConflictError: the key was used with another request.
             QueueUnavailableError: Redis is out of reach; submit again with the same key.
         """
-        if not isinstance(request, FineTuneRequest):
-            try:
-                request = parse_request(dict(request))
-            except RequestError as error:
-                raise InvalidRequestError(error.problems) from None
-        if idempotency_key is not None:
-            request = request.model_copy(update={"idempotency_key": idempotency_key})
-        job_id = derived_job_id(request.account, request.idempotency_key) if request.idempotency_key else new_job_id()
-        with _translated():
-            request = self._staged(request)
-            record, new = self._jobs.register(job_id, request, delay=self._settings.finetune_handover)
-            if new:
-                self._messages().run(job_id)
-        return Job(self, record)
+        with translated():
+            return Job(self, self._submitter.submit(request, idempotency_key=idempotency_key))
 
     def get(self, job_id: str) -> Job:
         """Return the job.
@@ -219,22 +86,22 @@ class FineTuneQueue:
         Raises:
             UnknownJobError: there is none with this id.
         """
-        with _translated():
+        with translated():
             return Job(self, self._jobs.get(job_id))
 
     def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state."""
-        with _translated():
+        with translated():
             return self._jobs.counts()
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
         """Return the job's events numbered above ``after``, oldest first."""
-        with _translated():
+        with translated():
             return self._jobs.events(job_id, after=after)
 
     def deliveries(self, job_id: str) -> list[Attempt]:
         """Return the latest attempts to deliver the job's events to its sinks, newest first."""
-        with _translated():
+        with translated():
             return self._outbox.deliveries(self._jobs.get(job_id).id)
 
     def redeliver(self, job_id: str, *, sink: str | None = None) -> int:
@@ -243,7 +110,7 @@ class FineTuneQueue:
         Raises:
             NotPossibleError: no such sink has had any of them.
         """
-        with _translated():
+        with translated():
             sink_id = parse_sink(sink).id if sink is not None and "://" in sink else sink
             found = self._outbox.redeliver(self._jobs.get(job_id).id, sink_id)
         if not found:
@@ -251,7 +118,7 @@ class FineTuneQueue:
             raise NotPossibleError(message)
         return len(found)
 
-    def waiting(self, job: Job) -> "Waiting | None":
+    def waiting(self, job: Job) -> Waiting | None:
         """Tell why the job is not moving, how many are in front of it and about how long that takes; None if it moves.
 
         Raises:
@@ -260,7 +127,7 @@ class FineTuneQueue:
         record = job.record
         if record.state.terminal or record.waiting_for is None:
             return None
-        with _translated():
+        with translated():
             ahead = self._accounts.place(record)
             if ahead is None:
                 return Waiting(record.waiting_for, 0, None)
@@ -275,7 +142,7 @@ class FineTuneQueue:
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job, see :meth:`Job.cancel`."""
-        with _translated():
+        with translated():
             while True:
                 record = self._jobs.get(job_id)
                 if record.state.terminal:
@@ -293,7 +160,7 @@ class FineTuneQueue:
 
     def retry(self, job_id: str) -> Job:
         """Resume a failed job, see :meth:`Job.retry`."""
-        with _translated():
+        with translated():
             record = self._jobs.get(job_id)
             if record.state is not JobState.FAILED or record.failed_stage is None:
                 message = f"Only a failed job can be retried; job {job_id} is {record.state}."
@@ -317,7 +184,7 @@ class FineTuneQueue:
         if (adopt is None) is not resubmit:
             message = "resolve takes either adopt or resubmit"
             raise ValueError(message)
-        with _translated():
+        with translated():
             record = self._jobs.get(job_id)
             if record.state is not JobState.NEEDS_ATTENTION:
                 message = f"Only a job that needs attention can be resolved; job {job_id} is {record.state}."
@@ -335,24 +202,11 @@ class FineTuneQueue:
         Raises:
             UnknownAccountNameError: no worker serves the account.
         """
-        with _translated():
+        with translated():
             try:
                 self._accounts.stop_submits(account, stopped=stopped)
             except UnknownAccountError as error:
                 raise UnknownAccountNameError(str(error)) from None
-
-    def _messages(self) -> Messenger:
-        if self._messenger is None:
-            self._messenger = Messenger(producer_app(self._settings))
-        return self._messenger
-
-    def _staged(self, request: FineTuneRequest) -> FineTuneRequest:
-        if urlsplit(request.dataset).scheme in _URL_SCHEMES:
-            return request
-        # Imported late: packing needs Pillow, which other producers do not pay for.
-        from finetune_queue.staging import stage
-
-        return request.model_copy(update={"dataset": stage(Path(request.dataset), self._settings)})
 
     def page(
         self,
@@ -362,13 +216,13 @@ class FineTuneQueue:
         labels: Mapping[str, str] | None = None,
         limit: int = 50,
         cursor: str | None = None,
-    ) -> "Page":
+    ) -> Page:
         """Return the newest jobs that match all that is given, ``limit`` at most, and a cursor for those that follow.
 
         Raises:
             ValueError: ``cursor`` is not one that a page gave.
         """
-        with _translated():
+        with translated():
             found = self._pages.page(state=state, account=account, labels=labels, limit=limit, cursor=cursor)
         return Page([Job(self, record) for record in found.jobs], found.cursor)
 
@@ -389,41 +243,3 @@ class FineTuneQueue:
             cursor = page.cursor
             if cursor is None:
                 return
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some jobs, and the cursor of those that follow; None after the last ones. A page may be short before that."""
-
-    jobs: list[Job]
-    cursor: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Why a job is not moving; ``estimate`` is in seconds, None where it is not ours to tell."""
-
-    reason: WaitReason
-    ahead: int
-    estimate: float | None
-
-
-_URL_SCHEMES = frozenset({"https", "http", "file", "s3", "gs", "az"})
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Raise the SDK's errors for those of the layers below."""
-    try:
-        yield
-    except JobNotFoundError as error:
-        raise UnknownJobError(str(error)) from None
-    except IdempotencyError as error:
-        raise IdempotencyConflictError(str(error)) from None
-    except ResponseError as error:
-        message = f"The queue's Redis refused a command: {error}. `finetune doctor` looks for the cause."
-        raise QueueUnavailableError(message) from None
-    except (RedisError, ConnectionError) as error:
-        reason = str(error).rstrip(".")
-        message = f"The queue's Redis is out of reach: {reason}. Check FINETUNE_REDIS_URL and that the server runs."
-        raise QueueUnavailableError(message) from None

@@ -1,0 +1,130 @@
+"""A job in a producer's hand, and what the queue tells of jobs."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from finetune_queue.contract import Event, JobRecord, JobState, WaitReason
+from finetune_queue.errors import QueueUnavailableError, WaitTimeoutError
+
+if TYPE_CHECKING:
+    from finetune_queue.sdk.queue import FineTuneQueue
+
+FOLLOW_EVERY = 0.25
+"""Seconds between two looks of ``wait`` and ``events(follow=True)``."""
+
+
+class Job:
+    """A job as it was when last read, and what can be done with it."""
+
+    def __init__(self, queue: "FineTuneQueue", record: JobRecord) -> None:
+        self._queue = queue
+        self._record = record
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.state}>"
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self._record.id
+
+    @property
+    def state(self) -> JobState:
+        """The job's state when it was last read."""
+        return self._record.state
+
+    @property
+    def done(self) -> bool:
+        """Whether the job has ended, well or not."""
+        return self._record.state.terminal
+
+    @property
+    def record(self) -> JobRecord:
+        """Everything stored of the job."""
+        return self._record
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the job as JSON shows it."""
+        return self._record.public()
+
+    def refresh(self) -> Self:
+        """Read the job again."""
+        self._record = self._queue.get(self.id).record
+        return self
+
+    def events(self, *, after: int = 0) -> list[Event]:
+        """Return the job's events numbered above ``after``, oldest first."""
+        return self._queue.events(self.id, after=after)
+
+    def wait(self, timeout: float | None = None, on_event: Callable[[Event], None] | None = None) -> Self:
+        """Wait until the job has ended and read it; ``on_event`` is called with each of its events, in order.
+
+        While Redis is out of reach it goes on waiting.
+
+        Raises:
+            WaitTimeoutError: the job had not ended after ``timeout`` seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        seen = 0
+        while True:
+            try:
+                self.refresh()
+                for event in self.events(after=seen):
+                    seen += 1
+                    if on_event is not None:
+                        on_event(event)
+                if self.done and seen >= self._record.event_seq:
+                    return self
+            except QueueUnavailableError:
+                if end is None:
+                    time.sleep(1.0)
+            if end is not None and time.monotonic() >= end:
+                message = f"Job {self.id} was still {self.state} after {timeout:g} s. It goes on."
+                raise WaitTimeoutError(message)
+            time.sleep(FOLLOW_EVERY)
+
+    def cancel(self) -> Self:
+        """Stop the job. What was submitted goes on at Segmind, which has no cancel.
+
+        Raises:
+            NotPossibleError: the job has ended.
+        """
+        self._record = self._queue.cancel(self.id).record
+        return self
+
+    def retry(self) -> Self:
+        """Resume a failed job at the stage that failed; a failed download never trains again.
+
+        Raises:
+            NotPossibleError: the job has not failed.
+        """
+        self._record = self._queue.retry(self.id).record
+        return self
+
+    def resolve(self, *, adopt: str | None = None, resubmit: bool = False) -> Self:
+        """Say what became of the submit of a job that needs attention, see :meth:`FineTuneQueue.resolve`.
+
+        Raises:
+            NotPossibleError: the job does not need attention, or the training is another job's.
+        """
+        self._record = self._queue.resolve(self.id, adopt=adopt, resubmit=resubmit).record
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some jobs, and the cursor of those that follow; None after the last ones. A page may be short before that."""
+
+    jobs: list[Job]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a job is not moving; ``estimate`` is in seconds, None where it is not ours to tell."""
+
+    reason: WaitReason
+    ahead: int
+    estimate: float | None

@@ -1,0 +1,40 @@
+"""From the errors of the layers below to those that the SDK raises."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from finetune_queue.errors import (
+    FineTuneQueueError,
+    IdempotencyConflictError,
+    QueueUnavailableError,
+    UnknownJobError,
+)
+from finetune_queue.store import IdempotencyError, JobNotFoundError, RedisError, ResponseError
+
+Known = JobNotFoundError | IdempotencyError | RedisError | ConnectionError
+"""What has a form that a caller of the SDK sees."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise the SDK's errors for those of the layers below."""
+    try:
+        yield
+    except (JobNotFoundError, IdempotencyError, RedisError, ConnectionError) as error:
+        raise translation(error) from None
+
+
+def translation(error: Known) -> FineTuneQueueError:
+    """Return the SDK's error for one of the layers below."""
+    match error:
+        case JobNotFoundError():
+            return UnknownJobError(str(error))
+        case IdempotencyError():
+            return IdempotencyConflictError(str(error))
+        case ResponseError():
+            message = f"The queue's Redis refused a command: {error}. `finetune doctor` looks for the cause."
+            return QueueUnavailableError(message)
+        case _:
+            reason = str(error).rstrip(".")
+            message = f"The queue's Redis is out of reach: {reason}. Check FINETUNE_REDIS_URL and that the server runs."
+            return QueueUnavailableError(message)
