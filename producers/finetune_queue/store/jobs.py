@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, cast
 
 import redis
@@ -18,6 +17,10 @@ from finetune_queue.store.outbox import Outbox
 from finetune_queue.store.write import Change, Write, check_durable
 
 _PAGE = 200
+
+Registration = tuple[JobRecord, bool] | IdempotencyError | redis.RedisError
+"""What came of registering one job of many: the job and whether it is new, or why there is none. After an error of the
+connection it may be there all the same."""
 
 
 class JobStore:
@@ -97,38 +100,47 @@ class JobStore:
         Raises:
             IdempotencyError: a job with this id has another request.
         """
-        write = self._new(job_id, request, delay)
-        try:
-            return self._write(write), True
-        except ConflictError:
-            existing = self.get(job_id)
-            if existing.digest != write.job.digest:
-                raise IdempotencyError(job_id) from None
-            return existing, False
+        [outcome] = self.register_many([(job_id, request)], delay=delay)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    def register_many(
-        self, wanted: Sequence[tuple[str, FineTuneRequest]], *, delay: float
-    ) -> list[tuple[JobRecord, bool] | IdempotencyError]:
-        """Do what :meth:`register` does for many jobs in one round trip; an error stands in the place of its job."""
+    def register_many(self, wanted: Sequence[tuple[str, FineTuneRequest]], *, delay: float) -> list[Registration]:
+        """Do what :meth:`register` does for many jobs in one round trip, and raise nothing of Redis: an error stands
+        in the place of its job, so that what is known of the others is not lost.
+        """
         writes = [self._new(job_id, request, delay) for job_id, request in wanted]
-        pipe = self._redis.pipeline(transaction=False)
-        for write in writes:
-            self._transition(write.names, [write.text], client=pipe)
-        made: dict[int, tuple[JobRecord, bool]] = {}
-        for index, (write, reply) in enumerate(zip(writes, pipe.execute(), strict=True)):
-            with suppress(ConflictError):
-                made[index] = write.written(reply), True
-        there = {
-            job.id: job for job in self.get_many([each.job.id for at, each in enumerate(writes) if at not in made])
-        }
-        return [made.get(index) or self._existing(write, there) for index, write in enumerate(writes)]
+        outcomes: dict[int, Registration] = {}
+        while left := [index for index in range(len(writes)) if index not in outcomes]:
+            outcomes |= self._create({index: writes[index] for index in left})
+        return [outcomes[index] for index in range(len(writes))]
 
-    @staticmethod
-    def _existing(write: Write, existing: Mapping[str, JobRecord]) -> tuple[JobRecord, bool] | IdempotencyError:
-        job = existing.get(write.job.id)
-        if job is None:  # it was kept its time, just now
-            raise JobNotFoundError(write.job.id)
-        return (job, False) if job.digest == write.job.digest else IdempotencyError(job.id)
+    def _create(self, writes: Mapping[int, Write]) -> dict[int, Registration]:
+        """Send the writes of new jobs and tell what came of each. One whose job was there, and was then kept its time
+        and forgotten before it was read, is left out: it is to be sent again.
+        """
+        found: dict[int, Registration] = {}
+        there: dict[int, Write] = {}
+        pipe = self._redis.pipeline(transaction=False)
+        for write in writes.values():
+            self._transition(write.names, [write.text], client=pipe)
+        for (index, write), reply in zip(writes.items(), _replies(pipe, len(writes)), strict=True):
+            if isinstance(reply, redis.RedisError):
+                found[index] = reply
+                continue
+            try:
+                found[index] = write.written(reply), True
+            except ConflictError:
+                there[index] = write
+        for write in there.values():
+            pipe.hgetall(keys.job(write.job.id))
+        for (index, write), reply in zip(there.items(), _replies(pipe, len(there)), strict=True):
+            if isinstance(reply, redis.RedisError):
+                found[index] = reply
+            elif reply:
+                job = JobRecord.from_hash(reply)
+                found[index] = (job, False) if job.digest == write.job.digest else IdempotencyError(job.id)
+        return found
 
     def transition(
         self,
@@ -257,3 +269,13 @@ class JobStore:
         for stream in (keys.events(), keys.dead_letters()):
             self._redis.xtrim(stream, minid=f"{max(0, oldest)}-0", approximate=True)
         return gone
+
+
+def _replies(pipe: "redis.client.Pipeline", count: int) -> list[Any]:
+    """Return what Redis said to each of the pipeline's commands, errors as values; if the connection is lost, that."""
+    if not count:
+        return []
+    try:
+        return pipe.execute(raise_on_error=False)
+    except redis.RedisError as error:
+        return [error] * count
