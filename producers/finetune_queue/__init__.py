@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         UnknownJobError,
         WaitTimeoutError,
     )
-    from finetune_queue.sdk import FineTuneQueue, Job, Waiting
+    from finetune_queue.sdk import FineTuneQueue, Job, Submission, Waiting
     from finetune_queue.settings import Settings, SettingsError, load_settings
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ _HOMES = {
     "WaitTimeoutError": "errors",
     "FineTuneQueue": "sdk",
     "Job": "sdk",
+    "Submission": "sdk",
     "Waiting": "sdk",
     "Settings": "settings",
     "SettingsError": "settings",
@@ -55,6 +56,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "StagingUnavailableError",
+    "Submission",
     "UnknownAccountNameError",
     "UnknownJobError",
     "WaitTimeoutError",

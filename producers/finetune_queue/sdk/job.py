@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from finetune_queue.contract import Event, JobRecord, JobState, WaitReason
-from finetune_queue.errors import QueueUnavailableError, WaitTimeoutError
+from finetune_queue.errors import FineTuneQueueError, QueueUnavailableError, WaitTimeoutError
 
 if TYPE_CHECKING:
     from finetune_queue.sdk.queue import FineTuneQueue
@@ -69,6 +69,7 @@ class Job:
         end = None if timeout is None else time.monotonic() + timeout
         seen = 0
         while True:
+            trouble = ""
             try:
                 self.refresh()
                 for event in self.events(after=seen):
@@ -77,11 +78,10 @@ class Job:
                         on_event(event)
                 if self.done and seen >= self._record.event_seq:
                     return self
-            except QueueUnavailableError:
-                if end is None:
-                    time.sleep(1.0)
+            except QueueUnavailableError as error:  # a restart, or a failover: the job is in its log
+                trouble = f" It was not seen since: {error}"
             if end is not None and time.monotonic() >= end:
-                message = f"Job {self.id} was still {self.state} after {timeout:g} s. It goes on."
+                message = f"Job {self.id} was still {self.state} after {timeout:g} s. It goes on.{trouble}"
                 raise WaitTimeoutError(message)
             time.sleep(FOLLOW_EVERY)
 
@@ -111,6 +111,20 @@ class Job:
         """
         self._record = self._queue.resolve(self.id, adopt=adopt, resubmit=resubmit).record
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What became of one request of many: its job, or the error that says why there is none.
+
+    ``index`` is the request's place among those given, from 0. ``new`` is false for a job that was there before, by
+    its idempotency key.
+    """
+
+    index: int
+    job: Job | None
+    new: bool
+    error: FineTuneQueueError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The queue as a producer sees it: the door to all that can be asked of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,9 +11,9 @@ from finetune_queue.contract import (
     WaitReason,
     parse_sink,
 )
-from finetune_queue.errors import NotPossibleError, UnknownAccountNameError
+from finetune_queue.errors import FineTuneQueueError, NotPossibleError, UnknownAccountNameError
 from finetune_queue.resuming import adopted, resubmitted, resume_at
-from finetune_queue.sdk.job import Job, Page, Waiting
+from finetune_queue.sdk.job import Job, Page, Submission, Waiting
 from finetune_queue.sdk.submitting import Submitter
 from finetune_queue.sdk.translation import translated
 from finetune_queue.settings import Settings, load_settings
@@ -79,6 +79,31 @@ class FineTuneQueue:
         """
         with translated():
             return Job(self, self._submitter.submit(request, idempotency_key=idempotency_key))
+
+    def submit_many(
+        self, requests: Iterable[FineTuneRequest | Mapping[str, Any]], *, batch: str | None = None
+    ) -> Iterator[Submission]:
+        """Put many requests on the queue and yield what became of each, in their order.
+
+        Nothing is submitted until the results are read: this is a generator. It takes from ``requests`` as it goes
+        and holds some hundred at a time, so both may be without end. A request that cannot be accepted, or whose
+        idempotency key was used with another one, does not stop the others.
+
+        Each request may carry its own ``idempotency_key``. With ``batch``, a name of 1 to 190 characters, all others
+        get one, made of that name and their content (a local dataset's content, too): a repeated call then submits
+        only what is not on the queue yet, and equal requests in a batch are one job.
+
+        Raises:
+            QueueUnavailableError, StagingUnavailableError: Redis or the staging store is out of reach. What was
+                yielded without an error before is on the queue; repeat the call, with the same keys, for the rest.
+            ValueError: the name of the batch is too long, or empty.
+        """
+        for index, taken in enumerate(self._submitter.submit_many(requests, batch=batch)):
+            if isinstance(taken, FineTuneQueueError):
+                yield Submission(index, None, new=False, error=taken)
+            else:
+                record, new = taken
+                yield Submission(index, Job(self, record), new=new)
 
     def get(self, job_id: str) -> Job:
         """Return the job.

@@ -1,7 +1,9 @@
 """The way in: a request is checked, its dataset staged, its job registered, and only then its message sent."""
 
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,12 +16,33 @@ from finetune_queue.contract import (
     new_job_id,
     parse_request,
 )
-from finetune_queue.errors import InvalidRequestError
+from finetune_queue.errors import (
+    FineTuneQueueError,
+    InvalidRequestError,
+    QueueUnavailableError,
+    StagingUnavailableError,
+)
 from finetune_queue.messaging import Messenger, producer_app
+from finetune_queue.sdk.translation import translation
 from finetune_queue.settings import Settings
 from finetune_queue.store import JobStore
 
+GROUP = 500
+"""Requests that are registered in one round trip. More gains nothing and holds up the server's other clients."""
+
+LONGEST_GATHERING = 1.0
+"""Seconds after which a smaller group goes, so that requests that come slowly do not wait for each other."""
+
+STAGED = 1000
+"""The latest datasets whose staging is remembered in a batch: memory stays flat however many there are."""
+
+_LONGEST_BATCH_NAME = 190  # with a colon and a digest it is an idempotency key, of 255 at most
 _URL_SCHEMES = frozenset({"https", "http", "file", "s3", "gs", "az"})
+_OUT_OF_REACH = (QueueUnavailableError, StagingUnavailableError)
+
+Raw = FineTuneRequest | Mapping[str, Any]
+Taken = tuple[JobRecord, bool] | FineTuneQueueError
+"""What became of a request: its job and whether that is new, or why there is none."""
 
 
 class Submitter:
@@ -31,13 +54,44 @@ class Submitter:
         self._messenger: Messenger | None = None
         self._making = threading.Lock()
 
-    def submit(self, raw: FineTuneRequest | Mapping[str, Any], *, idempotency_key: str | None) -> JobRecord:
+    def submit(self, raw: Raw, *, idempotency_key: str | None) -> JobRecord:
         """Put a request on the queue, see :meth:`FineTuneQueue.submit`."""
-        request = self._staged(_checked(raw, idempotency_key))
+        request = _checked(raw)
+        if idempotency_key is not None:
+            request = request.model_copy(update={"idempotency_key": idempotency_key})
+        request = _staged(request, self._stage)
         record, new = self._jobs.register(_job_id(request), request, delay=self._settings.finetune_handover)
         if new:
             self._messages().run(record.id)
         return record
+
+    def submit_many(self, raws: Iterable[Raw], *, batch: str | None) -> Iterator[Taken]:
+        """Put requests on the queue, a group at a time, see :meth:`FineTuneQueue.submit_many`."""
+        if batch is not None and not 0 < len(batch) <= _LONGEST_BATCH_NAME:
+            message = f"the name of a batch has 1 to {_LONGEST_BATCH_NAME} characters"
+            raise ValueError(message)
+        stage = lru_cache(maxsize=STAGED)(self._stage)
+        for group in _groups(_ready(raw, batch, stage) for raw in raws):
+            outcomes = self._submit_group(group)
+            yield from outcomes
+            for outcome in outcomes:
+                if isinstance(outcome, _OUT_OF_REACH):
+                    raise outcome
+
+    def _submit_group(self, group: list[FineTuneRequest | FineTuneQueueError]) -> list[Taken]:
+        wanted = [(_job_id(each), each) for each in group if isinstance(each, FineTuneRequest)]
+        registered = iter(self._jobs.register_many(wanted, delay=self._settings.finetune_handover))
+        outcomes: list[Taken] = []
+        for each in group:
+            if isinstance(each, FineTuneQueueError):
+                outcomes.append(each)
+                continue
+            outcome = next(registered)
+            outcomes.append(translation(outcome) if isinstance(outcome, Exception) else outcome)
+        new = [taken[0].id for taken in outcomes if isinstance(taken, tuple) and taken[1]]
+        if new:
+            self._messages().run_many(new)
+        return outcomes
 
     def _messages(self) -> Messenger:
         with self._making:
@@ -45,24 +99,51 @@ class Submitter:
                 self._messenger = Messenger(producer_app(self._settings))
             return self._messenger
 
-    def _staged(self, request: FineTuneRequest) -> FineTuneRequest:
-        if urlsplit(request.dataset).scheme in _URL_SCHEMES:
-            return request
+    def _stage(self, path: str) -> str:
         # Imported late: packing needs Pillow, which other producers do not pay for.
         from finetune_queue.staging import stage
 
-        return request.model_copy(update={"dataset": stage(Path(request.dataset), self._settings)})
+        return stage(Path(path), self._settings)
 
 
-def _checked(raw: FineTuneRequest | Mapping[str, Any], idempotency_key: str | None) -> FineTuneRequest:
+def _groups(
+    ready: Iterable[FineTuneRequest | FineTuneQueueError],
+) -> Iterator[list[FineTuneRequest | FineTuneQueueError]]:
+    group: list[FineTuneRequest | FineTuneQueueError] = []
+    end = time.monotonic() + LONGEST_GATHERING
+    for each in ready:
+        group.append(each)
+        if len(group) == GROUP or time.monotonic() >= end or isinstance(each, _OUT_OF_REACH):
+            yield group
+            group = []
+            end = time.monotonic() + LONGEST_GATHERING
+    if group:
+        yield group
+
+
+def _ready(raw: Raw, batch: str | None, stage: Callable[[str], str]) -> FineTuneRequest | FineTuneQueueError:
+    try:
+        request = _staged(_checked(raw), stage)
+    except FineTuneQueueError as error:
+        return error
+    if batch is None or request.idempotency_key is not None:
+        return request
+    return request.model_copy(update={"idempotency_key": f"{batch}:{request.digest()}"})
+
+
+def _checked(raw: Raw) -> FineTuneRequest:
     if isinstance(raw, FineTuneRequest):
-        request = raw
-    else:
-        try:
-            request = parse_request(dict(raw))
-        except RequestError as error:
-            raise InvalidRequestError(error.problems) from None
-    return request if idempotency_key is None else request.model_copy(update={"idempotency_key": idempotency_key})
+        return raw
+    try:
+        return parse_request(dict(raw) if isinstance(raw, Mapping) else raw)
+    except RequestError as error:
+        raise InvalidRequestError(error.problems) from None
+
+
+def _staged(request: FineTuneRequest, stage: Callable[[str], str]) -> FineTuneRequest:
+    if urlsplit(request.dataset).scheme in _URL_SCHEMES:
+        return request
+    return request.model_copy(update={"dataset": stage(request.dataset)})
 
 
 def _job_id(request: FineTuneRequest) -> str:

@@ -1,0 +1,142 @@
+"""What docs/sdk.md says of the SDK: light, typed, safe in threads, patient through restarts; and its examples."""
+
+import re
+import subprocess
+import sys
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import finetune_queue
+from finetune_queue import Event, FineTuneQueue, Settings, WaitTimeoutError
+from finetune_queue.contract import JobState
+from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.messaging import QUEUE, Messenger, producer_app
+from finetune_queue.store import connect
+from support.cli import Worker
+from support.samples import sample
+from support.until import until
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "sdk.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+NEVER = {
+    *(
+        "finetune_worker",
+        "segmind_sandbox",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+        "flower",
+        "tornado",
+    ),
+    *("requests", "urllib3", "httpx", "fsspec", "PIL", "typer"),
+}
+"""What submitting the URL of a dataset has no use for. (rich is loaded by structlog, where it is installed.)"""
+
+AT_FIRST_SUBMIT = {"celery", "kombu"}
+
+
+def imported_by(code: str, redis_url: str) -> set[str]:
+    """Run ``code`` in a fresh interpreter and return the top-level packages that it loaded."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        env={"FINETUNE_REDIS_URL": redis_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_it_imports_no_more_than_it_uses(redis_url: str) -> None:
+    reading = "from finetune_queue import FineTuneQueue\nqueue = FineTuneQueue.from_env()\nlist(queue.list())"
+    submitting = f"{reading}\nqueue.submit({sample()!r})\nlist(queue.submit_many([{sample()!r}]))"
+    assert imported_by("import finetune_queue", redis_url) & (NEVER | AT_FIRST_SUBMIT | {"pydantic", "redis"}) == set()
+    assert imported_by(reading, redis_url) & (NEVER | AT_FIRST_SUBMIT) == set()
+    assert imported_by(submitting, redis_url) & (NEVER | AT_FIRST_SUBMIT) == AT_FIRST_SUBMIT
+
+
+def test_the_wheel_says_that_it_is_typed_and_has_the_scripts(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, capture_output=True, timeout=60, check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {"finetune_queue/py.typed", "finetune_queue/store/lua/transition.lua"} <= names
+
+
+def test_every_public_name_is_there() -> None:
+    assert [name for name in finetune_queue.__all__ if getattr(finetune_queue, name).__name__ != name] == []
+
+
+def test_threads_share_one_queue(queue: FineTuneQueue, settings: Settings) -> None:
+    begin = threading.Barrier(8)
+
+    def work(thread: int) -> list[str]:
+        begin.wait(timeout=30)  # so that all of them find it unused
+        own = [queue.submit(sample(name=f"{thread}-{number}")).id for number in range(5)]
+        many = queue.submit_many(sample(name=f"{thread}-many-{number}") for number in range(5))
+        shared = queue.submit(sample(), idempotency_key="shared").id
+        return [*own, *(each.job.id for each in many if each.job is not None), shared]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = [job_id for ids in pool.map(work, range(8)) for job_id in ids]
+
+    assert len(found) == 8 * 11
+    assert len(set(found)) == sum(queue.counts().values()) == 8 * 10 + 1
+    assert Messenger(producer_app(settings)).queued(QUEUE) == 8 * 10 + 1
+
+
+def test_a_wait_goes_on_through_a_restart_of_redis(tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "valkey") as server, FineTuneQueue(Settings(finetune_redis_url=server.url)) as queue:
+        job = queue.submit(sample())
+        events: list[Event] = []
+        with ThreadPoolExecutor(1) as pool, connect(server.url) as client:
+            waiting = pool.submit(job.wait, 60, events.append)
+            until(lambda: len(events) == 1, seconds=20)
+            server.kill()
+            with pytest.raises(
+                WaitTimeoutError, match=r"was still accepted after 0 s\. It goes on\. It was not seen since"
+            ):
+                job.wait(0)
+            assert not waiting.done()
+            server.start()
+            worker = Worker(client)
+            worker.bring(worker.store.get(job.id), JobState.SUCCEEDED)
+            ended = waiting.result(timeout=60)
+    assert ended.state is JobState.SUCCEEDED
+    assert [event.id for event in events] == [f"{job.id}-{number}" for number in range(1, 7)]
+
+
+@pytest.mark.parametrize(("number", "jobs"), [(0, 1), (1, 1000), (2, 3)], ids=["one", "many", "async"])
+def test_the_examples_of_the_page_run(redis_url: str, number: int, jobs: int) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", EXAMPLES[number]],
+        env={"FINETUNE_REDIS_URL": redis_url},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with program, connect(redis_url) as client:
+        worker = Worker(client)
+
+        def work() -> bool:
+            if jobs < 10:  # the example waits for them
+                for job in list(worker.store.newest(state=JobState.ACCEPTED)):
+                    worker.bring(job, JobState.SUCCEEDED)
+            return program.poll() is not None
+
+        until(work, seconds=60)
+        assert program.stdout is not None
+        shown = program.stdout.read()
+        assert sum(worker.store.counts().values()) == jobs
+    assert program.returncode == 0
+    assert shown.count("succeeded") == (0 if jobs > 3 else jobs)
+
+
+def test_the_page_has_no_other_examples() -> None:
+    assert len(EXAMPLES) == 3
