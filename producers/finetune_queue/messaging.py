@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 log = structlog.wrap_logger(logging.getLogger(__name__))
 
 QUEUE = "finetune"
-"""Short work: run, submit, poll, publish, sweep."""
+"""Short work: run, submit, poll, publish, sweep, access."""
 
 TRANSFER_QUEUE = "finetune.transfer"
 """Work that moves files: upload and download."""
 
 RUN = "finetune.run"
 SWEEP = "finetune.sweep"
+ACCESS = "finetune.access"
 PING = "finetune.ping"
 
 CONTINUE, BEGIN, ACCEPT = 0, 6, 9
@@ -102,6 +103,10 @@ class Messenger:
         ]
         links[0].set(priority=BEGIN if new else CONTINUE)
         chain(*links, app=self._app).apply_async()
+
+    def access(self, job_id: str) -> None:
+        """Ask for the change of access that an ended job wants."""
+        self._app.send_task(ACCESS, args=[job_id], queue=QUEUE, priority=CONTINUE)
 
     def sweep(self, account: str) -> None:
         """Ask for one look at all of an account's trainings."""

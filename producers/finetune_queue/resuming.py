@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
+from finetune_queue.contract import Access, JobRecord, JobState, Stage, Visibility, WaitReason
+from finetune_queue.errors import NotPossibleError
 
 _FRESH: dict[str, Any] = {
     "error": None,
@@ -52,3 +53,24 @@ def resubmitted(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
     """Let the job be submitted as if it had not been."""
     evidence = record.with_evidence("it was submitted again by hand")
     return JobState.SUBMITTING, {**_FRESH, "intent_ms": None, "looks": 0, "candidates": [], "evidence": evidence}
+
+
+def with_access(record: JobRecord, wanted: Visibility) -> dict[str, Any]:
+    """Return the fields of an ended job whose model is to be made public or private.
+
+    Raises:
+        NotPossibleError: it has no model yet, or another change of its access is under way.
+    """
+    if record.finetune_id is None:
+        message = f"Job {record.id} has no training at Segmind, so there is no model to make {wanted}."
+        raise NotPossibleError(message)
+    if not record.state.terminal:
+        message = f"Job {record.id} is {record.state}. Its model can be made {wanted} once the job has ended."
+        raise NotPossibleError(message)
+    if record.owner:
+        message = f"A change of job {record.id}'s access is on its way to Segmind. Ask again in a moment."
+        raise NotPossibleError(message)
+    confirmed = None if record.access is None else record.access.confirmed
+    # A cancel is over once the job has ended, and must not stop this.
+    fresh = {"takeovers": 0, "waiting_for": None, "cancel_requested": False}
+    return {**fresh, "access": Access(wanted=wanted, confirmed=confirmed)}

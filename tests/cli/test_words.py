@@ -58,16 +58,16 @@ def _record() -> JobRecord:
 
 @pytest.mark.parametrize("reason", WaitReason)
 def test_every_reason_to_wait_has_words(reason: WaitReason) -> None:
-    assert words.waiting_line(Waiting(reason, 0, None), _record())
+    assert words.waiting_line(Waiting(reason, 0, None), _record().error)
 
 
 def test_a_wait_tells_how_many_are_ahead_and_for_how_long() -> None:
-    line = words.waiting_line(Waiting(WaitReason.API_SLOT, 12, 14.4), _record())
+    line = words.waiting_line(Waiting(WaitReason.API_SLOT, 12, 14.4), _record().error)
     assert line == "waiting for an API call within the rate limit, 12 ahead, about 14 s"
 
 
 def test_a_backoff_tells_what_went_wrong() -> None:
-    assert words.waiting_line(Waiting(WaitReason.BACKOFF, 0, None), _record()).endswith("after: No answer.")
+    assert words.waiting_line(Waiting(WaitReason.BACKOFF, 0, None), _record().error).endswith("after: No answer.")
 
 
 @pytest.mark.parametrize(

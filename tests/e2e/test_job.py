@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from finetune_queue.contract import Event, EventType, JobState
+from finetune_queue.contract import Access, Event, EventType, JobState, Visibility
 from finetune_queue.errors import IdempotencyConflictError, InvalidRequestError
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.messaging import QUEUE, RUN, producer_app
@@ -185,6 +185,15 @@ def test_a_job_that_waits_for_deployment_ends_when_it_is_available(queue: FineTu
     assert job.state is JobState.SUCCEEDED
     assert job.record.provider_status == "AVAILABLE"
     assert EventType.DEPLOYING in [event.kind for event in seen]
+
+
+def test_a_model_is_made_public_after_its_job(queue: FineTuneQueue, control: SandboxControl, images: Path) -> None:
+    job = queue.submit(sample(dataset=str(images))).wait(SECONDS)
+    job.set_public(True)
+    until(lambda: job.refresh().record.access == Access(confirmed=Visibility.PUBLIC), seconds=SECONDS)
+    [training] = [row for row in control.trainings() if row["finetune_id"] == job.record.finetune_id]
+    assert training["public_model"] is True
+    assert job.wait(SECONDS).events()[-1].kind is EventType.ACCESS
 
 
 def test_private_weights_are_fetched_by_a_link(queue: FineTuneQueue, control: SandboxControl, images: Path) -> None:

@@ -3,6 +3,7 @@
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -98,6 +99,7 @@ def test_without_redis_every_route_says_so_and_when_to_come_back(away: str, tmp_
         ("GET", f"/v1/jobs/{job}"),
         ("POST", f"/v1/jobs/{job}/cancel"),
         ("POST", f"/v1/jobs/{job}/retry"),
+        ("POST", f"/v1/jobs/{job}/access"),
         ("GET", f"/v1/jobs/{job}/events"),
         ("GET", f"/v1/jobs/{job}/stream"),
         ("GET", "/v1/events"),
@@ -105,9 +107,10 @@ def test_without_redis_every_route_says_so_and_when_to_come_back(away: str, tmp_
         ("GET", "/v1/overview"),
         ("GET", "/readyz"),
     ]
+    bodies: dict[str, Any] = {"/v1/jobs": sample(), f"/v1/jobs/{job}/access": {"public": True}}
     with httpx.Client(base_url=away, headers=AUTH, timeout=30, trust_env=False) as http:
         for method, path in calls:
-            reply = http.request(method, path, json=sample() if path == "/v1/jobs" and method == "POST" else None)
+            reply = http.request(method, path, json=bodies.get(path) if method == "POST" else None)
             assert (reply.status_code, reply.json()["code"]) == (503, "queue-unavailable"), (method, path)
             assert int(reply.headers["retry-after"]) > 0
             assert "127.0.0.1" not in reply.text

@@ -110,6 +110,30 @@ def test_a_job_that_is_not_there(http: httpx.Client, job_id: str, method: str, p
     assert reply.status_code == 404
 
 
+def test_a_model_is_made_public_once_its_job_has_ended(http: httpx.Client, queue: FineTuneQueue) -> None:
+    job = queue.get(submit(http)["job_id"])
+    link = http.get(f"/v1/jobs/{job.id}").json()["links"]["access"]
+    assert "no training" in problem(http.post(link, json={"public": True}), 409, "not-possible")["detail"]
+    store: JobStore = queue._jobs
+    store.transition(
+        store.transition(job.record, Change(delay=60), finetune_id="ft-1"), Change(), to=JobState.CANCELLED
+    )
+
+    reply = http.post(link, json={"public": True})
+
+    assert (reply.status_code, reply.json()["access"]) == (202, {"wanted": "public", "attempts": 0})
+    assert http.get(link.removesuffix("/access")).json()["access"]["wanted"] == "public"
+    [*_, event] = http.get(f"/v1/jobs/{job.id}/events").json()["events"]
+    assert (event["type"], event["data"]["access"]["wanted"]) == ("io.finetunequeue.job.access.v1", "public")
+    for wrong in ({}, {"public": "maybe"}, {"public": True, "why": "x"}):
+        problem(http.post(link, json=wrong), 422, "invalid-request")
+    problem(
+        http.post(link.replace(job.id, "01990000-0000-7000-8000-000000000000"), json={"public": True}),
+        404,
+        "job-not-found",
+    )
+
+
 def test_list_filters_and_pages(http: httpx.Client, queue: FineTuneQueue) -> None:
     ids = [submit(http, account="team-a", labels={"n": str(number)})["job_id"] for number in range(5)]
     submit(http)

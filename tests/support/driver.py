@@ -8,6 +8,7 @@ from finetune_queue.contract import JobRecord, JobState, Stage
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.intake import accept
+from finetune_worker.stages.access import change_access
 from finetune_worker.stages.runner import StageResult, run_stage
 from finetune_worker.stages.sweep import sweep
 from finetune_worker.tasks import STAGES
@@ -15,11 +16,12 @@ from finetune_worker.tasks import STAGES
 
 @dataclass(frozen=True)
 class Message:
-    """What a queue would hold: a request to run, the rest of a job's chain, or a sweep."""
+    """What a queue would hold: a request to run, the rest of a job's chain, a sweep or a change of access."""
 
     subject: str
     stages: tuple[Stage, ...] = ()
     sweep: bool = False
+    access: bool = False
 
 
 @dataclass
@@ -36,6 +38,9 @@ class Post:
 
     def sweep(self, account: str) -> None:
         self.messages.append(Message(account, sweep=True))
+
+    def access(self, job_id: str) -> None:
+        self.messages.append(Message(job_id, access=True))
 
     def queued(self, queue: str) -> int:
         return len(self.messages)
@@ -54,6 +59,8 @@ class Driver:
         """Do what a message asks for, and return the last sentence of it."""
         if message.sweep:
             return sweep(self.container, message.subject)
+        if message.access:
+            return change_access(self.container, message.subject, self._name)
         if not message.stages:
             return accept(self.container, [message.subject], {}, message_id=message.subject)
         sentence = ""

@@ -8,7 +8,7 @@ from typing import Any
 from celery import Celery, bootsteps, signals
 
 from finetune_queue.logs import configure_logging
-from finetune_queue.messaging import QUEUE, RUN, SWEEP, TRANSFER_QUEUE, transport_config
+from finetune_queue.messaging import ACCESS, QUEUE, RUN, SWEEP, TRANSFER_QUEUE, transport_config
 from finetune_queue.settings import Settings, SettingsError, load_settings
 from finetune_worker.broker import mend
 from finetune_worker.container import Container
@@ -49,7 +49,7 @@ def worker_config(settings: Settings) -> dict[str, Any]:
     return {
         **transport_config(settings),
         "task_queues": {QUEUE: {}, TRANSFER_QUEUE: {}},
-        "task_routes": {RUN: {"queue": QUEUE}, SWEEP: {"queue": QUEUE}},
+        "task_routes": {name: {"queue": QUEUE} for name in (RUN, SWEEP, ACCESS)},
         "worker_pool": "threads",
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,

@@ -13,10 +13,11 @@ import structlog
 from celery import bootsteps
 from kombu.exceptions import OperationalError
 
-from finetune_queue.contract import JobError, JobRecord, JobState
+from finetune_queue.contract import ACCESS, EventType, JobError, JobRecord, JobState
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE, stage_queue
 from finetune_queue.store import SWEEP, Budget, Change, ConflictError, RedisError, transfer_line
 from finetune_worker.container import Container
+from finetune_worker.stages.errors import again
 
 log = structlog.get_logger(__name__)
 
@@ -102,7 +103,7 @@ class Dispatcher:
 
     def _resume(self, job: JobRecord) -> None:
         container = self._container
-        if job.state.terminal:
+        if job.settled:
             return  # it ended since its deadline was taken
         fields: dict[str, Any] = {"owner": ""}
         if job.owner:
@@ -121,14 +122,15 @@ class Dispatcher:
 
     def _set_aside(self, job: JobRecord, takeovers: int) -> None:
         """End a job that takes its workers down with it, so that it cannot end all of them."""
+        doing = ACCESS if job.wants_access else str(job.stage)
         error = JobError(
             code="worker_lost",
-            stage=str(job.stage),
-            message=f"{takeovers} workers in a row ended, or stood still, while they ran the {job.stage} stage.",
+            stage=doing,
+            message=f"{takeovers} workers in a row ended, or stood still, while they ran the {doing} stage.",
             action="See what ended them (memory, node, SIGKILL) at the times of lease_expired in the logs; then "
-            "`finetune retry JOB`.",
+            f"{again(doing)}.",
         )
-        log.error("job_set_aside", job_id=job.id, stage=str(job.stage), takeovers=takeovers)
+        log.error("job_set_aside", job_id=job.id, stage=doing, takeovers=takeovers)
         fields: dict[str, Any] = {
             "owner": "",
             "takeovers": takeovers,
@@ -136,6 +138,10 @@ class Dispatcher:
             "waiting_for": None,
             "error": error,
         }
+        if job.access is not None and job.wants_access:
+            fields = {"owner": "", "waiting_for": None, "access": job.access.refused(error)}
+            self._container.jobs.transition(job, Change(), event=EventType.ACCESS, **fields)
+            return
         if job.tracked and job.finetune_id is None:
             # A submit may have been paid: the sweeps go on looking for it, and a person sees that.
             delay = self._container.settings.finetune_training_limit
@@ -151,11 +157,14 @@ class Dispatcher:
         if len(ids) < len(holders):
             self._container.messenger.sweep(account)
         for job in self._container.jobs.get_many(ids):
-            if not job.state.terminal:
+            if not job.settled:
                 self._start(job)
         return LONGEST_SLEEP if wait is None else wait
 
     def _start(self, job: JobRecord) -> None:
+        if job.wants_access:
+            self._container.messenger.access(job.id)
+            return
         log.debug("chain_started", job_id=job.id, stage=str(job.stage))
         self._container.messenger.start(job.id, job.stage.and_after())
 

@@ -9,10 +9,11 @@ from celery import Celery, Task
 from celery.exceptions import Reject
 
 from finetune_queue.contract import Stage
-from finetune_queue.messaging import RUN, SWEEP, stage_task
+from finetune_queue.messaging import ACCESS, RUN, SWEEP, stage_task
 from finetune_queue.store import RedisError
 from finetune_worker.container import Container
 from finetune_worker.intake import accept
+from finetune_worker.stages.access import change_access
 from finetune_worker.stages.download import download
 from finetune_worker.stages.poll import poll
 from finetune_worker.stages.publish import publish
@@ -63,6 +64,11 @@ def register(app: Celery, runtime: HasContainer) -> None:
     def sweep_account(self: Task[..., str], account: str) -> str:
         _bind(self, "sweep", account=account)
         return sweep(runtime.container, account)
+
+    @app.task(name=ACCESS, bind=True)
+    def access(self: Task[..., str], job_id: str) -> str:
+        _bind(self, "access", job_id=job_id)
+        return change_access(runtime.container, job_id, self.request.id or "")
 
 
 def _register_stage(app: Celery, runtime: HasContainer, stage: Stage, function: StageFunction) -> None:

@@ -275,6 +275,23 @@ def retry(job: JobId, *, as_json: AsJson = False) -> ExitCode:
 
 
 @app.command()
+def access(
+    job: JobId,
+    *,
+    public: Annotated[
+        bool | None, typer.Option("--public/--private", metavar="", help="Who may use the model at Segmind.")
+    ] = None,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Make the model of an ended job public or private at Segmind."""
+    from finetune_queue.cli.change import access as command
+
+    if public is None:
+        raise output.usage_error("Say either --public or --private.")
+    return command(job, public=public, as_json=as_json)
+
+
+@app.command()
 def resolve(
     job: JobId,
     *,

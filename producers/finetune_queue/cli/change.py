@@ -1,4 +1,4 @@
-"""Changing a job: ``cancel`` and ``retry``."""
+"""Changing a job: ``cancel``, ``retry`` and ``access``."""
 
 from finetune_queue.cli import output
 from finetune_queue.cli.output import ExitCode
@@ -33,4 +33,16 @@ def retry(job_id: str, *, as_json: bool) -> ExitCode:
     else:
         output.say(f"Job {job.id} goes on with: {job.state}.")
         output.say(f"Follow it: {output.program()} watch {job.id}")
+    return ExitCode.OK
+
+
+def access(job_id: str, *, public: bool, as_json: bool) -> ExitCode:
+    """Have the model of an ended job made public or private."""
+    with open_queue() as queue:
+        job = queue.set_public(job_id, public)
+    if as_json:
+        output.emit(job.as_dict())
+    else:
+        output.say(f"The model of job {job.id} will be made {'public' if public else 'private'}, by one API call.")
+        output.say(f"See: {output.program()} status {job.id}")
     return ExitCode.OK

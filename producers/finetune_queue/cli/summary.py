@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from finetune_queue.cli import output, words
 from finetune_queue.cli.follow import Snapshot
 from finetune_queue.cli.output import ExitCode
-from finetune_queue.contract import JobState
+from finetune_queue.contract import Access, JobState
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,14 +43,28 @@ def facts(seen: Snapshot) -> Facts:
             found.append(("do", words.printable(record.error.action)))
     if record.state is JobState.CANCELLED and record.finetune_id is not None:
         found.append(("note", "Segmind's training goes on and is paid: its API has no cancel."))
+    if record.access is not None:
+        found += _access_facts(record.access, seen)
     if record.state is JobState.FAILED:
         found.append(("again", f"{output.program()} retry {record.id}"))
     found.append(("job", record.id))
     if record.finetune_id is not None:
         found.append(("training", words.printable(record.finetune_id)))
     if seen.events and seen.job.done:
-        took = (seen.events[-1].time - seen.events[0].time).total_seconds()
-        found += [("event", seen.events[-1].id), ("took", words.duration(took))]
+        ended = next(event for event in reversed(seen.events) if event.kind.value == record.state.value)
+        took = (ended.time - seen.events[0].time).total_seconds()
+        found += [("event", ended.id), ("took", words.duration(took))]
+    return found
+
+
+def _access_facts(access: Access, seen: Snapshot) -> Facts:
+    known = str(access.confirmed or "")
+    if access.wanted is not None:
+        waits = "" if seen.waiting is None else f": {words.waiting_line(seen.waiting, access.error)}"
+        known = f"{known}, to be made {access.wanted}{waits}".removeprefix(", ")
+    found = [("access", known)] if known else []
+    if access.error is not None and access.wanted is None:
+        found += [("refused", words.printable(access.error.message)), ("do", words.printable(access.error.action))]
     return found
 
 

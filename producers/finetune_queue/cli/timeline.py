@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_queue.cli import words
 from finetune_queue.contract import Event, EventType, JobRecord, JobState
@@ -68,10 +68,20 @@ def event_line(event: Event) -> str:
             return words.near(str(data["weights"].get("url", "")))
         case EventType.FAILED if isinstance(error, dict):
             return words.printable(error.get("message", ""))
+        case EventType.ACCESS if isinstance(data.get("access"), dict):
+            return _access_line(data["access"])
         case EventType.TRAINING | EventType.PROGRESS if data.get("provider_status"):
             return f"Segmind: {words.printable(data['provider_status'])}"
         case _:
             return ""
+
+
+def _access_line(access: dict[str, Any]) -> str:
+    if access.get("wanted"):
+        return f"to be made {words.printable(access['wanted'])}"
+    if access.get("error"):
+        return f"not changed: {words.printable(access['error'].get('message', ''))}"
+    return f"the model is {words.printable(access.get('confirmed'))}"
 
 
 def _live_parts(record: JobRecord, waiting: Waiting | None) -> Iterator[str]:
@@ -82,7 +92,7 @@ def _live_parts(record: JobRecord, waiting: Waiting | None) -> Iterator[str]:
         if waiting is not None and waiting.reason == "provider":
             return
     if waiting is not None:
-        yield words.waiting_line(waiting, record)
+        yield words.waiting_line(waiting, record.error)
 
 
 def _behind(event: Event, following: Event, record: JobRecord) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from finetune_queue.contract import JobRecord, WaitReason
+from finetune_queue.contract import JobError, WaitReason
 
 if TYPE_CHECKING:
     from finetune_queue.sdk import Waiting
@@ -87,11 +87,11 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
-def waiting_line(waiting: "Waiting", record: JobRecord) -> str:
-    """Say why a job is not moving, how many are ahead of it and how long that may take."""
+def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
+    """Say why a job is not moving, after which error, how many are ahead of it and how long that may take."""
     text = _REASONS[waiting.reason]
-    if waiting.reason is WaitReason.BACKOFF and record.error is not None:
-        text = f"{text}, after: {printable(record.error.message)}"
+    if waiting.reason is WaitReason.BACKOFF and error is not None:
+        text = f"{text}, after: {printable(error.message)}"
     if waiting.ahead:
         text += f", {waiting.ahead} ahead"
     if waiting.estimate is not None and waiting.estimate >= 1:

@@ -2,13 +2,25 @@
 
 from finetune_queue.contract.event import Event
 from finetune_queue.contract.ids import derived_job_id, new_job_id
-from finetune_queue.contract.job import TRANSITIONS, JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.contract.job import (
+    ACCESS,
+    TRANSITIONS,
+    Access,
+    JobError,
+    JobRecord,
+    JobState,
+    Stage,
+    Visibility,
+    WaitReason,
+)
 from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.request import FineTuneRequest, RequestError, parse_request
 from finetune_queue.contract.sink import Sink, SinkKind, parse_sink, parse_sinks
 
 __all__ = [
+    "ACCESS",
     "TRANSITIONS",
+    "Access",
     "Event",
     "EventType",
     "FineTuneRequest",
@@ -19,6 +31,7 @@ __all__ = [
     "Sink",
     "SinkKind",
     "Stage",
+    "Visibility",
     "WaitReason",
     "derived_job_id",
     "new_job_id",

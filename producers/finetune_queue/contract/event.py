@@ -59,6 +59,8 @@ def job_event(job: JobRecord, kind: EventType, previous: JobState | None) -> Eve
         data["dataset_report"] = job.dataset_report
     if kind is EventType.NEEDS_ATTENTION:
         data["evidence"] = job.evidence
+    if kind is EventType.ACCESS and job.access is not None:
+        data["access"] = job.access.model_dump(mode="json", exclude_none=True)
     return Event(
         id=f"{job.id}-{job.event_seq}",
         type=type_name(kind),

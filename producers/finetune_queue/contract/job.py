@@ -81,6 +81,13 @@ class WaitReason(StrEnum):
     PAUSED = "paused"  # for the account's pause after a 429 or an outage
 
 
+class Visibility(StrEnum):
+    """Who may use a tuned model at Segmind."""
+
+    PUBLIC = "public"
+    PRIVATE = "private"
+
+
 class JobError(BaseModel):
     """Why a job, or its latest try, did not succeed; made to be shown to a person and read by a program."""
 
@@ -112,6 +119,29 @@ class Progress(BaseModel):
 
     done: int
     total: int | None = None
+
+
+ACCESS = "access"
+"""Where an error of a change of access arose: beside the stages, as it follows an ended job."""
+
+
+class Access(BaseModel):
+    """What was asked for with ``set_public``, and what came of it (Fast Flux API, section 5)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    wanted: Visibility | None = Field(default=None, description="Asked for, and neither confirmed nor refused yet.")
+    confirmed: Visibility | None = Field(default=None, description="What Segmind last confirmed.")
+    attempts: int = Field(default=0, description="How often what is wanted has failed.")
+    error: JobError | None = Field(default=None, description="Why the latest try did not succeed.")
+
+    def granted(self) -> Self:
+        """Return what it is once Segmind has done what was wanted."""
+        return type(self)(confirmed=self.wanted)
+
+    def refused(self, error: JobError) -> Self:
+        """Return what it is once what was wanted is given up."""
+        return type(self)(confirmed=self.confirmed, error=error)
 
 
 class JobRecord(BaseModel):
@@ -158,6 +188,8 @@ class JobRecord(BaseModel):
     # download
     weights_private: bool = False
     weights: Weights | None = None
+    # after its end
+    access: Access | None = None
 
     @classmethod
     def from_hash(cls, fields: Mapping[str, str]) -> Self:
@@ -175,6 +207,16 @@ class JobRecord(BaseModel):
         if self.state in {JobState.SUBMITTING, JobState.NEEDS_ATTENTION}:
             return self.intent_ms is not None
         return self.state in {JobState.TRAINING, JobState.DEPLOYING}
+
+    @property
+    def wants_access(self) -> bool:
+        """Whether it has ended and a change of its model's access is still to be made."""
+        return self.state.terminal and self.access is not None and self.access.wanted is not None
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to do for it: it has ended, and no change of access was asked for."""
+        return self.state.terminal and not self.wants_access
 
     @property
     def stage(self) -> Stage:
@@ -217,7 +259,7 @@ _INTERNAL = {
 }
 _MOST_EVIDENCE = 20
 _JSON_FIELDS = frozenset(
-    {"request", "progress", "error", "dataset_report", "evidence", "weights", "candidates", "ruled_out"}
+    {"request", "progress", "error", "dataset_report", "evidence", "weights", "candidates", "ruled_out", "access"}
 )
 
 

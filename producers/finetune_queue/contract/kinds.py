@@ -17,4 +17,5 @@ class EventType(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     PROGRESS = "progress"  # Segmind's own status changed
+    ACCESS = "access"  # a change of the model's access at Segmind was asked for, made or refused
     REJECTED = "rejected"  # a message that could not become a job

@@ -9,8 +9,8 @@
 | ``amqp://HOST/VHOST?queue=NAME`` | a queue on any broker that kombu speaks; with ``&task=NAME`` as a Celery task |
 
 ``?events=succeeded,failed`` selects kinds of events; without it a sink gets every change of state, and with
-``?events=all`` Segmind's own status changes too. A URL may hold a password or an unguessable path, so only
-:attr:`Sink.shown` is for people.
+``?events=all`` Segmind's own status changes and changes of access too. A URL may hold a password or an unguessable
+path, so only :attr:`Sink.shown` is for people.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ BROKERS = frozenset(
 )
 """kombu's transports over a network; each but the first four needs its driver installed on the workers."""
 
-STATE_CHANGES = frozenset(EventType) - {EventType.PROGRESS}
+STATE_CHANGES = frozenset(EventType) - {EventType.PROGRESS, EventType.ACCESS}
 """What a sink gets that does not say otherwise."""
 
 RESERVED_QUEUES = frozenset(

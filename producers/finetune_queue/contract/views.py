@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
-from finetune_queue.contract.job import JobError, JobState, Progress, Stage, WaitReason, Weights
+from finetune_queue.contract.job import Access, JobError, JobState, Progress, Stage, WaitReason, Weights
 from finetune_queue.contract.kinds import EventType
 
 
@@ -40,6 +40,7 @@ class PublicJob(BaseModel):
     provider_status: str | None = Field(default=None, description="Segmind's own word for where the training is.")
     weights_url: str | None = Field(default=None, description="Where Segmind keeps the weights.")
     weights: Weights | None = Field(default=None, description="The result in this service's own store.")
+    access: Access | None = Field(default=None, description="What was asked for with set_public, if anything.")
 
 
 class JobEventData(BaseModel):
@@ -88,6 +89,12 @@ class FailedData(JobEventData):
     )
 
 
+class AccessData(JobEventData):
+    """A change of who may use the model was asked for, made or refused."""
+
+    access: Access
+
+
 class RejectedData(BaseModel):
     """A message that could not become a job; its body is a dead letter."""
 
@@ -104,6 +111,7 @@ EVENT_DATA: Mapping[EventType, type[BaseModel]] = {
     EventType.NEEDS_ATTENTION: NeedsAttentionData,
     EventType.SUCCEEDED: SucceededData,
     EventType.FAILED: FailedData,
+    EventType.ACCESS: AccessData,
     EventType.REJECTED: RejectedData,
 }
 """What ``data`` of each kind of event holds."""

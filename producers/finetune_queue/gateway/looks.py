@@ -80,7 +80,10 @@ class Looks:
             stopped=status.stopped,
             paused_seconds=status.paused_for,
             pause_reason=status.pause_reason,
-            line=[InLine(job_id=job.id, what=job.stage, name=job.request.name) for job in line],
+            line=[
+                InLine(job_id=job.id, what="access" if job.wants_access else job.stage, name=job.request.name)
+                for job in line
+            ],
         )
 
 

@@ -1,6 +1,6 @@
 """The messages of the HTTP API, as OpenAPI shows them."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
@@ -43,14 +43,13 @@ class Links(_Model):
     stream: str
     cancel: str
     retry: str
+    access: str
 
     @classmethod
     def to(cls, job_id: str) -> "Links":
         """Return the links of a job."""
         base = f"/v1/jobs/{quote(job_id, safe='')}"
-        return cls(
-            self=base, events=f"{base}/events", stream=f"{base}/stream", cancel=f"{base}/cancel", retry=f"{base}/retry"
-        )
+        return cls(self=base, **{name: f"{base}/{name}" for name in ("events", "stream", "cancel", "retry", "access")})
 
 
 class WaitingView(_Model):
@@ -177,10 +176,10 @@ class StateColumn(_Model):
 
 
 class InLine(_Model):
-    """Somebody who waits for a call of the account."""
+    """Somebody who waits for a call of the account, and what for: a stage, or `access`."""
 
     job_id: str
-    what: Stage
+    what: Stage | Literal["access"]
     name: str
 
 

@@ -103,6 +103,15 @@ class Job:
         self._record = self._queue.retry(self.id).record
         return self
 
+    def set_public(self, public: bool) -> Self:  # noqa: FBT001 - as the API's own field
+        """Have the job's model made public or private at Segmind, see :meth:`FineTuneQueue.set_public`.
+
+        Raises:
+            NotPossibleError: the job has not ended, has no training, or a change is just on its way.
+        """
+        self._record = self._queue.set_public(self.id, public).record
+        return self
+
     def resolve(self, *, adopt: str | None = None, resubmit: bool = False) -> Self:
         """Say what became of the submit of a job that needs attention, see :meth:`FineTuneQueue.resolve`.
 

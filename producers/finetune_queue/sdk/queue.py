@@ -6,13 +6,15 @@ from typing import Any, Self
 
 from finetune_queue.contract import (
     Event,
+    EventType,
     FineTuneRequest,
     JobState,
+    Visibility,
     WaitReason,
     parse_sink,
 )
 from finetune_queue.errors import FineTuneQueueError, NotPossibleError, UnknownAccountNameError
-from finetune_queue.resuming import adopted, resubmitted, resume_at
+from finetune_queue.resuming import adopted, resubmitted, resume_at, with_access
 from finetune_queue.sdk.job import Job, Page, Submission, Waiting
 from finetune_queue.sdk.submitting import Submitter
 from finetune_queue.sdk.translation import translated
@@ -150,7 +152,7 @@ class FineTuneQueue:
             UnknownJobError: there is no such job.
         """
         record = job.record
-        if record.state.terminal or record.waiting_for is None:
+        if record.waiting_for is None:
             return None
         with translated():
             ahead = self._accounts.place(record)
@@ -196,6 +198,26 @@ class FineTuneQueue:
             except ConflictError as error:
                 raise NotPossibleError(str(error)) from None
             return Job(self, record)
+
+    def set_public(self, job_id: str, public: bool) -> Job:  # noqa: FBT001 - as the API's own field
+        """Have the model of an ended job made public or private at Segmind, by one call within the account's budget.
+
+        The job's ``access`` says what is wanted, what Segmind has confirmed and why it did not; ``access`` events tell
+        of each step. Asking for the opposite replaces a change that still waits.
+
+        Raises:
+            NotPossibleError: the job has not ended, has no training, or a change is just on its way.
+        """
+        wanted = Visibility.PUBLIC if public else Visibility.PRIVATE
+        with translated():
+            while True:
+                record = self._jobs.get(job_id)
+                fields = with_access(record, wanted)
+                try:
+                    record = self._jobs.transition(record, Change(delay=0.0), event=EventType.ACCESS, **fields)
+                except ConflictError:
+                    continue
+                return Job(self, record)
 
     def resolve(self, job_id: str, *, adopt: str | None = None, resubmit: bool = False) -> Job:
         """Say what became of the submit of a job that needs attention: exactly one of the two.

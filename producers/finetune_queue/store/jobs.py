@@ -167,13 +167,15 @@ class JobStore:
         if to is not None and to not in TRANSITIONS[job.state]:
             message = f"a job cannot go from {job.state} to {to}"
             raise ValueError(message)
-        if not state.terminal and change.delay is None:
+        changed = job.model_copy(update={**fields, "state": state})
+        if changed.wants_access and change.delay is None:
+            change = Change(delay=0.0)  # asked for before a retry, and due now that the job has ended again
+        if not changed.settled and change.delay is None:
             message = f"a live job needs a deadline (job {job.id}, {state})"
             raise ValueError(message)
-        if state.terminal and (change.delay is not None or change.room_score is not None):
+        if changed.settled and (change.delay is not None or change.room_score is not None):
             message = f"an ended job waits for nothing (job {job.id}, {state})"
             raise ValueError(message)
-        changed = job.model_copy(update={**fields, "state": state})
         kind = EventType(state) if to is not None else event
         write = Write.prepare(
             changed,
@@ -262,7 +264,7 @@ class JobStore:
             for job in self.get_many(ids):
                 names = [
                     *(keys.job(job.id), keys.job_events(job.id), keys.jobs(), keys.state(state), keys.owners()),
-                    *(keys.outbox(), keys.job_sinks(job.id), keys.deliveries(job.id)),
+                    *(keys.outbox(), keys.job_sinks(job.id), keys.deliveries(job.id), keys.deadlines()),
                 ]
                 trainings = [*job.ruled_out, *([] if job.finetune_id is None else [job.finetune_id])]
                 gone += self._forget(names, [job.id, job.version, *trainings])

@@ -35,7 +35,7 @@ def state(name: str) -> str:
 
 
 def deadlines() -> str:
-    """Sorted set: every live job, scored by when to look at it again (ms)."""
+    """Sorted set: every job that something is left to do for, scored by when to look at it again (ms)."""
     return f"{TAG}:deadlines"
 
 

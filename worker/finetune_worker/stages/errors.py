@@ -1,16 +1,19 @@
 """Turns errors of the layers below into the error on the job, in one place."""
 
-from finetune_queue.contract import JobError, Stage
+from finetune_queue.contract import ACCESS, JobError, Stage
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.storage import StorageError
 from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.transfer.errors import TransferError
 
-_THEN_RETRY = "When the cause is mended: `finetune retry JOB`."
+
+def again(doing: str) -> str:
+    """Return the command by which a person has a stage, or a change of access, tried again."""
+    return "`finetune access JOB`" if doing == ACCESS else "`finetune retry JOB`"
 
 
-def from_api(error: SegmindError, stage: Stage) -> JobError:
-    """Return the job's error for an error of the API client."""
+def from_api(error: SegmindError, stage: str) -> JobError:
+    """Return the error on the job for an error of the API client, in a stage or in a change of access."""
     return _job_error(error.code, stage, error.detail, retryable=error.retryable)
 
 
@@ -30,7 +33,6 @@ def from_dataset(error: DatasetError, stage: Stage) -> JobError:
     return JobError(code=error.code, stage=stage, message=error.sentence, action=action, retryable=error.retryable)
 
 
-def _job_error(code: str, stage: Stage, message: str, *, retryable: bool) -> JobError:
-    return JobError(
-        code=code, stage=stage, message=message, action="" if retryable else _THEN_RETRY, retryable=retryable
-    )
+def _job_error(code: str, stage: str, message: str, *, retryable: bool) -> JobError:
+    action = "" if retryable else f"When the cause is mended: {again(stage)}."
+    return JobError(code=code, stage=stage, message=message, action=action, retryable=retryable)

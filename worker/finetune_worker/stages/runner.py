@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import structlog
 
@@ -20,12 +21,15 @@ from finetune_queue.store import (
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.stages.calls import StaleCallError
 from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError, seconds_to_deadline
+from finetune_worker.stages.errors import again
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
 from finetune_worker.stages.shares import NoShareError
 
 log = structlog.get_logger(__name__)
 
 StageFunction = Callable[[Container, Claim], Outcome]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +87,22 @@ def _act(container: Container, function: StageFunction, claim: Claim) -> Outcome
     if job.request.expired(datetime.now(UTC)):
         return Fail(_deadline_error(job))
     try:
-        return function(container, claim)
+        return guarded(container, str(job.stage), function, claim)
     except CancelRequestedError:
         return _cancelled(claim.job)
+
+
+def guarded(
+    container: Container, doing: str, function: Callable[[Container, Claim], Result], claim: Claim
+) -> Result | Wait | Retry | Fail:
+    """Run ``function`` on a claimed job. What it raises becomes an outcome, but for what the store says."""
+    try:
+        return function(container, claim)
     except (UnknownAccountError, UnknownAccountKeyError) as error:
         return Fail(
             JobError(
                 code="account_unknown",
-                stage=str(job.stage),
+                stage=doing,
                 message=str(error),
                 action="Correct the request's account, or add the account to the workers' SEGMIND_ACCOUNTS.",
             )
@@ -101,16 +113,16 @@ def _act(container: Container, function: StageFunction, claim: Claim) -> Outcome
         return Wait("parked: this worker is stopping; another goes on", WaitReason.BACKOFF, 0.0)
     except StaleCallError:
         return Wait("parked: this worker stood still before its call, so it did not send it", WaitReason.BACKOFF, 1.0)
-    except (ConflictError, RedisError):
+    except (CancelRequestedError, ConflictError, RedisError):
         raise
     except Exception as error:
         log.exception("stage_crashed")
         return Retry(
             JobError(
                 code="internal_error",
-                stage=str(job.stage),
+                stage=doing,
                 message=f"The stage met an unexpected {type(error).__name__}.",
-                action="See the worker's log for stage_crashed with this job_id; then `finetune retry`.",
+                action=f"See the worker's log for stage_crashed with this job_id; then {again(doing)}.",
                 retryable=True,
             )
         )

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from pydantic.json_schema import SkipJsonSchema
 
-from finetune_queue.gateway.models import JobList, JobView, Key, ListQuery, SubmitBody
+from finetune_queue.gateway.models import AccessBody, JobList, JobView, Key, ListQuery, SubmitBody
 from finetune_queue.gateway.problems import ProblemError, documented
 from finetune_queue.gateway.routes.deps import BackendDep, JobId
 
@@ -74,6 +74,19 @@ def cancel(job_id: JobId, backend: BackendDep) -> JobView:
 def retry(job_id: JobId, backend: BackendDep) -> JobView:
     """Resume a failed job at the stage that failed. A failed download never trains again."""
     return JobView.of(backend.queue.retry(job_id))
+
+
+@router.post(
+    "/{job_id}/access",
+    status_code=202,
+    response_model_exclude_none=True,
+    responses=documented("bad-request", "too-large", "request-timeout", "job-not-found", "not-possible"),
+)
+def access(job_id: JobId, body: AccessBody, backend: BackendDep) -> JobView:
+    """Have the model of an ended job made public or private at Segmind. The job's `access` says what is wanted, what
+    Segmind has confirmed and why it did not.
+    """
+    return JobView.of(backend.queue.set_public(job_id, body.public))
 
 
 def _unquoted(key: str | None) -> str | None:

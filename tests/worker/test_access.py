@@ -1,0 +1,266 @@
+"""A model made public or private after its job has ended: one call within the budget, once it is confirmed."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from finetune_queue.contract import Access, EventType, JobState, Stage, Visibility, WaitReason
+from finetune_queue.errors import NotPossibleError
+from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.store import Change, JobNotFoundError, JobStore, keys
+from finetune_worker.segmind.client import SegmindClient
+from finetune_worker.stages.access import change_access
+from support.driver import Driver, Message
+from support.until import until
+
+
+@pytest.fixture
+def queue(bench: Any) -> Iterator[FineTuneQueue]:
+    with FineTuneQueue(bench.container.settings) as found:
+        yield found
+
+
+@pytest.fixture
+def driver(bench: Any) -> Driver:
+    return Driver(bench.container)
+
+
+@pytest.fixture
+def trained(bench: Any) -> Any:
+    """A job that was cancelled here while Segmind trains its model."""
+    return ended(bench)
+
+
+def ended(bench: Any, **request: Any) -> Any:
+    job = bench.submitting(**request)
+    bench.run(job)
+    return bench.container.jobs.transition(bench.read(job), Change(), to=JobState.CANCELLED, waiting_for=None)
+
+
+def public_at_segmind(bench: Any, job: Any) -> bool:
+    [training] = [row for row in bench.sandbox.control.trainings() if row["finetune_id"] == job.finetune_id]
+    return bool(training["public_model"])
+
+
+def told(bench: Any, job: Any) -> list[Any]:
+    return [event.data["access"] for event in bench.container.jobs.events(job.id) if event.kind is EventType.ACCESS]
+
+
+def calls(bench: Any) -> int:
+    return sum(bench.sandbox.control.report()["calls"].get("access", {}).values())
+
+
+def left(bench: Any) -> tuple[int, int]:
+    client = bench.container.jobs._redis
+    return client.zcard(keys.deadlines()), client.zcard(keys.room("default"))
+
+
+def test_a_model_is_made_public_and_private_again(
+    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any
+) -> None:
+    job = queue.get(trained.id).set_public(public=True)
+    assert job.record.access == Access(wanted=Visibility.PUBLIC)
+    assert job.done
+
+    driver.step()
+
+    assert public_at_segmind(bench, trained)
+    assert bench.read(trained).access == Access(confirmed=Visibility.PUBLIC)
+    queue.set_public(trained.id, public=False)
+    driver.step()
+    assert not public_at_segmind(bench, trained)
+    said = [(access.get("wanted"), access.get("confirmed")) for access in told(bench, trained)]
+    assert said == [("public", None), (None, "public"), ("private", "public"), (None, "private")]
+    assert bench.read(trained).state is JobState.CANCELLED
+    assert left(bench) == (0, 0)
+    assert "nothing to do" in driver.deliver(Message(trained.id, access=True))
+    assert calls(bench) == 2
+
+
+def test_it_waits_for_a_slot_before_work_that_is_not_nearly_done(
+    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any
+) -> None:
+    bench.container.jobs._redis.hset(keys.account("default"), "limit", "1")
+    waiting = bench.submitting()
+    assert "parked" in bench.run(waiting).sentence
+    queue.set_public(trained.id, public=True)
+    driver.step()
+
+    seen = queue.get(trained.id)
+    assert seen.record.waiting_for is WaitReason.API_SLOT
+    found = queue.waiting(seen)
+    assert found is not None
+    assert (found.reason, found.ahead) == (WaitReason.API_SLOT, 0)
+    assert calls(bench) == 0
+    bench.container.jobs._redis.delete(keys.slots("default"))
+    driver.step()
+    assert bench.read(trained).access == Access(confirmed=Visibility.PUBLIC)
+    assert bench.read(waiting).finetune_id is None
+
+
+def test_a_pause_of_the_account_uses_no_attempt(bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any) -> None:
+    bench.sandbox.control.add_fault(op="access", kind="http_error", status=503)
+    queue.set_public(trained.id, public=True)
+    driver.step()
+    job = bench.read(trained)
+    assert (job.waiting_for, job.access.attempts) == (WaitReason.PAUSED, 0)
+    until(lambda: driver.step() >= 0 and not bench.read(trained).wants_access, seconds=5)
+    assert public_at_segmind(bench, trained)
+
+
+@pytest.mark.parametrize("no", [(403, "forbidden"), (404, "not_found")])
+def test_a_clear_no_is_said_on_the_job_and_not_asked_again(
+    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any, no: tuple[int, str]
+) -> None:
+    status, code = no
+    bench.sandbox.control.add_fault(op="access", kind="http_error", status=status)
+    queue.set_public(trained.id, public=True)
+
+    driver.step()
+
+    access = bench.read(trained).access
+    assert (access.wanted, access.confirmed, access.error.code, access.error.stage) == (None, None, code, "access")
+    assert "`finetune access JOB`" in access.error.action
+    assert told(bench, trained)[-1]["error"]["code"] == code
+    assert left(bench) == (0, 0)
+    assert calls(bench) == 1
+
+
+def test_what_nobody_expected_is_tried_a_few_times_and_then_given_up(
+    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bool] = []
+
+    def broken(client: SegmindClient, finetune_id: str, *, public: bool) -> None:
+        tried.append(public)
+        raise OverflowError(finetune_id)
+
+    monkeypatch.setattr(SegmindClient, "set_access", broken)
+    queue.set_public(trained.id, public=True)
+    driver.step()
+    first = bench.read(trained)
+    assert (first.waiting_for, first.access.wanted, first.access.attempts) == (WaitReason.BACKOFF, "public", 1)
+    most = bench.container.settings.finetune_max_attempts
+    for _ in range(most - 1):
+        bench.container.jobs._redis.zadd(keys.deadlines(), {trained.id: 0})
+        driver.step()
+    error = bench.read(trained).access.error
+    assert (error.code, len(tried)) == ("internal_error", most)
+    assert "`finetune access JOB`" in error.action
+
+
+def test_a_worker_that_dies_with_it_leaves_it_to_another(
+    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any
+) -> None:
+    queue.set_public(trained.id, public=True)
+    bench.container.jobs.transition(bench.read(trained), Change(delay=0), owner="died")
+
+    driver.step()
+
+    assert public_at_segmind(bench, trained)
+    assert bench.read(trained).takeovers == 0
+
+
+def test_one_that_ends_its_workers_is_given_up_and_the_job_stays_as_it_ended(
+    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any
+) -> None:
+    queue.set_public(trained.id, public=True)
+    most = bench.container.settings.finetune_max_attempts
+    bench.container.jobs.transition(bench.read(trained), Change(delay=0), owner="died", takeovers=most - 1)
+
+    driver.step()
+
+    job = bench.read(trained)
+    assert (job.state, job.error, job.access.error.code) == (JobState.CANCELLED, None, "worker_lost")
+    assert left(bench) == (0, 0)
+
+
+def test_it_is_held_for_as_long_as_the_call_can_last(
+    bench: Any, queue: FineTuneQueue, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[float] = []
+
+    def look(client: SegmindClient, finetune_id: str, *, public: bool) -> None:
+        due = bench.container.jobs._redis.zscore(keys.deadlines(), trained.id)
+        held.append((due - bench.read(trained).updated_ms) / 1000)
+
+    monkeypatch.setattr(SegmindClient, "set_access", look)
+    settings = bench.container.settings.model_copy(update={"finetune_lease": 0.1})
+    queue.set_public(trained.id, public=True)
+    Driver(replace(bench.container, settings=settings)).step()
+    assert held[0] > bench.container.settings.segmind_call_timeout
+
+
+def test_a_change_that_is_on_its_way_cannot_be_overtaken(
+    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any
+) -> None:
+    queue.set_public(trained.id, public=True)
+    held = bench.container.jobs.transition(bench.read(trained), Change(delay=60), owner="another")
+    with pytest.raises(NotPossibleError, match="on its way"):
+        queue.set_public(trained.id, public=False)
+    assert "another worker" in change_access(bench.container, trained.id, "task-2")
+    bench.container.jobs.transition(held, Change(delay=0), owner="")
+
+    queue.set_public(trained.id, public=False)  # what only waits is replaced
+    driver.step()
+
+    assert not public_at_segmind(bench, trained)
+    assert calls(bench) == 1
+
+
+def test_it_needs_a_training_and_an_ended_job(bench: Any, queue: FineTuneQueue) -> None:
+    job = bench.submitting()
+    with pytest.raises(NotPossibleError, match="no training at Segmind"):
+        queue.set_public(job.id, public=True)
+    bench.sandbox.control.change_settings(training_seconds=600)
+    bench.run(job)
+    with pytest.raises(NotPossibleError, match=r"is training\. .* once the job has ended"):
+        queue.set_public(job.id, public=True)
+
+
+def test_a_job_whose_deadline_passed_or_that_was_cancelled_on_request_is_changed_all_the_same(
+    bench: Any, queue: FineTuneQueue, driver: Driver
+) -> None:
+    job = ended(bench, deadline="2999-01-01T00:00:00Z")
+    request = bench.read(job).request.model_copy(update={"deadline": datetime(2001, 1, 1, tzinfo=UTC)})
+    client = bench.container.jobs._redis
+    client.hset(keys.job(job.id), mapping={"request": request.model_dump_json(), "cancel_requested": "1"})
+    client.hset(keys.account("default"), "paused_until", "99999999999999")
+    queue.set_public(job.id, public=True)
+    driver.step()
+    assert left(bench) == (1, 1)  # parked, and not due again at once
+    client.hdel(keys.account("default"), "paused_until")
+    driver.step()
+    assert public_at_segmind(bench, job)
+
+
+def test_a_retry_goes_first_and_the_change_is_made_when_the_job_has_ended_again(
+    bench: Any, queue: FineTuneQueue, driver: Driver
+) -> None:
+    job = bench.submitting()
+    bench.run(job)
+    jobs = bench.container.jobs
+    jobs.transition(bench.read(job), Change(), to=JobState.FAILED, failed_stage=Stage.POLL, waiting_for=None)
+    queue.set_public(job.id, public=True)
+    queue.retry(job.id)
+    assert driver.until_ended(job.id, seconds=10).state is JobState.SUCCEEDED
+
+    driver.step()
+
+    assert bench.read(job).access == Access(confirmed=Visibility.PUBLIC)
+    assert bench.read(job).state is JobState.SUCCEEDED
+    assert left(bench) == (0, 0)
+
+
+def test_a_job_is_kept_until_its_change_is_made(bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any) -> None:
+    queue.set_public(trained.id, public=True)
+    forgetful = JobStore(bench.container.jobs._redis, retention=-2)
+    assert forgetful.forget_finished() == 0
+    driver.step()
+    assert forgetful.forget_finished() == 1
+    assert "There is no job" in driver.deliver(Message(trained.id, access=True))
+    with pytest.raises(JobNotFoundError):
+        bench.read(trained)

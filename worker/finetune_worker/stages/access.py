@@ -1,0 +1,108 @@
+"""Access: makes the model of an ended job public or private at Segmind (Fast Flux API, section 5).
+
+No part of a job's chain: a job that has ended wants it until Segmind has confirmed it or clearly refused. The call may
+be repeated, so a worker's death only means that another makes it again.
+"""
+
+import time
+from functools import partial
+from typing import Any
+
+import structlog
+
+from finetune_queue.contract import ACCESS, Access, EventType, JobRecord, WaitReason
+from finetune_queue.store import CallClass, Change, ConflictError, JobNotFoundError, NoSlot, room_score
+from finetune_worker.container import CALL_MARGIN, Container
+from finetune_worker.segmind.errors import MalformedReply, Rejected
+from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
+from finetune_worker.stages.claim import Claim
+from finetune_worker.stages.errors import from_api
+from finetune_worker.stages.outcome import Done, Fail, Retry, Wait
+from finetune_worker.stages.runner import backoff, guarded
+
+log = structlog.get_logger(__name__)
+
+
+def change_access(container: Container, job_id: str, task_id: str) -> str:
+    """Make the change that the job wants, if it still does, and say what came of it.
+
+    Raises:
+        redis.RedisError: the store is out of reach; the job's deadline brings it back.
+    """
+    started = time.monotonic()
+    try:
+        job = container.jobs.get(job_id)
+    except JobNotFoundError as error:
+        log.warning("job_missing", job_id=job_id)
+        return str(error)
+    structlog.contextvars.bind_contextvars(account=job.account, finetune_id=job.finetune_id)
+    if not job.wants_access:
+        return f"nothing to do: the job is {job.state} and wants no other access"
+    if job.owner:
+        return "nothing to do: another worker has the job"
+    # Held until the call has ended for certain, so that no later change can reach Segmind before this one.
+    lease = container.settings.segmind_call_timeout + CALL_MARGIN
+    try:
+        claim = Claim(container.jobs, job, task_id, lease, container.out_of_time)
+        outcome = guarded(container, ACCESS, _call, claim)
+        sentence = _conclude(container, claim.job, outcome)
+    except ConflictError as error:
+        log.warning("claim_lost", detail=str(error))
+        return "the job went on without this worker, whose writes were refused"
+    log.info(
+        "access_finished",
+        outcome=type(outcome).__name__.lower(),
+        duration_s=round(time.monotonic() - started, 3),
+        result=sentence,
+    )
+    return sentence
+
+
+def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
+    job = claim.job
+    wanted = _access_of(job).wanted
+    client = container.segmind(job.account)
+    slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
+    if isinstance(slot, NoSlot):
+        return park(job, CallClass.FINISH, slot, f"make the model {wanted}")
+    try:
+        public = wanted == "public"
+        call_api(container.budget, slot, partial(client.set_access, job.finetune_id or "", public=public))
+    except AccountPausedError as paused:
+        return park_paused(job, CallClass.FINISH, paused, f"make the model {wanted}")
+    except Rejected as error:
+        return Fail(from_api(error, ACCESS))
+    except MalformedReply as error:
+        return Retry(from_api(error, ACCESS))
+    return Done(f"the model is {wanted}")
+
+
+def _conclude(container: Container, job: JobRecord, outcome: Done | Wait | Retry | Fail) -> str:
+    access = _access_of(job)
+    most = container.settings.finetune_max_attempts
+    match outcome:
+        case Done():
+            _end(container, job, access.granted())
+            return outcome.sentence
+        case Wait():
+            change = Change(delay=outcome.delay, room_score=outcome.room_score)
+            container.jobs.transition(job, change, owner="", waiting_for=outcome.reason)
+            return outcome.sentence
+        case Retry() if access.attempts + 1 < most:
+            delay = backoff(container, access.attempts)
+            tried = access.model_copy(update={"attempts": access.attempts + 1, "error": outcome.error})
+            change = Change(delay=delay)
+            container.jobs.transition(job, change, owner="", waiting_for=WaitReason.BACKOFF, access=tried)
+            return f"try {tried.attempts} of {most} failed: {outcome.error.message} Again in {delay:.0f} s"
+        case Retry() | Fail():
+            _end(container, job, access.refused(outcome.error))
+            return f"the model was not made {access.wanted}: {outcome.error.message}"
+
+
+def _end(container: Container, job: JobRecord, access: Access) -> None:
+    released: dict[str, Any] = {"owner": "", "takeovers": 0, "waiting_for": None}
+    container.jobs.transition(job, Change(), event=EventType.ACCESS, access=access, **released)
+
+
+def _access_of(job: JobRecord) -> Access:
+    return job.access or Access()
