@@ -12,7 +12,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-crash check bench lock clean
+.PHONY: help install demo up test test-crash chaos check bench lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(DEV) ## Run all tests. ARGS="-k word" chooses some.
 
 test-crash: $(DEV) ## Kill a worker at every single call of a job's path; takes some minutes.
 	FAULTS=all $(BIN)/python -m pytest tests/faults/test_every_step.py $(ARGS)
+
+chaos: $(RUNTIME) ## Let everything go wrong at once, and judge what came of it; ARGS="--seed 7 --minutes 10".
+	@PYTHONPATH=ops/chaos $(BIN)/python -m finetune_chaos $(ARGS)
 
 check: $(DEV) ## Check style, types, layers and generated files.
 	$(BIN)/ruff check

@@ -109,8 +109,15 @@ class LocalStack:
         Raises:
             ProcessError: It ended or was not ready in time.
         """
-        worker = self._launch_worker(name)
+        worker = self.launch_worker(name)
         self._await_worker(worker)
+        return worker
+
+    def launch_worker(self, name: str) -> Child:
+        """Start one more worker and do not wait for it."""
+        options = ["-P", "threads", "-c", str(self._threads), "-n", f"{name}@%h", "--loglevel", "INFO"]
+        worker = self._launch(name, ["celery", "--quiet", "-A", "finetune_worker", "worker", *options], self.worker_env)
+        self.workers.append(worker)
         return worker
 
     def __enter__(self) -> Self:
@@ -124,7 +131,7 @@ class LocalStack:
             flower = self._launch_flower() if self._with_flower else None
             gateway = self._launch_gateway() if self._with_gateway else None
             for number in range(self._worker_count):
-                self._launch_worker(f"worker{number + 1}")
+                self.launch_worker(f"worker{number + 1}")
             for worker in self.workers:
                 self._await_worker(worker)
             if flower is not None:
@@ -144,12 +151,6 @@ class LocalStack:
         sandbox = self._launch("sandbox", ["segmind_sandbox"], env)
         ready = json.loads(sandbox.wait_for_line(lambda line: line.startswith("{"), timeout=_START_TIMEOUT))
         self.sandbox_url, self._api_key = ready["base_url"], ready["api_keys"][0]
-
-    def _launch_worker(self, name: str) -> Child:
-        options = ["-P", "threads", "-c", str(self._threads), "-n", f"{name}@%h", "--loglevel", "INFO"]
-        worker = self._launch(name, ["celery", "--quiet", "-A", "finetune_worker", "worker", *options], self.worker_env)
-        self.workers.append(worker)
-        return worker
 
     @staticmethod
     def _await_worker(worker: Child) -> None:
