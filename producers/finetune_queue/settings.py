@@ -190,7 +190,7 @@ class Settings(BaseSettings):
         10.0, "The shortest time between two looks at an account's trainings.", example="10"
     )
     finetune_poll_share: Fraction = _setting(
-        0.04, "The share of an account's calls that looking may use while work waits for a call.", example="0.04"
+        0.02, "The share of an account's calls that looking may use while work waits for a call.", example="0.02"
     )
     finetune_unseen_limit: Seconds = _setting(
         900.0, "How long a training may be missing from the provider's list before it is reported.", example="900"

@@ -1,5 +1,6 @@
 """Deadlines: when to look at each live job again if nothing happened; delays, leases and recovery are all this."""
 
+import time
 from collections.abc import Sequence
 
 import redis
@@ -8,6 +9,9 @@ from finetune_queue.contract.job import JobRecord
 from finetune_queue.store import keys, scripts
 
 _BATCH = 200
+
+_TICK = 0.1
+"""Seconds by which an idle Redis ends a blocked command late: it looks at its clock ``hz`` (10) times a second."""
 
 
 class Deadlines:
@@ -42,5 +46,8 @@ class Deadlines:
         return moved
 
     def wait_for_work(self, seconds: float) -> None:
-        """Sleep until a dispatcher is wanted, or for ``seconds``."""
-        self._redis.blpop([keys.wake()], timeout=max(seconds, 0.001))
+        """Sleep until a dispatcher is wanted, or for ``seconds``; who is wanted in the last tick of them is so late."""
+        end = time.monotonic() + seconds
+        if seconds > _TICK and self._redis.blpop([keys.wake()], timeout=seconds - _TICK):
+            return
+        time.sleep(max(0.001, end - time.monotonic()))
