@@ -122,7 +122,7 @@ def test_from_a_dataset_to_verified_weights(client: SegmindClient, sandbox: Live
 
     part = tmp_path / "w.part"
     done = download(details.cloud_storage_url, part, allow_loopback=True, limits=QUICK)
-    assert (done.size, done.checked) == (WEIGHTS, "md5")
+    assert (done.size, done.checked) == (WEIGHTS, "crc32c")
     assert done.sha256 == hashlib.sha256(part.read_bytes()).hexdigest()
     assert verify_safetensors(part).size == WEIGHTS
     report = sandbox.control.report()
@@ -296,7 +296,7 @@ def test_a_download_that_fails_ends_in_the_right_bytes(
     with pytest.raises(kind):
         download(url, part, allow_loopback=True, limits=impatient)
     sandbox.control.add_fault(op="download", kind="ignore_range")
-    assert download(url, part, allow_loopback=True, limits=impatient).checked == "md5"
+    assert download(url, part, allow_loopback=True, limits=impatient).checked == "crc32c"
     assert verify_safetensors(part).size == WEIGHTS
 
 
@@ -312,7 +312,7 @@ def test_weights_that_are_replaced_between_two_tries(
         download(url, part, allow_loopback=True, limits=QUICK)
     sandbox.control.change_training(finetune_id, replace_weights=True)
     done = download(url, part, allow_loopback=True, limits=QUICK)
-    assert done.checked == "md5"
+    assert done.checked == "crc32c"
     assert done.sha256 == hashlib.sha256(part.read_bytes()).hexdigest()
     assert verify_safetensors(part).size == WEIGHTS
 

@@ -1,6 +1,7 @@
 """Downloads that are cut, changed, damaged and slow: the right bytes in the end, or a clear error; never a mixture."""
 
 import base64
+import errno
 import gzip
 import hashlib
 import json
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from crc32c import CRC32CHash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -34,7 +36,7 @@ from finetune_worker.transfer import (
     download,
     partfile,
 )
-from finetune_worker.transfer.crc32c import Crc32c
+from support.until import until
 from wire.rawserver import Heard, RawServer, Wire
 
 CONTENT = hashlib.shake_128(b"weights").digest(600_007)
@@ -47,13 +49,9 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def google_hash(data: bytes, *, md5: bool = True) -> str:
-    crc = Crc32c()
-    crc.update(data)
-    parts = ["crc32c=" + base64.b64encode(bytes.fromhex(crc.hexdigest())).decode()]
-    if md5:
-        parts.append("md5=" + base64.b64encode(hashlib.md5(data).digest()).decode())
-    return ",".join(parts)
+def google_hash(data: bytes, *names: str) -> str:
+    digests = {"crc32c": CRC32CHash(data).digest(), "md5": hashlib.md5(data).digest()}
+    return ",".join(f"{name}={base64.b64encode(digests[name]).decode()}" for name in names)
 
 
 class Bucket:
@@ -132,8 +130,7 @@ def failure(server: RawServer, part: Path, **more: object) -> TransferError:
 def test_a_download(server: RawServer, part: Path, bucket: Bucket) -> None:
     seen: list[tuple[int, int | None]] = []
     done = get(server, part, on_progress=lambda done, total: seen.append((done, total)))
-    md5 = hashlib.md5(CONTENT).hexdigest()
-    assert done == Download(size=len(CONTENT), sha256=digest(CONTENT), md5=md5, etag='"v1"', checked=None)
+    assert done == Download(size=len(CONTENT), sha256=digest(CONTENT), etag='"v1"', checked=None)
     assert part.read_bytes() == CONTENT
     assert seen[0] == (0, len(CONTENT))
     assert seen[-1] == (len(CONTENT), len(CONTENT))
@@ -191,13 +188,13 @@ def test_any_cuts_end_in_the_right_hash(
 ) -> None:
     bucket, part = Bucket(), tmp_path / "any.part"
     bucket.cuts, bucket.etag, bucket.ranges = list(cuts), etag, ranges
-    bucket.headers = {"x-goog-hash": google_hash(CONTENT)}
+    bucket.headers = {"x-goog-hash": google_hash(CONTENT, "crc32c", "md5")}
     with RawServer(bucket.talk) as server:
         for _ in cuts:
             assert type(failure(server, part)) is TryAgain
         done = get(server, part)
     assert done.sha256 == digest(CONTENT)
-    assert done.checked == "md5"
+    assert done.checked == "crc32c"
     assert part.read_bytes() == CONTENT
     discard(part)
 
@@ -369,17 +366,47 @@ def test_a_part_shorter_than_its_note_is_not_trusted(server: RawServer, part: Pa
 def test_checkpoints_are_written_on_the_way(
     server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A kill at any time costs little: the note grows while the transfer goes on, and does not hold it up."""
     monkeypatch.setattr(partfile, "CHECKPOINT_BYTES", 100_000)
-    notes: list[int] = []
+    monkeypatch.setattr("finetune_worker.transfer.limits.STEP_BYTES", 1)
+    half, seen = 300_000, threading.Event()
+
+    def in_halves(wire: Wire, heard: Heard) -> bool:
+        wire.say(f'HTTP/1.1 200 X\r\nContent-Length: {len(CONTENT)}\r\nETag: "v1"\r\n\r\n'.encode())
+        wire.say(CONTENT[:half])
+        assert seen.wait(10)
+        wire.say(CONTENT[half:])
+        return True
+
+    def synced() -> int:
+        return int(json.loads(part.with_name("w.part.json").read_text())["synced"])
 
     def on_progress(done: int, total: int | None) -> None:
-        notes.append(json.loads(part.with_name("w.part.json").read_text())["synced"])
+        if done == half:
+            until(lambda: 100_000 <= synced() <= half, seconds=10)
+            seen.set()
 
-    monkeypatch.setattr("finetune_worker.transfer.limits.STEP_BYTES", 1)
+    bucket.answer = in_halves
     get(server, part, on_progress=on_progress)
-    assert notes[0] == 0
-    assert notes[-1] == len(CONTENT)
-    assert len(set(notes)) > 2
+    assert synced() == len(CONTENT)
+
+
+def test_a_disk_that_fails_at_a_checkpoint_ends_the_download(
+    server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint runs in a thread of its own; its failure must not stay there."""
+    monkeypatch.setattr(partfile, "CHECKPOINT_BYTES", 100_000)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "x")
+
+    def on_progress(done: int, total: int | None) -> None:
+        monkeypatch.setattr(os, "fsync", full)
+
+    error = failure(server, part, on_progress=on_progress)
+    assert (type(error), error.code) == (NoRoom, "disk_full")
+    monkeypatch.undo()
+    assert get(server, part).sha256 == digest(CONTENT)
 
 
 def test_the_signature_is_not_kept_on_the_disk(server: RawServer, part: Path, bucket: Bucket) -> None:
@@ -490,8 +517,9 @@ def test_a_compressed_reply_is_never_taken_for_the_file(
 @pytest.mark.parametrize(
     ("headers", "checked"),
     [
-        ({"x-goog-hash": google_hash(CONTENT)}, "md5"),
-        ({"x-goog-hash": google_hash(CONTENT, md5=False)}, "crc32c"),
+        ({"x-goog-hash": google_hash(CONTENT, "md5", "crc32c")}, "crc32c"),
+        ({"x-goog-hash": google_hash(CONTENT, "crc32c")}, "crc32c"),
+        ({"x-goog-hash": google_hash(CONTENT, "md5")}, "md5"),
         ({"ETag": f'"{hashlib.md5(CONTENT).hexdigest()}"', "x-amz-request-id": "1"}, "md5"),
     ],
 )
@@ -510,7 +538,7 @@ def test_the_storages_checksum_is_compared(
 
 
 def test_damage_in_the_kept_bytes_is_found_in_the_end(server: RawServer, part: Path, bucket: Bucket) -> None:
-    bucket.headers = {"x-goog-hash": google_hash(CONTENT)}
+    bucket.headers = {"x-goog-hash": google_hash(CONTENT, "crc32c")}
     bucket.cuts = [300_000]
     failure(server, part)
     with part.open("r+b") as file:

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from segmind_sandbox.crc32c import combine, crc32c, repeated
+from crc32c import crc32c
+
+from segmind_sandbox.checksum import combine, repeated
 
 _PERIOD = 8190  # even, so that the small floats below stay aligned
 _CHUNK = 1 << 20

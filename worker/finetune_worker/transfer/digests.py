@@ -4,43 +4,65 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from finetune_worker.transfer.crc32c import Crc32c
+from crc32c import CRC32CHash
 
-WORTH_A_THREAD = 32 * 1024
+from finetune_worker.transfer.beside import Beside
+
+_WORTH_A_THREAD = 32 * 1024
 """Bytes; a smaller block is hashed sooner than it is handed over."""
 
 _MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')
+_GOOGLE = re.compile(r"\b(crc32c|md5)=([A-Za-z0-9+/]+=*)")
+_BYTES = {"crc32c": 4, "md5": 16}
+
+
+class Digest(Protocol):
+    """A digest that bytes are fed to, as those of `hashlib`."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Take the next bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the digest of the bytes so far."""
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """The storage's own checksums of a whole object, in hex; None where it sent none."""
+class Checksum:
+    """The storage's own checksum of a whole object, in hex."""
 
-    md5: str | None = None
-    crc32c: str | None = None
+    algorithm: Literal["crc32c", "md5"]
+    value: str
+
+    def start(self) -> Digest:
+        """Return a digest that, fed with the object, gives `value`."""
+        return CRC32CHash() if self.algorithm == "crc32c" else hashlib.md5(usedforsecurity=False)
 
 
-def expected(headers: Mapping[str, str]) -> Expected:
-    """Read x-goog-hash (Google: base64 md5 and crc32c, the md5 missing for composed objects), or an S3 ETag."""
-    found: dict[str, str] = {}
-    for part in headers.get("x-goog-hash", "").split(","):
-        name, _, text = part.strip().partition("=")
-        try:
-            found[name] = base64.b64decode(text, validate=True).hex()
-        except binascii.Error:
-            continue  # a checksum that cannot be read is none
-    md5 = found.get("md5", "")
-    crc = found.get("crc32c", "")
+def checksum_of(headers: Mapping[str, str]) -> Checksum | None:
+    """Return the checksum that a reply's headers give, crc32c rather than md5, which takes 30 times as long.
+
+    Read are x-goog-hash (Google: base64; composed objects have no md5) and S3's ETag.
+    """
+    found = dict(_GOOGLE.findall(headers.get("x-goog-hash", "")))
+    for algorithm in ("crc32c", "md5"):
+        value = _hex(found.get(algorithm, ""), _BYTES[algorithm])
+        if value is not None:
+            return Checksum(algorithm, value)
     # Elsewhere 32 hex digits may be anything: an ETag is an md5 only where S3 says so.
-    amazon = any(name.lower().startswith("x-amz") for name in headers)
-    return Expected(
-        md5=md5 if len(md5) == 32 else etag_md5(headers) if amazon else None,
-        crc32c=crc if len(crc) == 8 else None,
-    )
+    md5 = etag_md5(headers) if any(name.lower().startswith("x-amz") for name in headers) else None
+    return None if md5 is None else Checksum("md5", md5)
+
+
+def _hex(text: str, length: int) -> str | None:
+    try:
+        value = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return None  # a checksum that cannot be read is none
+    return value.hex() if len(value) == length else None
 
 
 def etag_md5(headers: Mapping[str, str]) -> str | None:
@@ -52,79 +74,31 @@ def etag_md5(headers: Mapping[str, str]) -> str | None:
     return found[1] if found else None
 
 
-class Beside:
-    """Runs ``step`` on one block after the other in a thread of its own, so that a checksum costs a transfer no time.
-
-    At most one block is in work: memory stays flat. `hashlib` lets other threads run while it hashes a block.
+class Hashing:
+    """Feeds bytes to digests in a thread of its own, so that they cost a transfer no time (`hashlib` and crc32c let
+    other threads run). At most one block is in work: memory stays flat.
     """
 
-    def __init__(self, step: Callable[[bytes | memoryview], None]) -> None:
-        self._step = step
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checksum")  # started by the first large block
-        self._running: Future[None] | None = None
+    def __init__(self, *digests: Digest) -> None:
+        self._digests = digests
+        self._beside = Beside("checksum")
 
-    def feed(self, block: bytes | memoryview) -> None:
-        """Take the next block, which must not change any more."""
-        self.wait()
-        if len(block) < WORTH_A_THREAD:
+    def update(self, block: bytes | memoryview) -> None:
+        """Take the next bytes, which must not change any more."""
+        if len(block) < _WORTH_A_THREAD:
+            self._beside.wait()
             self._step(block)
         else:
-            self._running = self._thread.submit(self._step, block)
+            self._beside.start(self._step, block)
 
     def wait(self) -> None:
-        """Return when all blocks are done."""
-        if self._running is not None:
-            self._running.result()
-            self._running = None
+        """Return when the digests are those of all bytes."""
+        self._beside.wait()
 
     def close(self) -> None:
         """End the thread."""
-        self._thread.shutdown()
-
-
-class Hashes:
-    """Digests of bytes as they pass: sha256 and md5 always, the slower crc32c only if it is all there is to compare."""
-
-    def __init__(self, expect: Expected) -> None:
-        self._expect = expect
-        self._sha256 = hashlib.sha256()
-        self._md5 = hashlib.md5(usedforsecurity=False)
-        self._crc = Crc32c() if expect.crc32c is not None and expect.md5 is None else None
-        self._beside = Beside(self._step)
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Take the next bytes, which must not change any more."""
-        self._beside.feed(data)
-        self._sha256.update(data)
-
-    def close(self) -> None:
-        """End the thread that hashes; the digests can still be read."""
         self._beside.close()
 
-    @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
-
-    @property
-    def md5(self) -> str:
-        self._beside.wait()
-        return self._md5.hexdigest()
-
-    @property
-    def checked(self) -> str | None:
-        """Which of the storage's checksums `mismatch` compares."""
-        return "md5" if self._expect.md5 is not None else "crc32c" if self._crc is not None else None
-
-    def mismatch(self) -> str | None:
-        """Return the name of the checksum that differs from the storage's, None if all that it sent agree."""
-        if self._expect.md5 is not None and self.md5 != self._expect.md5:
-            return "md5"
-        self._beside.wait()
-        if self._crc is not None and self._crc.hexdigest() != self._expect.crc32c:
-            return "crc32c"
-        return None
-
-    def _step(self, data: bytes | memoryview) -> None:
-        self._md5.update(data)
-        if self._crc is not None:
-            self._crc.update(data)
+    def _step(self, block: bytes | memoryview) -> None:
+        for digest in self._digests:
+            digest.update(block)

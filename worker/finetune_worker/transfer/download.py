@@ -14,19 +14,22 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import structlog
 
-from finetune_worker.transfer.digests import expected
+from finetune_worker.transfer.digests import checksum_of
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, StartOver, TransferError, TryAgain
 from finetune_worker.transfer.limits import Limits, Meter, Progress
 from finetune_worker.transfer.partfile import Known, PartFile, discard
 from finetune_worker.wire.deadline import Deadline
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
 from finetune_worker.wire.headers import retry_after
-from finetune_worker.wire.session import BLOCK, open_session
+from finetune_worker.wire.session import open_session
 from finetune_worker.wire.urls import UnsafeUrlError, require_callable
 
 __all__ = ["Download", "discard", "download"]
 
 MAX_REDIRECTS = 3
+
+BLOCK = 1024 * 1024
+"""Bytes that are taken from the connection at most at a time."""
 
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
@@ -39,7 +42,6 @@ class Download:
 
     size: int
     sha256: str
-    md5: str
     etag: str | None
     checked: str | None
 
@@ -158,10 +160,10 @@ class _Downloader:
             raise self._too_large(f"{total:,}")
         if part.size:
             _log.info("download_restarted", host=self._host, dropped=part.size)
-        expect = expected(response.headers)
         etag = response.headers.get("ETag", "")
         strong = total is not None and re.fullmatch(r'"[^"]*"', etag)
-        part.begin(Known(etag, total, expect) if strong and total is not None else None, expect)
+        known = Known(etag, total) if strong and total is not None else None
+        part.begin(known, checksum_of(response.headers))
         part.etag = etag or None
         return total
 
@@ -231,14 +233,8 @@ def _classify(part: PartFile, response: requests.Response, host: str) -> Transfe
 def _finish(part: PartFile) -> Download:
     """Bring the whole file to the disk and compare it with what the storage said of it."""
     part.checkpoint()
-    wrong = part.hashes.mismatch()
-    if wrong is not None:
+    named = None if part.checksum is None else part.checksum.algorithm
+    if part.damaged:
         part.drop()
-        raise StartOver("damaged", f"The downloaded file does not have the storage's {wrong}.")
-    return Download(
-        size=part.size,
-        sha256=part.hashes.sha256,
-        md5=part.hashes.md5,
-        etag=part.etag,
-        checked=part.hashes.checked,
-    )
+        raise StartOver("damaged", f"The downloaded file does not have the storage's {named}.")
+    return Download(size=part.size, sha256=part.sha256, etag=part.etag, checked=named)

@@ -7,19 +7,21 @@ with holes in it. The bytes kept are hashed again when the download goes on, so 
 
 import errno
 import fcntl
-import json
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import structlog
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from finetune_worker.transfer.digests import Expected, Hashes
+from finetune_worker.transfer.beside import Beside
+from finetune_worker.transfer.digests import Checksum, Hashing
 from finetune_worker.transfer.errors import NoRoom, PartBusy
 from finetune_worker.wire.urls import safe_url
 
@@ -38,17 +40,18 @@ class Known:
 
     etag: str
     total: int
-    expected: Expected
 
 
-@dataclass(frozen=True, slots=True)
-class _Sidecar:
+class _Note(BaseModel):
+    """The sidecar. One that says anything else was cut short, or is of another version."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
     source: str
     etag: str
-    total: int
-    md5: str | None
-    crc32c: str | None
-    synced: int
+    total: NonNegativeInt
+    checksum: Checksum | None
+    synced: NonNegativeInt
 
 
 class PartFile:
@@ -65,11 +68,15 @@ class PartFile:
         """The object of the bytes kept; None: nothing is kept."""
         self.etag: str | None = None
         """The object's ETag, strong or not."""
+        self.checksum: Checksum | None = None
+        """What the storage says of the whole object."""
         self.size = 0
         """Bytes in the file."""
-        self.hashes = Hashes(Expected())
         self._source = safe_url(url)
         self._synced = 0
+        self._syncing = Beside("checkpoint")
+        self._hashing = Hashing()
+        self._hash(None)
         with _disk():
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -77,7 +84,7 @@ class PartFile:
                 self._lock()
                 self._load()
         except BaseException:
-            self.hashes.close()
+            self._hashing.close()
             os.close(self._file)
             raise
 
@@ -88,7 +95,7 @@ class PartFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self.known is not None and self._synced != self.size:
+            if self.known is not None:
                 self.checkpoint()
         except NoRoom as failed:
             if error is None:
@@ -96,23 +103,37 @@ class PartFile:
             # What ended the download is the news; the last checkpoint still holds.
             _log.warning("part_checkpoint_failed", part=self.path.name, code=failed.code)
         finally:
-            self.hashes.close()
+            self._syncing.close()
+            self._hashing.close()
             os.close(self._file)
 
     @property
     def whole(self) -> bool:
         return self.known is not None and self.size == self.known.total
 
-    def begin(self, known: Known | None, expect: Expected) -> None:
+    @property
+    def sha256(self) -> str:
+        """Of the bytes in the file, in hex."""
+        self._hashing.wait()
+        return self._sha256.hexdigest()
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the bytes differ from what the storage's checksum says."""
+        self._hashing.wait()
+        return self._check is not None and self.checksum is not None and self._check.hexdigest() != self.checksum.value
+
+    def begin(self, known: Known | None, checksum: Checksum | None) -> None:
         """Start from the first byte of an object; without ``known`` it cannot be resumed."""
+        self._syncing.wait()
         with _disk():
             _sidecar(self.path).unlink(missing_ok=True)
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
         self.known, self.size, self._synced, self.etag = known, 0, 0, None
-        self._expect(expect)
+        self._hash(checksum)
         if known is not None:
-            self.checkpoint()
+            self._sync(0)
 
     def require_room(self, total: int) -> None:
         """Check that the disk can take the rest of ``total`` bytes."""
@@ -127,33 +148,32 @@ class PartFile:
         while view:
             with _disk():
                 written = os.write(self._file, view)
-            self.hashes.update(view[:written])
+            self._hashing.update(view[:written])
             self.size += written
             view = view[written:]
-        if self.known is not None and self.size - self._synced >= CHECKPOINT_BYTES:
-            self.checkpoint()
+        if self.known is not None and self.size - self._synced >= CHECKPOINT_BYTES and not self._syncing.busy:
+            self._syncing.start(self._sync, self.size)
 
     def checkpoint(self) -> None:
-        """Bring the bytes to the disk, then the note that they are there."""
+        """Bring all bytes to the disk, then the note that they are there."""
+        self._syncing.wait()
+        if self._synced != self.size:
+            self._sync(self.size)
+
+    def _sync(self, size: int) -> None:
+        """Bring the first ``size`` bytes to the disk, and perhaps some that came meanwhile, then the note of them."""
         with _disk():
             os.fsync(self._file)
             if self.known is not None:
-                self._note(self.known)
-        self._synced = self.size
+                self._write_note(self.known, size)
+        self._synced = size
 
-    def _note(self, known: Known) -> None:
-        note = _Sidecar(
-            source=self._source,
-            etag=known.etag,
-            total=known.total,
-            md5=known.expected.md5,
-            crc32c=known.expected.crc32c,
-            synced=self.size,
-        )
+    def _write_note(self, known: Known, size: int) -> None:
+        note = _Note(source=self._source, etag=known.etag, total=known.total, checksum=self.checksum, synced=size)
         path = _sidecar(self.path)
         fresh = path.with_name(path.name + ".new")
         with fresh.open("w") as file:
-            json.dump(asdict(note), file)
+            file.write(note.model_dump_json())
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
@@ -161,11 +181,15 @@ class PartFile:
 
     def drop(self) -> None:
         """Forget the bytes."""
-        self.begin(None, Expected())
+        self.begin(None, None)
 
-    def _expect(self, expect: Expected) -> None:
-        self.hashes.close()
-        self.hashes = Hashes(expect)
+    def _hash(self, checksum: Checksum | None) -> None:
+        """Start to hash from the first byte."""
+        self.checksum = checksum
+        self._sha256 = hashlib.sha256()
+        self._check = None if checksum is None else checksum.start()
+        self._hashing.close()
+        self._hashing = Hashing(self._sha256, *([] if self._check is None else [self._check]))
 
     def _lock(self) -> None:
         try:
@@ -177,17 +201,16 @@ class PartFile:
         """Take up what an earlier download left, if it is sure what that was."""
         note = _read(_sidecar(self.path))
         length = os.fstat(self._file).st_size
-        if note is None or note.source != self._source or length < note.synced:
+        if note is None or note.source != self._source or not note.synced <= min(length, note.total):
             self.drop()
             return
-        expect = Expected(md5=note.md5, crc32c=note.crc32c)
-        self.known = Known(note.etag, note.total, expect)
+        self.known = Known(note.etag, note.total)
         self.etag = note.etag
-        self._expect(expect)
+        self._hash(note.checksum)
         os.ftruncate(self._file, note.synced)
         os.lseek(self._file, 0, os.SEEK_SET)
         while data := os.read(self._file, _READ):
-            self.hashes.update(data)
+            self._hashing.update(data)
             self.size += len(data)
         self._synced = self.size
 
@@ -214,14 +237,11 @@ def _sidecar(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def _read(path: Path) -> _Sidecar | None:
+def _read(path: Path) -> _Note | None:
     try:
-        note = _Sidecar(**json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        return _Note.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
         return None  # none, or cut short by a crash: then the bytes are of unknown origin
-    sizes = isinstance(note.synced, int) and isinstance(note.total, int) and 0 <= note.synced <= note.total
-    texts = all(isinstance(text, str) for text in (note.source, note.etag))
-    return note if sizes and texts else None
 
 
 def _sync_folder(folder: Path) -> None:

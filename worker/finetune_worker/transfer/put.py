@@ -16,7 +16,7 @@ import requests
 import structlog
 
 from finetune_worker.segmind.models import PresignedUpload
-from finetune_worker.transfer.digests import Beside, etag_md5
+from finetune_worker.transfer.digests import Hashing, etag_md5
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError, TryAgain
 from finetune_worker.transfer.limits import Limits, Meter, Progress
 from finetune_worker.wire.deadline import Deadline
@@ -208,8 +208,8 @@ class _Source:
     def __init__(self, file: BinaryIO, path: Path, limits: Limits, report: Progress | None) -> None:
         self._file = file
         self._path = path
-        self._hash = hashlib.md5(usedforsecurity=False)
-        self._beside = Beside(self._hash.update)
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._hashing = Hashing(self._md5)
         self._failure: BaseException | None = None
         self._state = self._look()
         self._size = self._state[0]
@@ -229,8 +229,8 @@ class _Source:
 
     @property
     def md5(self) -> str:
-        self._beside.wait()
-        return self._hash.hexdigest()
+        self._hashing.wait()
+        return self._md5.hexdigest()
 
     def read(self, size: int = BLOCK) -> bytes:
         try:
@@ -242,7 +242,7 @@ class _Source:
 
     def close(self) -> None:
         """End the thread that hashes; the digest can still be read."""
-        self._beside.close()
+        self._hashing.close()
 
     def finish(self) -> None:
         """Report the end, after the storage has answered."""
@@ -261,7 +261,7 @@ class _Source:
         block = self._file.read(min(size, left))
         if not block or (len(block) == left and self._look() != self._state):
             raise SourceChanged("source_changed", f"The file {self._path.name} changed while it was uploaded.")
-        self._beside.feed(block)
+        self._hashing.update(block)
         self._meter.add(len(block))
         return block
 

@@ -1,35 +1,12 @@
-"""CRC-32C (Castagnoli, RFC 3720 appendix B.4), as in Google's x-goog-hash, and its combination for repeated data.
+"""CRC-32C (RFC 3720, appendix B.4) of data that is never whole in memory: pieces' checksums are combined.
 
-The standard library has no CRC-32C. A byte-wise table is slow in Python, so large weights are made of one repeated
-block: the checksum of any number of repeats follows from that of the block.
+So the checksum of large weights, which repeat one block, follows from that of the block.
 """
 
 from __future__ import annotations
 
 _POLYNOMIAL = 0x82F63B78  # reflected
 _ONE = 1 << 31  # the polynomial 1, reflected
-
-
-def _table() -> tuple[int, ...]:
-    rows = []
-    for byte in range(256):
-        row = byte
-        for _ in range(8):
-            row = (row >> 1) ^ _POLYNOMIAL if row & 1 else row >> 1
-        rows.append(row)
-    return tuple(rows)
-
-
-_TABLE = _table()
-
-
-def crc32c(data: bytes, crc: int = 0) -> int:
-    """The checksum of ``data``, going on from ``crc``."""
-    table = _TABLE
-    crc ^= 0xFFFFFFFF
-    for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
 
 
 def _multiply(a: int, b: int) -> int:

@@ -1,0 +1,35 @@
+"""Work that goes on while a transfer moves the next bytes."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVarTuple
+
+Given = TypeVarTuple("Given")
+
+
+class Beside:
+    """Runs one call after the other in a thread of its own, which the first one starts."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._running: Future[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is at work."""
+        return self._running is not None and not self._running.done()
+
+    def start(self, call: Callable[[*Given], None], *args: *Given) -> None:
+        """Wait for the call before, then run this one; what it raises is raised by the next `start` or `wait`."""
+        self.wait()
+        self._running = self._thread.submit(call, *args)
+
+    def wait(self) -> None:
+        """Return when nothing is at work."""
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.result()
+
+    def close(self) -> None:
+        """End the thread, after the call at work."""
+        self._thread.shutdown()
