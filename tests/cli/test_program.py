@@ -1,5 +1,6 @@
 """The program as a whole: its start, its help, a real terminal, and that docs/cli.md says the same."""
 
+import json
 import os
 import pty
 import re
@@ -20,6 +21,7 @@ from finetune_queue.cli.app import app
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import JobState
 from support.cli import Run, Worker
+from support.samples import sample
 
 FINETUNE = [sys.executable, "-c", "import sys; from finetune_queue.cli import main; sys.exit(main())"]
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -155,6 +157,32 @@ def test_ctrl_c_on_a_terminal_gives_the_cursor_back(worker: Worker) -> None:
         screen.expect("watched-job")
         screen.process.send_signal(signal.SIGINT)
         assert screen.end() == ExitCode.INTERRUPTED
+    assert SHOW_CURSOR in screen.shown
+    assert "Traceback" not in screen.shown
+
+
+def test_a_batch_on_a_terminal_shows_how_far_it_is(worker: Worker, tmp_path: Path) -> None:
+    file = tmp_path / "jobs.jsonl"
+    file.write_text("\n".join([json.dumps(sample(name="a")), "no", json.dumps(sample(name="b"))]))
+    with terminal("submit", "--file", str(file)) as screen:
+        assert screen.end() == ExitCode.FAILED
+    for text in ("line 2: ", "2 jobs, 1 refused", "100%", "2 new jobs on the queue.", SHOW_CURSOR):
+        assert text in screen.shown
+
+
+def test_ctrl_c_in_a_batch_says_how_to_go_on(worker: Worker, tmp_path: Path) -> None:
+    pipe = tmp_path / "endless.jsonl"
+    os.mkfifo(pipe)
+    holder = os.open(pipe, os.O_RDWR)
+    try:
+        with terminal("submit", "--file", str(pipe)) as screen:
+            os.write(holder, b"no\n")
+            screen.expect("line 1: ")
+            screen.process.send_signal(signal.SIGINT)
+            assert screen.end() == ExitCode.INTERRUPTED
+    finally:
+        os.close(holder)
+    assert "Run the same command again" in screen.shown
     assert SHOW_CURSOR in screen.shown
     assert "Traceback" not in screen.shown
 

@@ -12,12 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_queue.cli.output import CliError, ExitCode
-from finetune_queue.cli.requests import build_request, parse_deadline, parse_labels, parse_parameters, read_request
+from finetune_queue.cli.requests import (
+    Options,
+    build_request,
+    parse_deadline,
+    parse_labels,
+    parse_parameters,
+    read_request,
+)
 from finetune_queue.contract import FineTuneRequest
 from finetune_queue.errors import InvalidRequestError
 from support.samples import sample
 
 NOTHING: dict[str, Any] = {"steps": None, "parameters": (), "labels": (), "deadline": None}
+
+
+def build(file: str | None, fields: dict[str, Any], **given: Any) -> FineTuneRequest:
+    return build_request(file, Options.read(fields, **{**NOTHING, **given}))
+
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -33,21 +45,19 @@ def write(folder: Path, body: object) -> str:
 
 
 def test_options_alone_make_a_request_with_the_defaults() -> None:
-    request = build_request(None, {**sample(), "theme": None}, **NOTHING)
+    request = build(None, {**sample(), "theme": None})
     assert request == FineTuneRequest.model_validate(sample())
 
 
 def test_options_replace_what_the_file_says(tmp_path: Path) -> None:
     file = write(tmp_path, sample(name="from-file", priority=3, labels={"a": "1", "b": "2"}))
-    request = build_request(
-        file, {"name": "from-option"}, steps=None, parameters=(), labels=["b=3", "c=4=5"], deadline=None
-    )
+    request = build(file, {"name": "from-option"}, labels=["b=3", "c=4=5"])
     assert (request.name, request.priority) == ("from-option", 3)
     assert request.labels == {"a": "1", "b": "3", "c": "4=5"}
 
 
 def test_steps_and_parameters_are_added_to_the_usual_ones() -> None:
-    request = build_request(None, sample(), steps=500, parameters=["lora_rank=16"], labels=(), deadline=None)
+    request = build(None, sample(), steps=500, parameters=["lora_rank=16"])
     assert request.advance_parameters == {
         "steps": 500,
         "face_crop": False,
@@ -59,13 +69,13 @@ def test_steps_and_parameters_are_added_to_the_usual_ones() -> None:
 
 def test_steps_and_parameters_are_added_to_those_of_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, sample(advance_parameters={"steps": 10, "x": [1]}))
-    request = build_request(file, {}, steps=None, parameters=["x=2"], labels=(), deadline=None)
+    request = build(file, {}, parameters=["x=2"])
     assert request.advance_parameters == {"steps": 10, "x": 2}
 
 
 def test_all_that_is_missing_is_named_with_its_option() -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        build_request(None, {}, **NOTHING)
+        build(None, {})
     assert caught.value.problems == [
         "name (--name): is required",
         "instance_prompt (--prompt): is required",
@@ -76,7 +86,7 @@ def test_all_that_is_missing_is_named_with_its_option() -> None:
 
 def test_a_field_that_is_not_known_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="nmae: is not a field"):
-        build_request(write(tmp_path, sample(nmae="x")), {}, **NOTHING)
+        build(write(tmp_path, sample(nmae="x")), {})
 
 
 @pytest.mark.parametrize(
@@ -86,6 +96,7 @@ def test_a_field_that_is_not_known_is_refused(tmp_path: Path) -> None:
         ("[1]", "one JSON object"),
         ('{"a": 1}\n{"a": 2}\n', "more than one JSON document"),
         ("[" * 100_000, "nested too deep"),
+        ('{"priority": ' + "9" * 5000 + "}", "cannot be read"),
     ],
 )
 def test_a_file_that_is_no_request(tmp_path: Path, text: str, said: str) -> None:
@@ -144,4 +155,4 @@ def test_a_deadline_out_of_this_world() -> None:
 @pytest.mark.parametrize("text", ["tomorrow", "2026-01-31T18:00:00"])
 def test_a_deadline_that_is_no_time_is_the_request_s_to_refuse(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="deadline: "):
-        build_request(None, sample(), steps=None, parameters=(), labels=(), deadline=text)
+        build(None, sample(), deadline=text)

@@ -166,9 +166,15 @@ def submit(
     file: Annotated[
         str | None,
         typer.Option(
-            "--file", "-f", metavar="FILE", help="A request as JSON, - for stdin. Options replace its fields."
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="A request as JSON, or with a name in .jsonl one on each line; - for stdin. Options replace fields.",
         ),
     ] = None,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", metavar="", help="The file has a request on each line, whatever its name.")
+    ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", "-w", metavar="", help="Stay until the job has ended and show it.")
     ] = False,
@@ -179,8 +185,8 @@ def submit(
 
     Local images are packed, checked and staged first. A job's training is paid at Segmind.
     """
-    from finetune_queue.cli.requests import build_request
-    from finetune_queue.cli.submit import submit as command
+    from finetune_queue.cli.lines import SUFFIX
+    from finetune_queue.cli.requests import Options, build_request
 
     if timeout is not None and not wait:
         raise output.usage_error("--timeout needs --wait.")
@@ -197,10 +203,22 @@ def submit(
         "account": account,
         "reply_to": reply_to or None,
         "wait_for": wait_for,
-        "idempotency_key": idempotency_key,
     }
-    request = build_request(file, fields, steps=steps, parameters=param or (), labels=label or (), deadline=deadline)
-    return command(request, wait=wait, timeout=timeout, as_json=as_json)
+    if jsonl and file is None:
+        raise output.usage_error("--jsonl needs --file.")
+    many = file is not None and (jsonl or file.endswith(SUFFIX))
+    if not many:
+        fields["idempotency_key"] = idempotency_key
+    options = Options.read(fields, steps=steps, parameters=param or (), labels=label or (), deadline=deadline)
+    if file is None or not many:
+        from finetune_queue.cli.submit import submit as one
+
+        return one(build_request(file, options), wait=wait, timeout=timeout, as_json=as_json)
+    if wait:
+        raise output.usage_error("--wait stays with one job; for many there is: finetune watch.")
+    from finetune_queue.cli.batch import submit_lines
+
+    return submit_lines(file, options, batch=idempotency_key, as_json=as_json)
 
 
 @app.command()

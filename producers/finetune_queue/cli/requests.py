@@ -1,15 +1,16 @@
-"""A fine-tune request from a JSON file, options, or both: an option replaces what the file says."""
+"""A fine-tune request from JSON, options, or both: an option replaces what the JSON says."""
 
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from finetune_queue.cli.output import usage_error
+from finetune_queue.cli.output import CliError, usage_error
 from finetune_queue.contract import FineTuneRequest, RequestError, parse_request
 from finetune_queue.errors import InvalidRequestError
 
@@ -27,36 +28,64 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
-def build_request(
-    file: str | None,
-    fields: dict[str, Any],
-    *,
-    steps: int | None,
-    parameters: Iterable[str],
-    labels: Iterable[str],
-    deadline: str | None,
-) -> FineTuneRequest:
-    """Make the request. ``fields`` are those of single options; None is an option that was not given.
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the options say of a request. ``fields`` are those of single options, None for one that was not given."""
+
+    fields: Mapping[str, Any]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    deadline: str | None = None
+
+    @classmethod
+    def read(
+        cls,
+        fields: Mapping[str, Any],
+        *,
+        steps: int | None,
+        parameters: Iterable[str],
+        labels: Iterable[str],
+        deadline: str | None,
+    ) -> Self:
+        """Read the options that have a form of their own.
+
+        Raises:
+            CliError: one cannot be read.
+        """
+        changed = parse_parameters(parameters)
+        if steps is not None:
+            changed["steps"] = steps
+        return cls(fields, changed, parse_labels(labels), deadline)
+
+    def over(self, body: Mapping[str, Any], *, keyed: bool = False) -> dict[str, Any]:
+        """Return the body of a request with its fields replaced, and labels and parameters added.
+
+        ``keyed`` tells that it will get an idempotency key; it may also have one.
+
+        Raises:
+            CliError: something cannot be added to what the body has there.
+        """
+        body = {**body, **{name: value for name, value in self.fields.items() if value is not None}}
+        if self.parameters:
+            default = deepcopy(FineTuneRequest.model_fields["advance_parameters"].default)
+            body["advance_parameters"] = {**_object(body, "advance_parameters", default), **self.parameters}
+        if self.labels:
+            body["labels"] = {**_object(body, "labels", {}), **self.labels}
+        if self.deadline is not None:
+            keyed = keyed or body.get("idempotency_key") is not None
+            body["deadline"] = parse_deadline(self.deadline, keyed=keyed)
+        return body
+
+
+def build_request(file: str | None, options: Options) -> FineTuneRequest:
+    """Make the request of a file and options.
 
     Raises:
         CliError: the file or an option cannot be read.
         InvalidRequestError: what they say is not a request that can be accepted.
     """
-    body = {} if file is None else read_request(file)
-    body |= {name: value for name, value in fields.items() if value is not None}
-    changed = parse_parameters(parameters)
-    if steps is not None:
-        changed["steps"] = steps
-    if changed:
-        default = deepcopy(FineTuneRequest.model_fields["advance_parameters"].default)
-        body["advance_parameters"] = {**_object(body, "advance_parameters", default), **changed}
-    pairs = parse_labels(labels)
-    if pairs:
-        body["labels"] = {**_object(body, "labels", {}), **pairs}
-    if deadline is not None:
-        body["deadline"] = parse_deadline(deadline, keyed=body.get("idempotency_key") is not None)
     try:
-        return parse_request(body)
+        return parse_request(options.over({} if file is None else read_request(file)))
     except RequestError as error:
         raise InvalidRequestError([_with_option(problem) for problem in error.problems]) from None
 
@@ -67,24 +96,48 @@ def read_request(file: str) -> dict[str, Any]:
     Raises:
         CliError: it cannot be read, or holds something else.
     """
-    name = "standard input" if file == STDIN else file
+    name = file_name(file)
     try:
         text = sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
     except OSError as error:
-        raise usage_error(f"{name} cannot be read: {error.strerror or error}.") from None
+        raise unreadable(file, error) from None
     except UnicodeDecodeError:
         raise usage_error(f"{name} is not UTF-8 text.") from None
+    return parse_object(text, name)
+
+
+def parse_object(text: str, name: str) -> dict[str, Any]:
+    """Read a JSON object; ``name`` is where it comes from.
+
+    Raises:
+        CliError: it is something else.
+    """
     try:
         body = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            raise usage_error(f"{name} holds more than one JSON document; --file takes one request.") from None
-        raise usage_error(f"{name} is not JSON: {error.msg} (line {error.lineno}, column {error.colno}).") from None
+        if error.msg == "Extra data" and "\n" in text:
+            raise usage_error(
+                f"{name} holds more than one JSON document; --file takes one request, --jsonl one on each line."
+            ) from None
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
+        raise usage_error(f"{name} is not JSON: {error.msg} ({place}).") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise usage_error(f"{name} cannot be read: {error}.") from None
     except RecursionError:
         raise usage_error(f"{name} is nested too deep.") from None
     if not isinstance(body, dict):
         raise usage_error(f"{name} should hold one JSON object with the request's fields.")
     return body
+
+
+def file_name(file: str) -> str:
+    """Return what to call the file in a sentence."""
+    return "standard input" if file == STDIN else file
+
+
+def unreadable(file: str, error: OSError) -> CliError:
+    """Make the error for a file that cannot be read."""
+    return usage_error(f"{file_name(file)} cannot be read: {error.strerror or error}.")
 
 
 def parse_parameters(texts: Iterable[str]) -> dict[str, Any]:
@@ -122,8 +175,8 @@ def parse_deadline(text: str, *, keyed: bool) -> str:
         return text
     if keyed:
         raise usage_error(
-            f"--deadline {text} gives another time on each call, which --idempotency-key refuses. "
-            "Give a point in time, like 2026-01-31T18:00:00Z."
+            f"--deadline {text} gives another time on each call, which --idempotency-key refuses, and many requests, "
+            "too. Give a point in time, like 2026-01-31T18:00:00Z."
         )
     try:
         moment = datetime.now(UTC) + timedelta(**{_UNITS[found[2]]: float(found[1])})
