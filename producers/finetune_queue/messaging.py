@@ -68,7 +68,6 @@ def transport_config(settings: Settings) -> dict[str, Any]:
         "accept_content": ["json"],
         "task_ignore_result": True,
         "result_backend": None,
-        "task_send_sent_event": True,
     }
 
 

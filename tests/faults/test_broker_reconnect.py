@@ -16,7 +16,8 @@ from finetune_worker.broker import mend
 @pytest.fixture
 def mended(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: Any = Channel
-    monkeypatch.setattr(kept, "_connparams", kept._connparams)  # put back after the test
+    for name in ("_connparams", "_create_client"):
+        monkeypatch.setattr(kept, name, getattr(kept, name))  # put back after the test
     mend()
 
 
@@ -44,3 +45,14 @@ def test_channels_of_a_lost_connection_close_and_acknowledge_without_an_unknown_
         ignore_errors(connection, connection.close)
         for message in got:
             message.ack_log_error(logging.getLogger(__name__), errors)
+
+
+def test_a_channel_makes_its_client_once_and_a_new_one_for_a_new_pool(mended: None, tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "broker") as broker, Connection(broker.url) as connection:
+        channel: Any = connection.default_channel
+        with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
+            assert first is second
+        channel._disconnect_pools()  # as when the connection was lost
+        with channel.conn_or_acquire() as other:
+            assert other is not first
+            assert other.ping()

@@ -16,6 +16,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_queue import redaction
 from finetune_queue.redaction import REDACTED, redact, redact_text, register_secrets
 
 API_KEY = "SG_5f3a9c_key/with+odd=signs&%$"
@@ -285,6 +286,21 @@ def test_secret_fields_go_by_their_name() -> None:
         "idempotency_key": "kept",
         "credits": 3,
     }
+
+
+PIECES = (
+    *"=:%\"'@/?& \\,",
+    *("://", "redis", "Authorization", "COOKIE", "x-api-key", "api_key", "token", "sig", "password"),
+    *("Bearer ", "bearer\t", "%3D", "%2F", "3A", "user", "a1B2c3D4e5"),
+)
+
+
+@given(text=st.lists(st.sampled_from(PIECES) | st.text(max_size=2), max_size=12).map("".join))
+def test_no_pattern_is_needed_where_none_of_their_marks_is(text: str) -> None:
+    everything = text
+    for pattern, replacement in redaction._REPLACEMENTS:
+        everything = pattern.sub(replacement, everything)
+    assert redact_text(text) == everything
 
 
 def test_too_short_a_secret_is_not_searched_for() -> None:

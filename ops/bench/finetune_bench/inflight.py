@@ -14,7 +14,7 @@ from typing import Any
 import redis
 from rich.console import Console
 
-from finetune_bench import memory, report
+from finetune_bench import proc, report
 from finetune_bench.ground import START, clean_environment, make_dataset, python
 from finetune_queue.contract import FineTuneRequest, JobRecord, JobState, WaitReason, new_job_id
 from finetune_queue.datasets.check import check_archive
@@ -135,7 +135,7 @@ def _idle(folder: Path, redis_url: str, client: redis.Redis) -> dict[str, float]
         commands = _commands(client) - before - 1
         return {
             "idle_commands_per_s": round(commands / QUIET, 1),
-            "worker_mb": round(memory.resident(worker.pid) / 1e6, 1),
+            "worker_mb": round(proc.resident(worker.pid) / 1e6, 1),
         }
 
 

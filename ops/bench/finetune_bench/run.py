@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
-from finetune_bench import memory
+from finetune_bench import proc
 from finetune_bench.cases import Case
 from finetune_bench.contestants import CONTESTANTS, Contestant, Ground
 from finetune_bench.ground import START, ask_sandbox, clean_environment, make_dataset, python, start_sandbox
@@ -50,7 +50,7 @@ def run(case: Case, key: str, folder: Path) -> Result:
         began = time.time()
         contestant.give(case, ground)
         finished = _wait(case, ground, contestant, began)
-        used = sum(memory.peak_of_session(worker.pid) for worker in workers)
+        used = sum(proc.peak_of_session(worker.pid) for worker in workers)
         report = ask_sandbox(ground.api_url, "report")
         notice = _notice(case, finished, ask_sandbox(ground.api_url, "trainings")["trainings"])
     return result(

@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from finetune_bench import memory
+from finetune_bench import proc
 from finetune_queue.messaging import producer_app
 from finetune_queue.settings import load_settings
 from finetune_worker.container import Container
@@ -19,12 +19,12 @@ def main() -> None:
     app = producer_app(settings)
     container = Container.build(settings, app)
     container.announce_accounts()
-    before = memory.resident(os.getpid())
+    before = proc.resident(os.getpid())
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports (proc(5))
     began = time.perf_counter()
     said = sweep(container, "default")
     took = time.perf_counter() - began
-    grown = memory.peak(os.getpid()) - before
+    grown = proc.peak(os.getpid()) - before
     container.close()
     app.close()
     found = {"said": said, "seconds": round(took, 2), "grown_mb": round(grown / 1e6, 1)}

@@ -189,17 +189,17 @@ class JobStore:
         return self._write(write, durable_within=durable_within)
 
     def _write(self, write: Write, *, durable_within: float | None = None) -> JobRecord:
+        if durable_within is None:
+            return write.written(self._transition(write.names, [write.text]))
         # WAITAOF speaks of its own connection's writes, so it has to go with the script, in one pipeline.
         pipe = self._redis.pipeline(transaction=False)
         self._transition(write.names, [write.text], client=pipe)
-        if durable_within is not None:
-            pipe.waitaof(1, 0, int(durable_within * 1000))
+        pipe.waitaof(1, 0, int(durable_within * 1000))
         replies = pipe.execute(raise_on_error=False)
         if isinstance(replies[0], Exception):
             raise replies[0]
         job = write.written(replies[0])
-        if durable_within is not None:
-            check_durable(job, replies[1])
+        check_durable(job, replies[1])
         return job
 
     def _new(self, job_id: str, request: FineTuneRequest, delay: float) -> Write:

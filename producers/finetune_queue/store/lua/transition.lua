@@ -27,18 +27,19 @@ end
 local time = redis.call('TIME')
 local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
 
-for _, field in ipairs(change.delete) do redis.call('HDEL', job, field) end
-for field, value in pairs(change.set) do redis.call('HSET', job, field, value) end
-redis.call('HSET', job, 'version', change.expect + 1, 'updated_ms', now)
+if change.delete[1] then redis.call('HDEL', job, unpack(change.delete)) end
+local flat = {'version', change.expect + 1, 'updated_ms', now}
+for field, value in pairs(change.set) do table.insert(flat, field); table.insert(flat, value) end
 if not version then
-  redis.call('HSET', job, 'created_ms', now)
+  table.insert(flat, 'created_ms'); table.insert(flat, now)
   redis.call('ZADD', KEYS[3], now, id)
 end
 if change.entered then
-  redis.call('HSET', job, 'entered_ms', now)
+  table.insert(flat, 'entered_ms'); table.insert(flat, now)
   redis.call('ZREM', KEYS[4], id)
   redis.call('ZADD', KEYS[5], now, id)
 end
+redis.call('HSET', job, unpack(flat))
 
 local early = false
 if change.delay_ms then

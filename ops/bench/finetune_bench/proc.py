@@ -1,5 +1,6 @@
-"""How much memory processes took at their peak, read from /proc (Linux; proc(5))."""
+"""What processes have used, read from /proc (Linux; proc(5))."""
 
+import os
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -9,14 +10,29 @@ def session_of(leader: int) -> list[int]:
     """Return the processes of the session that ``leader`` leads, itself included."""
     found = []
     for folder in _PROC.glob("[0-9]*"):
-        try:
-            stat = (folder / "stat").read_text()
-        except OSError:  # it ended meanwhile
-            continue
-        # The name in parentheses may hold anything: what follows the last one is state, parent, group, session.
-        if int(stat.rpartition(")")[2].split()[3]) == leader:
+        stat = _stat(int(folder.name))
+        if stat and int(stat[3]) == leader:
             found.append(int(folder.name))
     return found
+
+
+def cpu_of_session(leader: int) -> float:
+    """Return the seconds of CPU that a process and all that it started have used; of those that still run."""
+    ticks = 0
+    for stat in map(_stat, session_of(leader)):
+        ticks += sum(map(int, stat[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of a process from its state on (0 state, 3 session, 11 and 12 CPU ticks); none if it is gone.
+
+    They follow the last parenthesis: the name before it may hold anything.
+    """
+    try:
+        return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def peak(pid: int) -> int:

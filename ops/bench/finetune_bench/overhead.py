@@ -1,0 +1,153 @@
+"""What our way through costs beside a bare Celery chain that makes the same HTTP calls, and which pool does best.
+
+There is no limit to keep to here and no training to wait for, so that nothing is left but the work itself. The jobs are
+put in the queue while the workers stand still; then these run until the last job is done. All take turns, several
+times, and the medians count. On few cores the sandbox, the Redis server and the workers share them, so the CPU time of
+each is measured too.
+"""
+
+import argparse
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from finetune_bench import proc, report
+from finetune_bench.cases import Case
+from finetune_bench.contestants import CONTESTANTS, Contestant, Ground
+from finetune_bench.ground import START, clean_environment, make_dataset, python, start_sandbox
+from finetune_queue.local.processes import Child
+from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.store import connect
+
+CASE = Case(name="overhead", title="no limit", jobs=300, calls=100_000, window=1.0, training=0.0, scale=20.0)
+ROUNDS = 5
+PATIENCE = 300.0
+"""Seconds that a run may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A contestant of the budget's part, in a pool."""
+
+    title: str
+    contestant: str
+    pool: str
+
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot run here."""
+        if self.pool == "gevent" and find_spec("gevent") is None:
+            return "gevent is no package of this project; try `.venv/bin/pip install gevent`, then this again"
+        return None
+
+    def commands(self) -> list[list[str]]:
+        """Return each worker process's command."""
+        pool = {"threads": self.pool}
+        return [python([pool.get(word, word) for word in words]) for words in CONTESTANTS[self.contestant].workers()]
+
+
+BARE = "bare"
+ENTRIES: Mapping[str, Entry] = {
+    BARE: Entry("bare Celery chain, threads", "tutorial", "threads"),
+    "threads": Entry("finetune-queue, threads", "ours-1", "threads"),
+    "prefork": Entry("finetune-queue, prefork", "ours-1", "processes"),
+    "gevent": Entry("finetune-queue, gevent", "ours-1", "gevent"),
+}
+
+
+def measure(folder: Path, console: Console, asked: argparse.Namespace) -> dict[str, Any]:
+    """Let all take turns; returns the medians."""
+    case, rounds = (replace(CASE, jobs=60), 1) if asked.quick else (CASE, ROUNDS)
+    runs: dict[str, list[dict[str, float]]] = {}
+    for number in range(rounds):
+        for key, entry in ENTRIES.items():
+            if entry.missing is not None:
+                console.print(f"overhead: {entry.title} is left out: {entry.missing}", markup=False, style="yellow")
+                continue
+            console.print(f"overhead: {entry.title}, round {number + 1} of {rounds}", style="dim")
+            runs.setdefault(key, []).append(_run(case, entry, folder / f"{key}-{number}"))
+    rows = [_row(ENTRIES[key].title, found, runs[BARE]) for key, found in runs.items()]
+    title = f"{case.jobs} jobs, no limit, no training; one worker with 8 threads (or processes); medians of {rounds}"
+    report.print_rows(title, rows, Console())
+    return {title: rows}
+
+
+def _row(title: str, runs: list[dict[str, float]], bare: list[dict[str, float]]) -> dict[str, Any]:
+    middle = {name: median(run[name] for run in runs) for name in runs[0]}
+    # Each round's own comparison: what slows the machine down for a while slows down both.
+    speeds = [ours["jobs_per_s"] / theirs["jobs_per_s"] for ours, theirs in zip(runs, bare, strict=True)]
+    return {
+        "worker": title,
+        "of_bare": round(median(speeds), 2),
+        "jobs_per_s": round(middle["jobs_per_s"], 1),
+        **{f"{name}_per_job": round(middle[name], 1) for name in ("worker_ms", "redis_ms", "sandbox_ms")},
+        "redis_commands_per_job": round(middle["commands"], 1),
+        "memory_mb": round(middle["memory"] / 1e6),
+    }
+
+
+def _run(case: Case, entry: Entry, folder: Path) -> dict[str, float]:
+    contestant = CONTESTANTS[entry.contestant]
+    for part in ("weights", "secrets", "temporary"):
+        (folder / part).mkdir(parents=True)
+    with ExitStack() as stack:
+        valkey = stack.enter_context(ValkeyServer(folder / "valkey"))
+        client = stack.enter_context(connect(valkey.url))
+        sandbox, api = start_sandbox(folder, _sandbox_settings(case))
+        stack.callback(sandbox.stop)
+        dataset = make_dataset(folder / "datasets")
+        ground = Ground(folder, valkey.url, api["base_url"], api["api_keys"][0], dataset)
+        env = {**clean_environment(), "TMPDIR": str(folder / "temporary"), **contestant.environment(case, ground)}
+        workers = []
+        for number, command in enumerate(entry.commands()):
+            worker = Child(f"worker{number}", command, env=env, cwd=folder, log=folder / f"worker{number}.log")
+            stack.callback(worker.stop, grace=5.0)
+            workers.append(worker.start())
+        for worker in workers:
+            worker.wait_for_line(lambda line: " ready." in line, timeout=START)
+            worker.send_signal(signal.SIGSTOP)
+        contestant.give(case, ground)
+
+        def used() -> dict[str, float]:
+            redis = client.info()
+            return {
+                "worker_ms": 1000 * sum(proc.cpu_of_session(worker.pid) for worker in workers),
+                "sandbox_ms": 1000 * proc.cpu_of_session(sandbox.pid),
+                "redis_ms": 1000 * (redis["used_cpu_sys"] + redis["used_cpu_user"]),
+                "commands": redis["total_commands_processed"],
+            }
+
+        before, began = used(), time.time()
+        for worker in workers:
+            worker.send_signal(signal.SIGCONT)
+        _wait(workers[0], contestant, ground, case.jobs)
+        after = used()
+        ended = max(path.stat().st_mtime for path in ground.weights.glob(contestant.finished))
+        memory = sum(proc.peak_of_session(worker.pid) for worker in workers)
+    spent = {name: (after[name] - before[name]) / case.jobs for name in before}
+    return {**spent, "jobs_per_s": case.jobs / (ended - began), "memory": memory}
+
+
+def _wait(worker: Child, contestant: Contestant, ground: Ground, jobs: int) -> None:
+    def done() -> bool:
+        time.sleep(0.1)  # each look costs what the workers could use
+        return len(list(ground.weights.glob(contestant.finished))) >= jobs
+
+    worker.wait_until(done, timeout=PATIENCE)
+
+
+def _sandbox_settings(case: Case) -> dict[str, str]:
+    return {
+        "SANDBOX_RATE_LIMIT": f"{case.calls}/{case.window:g}",
+        "SANDBOX_TRAINING_SECONDS": f"{case.training:g}",
+        "SANDBOX_DEPLOY_SECONDS": "3600",
+        "SANDBOX_LIST_CARRIES_WEIGHTS_URL": "true",
+    }
