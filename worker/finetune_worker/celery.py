@@ -140,3 +140,9 @@ def _check_worker(**_: object) -> None:
 @signals.worker_shutting_down.connect
 def _stop_soon(**_: object) -> None:
     app.finetune.container.stop_soon()  # type: ignore[attr-defined]
+
+
+@signals.worker_process_shutdown.connect
+@signals.worker_shutdown.connect
+def _sign_off(**_: object) -> None:
+    app.finetune.container.sign_off()  # type: ignore[attr-defined]

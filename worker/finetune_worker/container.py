@@ -1,25 +1,47 @@
 """The composition root: everything a worker process is made of, built once from the settings."""
 
 import hashlib
+import os
+import socket
 import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
+import structlog
 from celery import Celery
 
-from finetune_queue.contract import JobState
+from finetune_queue import __version__
+from finetune_queue.contract import JobRecord, JobState
 from finetune_queue.messaging import Messenger
 from finetune_queue.settings import Settings
 from finetune_queue.storage import Place
-from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, LocalQueues, Outbox, connect
+from finetune_queue.store import (
+    API_CALL_SECONDS,
+    API_CALLS,
+    JOB_SECONDS,
+    AccountLimits,
+    Accounts,
+    Budget,
+    Counters,
+    Deadlines,
+    JobStore,
+    LocalQueues,
+    Outbox,
+    RedisError,
+    Workers,
+    connect,
+)
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.sinks import Senders
 from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.limits import Limits
+
+log = structlog.get_logger(__name__)
 
 _PART = ".part"
 
@@ -36,6 +58,7 @@ class Container:
     """What stages and the dispatcher work with. Safe in threads; not to be taken across a fork."""
 
     settings: Settings
+    name: str
     jobs: JobStore
     deadlines: Deadlines
     accounts: Accounts
@@ -43,6 +66,8 @@ class Container:
     transfers: Budget
     messenger: Messenger
     outbox: Outbox
+    counters: Counters
+    workers: Workers
     sinks: Senders
     artifacts: Place
     work_dir: Path
@@ -61,6 +86,7 @@ class Container:
         work_dir.mkdir(mode=0o700, exist_ok=True)
         return cls(
             settings=settings,
+            name=f"{socket.gethostname()}:{os.getpid()}",
             jobs=JobStore(client, retention=settings.finetune_retention),
             deadlines=Deadlines(client),
             accounts=Accounts(client),
@@ -83,6 +109,8 @@ class Container:
             ),
             messenger=Messenger(app),
             outbox=Outbox(client),
+            counters=Counters(client),
+            workers=Workers(client),
             sinks=Senders(settings, app, LocalQueues(client)),
             artifacts=Place(settings.finetune_artifact_url),
             work_dir=work_dir,
@@ -144,8 +172,25 @@ class Container:
                     connect_timeout=self.settings.segmind_connect_timeout,
                     read_timeout=self.settings.segmind_read_timeout,
                     call_timeout=self.settings.segmind_call_timeout,
+                    on_call=partial(self._count_call, account),
                 )
             return self._clients[account]
+
+    def _count_call(self, account: str, operation: str, result: str, seconds: float) -> None:
+        self.counters.add(API_CALLS, account, operation, result)
+        self.counters.observe(API_CALL_SECONDS, operation, seconds=seconds)
+
+    def sign_off(self) -> None:
+        """Send what is still to be counted, and say that this worker is gone."""
+        self.counters.send()
+        try:
+            self.workers.left(self.name, __version__)
+        except RedisError as error:
+            log.warning("sign_off_failed", error=str(error))  # it counts as gone all the same, a little later
+
+    def count_ended(self, job: JobRecord) -> None:
+        """Count how long a job took that has just ended."""
+        self.counters.observe(JOB_SECONDS, job.state, seconds=(job.entered_ms - job.created_ms) / 1000)
 
     @property
     def dataset_roots(self) -> list[Path]:
@@ -162,7 +207,8 @@ class Container:
         )
 
     def close(self) -> None:
-        """Close the API connections."""
+        """Send what is still to be counted, and close the API connections."""
+        self.counters.send()
         with self._lock:
             for client in self._clients.values():
                 client.close()

@@ -13,7 +13,7 @@ from dataclasses import replace
 import structlog
 
 from finetune_queue.contract import Event, JobRecord, Sink
-from finetune_queue.store import Attempt, Hold, HoldLostError, SetBackError, Subject
+from finetune_queue.store import DELIVERIES, Attempt, Hold, HoldLostError, SetBackError, Subject
 from finetune_worker.container import Container
 from finetune_worker.sinks import DeliveryError, Sending
 
@@ -135,6 +135,7 @@ class _Delivery:
             self._hold, subject.id, attempt, before=subject.after(sink), after=after, lease=self._lease, dead=dead
         )
         subject.reached[sink.id] = after
+        self._container.counters.add(DELIVERIES, attempt.outcome)
         return failures
 
     def _expired(self, subject: Subject, sink: Sink) -> bool:

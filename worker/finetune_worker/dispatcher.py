@@ -13,9 +13,19 @@ import structlog
 from celery import bootsteps
 from kombu.exceptions import OperationalError
 
+from finetune_queue import __version__
 from finetune_queue.contract import ACCESS, EventType, JobError, JobRecord, JobState
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE, stage_queue
-from finetune_queue.store import SWEEP, Budget, Change, ConflictError, RedisError, transfer_line
+from finetune_queue.store import (
+    LOST_MESSAGES,
+    SWEEP,
+    TAKEOVERS,
+    Budget,
+    Change,
+    ConflictError,
+    RedisError,
+    transfer_line,
+)
 from finetune_worker.container import Container
 from finetune_worker.stages.errors import again
 
@@ -33,6 +43,9 @@ PATIENCE = 0.2
 CLEAN_EVERY = 60.0
 """Seconds between removals of jobs whose retention is over."""
 
+SEEN_EVERY = 10.0
+"""Seconds between two signs that this worker is there."""
+
 
 class Dispatcher:
     """One pass: take what is due, hand out free slots, say how long to sleep."""
@@ -40,6 +53,7 @@ class Dispatcher:
     def __init__(self, container: Container) -> None:
         self._container = container
         self._clean_at = time.monotonic()
+        self._seen_at = time.monotonic()
         self._put_off = container.settings.finetune_handover
 
     def step(self) -> float:
@@ -50,6 +64,9 @@ class Dispatcher:
         """
         if time.monotonic() >= self._clean_at:
             self._clean()  # first: it works where a full server refuses all else, and makes room there
+        if time.monotonic() >= self._seen_at:
+            self._container.workers.seen(self._container.name, __version__)
+            self._seen_at = time.monotonic() + SEEN_EVERY
         waits = [LONGEST_SLEEP, self._start_due()]
         for account in self._container.accounts.names():
             waits.append(self._hand_out(self._container.budget, account))
@@ -78,6 +95,9 @@ class Dispatcher:
                 self._resume(job)
             except ConflictError:
                 log.info("deadline_overtaken", job_id=job.id)  # its worker lives and moved it
+            else:
+                if job.owner:
+                    self._container.counters.add(TAKEOVERS)
         if len(due) == BATCH:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait
@@ -90,7 +110,14 @@ class Dispatcher:
         """
         handover = self._put_off = self._container.settings.finetune_handover
         waited = {job.id: (due[job.id] - job.updated_ms) / 1000 for job in jobs}
-        sent = [job for job in jobs if not job.owner and job.waiting_for is None and waited[job.id] >= handover]
+        sent = [
+            job
+            for job in jobs
+            if not job.owner
+            and job.waiting_for is None
+            and job.state is not JobState.NEEDS_ATTENTION
+            and waited[job.id] >= handover
+        ]
         if not sent:
             return set()
         queued = {queue: self._container.messenger.queued(queue) for queue in (QUEUE, TRANSFER_QUEUE)}
@@ -99,6 +126,8 @@ class Dispatcher:
         if late:
             self._put_off = max(patience.values())
             log.info("queues_are_long", queued=queued, late=len(late))
+        if len(late) < len(sent):
+            self._container.counters.add(LOST_MESSAGES, by=len(sent) - len(late))
         return late
 
     def _resume(self, job: JobRecord) -> None:
@@ -149,7 +178,8 @@ class Dispatcher:
             to = JobState.NEEDS_ATTENTION if job.state is JobState.SUBMITTING else None
             self._container.jobs.transition(job, Change(delay=delay), to=to, **fields)
             return
-        self._container.jobs.transition(job, Change(), to=JobState.FAILED, failed_stage=job.stage, **fields)
+        ended = self._container.jobs.transition(job, Change(), to=JobState.FAILED, failed_stage=job.stage, **fields)
+        self._container.count_ended(ended)
 
     def _hand_out(self, budget: Budget, account: str) -> float:
         holders, wait = budget.reserve(account, BATCH)

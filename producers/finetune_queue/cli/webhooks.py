@@ -49,7 +49,7 @@ class Session:
         try:
             result = function()
         except RateLimited as error:
-            self._budget.pause(slot, error.detail, error.retry_after)
+            self._budget.pause(slot, error.detail, error.retry_after, code=error.code)
             raise CliError(str(error), ExitCode.UNAVAILABLE, error.code) from None
         except SegmindError as error:
             # The slot is left to its own time-out: this other host's trouble says nothing of the API that workers call.

@@ -2,17 +2,29 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self
 
 from finetune_queue.gateway.clients import Clients
+from finetune_queue.gateway.gauges import Queue
 from finetune_queue.gateway.hints import Hints
 from finetune_queue.gateway.hub import Hub
 from finetune_queue.gateway.looks import Looks
-from finetune_queue.gateway.metrics import Metrics, QueueCollector
+from finetune_queue.gateway.metrics import Metrics
 from finetune_queue.messaging import Messenger, producer_app
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
-from finetune_queue.store import Accounts, Feed, JobStore, Overview, connect
+from finetune_queue.store import (
+    Accounts,
+    Counters,
+    Feed,
+    JobStore,
+    Outbox,
+    Overview,
+    Workers,
+    connect,
+    server_facts,
+)
 
 QUICK = 2.0
 """Seconds that the readiness probe gives Redis to answer."""
@@ -54,5 +66,15 @@ class Backend:
             hub=Hub(feed),
             hints=Hints(accounts.hint),
             looks=Looks(jobs, accounts, overview, messenger),
-            metrics=Metrics(QueueCollector(overview, accounts, messenger)),
+            metrics=Metrics(
+                Queue(
+                    overview=overview,
+                    accounts=accounts,
+                    messenger=messenger,
+                    outbox=Outbox(client),
+                    workers=Workers(client),
+                    counters=Counters(client),
+                    server=partial(server_facts, client),
+                )
+            ),
         )

@@ -1,100 +1,85 @@
-"""What Prometheus reads: the queue as it is when asked, and this process's own requests. No label names a job."""
+"""What Prometheus reads: the queue as it is when asked, what all workers have counted, and this process's own requests.
 
-from collections.abc import Callable, Iterator, Mapping
+Every gateway gives the same numbers of the queue: queries take the ``max`` of them. Those named ``finetune_gateway_``
+are each process's own, to be added up. No label names a job, a worker or a URL.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from math import inf
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from finetune_queue.errors import QueueUnavailableError
-from finetune_queue.messaging import Messenger
-from finetune_queue.store import Accounts, AccountStatus, Overview, RedisError, UnknownAccountError
+from finetune_queue.gateway.gauges import UP, Queue, look
+from finetune_queue.store import COUNTED, Counted, Metric, RedisError
 
-_ACCOUNT: Mapping[str, tuple[str, Callable[[AccountStatus], float]]] = {
-    "calls_limit": ("API calls that an account may make in its window", lambda status: status.limits.calls),
-    "window_seconds": ("The window of an account's limit", lambda status: status.limits.window),
-    "slots_used": ("Call slots of an account that are in use, or not free again yet", lambda status: status.used),
-    "waiting": ("Jobs that wait for a call of an account", lambda status: status.waiting),
-    "trainings": ("Trainings of an account that Segmind works on", lambda status: status.tracked),
-    "submits_today": ("Paid submits of an account this day (UTC)", lambda status: status.spent_today),
-    "paused_seconds": ("For how long an account is paused after a 429 or an outage", lambda status: status.paused_for),
-    "stopped": ("1 while the kill switch of an account's submits is thrown", lambda status: int(status.stopped)),
-}
+Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
 
 
 class QueueCollector(Collector):
     """Reads the store at each scrape."""
 
-    def __init__(self, overview: Overview, accounts: Accounts, messenger: Messenger) -> None:
-        self._overview = overview
-        self._accounts = accounts
-        self._messenger = messenger
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[Family]:
         """Name nothing, so that registering asks Redis nothing."""
         return iter(())
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Family]:
         """Yield every number; only ``finetune_up`` while Redis is out of reach."""
         try:
-            found = [*self._store(), *self._account_numbers(), *self._queues()]
+            seen = look(self._queue)
+            counted = self._queue.counters.read()
         except (RedisError, QueueUnavailableError):
-            found = []
-        yield GaugeMetricFamily("finetune_up", "Whether the queue's Redis could be read", value=float(bool(found)))
-        yield from found
+            yield _family(UP, [((), 0.0)])
+            return
+        yield _family(UP, [((), 1.0)])
+        for metric, samples in seen.items():
+            yield _family(metric, samples)
+        for metric in COUNTED:
+            yield _counted(metric, counted[metric])
 
-    def _store(self) -> Iterator[GaugeMetricFamily]:
-        look = self._overview.look()
-        jobs = GaugeMetricFamily("finetune_jobs", "Jobs in each state", labels=["state"])
-        oldest = GaugeMetricFamily(
-            "finetune_oldest_job_seconds", "For how long the oldest job is in a state that it leaves", labels=["state"]
-        )
-        for view in look.states:
-            jobs.add_metric([view.state], view.count)
-            if not view.state.terminal:
-                oldest.add_metric([view.state], view.oldest or 0.0)
-        yield jobs
-        yield oldest
-        yield GaugeMetricFamily(
-            "finetune_overdue_seconds", "By how much the oldest deadline has passed", value=look.overdue
-        )
-        yield GaugeMetricFamily("finetune_dead_letters", "Messages that were set aside", value=look.dead_letters)
 
-    def _account_numbers(self) -> Iterator[GaugeMetricFamily]:
-        accounts = [status for name in self._accounts.names() if (status := self._status(name)) is not None]
-        for name, (meaning, read) in _ACCOUNT.items():
-            family = GaugeMetricFamily(f"finetune_account_{name}", meaning, labels=["account"])
-            for status in accounts:
-                family.add_metric([status.name], read(status))
-            yield family
+def _family(metric: Metric, samples: Iterable[tuple[tuple[str, ...], float]]) -> Family:
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family = kind(metric.name, metric.meaning, labels=metric.labels)
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
 
-    def _status(self, name: str) -> AccountStatus | None:
-        try:
-            return self._accounts.status(name)
-        except UnknownAccountError:
-            return None
 
-    def _queues(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily("finetune_queue_messages", "Messages that wait in a Celery queue", labels=["queue"])
-        for queue, length in self._messenger.lengths().items():
-            family.add_metric([queue], length)
-        yield family
+def _counted(metric: Metric, series: Mapping[tuple[str, ...], Counted]) -> Family:
+    if metric.kind != "histogram":
+        return _family(metric, [(labels, each.value) for labels, each in series.items()])
+    family = HistogramMetricFamily(metric.name, metric.meaning, labels=metric.labels)
+    for labels, each in series.items():
+        bounds = sorted({*metric.buckets, *each.buckets, inf})  # also those of another version
+        sums = accumulate(each.buckets.get(bound, 0.0) for bound in bounds)
+        names = ["+Inf" if bound == inf else str(bound) for bound in bounds]
+        family.add_metric(labels, list(zip(names, sums, strict=True)), each.value)
+    return family
+
+
+REQUESTS = Metric("finetune_gateway_requests_total", "counter", "HTTP requests", ("method", "route", "status"))
+REQUEST_SECONDS = Metric(
+    "finetune_gateway_request_seconds", "histogram", "Time to answer, streams not counted", ("route",)
+)
+OF_PROCESS = (REQUESTS, REQUEST_SECONDS)
 
 
 class Metrics:
     """The numbers of one gateway process."""
 
-    def __init__(self, collector: QueueCollector) -> None:
+    def __init__(self, queue: Queue) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(collector)
-        self._requests = Counter(
-            "finetune_gateway_requests_total", "HTTP requests", ["method", "route", "status"], registry=self._registry
-        )
+        self._registry.register(QueueCollector(queue))
+        self._requests = Counter(REQUESTS.name, REQUESTS.meaning, REQUESTS.labels, registry=self._registry)
         self._seconds = Histogram(
-            "finetune_gateway_request_seconds",
-            "Time to answer, streams not counted",
-            ["route"],
-            registry=self._registry,
+            REQUEST_SECONDS.name, REQUEST_SECONDS.meaning, REQUEST_SECONDS.labels, registry=self._registry
         )
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:

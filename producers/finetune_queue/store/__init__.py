@@ -5,6 +5,21 @@ from redis import RedisError, ResponseError
 from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfer_line
 from finetune_queue.store.budget import SWEEP, Budget, Call, CallClass, NoSlot, room_score
 from finetune_queue.store.connection import connect
+from finetune_queue.store.counters import (
+    API_CALL_SECONDS,
+    API_CALLS,
+    COUNTED,
+    DELIVERIES,
+    JOB_SECONDS,
+    LOST_MESSAGES,
+    STAGE_SECONDS,
+    TAKEOVERS,
+    TRANSFERRED_BYTES,
+    UNKNOWN_STATUSES,
+    Counted,
+    Counters,
+    Metric,
+)
 from finetune_queue.store.dead_letters import DeadLetter, DeadLetters, LostDelivery, RawMessage, TaskCall
 from finetune_queue.store.deadlines import Deadlines
 from finetune_queue.store.errors import (
@@ -19,14 +34,34 @@ from finetune_queue.store.feed import Feed, FeedItem
 from finetune_queue.store.jobs import JobStore
 from finetune_queue.store.listing import CURSOR, CursorError, JobPage, JobPages
 from finetune_queue.store.local_queues import LocalQueues, QueueFullError
-from finetune_queue.store.outbox import Attempt, Hold, HoldLostError, LineStatus, Outbox, SetBackError, Subject
+from finetune_queue.store.outbox import (
+    Attempt,
+    Hold,
+    HoldLostError,
+    LineStatus,
+    Outbox,
+    OutboxView,
+    SetBackError,
+    Subject,
+)
 from finetune_queue.store.overview import Overview, StateView, StoreView
 from finetune_queue.store.server import ServerFacts, server_facts
+from finetune_queue.store.workers import Workers
 from finetune_queue.store.write import Change
 
 __all__ = [
+    "API_CALLS",
+    "API_CALL_SECONDS",
+    "COUNTED",
     "CURSOR",
+    "DELIVERIES",
+    "JOB_SECONDS",
+    "LOST_MESSAGES",
+    "STAGE_SECONDS",
     "SWEEP",
+    "TAKEOVERS",
+    "TRANSFERRED_BYTES",
+    "UNKNOWN_STATUSES",
     "AccountLimits",
     "AccountStatus",
     "Accounts",
@@ -36,6 +71,8 @@ __all__ = [
     "CallClass",
     "Change",
     "ConflictError",
+    "Counted",
+    "Counters",
     "CursorError",
     "DeadLetter",
     "DeadLetters",
@@ -52,9 +89,11 @@ __all__ = [
     "LineStatus",
     "LocalQueues",
     "LostDelivery",
+    "Metric",
     "NoSlot",
     "NotDurableError",
     "Outbox",
+    "OutboxView",
     "Overview",
     "OwnedElsewhereError",
     "QueueFullError",
@@ -69,6 +108,7 @@ __all__ = [
     "Subject",
     "TaskCall",
     "UnknownAccountError",
+    "Workers",
     "connect",
     "room_score",
     "server_facts",

@@ -22,7 +22,11 @@ class AccountLimits:
 
 @dataclass(frozen=True, slots=True)
 class AccountStatus:
-    """An account as ``finetune doctor`` and ``finetune status`` show it; times in seconds."""
+    """An account as ``finetune doctor`` and ``finetune status`` show it; times in seconds.
+
+    ``unwell`` is the code of the error since which no call went well, empty when all is; ``unlooked`` for how long
+    nothing was seen of the trainings, None without any.
+    """
 
     name: str
     limits: AccountLimits
@@ -33,6 +37,8 @@ class AccountStatus:
     stopped: bool
     paused_for: float
     pause_reason: str
+    unwell: str
+    unlooked: float | None
     usual_training: float | None
 
 
@@ -106,11 +112,12 @@ class Accounts:
         _wake(pipe)
         pipe.execute()
 
-    def swept(self, account: str, interval: float, *, affordable: float, gap: float) -> float:
+    def swept(self, account: str, interval: float, *, affordable: float, gap: float, looked: bool = True) -> float:
         """Set the next sweep after one has ended, and return the seconds until then: ``interval``, or what is left of
         ``gap`` since it started if a hint came meanwhile. ``affordable`` is the time between sweeps that uses up the
-        calls which looking may have; hints cannot make it less."""
-        return self._sweep_clock("swept", account, *(int(each * 1000) for each in (interval, affordable, gap)))
+        calls which looking may have; hints cannot make it less. ``looked`` tells whether it saw what Segmind has."""
+        times = (int(each * 1000) for each in (interval, affordable, gap))
+        return self._sweep_clock("swept", account, *times, int(looked))
 
     def hint(self, account: str) -> float | None:
         """Take a word from outside that a training may have moved: bring the next sweep forward, if it may be.
@@ -121,8 +128,8 @@ class Accounts:
         wait = self._sweep_clock("hint", account)
         return None if wait < 0 else wait
 
-    def _sweep_clock(self, what: str, account: str, *times: int) -> float:
-        return int(self._clock([keys.account(account), keys.tracked(account), keys.wake()], [what, *times])) / 1000
+    def _sweep_clock(self, what: str, account: str, *args: int) -> float:
+        return int(self._clock([keys.account(account), keys.tracked(account), keys.wake()], [what, *args])) / 1000
 
     def learn_training(self, account: str, seconds: float) -> None:
         """Set how long the account's trainings usually take."""
@@ -155,7 +162,8 @@ class Accounts:
         pipe.zcount(keys.slots(account), f"({now}", "+inf")
         pipe.zcard(keys.room(account))
         pipe.zcard(keys.tracked(account))
-        fields, used, waiting, tracked = pipe.execute()
+        pipe.zrange(keys.tracked(account), 0, 0, withscores=True)
+        fields, used, waiting, tracked, first = pipe.execute()
         if "limit" not in fields:
             raise UnknownAccountError(account, self.names())
 
@@ -178,6 +186,8 @@ class Accounts:
             stopped=fields.get("stopped") == "1",
             paused_for=max(0, number("paused_until") - now) / 1000,
             pause_reason=fields.get("pause_reason", ""),
+            unwell=fields.get("pause_code", ""),
+            unlooked=max(0.0, now - max(number("looked_at"), first[0][1])) / 1000 if first else None,
             usual_training=number("usual_ms") / 1000 or None,
         )
 

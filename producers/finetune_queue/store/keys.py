@@ -84,6 +84,21 @@ def tracked(name: str) -> str:
     return f"{TAG}:tracked:{name}"
 
 
+def running(state: str) -> str:
+    """Sorted set: the jobs in a state that a worker holds, scored by when its lease ends (ms)."""
+    return f"{TAG}:running:{state}"
+
+
+def counters() -> str:
+    """Hash: what all processes have counted, see :mod:`finetune_queue.store.counters`."""
+    return f"{TAG}:counters"
+
+
+def workers() -> str:
+    """Sorted set: ``VERSION NAME`` of each worker, scored by when it was last seen (seconds)."""
+    return f"{TAG}:workers"
+
+
 def sink_kinds() -> str:
     """Set: the kinds of events that some worker's own sinks (``FINETUNE_SINKS``) want."""
     return f"{TAG}:sink_kinds"

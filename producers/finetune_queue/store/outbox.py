@@ -93,6 +93,17 @@ class LineStatus:
     next_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class OutboxView:
+    """All lines at one look: how many are well and how many down, how many jobs wait in them, and for how many seconds
+    the one that is longest late, or down, has been so."""
+
+    up: int
+    down: int
+    waiting: int
+    lag: float
+
+
 class Outbox:
     """Moves events towards the sinks. One instance serves a whole process; it is safe in threads."""
 
@@ -247,6 +258,24 @@ class Outbox:
             for (name, score), waiting, state in zip(rows, replies[::2], replies[1::2], strict=True)
         ]
         return sorted(found, key=lambda line: (-line.failures, line.name))
+
+    def view(self) -> OutboxView:
+        """Return how far the sinks are behind."""
+        lines = self.lines()
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.time()
+        for index in (keys.outbox(), *(keys.line(line.name) for line in lines)):
+            pipe.zrange(index, 0, 0, withscores=True)
+        (seconds, micros), *firsts = pipe.execute()
+        now = seconds * 1000 + micros / 1000
+        since = [first[0][1] for first in firsts if first] + [line.since_ms for line in lines if line.since_ms]
+        down = sum(1 for line in lines if line.failures)
+        return OutboxView(
+            up=len(lines) - down,
+            down=down,
+            waiting=sum(line.waiting for line in lines),
+            lag=max(0.0, now - min(since, default=now)) / 1000,
+        )
 
     def deliveries(self, job_id: str) -> list[Attempt]:
         """Return the latest attempts to deliver the job's events, newest first."""

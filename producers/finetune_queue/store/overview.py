@@ -11,10 +11,12 @@ from finetune_queue.store import keys
 
 @dataclass(frozen=True, slots=True)
 class StateView:
-    """The jobs in one state: how many, for how many seconds the oldest is in it, and some of them."""
+    """The jobs in one state: how many, how many of them a worker holds, for how many seconds the oldest is in it, and
+    some of them."""
 
     state: JobState
     count: int
+    running: int
     oldest: float | None
     job_ids: list[str]
 
@@ -31,7 +33,7 @@ class StoreView:
 
 
 class Overview:
-    """Looks at the store; one round trip a look."""
+    """Looks at the store; two round trips a look."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
@@ -39,26 +41,26 @@ class Overview:
     def look(self, jobs_per_state: int = 0) -> StoreView:
         """Return the store as it is now, with up to ``jobs_per_state`` ids in each state: those that are longest in
         it, or in a state that ends a job the latest."""
+        seconds, micros = self._redis.time()
+        now = seconds * 1000 + micros / 1000
         pipe = self._redis.pipeline(transaction=False)
-        pipe.time()
         pipe.xlen(keys.dead_letters())
         pipe.zrange(keys.deadlines(), 0, 0, withscores=True)
         for state in JobState:
             index = keys.state(state)
             pipe.zcard(index)
+            pipe.zcount(keys.running(state), now, "+inf")
             pipe.zrange(index, 0, 0, withscores=True)
             if jobs_per_state:
                 pipe.zrange(index, 0, jobs_per_state - 1, desc=state.terminal)
         replies = iter(pipe.execute())
-        seconds, micros = next(replies)
-        now = seconds * 1000 + micros / 1000
         dead_letters = next(replies)
         deadline = next(replies)
         states = []
         for state in JobState:
-            count, oldest = next(replies), next(replies)
+            count, running, oldest = next(replies), next(replies), next(replies)
             age = max(0.0, now - oldest[0][1]) / 1000 if oldest else None
-            states.append(StateView(state, count, age, next(replies) if jobs_per_state else []))
+            states.append(StateView(state, count, running, age, next(replies) if jobs_per_state else []))
         overdue = max(0.0, now - deadline[0][1]) / 1000 if deadline else 0.0
         return StoreView(now, states, dead_letters, overdue)
 

@@ -11,6 +11,7 @@ from finetune_queue.contract.job import JobRecord, JobState, encode_field
 from finetune_queue.contract.kinds import EventType
 from finetune_queue.store import keys
 from finetune_queue.store.accounts import transfer_line
+from finetune_queue.store.counters import JOBS_ENTERED, JOBS_FAILED, counter_field
 from finetune_queue.store.errors import ConflictError, NotDurableError, OwnedElsewhereError
 
 
@@ -59,6 +60,9 @@ class Write:
         if fields is None:
             fields = {"id": job.id, "request": job.request, "digest": job.digest, "owner": ""}
         fields = {**fields, "state": job.state, "event_seq": job.event_seq}
+        counts = [counter_field(JOBS_ENTERED, job.state)] if entered else []
+        if entered and job.state is JobState.FAILED and job.error is not None:
+            counts.append(counter_field(JOBS_FAILED, job.error.code))
         body = {
             "id": job.id,
             "expect": str(job.version),
@@ -73,6 +77,9 @@ class Write:
             "kind": event,
             "notify": any(event in sink.wanted for sink in job.request.sinks) or None,
             "stream_length": stream_length,
+            "count": counts or None,
+            # Nothing of it where nobody held the job, or does now.
+            "held": bool(job.owner) if job.owner or "owner" in fields else None,
         }
         text = json.dumps({name: value for name, value in body.items() if value is not None})
         return cls(job, _transition_keys(job, previous, change), text, entered, previous is None, change.own)
@@ -116,6 +123,8 @@ def _transition_keys(job: JobRecord, previous: JobState | None, change: Change) 
         keys.outbox(),
         keys.sink_kinds(),
         keys.wake_outbox(),
+        keys.running(previous or job.state),
+        keys.counters(),
     ]
 
 

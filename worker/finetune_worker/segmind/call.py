@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,6 +35,14 @@ from finetune_worker.wire.urls import require_callable
 
 Model = TypeVar("Model", bound=BaseModel)
 
+OnCall = Callable[[str, str, float], None]
+"""Is told of a call that ended: its operation, its result, how many seconds it took."""
+
+
+def nobody(_operation: str, _result: str, _seconds: float) -> None:
+    """Tell nobody of a call."""
+
+
 _log = structlog.get_logger(__name__)
 
 
@@ -62,6 +71,7 @@ class Endpoint:
     connect_timeout: float
     read_timeout: float
     call_timeout: float
+    on_call: OnCall = nobody
 
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r})"
@@ -164,13 +174,15 @@ class Call:
         return Unavailable(failure.code, detail=failure.sentence, **about)
 
     def log(self, failure: SegmindError | None, **fields: Any) -> None:
-        """Write the call's one line."""
+        """Write the call's one line, and tell who counts it."""
+        seconds, result = time.monotonic() - self._started, failure.code if failure else "ok"
+        self._endpoint.on_call(self._operation, result, seconds)
         _log.info(
             "segmind_call",
             operation=self._operation,
             status=self._status,
-            duration_s=round(time.monotonic() - self._started, 3),
-            outcome=failure.code if failure else "ok",
+            duration_s=round(seconds, 3),
+            outcome=result,
             **fields,
         )
 

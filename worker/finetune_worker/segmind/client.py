@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from finetune_queue.setting_types import is_loopback
-from finetune_worker.segmind.call import Call, Endpoint, WatchedBody
+from finetune_worker.segmind.call import Call, Endpoint, OnCall, WatchedBody, nobody
 from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.segmind.listing import MAX_LIST, FinetuneListing
 from finetune_worker.segmind.models import Credits, FinetuneDetails, PresignedUpload, SubmitReply, SubmitRequest
@@ -32,6 +32,7 @@ class SegmindClient:
         read_timeout: Seconds that a connection may be silent.
         call_timeout: Seconds for a whole call with its reply's body.
         pool_size: Connections kept open; more are opened when more threads call.
+        on_call: Told of each call when it has ended: the operation, its result (``ok``, or the error's code), seconds.
 
     Raises:
         ValueError: the URL or key cannot be used; the message does not hold the key.
@@ -46,6 +47,7 @@ class SegmindClient:
         read_timeout: float = 30.0,
         call_timeout: float = 60.0,
         pool_size: int = 10,
+        on_call: OnCall = nobody,
     ) -> None:
         require_callable(base_url, allow_loopback=True)
         key = api_key.get_secret_value()
@@ -59,6 +61,7 @@ class SegmindClient:
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             call_timeout=call_timeout,
+            on_call=on_call,
         )
         # A submit has a pool of its own whose connections are never used twice: on a kept one that the server closed
         # meanwhile, the body goes out before the reset comes back, and a harmless event would be an unknown outcome.

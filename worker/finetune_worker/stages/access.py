@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from finetune_queue.contract import ACCESS, Access, EventType, JobRecord, WaitReason
-from finetune_queue.store import CallClass, Change, ConflictError, JobNotFoundError, NoSlot, room_score
+from finetune_queue.store import STAGE_SECONDS, CallClass, Change, ConflictError, JobNotFoundError, NoSlot, room_score
 from finetune_worker.container import CALL_MARGIN, Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
@@ -49,10 +49,12 @@ def change_access(container: Container, job_id: str, task_id: str) -> str:
     except ConflictError as error:
         log.warning("claim_lost", detail=str(error))
         return "the job went on without this worker, whose writes were refused"
+    seconds, kind = time.monotonic() - started, type(outcome).__name__.lower()
+    container.counters.observe(STAGE_SECONDS, ACCESS, kind, seconds=seconds)
     log.info(
         "access_finished",
-        outcome=type(outcome).__name__.lower(),
-        duration_s=round(time.monotonic() - started, 3),
+        outcome=kind,
+        duration_s=round(seconds, 3),
         result=sentence,
     )
     return sentence

@@ -9,7 +9,7 @@ import structlog
 from finetune_queue.contract import JobRecord, JobState, Stage
 from finetune_queue.contract.job import Weights
 from finetune_queue.storage import StorageError
-from finetune_queue.store import CallClass, NoSlot, room_score
+from finetune_queue.store import TRANSFERRED_BYTES, CallClass, NoSlot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
@@ -84,6 +84,7 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
         sha256=got.sha256,
         tensors=checked.tensors,
     )
+    container.counters.add(TRANSFERRED_BYTES, "download", by=got.size)
     log.info("weights_stored", bytes=got.size, sha256=got.sha256, checked_by=got.checked)
     return _done(claim.job, weights)
 

@@ -13,11 +13,13 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """The job's next state if it moves, the fields that changed, and whether one details call is needed to go on."""
+    """The job's next state if it moves, the fields that changed, whether one details call is needed to go on, and
+    whether the status is a new one that nobody has documented."""
 
     to: JobState | None = None
     fields: dict[str, Any] = field(default_factory=dict)
     wants_details: bool = False
+    unknown_status: bool = False
 
     @property
     def news(self) -> bool:
@@ -28,14 +30,16 @@ class Observation:
 def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation:
     """Read a job's training as Segmind shows it. The weights are taken as soon as their URL is known."""
     fields: dict[str, Any] = {}
+    unknown = False
     if seen.status and seen.status != job.provider_status:
         fields["provider_status"] = seen.status
-        if not seen.known and not seen.failed:
+        unknown = not seen.known and not seen.failed
+        if unknown:
             log.warning("unknown_provider_status", job_id=job.id, status=seen.status)
     if job.state is JobState.DEPLOYING:
         if seen.available:
             fields["deployed"] = True
-        return Observation(fields=fields)
+        return Observation(fields=fields, unknown_status=unknown)
     if seen.failed:
         said = f": {seen.error_message}" if seen.error_message else ""
         error = JobError(
@@ -47,5 +51,6 @@ def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation
         return Observation(to=JobState.FAILED, fields={**fields, "error": error, "failed_stage": Stage.SUBMIT})
     if seen.trained and seen.cloud_storage_url:
         weights = {"weights_url": seen.cloud_storage_url, "wants_details": False}
-        return Observation(to=JobState.DOWNLOADING, fields={**fields, **weights})
-    return Observation(fields=fields, wants_details=seen.trained and not job.wants_details)
+        return Observation(to=JobState.DOWNLOADING, fields={**fields, **weights}, unknown_status=unknown)
+    wants_details = seen.trained and not job.wants_details
+    return Observation(fields=fields, wants_details=wants_details, unknown_status=unknown)

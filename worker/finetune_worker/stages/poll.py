@@ -3,7 +3,7 @@
 from functools import partial
 
 from finetune_queue.contract import EventType, JobError, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.store import CallClass, NoSlot, room_score
+from finetune_queue.store import UNKNOWN_STATUSES, CallClass, NoSlot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
@@ -34,6 +34,8 @@ def poll(container: Container, claim: Claim) -> Outcome:
     except MalformedReply as error:
         return Retry(from_api(error, Stage.POLL))
     found = observe(job, seen)
+    if found.unknown_status:
+        container.counters.add(UNKNOWN_STATUSES)
     if found.to is JobState.FAILED:
         return Fail(found.fields["error"], fields=found.fields)
     if found.to is not None:

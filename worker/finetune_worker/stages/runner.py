@@ -11,6 +11,7 @@ import structlog
 
 from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import (
+    STAGE_SECONDS,
     Change,
     ConflictError,
     JobNotFoundError,
@@ -70,11 +71,15 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
     except ConflictError as error:
         log.warning("claim_lost", detail=str(error))
         return StageResult("the job went on without this worker, whose writes were refused", proceed=False)
+    seconds, kind = time.monotonic() - started, type(outcome).__name__.lower()
+    container.counters.observe(STAGE_SECONDS, stage, kind, seconds=seconds)
+    if job.state.terminal:
+        container.count_ended(job)
     log.info(
         "stage_finished",
-        outcome=type(outcome).__name__.lower(),
+        outcome=kind,
         state=str(job.state),
-        duration_s=round(time.monotonic() - started, 3),
+        duration_s=round(seconds, 3),
         result=result.sentence,
     )
     return result

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
-from finetune_queue.store import SWEEP, CallClass, Change, ConflictError, NoSlot, room_score
+from finetune_queue.store import SWEEP, UNKNOWN_STATUSES, CallClass, Change, ConflictError, NoSlot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import SegmindError
@@ -74,7 +74,7 @@ def sweep(container: Container, account: str) -> str:
         trouble = str(error)
         log.warning("sweep_incomplete", account=account, detail=trouble)
     moved = _act_on(container, look, asked_ms=slot.at_ms)
-    _plan_next(container, account, look, now_ms=slot.at_ms)
+    _plan_next(container, account, look, now_ms=slot.at_ms, looked=trouble is None)
     log.info("account_swept", account=account, tracked=len(tracked), seen=len(look.found), moved=moved)
     seen = f"saw {len(look.found)} of {len(tracked)} trainings, {moved} moved"
     return seen if trouble is None else f"{seen}; {trouble}"
@@ -88,6 +88,8 @@ def _act_on(container: Container, look: _Look, *, asked_ms: int) -> int:
         if seen is None:
             continue  # its deadline brings it to the poll stage, which asks for its details
         observation = observe(job, seen)
+        if observation.unknown_status:
+            container.counters.add(UNKNOWN_STATUSES)
         if not observation.news:
             if job.waiting_for is WaitReason.PROVIDER:
                 unchanged.append((job, look_again_in(container, job, asked_ms)))
@@ -111,7 +113,8 @@ def _act_on(container: Container, look: _Look, *, asked_ms: int) -> int:
 def _move(container: Container, job: JobRecord, observation: Observation, asked_ms: int) -> None:
     to, fields = observation.to, observation.fields
     if to is not None and to.terminal:
-        container.jobs.transition(job, Change(), to=to, owner="", waiting_for=None, **fields)
+        ended = container.jobs.transition(job, Change(), to=to, owner="", waiting_for=None, **fields)
+        container.count_ended(ended)
     elif to is not None or fields.get("deployed"):
         event = EventType.PROGRESS if to is None else None
         fields = {"owner": "", "attempts": 0, "takeovers": 0, "waiting_for": None, **fields}
@@ -133,7 +136,7 @@ def _ended(job: JobRecord, seen: FinetuneItem | FinetuneDetails | None) -> bool:
     return seen.failed or (seen.available if job.state is JobState.DEPLOYING else seen.trained)
 
 
-def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int) -> None:
+def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, looked: bool) -> None:
     """Set when the next sweep is, having learned from this one how long trainings usually take."""
     jobs = [*look.by_finetune_id.values(), *look.unsure]
     ended = {job.id for job in jobs if _ended(job, look.found.get(job.id))}
@@ -159,4 +162,4 @@ def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int) 
         busy_share=busy_share,
     )
     share = affordable(status.limits, busy=busy, busy_share=busy_share)
-    container.accounts.swept(account, between, affordable=share, gap=shortest)
+    container.accounts.swept(account, between, affordable=share, gap=shortest, looked=looked)

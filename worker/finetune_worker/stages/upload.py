@@ -15,7 +15,7 @@ from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.datasets.report import DatasetReport
 from finetune_queue.public_fetch.addresses import AddressPolicy
 from finetune_queue.sources import PublicArchive, resolve_dataset
-from finetune_queue.store import CallClass, NoSlot, room_score
+from finetune_queue.store import TRANSFERRED_BYTES, CallClass, NoSlot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import PresignedUpload
@@ -112,6 +112,7 @@ def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpl
     except TransferError as error:
         return Retry(from_transfer(error, Stage.UPLOAD), after=error.retry_after)
     container.jobs.drop_upload_url(claim.job.id)
+    container.counters.add(TRANSFERRED_BYTES, "upload", by=done.size)
     return Done(
         f"uploaded {report.images} images ({done.size:,} bytes)",
         to=JobState.SUBMITTING,

@@ -4,6 +4,7 @@
 -- KEYS  1 slots  2 waiting room  3 account  4 wake
 -- ARGV  1 token of the call  2 "well" | "unwell"  3 pause_ms asked for by the provider, or ""
 --       4 backoff_base_ms  5 backoff_max_ms  6 jitter, 0 to 1  7 why, for people  8 "1" to take back a submit's count
+--       9 why, for programs
 -- Returns the pause in ms, 0 for none.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -15,7 +16,7 @@ end
 
 local pause = 0
 if ARGV[2] == 'well' then
-  redis.call('HDEL', KEYS[3], 'probing', 'probe_until', 'failures', 'pause_reason')
+  redis.call('HDEL', KEYS[3], 'probing', 'probe_until', 'failures', 'pause_reason', 'pause_code')
 else
   local already = tonumber(redis.call('HGET', KEYS[3], 'paused_until') or '0')
   if already > now and ARGV[3] == '' then
@@ -24,7 +25,7 @@ else
     local failures = redis.call('HINCRBY', KEYS[3], 'failures', 1)
     pause = tonumber(ARGV[3] ~= '' and ARGV[3] or math.min(ARGV[5], ARGV[4] * 2 ^ (failures - 1)))
     pause = math.ceil(pause * (1 + 0.25 * ARGV[6]))
-    redis.call('HSET', KEYS[3], 'paused_until', math.max(already, now + pause), 'pause_reason', ARGV[7],
+    redis.call('HSET', KEYS[3], 'paused_until', math.max(already, now + pause), 'pause_reason', ARGV[7], 'pause_code', ARGV[9],
                'probing', '1', 'probe_until', '0')
   end
 end

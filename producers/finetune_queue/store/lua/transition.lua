@@ -3,10 +3,11 @@
 -- KEYS  1 job  2 job events  3 jobs  4 state set it is in  5 state set it goes to  6 deadlines  7 wake
 --       8 events stream  9 owners  10 waiting room  11 tracked
 --       12 the account's other waiting room  13 outbox  14 the kinds of events that the service's own sinks want
---       15 the outbox's wake
+--       15 the outbox's wake  16 those of its state that a worker holds  17 counters
 -- ARGV  1 JSON: id, expect (version; 0: must not exist), entered (bool), set {field: text}, delete [field],
 --       delay_ms (absent: no deadline), room_score, track (bool), event (JSON text), own (finetune_id),
---       kind (of the event), notify (a sink of the job wants it), stream_length
+--       kind (of the event), notify (a sink of the job wants it), stream_length, count [field of the counters],
+--       held (bool: a worker holds it now; absent: nobody did, or does)
 -- Returns {1, now_ms}; {0, current version or ""} when the version differs; {-1, job id} when another job owns `own`.
 local job, change = KEYS[1], cjson.decode(ARGV[1])
 local id = change.id
@@ -48,6 +49,11 @@ if change.delay_ms then
 else
   redis.call('ZREM', KEYS[6], id)
 end
+if change.held and change.delay_ms then
+  redis.call('ZADD', KEYS[16], now + change.delay_ms, id)
+elseif change.held ~= nil then
+  redis.call('ZREM', KEYS[16], id)
+end
 redis.call('ZREM', KEYS[12], id)
 if change.room_score then
   early = early or redis.call('EXISTS', KEYS[10]) == 0
@@ -68,5 +74,6 @@ if change.event then
     if redis.call('EXISTS', KEYS[15]) == 0 then redis.call('LPUSH', KEYS[15], '1') end
   end
 end
+for _, field in ipairs(change.count or {}) do redis.call('HINCRBY', KEYS[17], field, 1) end
 if early and redis.call('EXISTS', KEYS[7]) == 0 then redis.call('LPUSH', KEYS[7], '1') end
 return {1, tonumber(now)}

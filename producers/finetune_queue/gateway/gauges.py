@@ -1,0 +1,156 @@
+"""The queue as it is now, in numbers: what each means and how it is read from a look at the store."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from finetune_queue.messaging import Messenger
+from finetune_queue.store import (
+    Accounts,
+    AccountStatus,
+    Counters,
+    Metric,
+    Outbox,
+    OutboxView,
+    Overview,
+    ServerFacts,
+    StateView,
+    StoreView,
+    UnknownAccountError,
+    Workers,
+)
+
+T = TypeVar("T")
+Samples = list[tuple[tuple[str, ...], float]]
+Read = Callable[[T], float | None]
+"""Reads a number; None where there is none."""
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Metric:
+    return Metric(f"finetune_{name}", "gauge", meaning, labels)
+
+
+UP = _gauge("up", "1 if the queue's Redis could be read; 0 with no other number of the queue if not")
+
+_STATES: dict[Metric, Read[StateView]] = {
+    _gauge("jobs", "Jobs in each state", "state"): lambda view: view.count,
+    _gauge("running_jobs", "Jobs in each state that a worker holds now", "state"): lambda view: view.running,
+    _gauge("oldest_job_seconds", "For how long the oldest job is in a state that it leaves", "state"): (
+        lambda view: None if view.state.terminal else view.oldest or 0.0
+    ),
+}
+_STORE: dict[Metric, Read[StoreView]] = {
+    _gauge("overdue_seconds", "By how much the oldest job's next look is late; next to 0 while a worker lives"): (
+        lambda view: view.overdue
+    ),
+    _gauge("dead_letters", "Messages and events that were set aside"): lambda view: view.dead_letters,
+}
+_ACCOUNTS: dict[Metric, Read[AccountStatus]] = {
+    _gauge("account_calls_limit", "API calls that an account may make in its window", "account"): (
+        lambda status: status.limits.calls
+    ),
+    _gauge("account_window_seconds", "The window of an account's limit", "account"): lambda status: (
+        status.limits.window
+    ),
+    _gauge("account_slots_used", "Call slots in use, or not free again yet", "account"): lambda status: status.used,
+    _gauge("account_waiting", "Jobs that wait for a call", "account"): lambda status: status.waiting,
+    _gauge("account_trainings", "Trainings that Segmind works on, or may be working on", "account"): (
+        lambda status: status.tracked
+    ),
+    _gauge("account_trainings_limit", "Trainings in flight that the account may have, where set", "account"): (
+        lambda status: status.limits.max_training
+    ),
+    _gauge("account_submits_today", "Paid submits this day (UTC)", "account"): lambda status: status.spent_today,
+    _gauge("account_submits_limit", "Paid submits that the account may make in a day, where set", "account"): (
+        lambda status: status.limits.max_submits_per_day
+    ),
+    _gauge("account_stopped", "1 while the kill switch of submits is thrown", "account"): (
+        lambda status: int(status.stopped)
+    ),
+    _gauge("account_paused_seconds", "For how long the account is still paused", "account"): (
+        lambda status: status.paused_for
+    ),
+    _gauge("account_unlooked_seconds", "For how long no sweep saw the trainings; 0 without any", "account"): (
+        lambda status: status.unlooked or 0.0
+    ),
+}
+_UNWELL = _gauge(
+    "account_unwell",
+    "1 with the code of the error since which no call of the account went well; 0 with an empty code if all is well",
+    *("account", "code"),
+)
+_WORKERS = _gauge("workers", "Workers that gave a sign of life within 35 s", "version")
+_QUEUES = _gauge("queue_messages", "Messages that wait in a Celery queue", "queue")
+_LINES = _gauge("sink_lines", "Lines of events to sinks: up, or down (out of reach)", "condition")
+_SINKS: dict[Metric, Read[OutboxView]] = {
+    _gauge("sink_waiting", "Jobs whose events wait in those lines"): lambda view: view.waiting,
+    _gauge("sink_lag_seconds", "For how long the line that is longest late, or down, has been so"): (
+        lambda view: view.lag
+    ),
+}
+_SERVER: dict[Metric, Read[ServerFacts]] = {
+    _gauge("redis_used_bytes", "Memory that the jobs' Redis uses"): lambda facts: facts.used_bytes,
+    _gauge("redis_max_bytes", "Memory that it may use (`maxmemory`); 0 without a limit"): lambda facts: facts.max_bytes,
+    _gauge("redis_append_only", "1 if it keeps an append-only log"): lambda facts: int(facts.append_only),
+    _gauge("redis_log_ok", "1 if its last write to that log went well"): lambda facts: int(facts.log_ok),
+    _gauge("redis_noeviction", "1 if it never drops a key when full, as it must not"): (
+        lambda facts: int(facts.eviction == "noeviction")
+    ),
+    Metric("finetune_redis_evicted_keys_total", "counter", "Keys that it dropped for want of memory"): (
+        lambda facts: facts.evicted
+    ),
+}
+
+GAUGES = (UP, *_STATES, *_STORE, _WORKERS, _QUEUES, *_ACCOUNTS, _UNWELL, _LINES, *_SINKS, *_SERVER)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What the numbers are read from."""
+
+    overview: Overview
+    accounts: Accounts
+    messenger: Messenger
+    outbox: Outbox
+    workers: Workers
+    counters: Counters
+    server: Callable[[], ServerFacts]
+
+
+def look(queue: Queue) -> dict[Metric, Samples]:
+    """Read every number but ``finetune_up``.
+
+    Raises:
+        RedisError, QueueUnavailableError: Redis or the broker is out of reach.
+    """
+    found: dict[Metric, Samples] = {}
+    store = queue.overview.look()
+    _read(found, _STATES, [((view.state,), view) for view in store.states])
+    _read(found, _STORE, [((), store)])
+    versions = Counter(queue.workers.alive().values())
+    found[_WORKERS] = [((version,), count) for version, count in versions.items()]
+    found[_QUEUES] = [((name,), length) for name, length in queue.messenger.lengths().items()]
+    accounts = [((name,), status) for name in queue.accounts.names() if (status := _status(queue, name)) is not None]
+    _read(found, _ACCOUNTS, accounts)
+    found[_UNWELL] = [((status.name, status.unwell), float(bool(status.unwell))) for _, status in accounts]
+    sinks = queue.outbox.view()
+    found[_LINES] = [(("up",), sinks.up), (("down",), sinks.down)]
+    _read(found, _SINKS, [((), sinks)])
+    _read(found, _SERVER, [((), queue.server())])
+    return found
+
+
+def _read(
+    found: dict[Metric, Samples], metrics: dict[Metric, Read[T]], views: Sequence[tuple[tuple[str, ...], T]]
+) -> None:
+    for metric, read in metrics.items():
+        samples = [(labels, read(view)) for labels, view in views]
+        found[metric] = [(labels, float(value)) for labels, value in samples if value is not None]
+
+
+def _status(queue: Queue, name: str) -> AccountStatus | None:
+    try:
+        return queue.accounts.status(name)
+    except UnknownAccountError:
+        return None
