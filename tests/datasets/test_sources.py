@@ -4,13 +4,11 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3  # type: ignore[import-untyped]
 import pytest
-from moto.server import ThreadedMotoServer
 
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.public_fetch.addresses import AddressPolicy
@@ -188,30 +186,12 @@ def test_no_space_for_what_is_fetched(resolve: Resolve, tmp_path: Path) -> None:
     assert os.strerror(errno.ENOENT) in error.sentence
 
 
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, root: Path) -> str:
+def bucket(s3: Any, root: Path) -> str:
     """A bucket with the dataset in it, as `sets/a.zip`."""
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": s3_server,
-    }.items():
-        monkeypatch.setenv(name, value)
     name = "test-datasets"
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=name)
-    client.upload_file(str(root / "a.zip"), name, "sets/a.zip")
-    client.close()
+    s3.create_bucket(Bucket=name)
+    s3.upload_file(str(root / "a.zip"), name, "sets/a.zip")
     return name
 
 

@@ -425,6 +425,17 @@ def test_a_file_that_changes_never_arrives_whole(
     assert storage.heard == []
 
 
+def test_another_file_than_the_one_that_was_checked_never_arrives_whole(source: Path, storage: Storage) -> None:
+    """It was exchanged before the upload opened it: only its bytes tell."""
+    checked = hashlib.sha256(CONTENT).hexdigest()
+    with RawServer(storage.talk) as server:
+        assert put(server, source, sha256=checked).size == len(CONTENT)
+        source.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
+        error = failure(server, source, sha256=checked)
+    assert (type(error), error.code) == (SourceChanged, "source_changed")
+    assert len(storage.heard) == 1
+
+
 class Stop(BaseException):
     """What a stage raises to end its work at once."""
 

@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 from finetune_queue.contract import JobState
+from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.storage import Place
 from finetune_queue.store import Change
 from finetune_worker.stages.sweep import sweep
+from finetune_worker.transfer import NoRoom
 from support.until import until
 
 
@@ -61,3 +66,51 @@ def test_an_overtaken_worker_does_not_replace_the_weights(bench: Any) -> None:
     assert "refused" in result.sentence
     assert stored.read_bytes() == b"better"
     assert [path.name for path in stored.parent.iterdir()] == ["weights.safetensors"]
+
+
+def downloads(bench: Any) -> int:
+    """How often the weights were asked for."""
+    return sum(bench.sandbox.control.report()["calls"]["download"].values())
+
+
+def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(bench: Any, s3: Any, bucket: str) -> None:
+    object.__setattr__(bench.container, "artifacts", Place(f"s3://{bucket}/weights"))
+    job = downloading(bench)
+    s3.delete_bucket(Bucket=bucket)
+
+    bench.run(job)
+
+    failed = bench.read(job)
+    assert (failed.state, failed.error.code) == (JobState.FAILED, "place_missing")
+    assert bucket in failed.error.message
+    assert "finetune retry" in failed.error.action
+
+    s3.create_bucket(Bucket=bucket)
+    with FineTuneQueue(bench.container.settings) as queue:
+        queue.retry(job.id)
+    bench.run(job)
+
+    job = bench.read(job)
+    assert job.weights is not None
+    assert job.weights.url == f"s3://{bucket}/weights/{job.id}/weights.safetensors"
+    assert s3.head_object(Bucket=bucket, Key=f"weights/{job.id}/weights.safetensors")["ContentLength"] == 65536
+    assert (downloads(bench), bench.submits()) == (1, 1)
+    assert not bench.container.part_of(job.id).exists()
+
+
+def test_a_full_disk_keeps_what_came_and_the_job_tries_again(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = downloading(bench)
+
+    def full(*_args: object) -> None:
+        raise NoRoom("disk_full", "The download needs 9 more bytes on the disk, which has 1 free.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_worker.transfer.partfile.PartFile.require_room", full)
+        bench.run(job)
+    waiting = bench.read(job)
+    assert (waiting.state, waiting.attempts) == (JobState.DOWNLOADING, 1)
+    assert (waiting.error.code, waiting.error.retryable) == ("disk_full", True)
+
+    bench.run(job)
+    assert bench.read(job).weights is not None
+    assert bench.submits() == 1

@@ -100,6 +100,7 @@ def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpl
             upload_to,
             path,
             public=True,
+            sha256=report.sha256,
             limits=container.transfer_limits,
             on_progress=claim.progress,
             allow_loopback=container.settings.segmind_is_loopback,

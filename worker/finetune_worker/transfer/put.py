@@ -58,6 +58,7 @@ def upload_presigned(
     path: Path,
     *,
     public: bool,
+    sha256: str | None = None,
     limits: Limits | None = None,
     on_progress: Progress | None = None,
     allow_loopback: bool = False,
@@ -66,6 +67,7 @@ def upload_presigned(
 
     Args:
         public: Whether the URL was asked for with public access: then the ACL is one of its signed headers.
+        sha256: Of the file that was checked, in hex; of another one the storage never gets a whole copy.
         allow_loopback: Let the URL be on this machine, with plain http (the sandbox).
 
     Raises:
@@ -84,7 +86,7 @@ def upload_presigned(
     except OSError as error:
         raise SourceChanged("source_missing", f"The file {path.name} cannot be read: {error.strerror}.") from None
     with file, open_session() as session:
-        source = _Source(file, path, limits, on_progress)
+        source = _Source(file, path, limits, on_progress, sha256=sha256)
         with closing(source):
             reply = _put(session, url, headers, source, limits)
     if not 200 <= reply.status < 300:
@@ -201,15 +203,19 @@ class _Stopped(Exception):  # noqa: N818 - not an error of its own
 class _Source:
     """The file as a request's body: exactly its bytes, counted, hashed, and refused before the end if it changed.
 
-    The last block is withheld until the file is known to be the one that was opened: of a changed one the server never
-    gets a whole copy.
+    The last block is withheld until the file is known to be the one that was opened, and checked before: of a changed
+    one the server never gets a whole copy.
     """
 
-    def __init__(self, file: BinaryIO, path: Path, limits: Limits, report: Progress | None) -> None:
+    def __init__(
+        self, file: BinaryIO, path: Path, limits: Limits, report: Progress | None, *, sha256: str | None
+    ) -> None:
         self._file = file
         self._path = path
         self._md5 = hashlib.md5(usedforsecurity=False)
-        self._hashing = Hashing(self._md5)
+        self._sha256 = hashlib.sha256()
+        self._expected = sha256
+        self._hashing = Hashing(self._md5, self._sha256)
         self._failure: BaseException | None = None
         self._state = self._look()
         self._size = self._state[0]
@@ -259,11 +265,17 @@ class _Source:
         if left == 0:
             return b""
         block = self._file.read(min(size, left))
-        if not block or (len(block) == left and self._look() != self._state):
-            raise SourceChanged("source_changed", f"The file {self._path.name} changed while it was uploaded.")
         self._hashing.update(block)
+        if not block or (len(block) == left and self._changed()):
+            raise SourceChanged("source_changed", f"The file {self._path.name} changed after it was checked.")
         self._meter.add(len(block))
         return block
+
+    def _changed(self) -> bool:
+        """Look when all bytes were read."""
+        self._hashing.wait()
+        other = self._expected is not None and self._sha256.hexdigest() != self._expected
+        return other or self._look() != self._state
 
     def _look(self) -> tuple[int, int, int, int]:
         """What tells one state of the file from another; both of the open file and of what its path names now."""

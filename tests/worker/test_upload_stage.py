@@ -1,0 +1,99 @@
+"""The upload stage: one URL for as long as it is good, then another; the report on the job; only what was checked."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_queue.contract import EventType, JobState
+from finetune_queue.store import Change
+from finetune_worker.stages import upload as module
+from finetune_worker.transfer import upload_presigned
+from support.images import image_bytes, make_zip
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    return make_zip(tmp_path / "d.zip", {"1.jpg": image_bytes(1, (600, 600)), "1.txt": b"photo of nobody"})
+
+
+def uploading(bench: Any, dataset: Path) -> Any:
+    jobs, job = bench.container.jobs, bench.job(dataset=f"file://{dataset}")
+    return jobs.transition(job, Change(delay=60), to=JobState.UPLOADING)
+
+
+def calls(bench: Any) -> tuple[int, int]:
+    """How often a URL was asked for, and a PUT made."""
+    report = bench.sandbox.control.report()["calls"]
+    return sum(report["presign"].values()), sum(report["put"].values())
+
+
+@pytest.mark.parametrize("fault", [{"kind": "slow_down"}, {"kind": "http_error", "status": 500}, {"kind": "reset"}])
+def test_a_busy_storage_gets_the_same_url_again(bench: Any, dataset: Path, fault: dict[str, Any]) -> None:
+    job = uploading(bench, dataset)
+    bench.sandbox.control.add_fault(op="put", count=1, **fault)
+
+    bench.run(job)
+    waiting = bench.read(job)
+    assert (waiting.state, waiting.attempts) == (JobState.UPLOADING, 1)
+    bench.run(job)
+
+    done = bench.read(job)
+    assert (done.state, done.attempts) == (JobState.SUBMITTING, 0)
+    assert calls(bench) == (1, 2)
+    assert bench.container.jobs.upload_url(job.id) is None
+
+
+def test_a_url_that_is_about_to_end_is_not_used_again(bench: Any, dataset: Path) -> None:
+    job = uploading(bench, dataset)
+    bench.sandbox.control.add_fault(op="put", kind="slow_down", count=1)
+    bench.run(job)
+
+    kept = bench.container.jobs.upload_url(job.id)
+    ending = re.sub(r"X-Amz-Expires=\d+", "X-Amz-Expires=59", kept)
+    bench.container.jobs.save_upload_url(job.id, ending, 3600)
+
+    bench.run(job)
+    assert bench.read(job).state is JobState.SUBMITTING
+    assert calls(bench) == (2, 2)
+
+
+def test_a_url_that_the_storage_refuses_is_replaced_at_once(bench: Any, dataset: Path) -> None:
+    job = uploading(bench, dataset)
+    bench.sandbox.control.add_fault(op="put", kind="http_error", status=403, count=1)
+    bench.run(job)
+    assert bench.container.jobs.upload_url(job.id) is None
+    bench.run(job)
+    assert bench.read(job).state is JobState.SUBMITTING
+    assert calls(bench) == (2, 2)
+
+
+def test_the_report_is_on_the_job_and_in_its_events(bench: Any, dataset: Path) -> None:
+    job = uploading(bench, dataset)
+    bench.run(job)
+
+    report = bench.read(job).dataset_report
+    assert report is not None
+    assert (report["ok"], report["images"], report["captions"]) == (True, 1, 1)
+    assert "caption_without_trigger" in {finding["code"] for finding in report["findings"]}
+    (told,) = [each for each in bench.container.jobs.events(job.id) if each.kind is EventType.SUBMITTING]
+    assert told.data["dataset_report"] == report
+
+
+def test_a_dataset_that_is_exchanged_after_its_check_is_not_uploaded(
+    bench: Any, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = uploading(bench, dataset)
+
+    def exchange(upload_to: Any, path: Path, **more: Any) -> Any:
+        path.write_bytes(b"PK" + bytes(5000))
+        return upload_presigned(upload_to, path, **more)
+
+    monkeypatch.setattr(module, "upload_presigned", exchange)
+    bench.run(job)
+
+    failed = bench.read(job)
+    assert (failed.state, failed.error.code) == (JobState.FAILED, "source_changed")
+    assert "changed after it was checked" in failed.error.message
+    assert bench.submits() == 0
