@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The harness' modules; it is a program beside the packages, not one of them."""
     monkeypatch.syspath_prepend(ROOT / "ops" / "bench")
-    names = ("cases", "measures", "plot", "publish", "report", "run")
+    names = ("cases", "measures", "plot", "publish", "report", "run", "submits")
     return SimpleNamespace(**{name: import_module(f"finetune_bench.{name}") for name in names})
 
 
@@ -97,6 +98,18 @@ def test_the_tables_and_the_plot(bench: SimpleNamespace, tmp_path: Path, monkeyp
     assert text.endswith("after\n")
     assert "old" not in text
     assert "a few jobs" in text
+
+
+def test_every_way_of_submitting_is_timed(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench.submits, "QUICK", 20)
+    monkeypatch.setattr(bench.submits, "ROUNDS", 1)
+    found = bench.submits.measure(tmp_path / "submits", Console(quiet=True), SimpleNamespace(quick=True))
+    bare, *ours = found["submits"]
+    assert (bare["way"], bare["of_bare_messages"]) == (bench.submits.BARE, 1.0)
+    assert [row["way"] for row in ours] == ["submit", "submit_many"]
+    assert all(row["per_second"] > 0 and row["requests"] == 20 for row in found["submits"])
 
 
 def test_the_page_in_docs_has_its_places(bench: SimpleNamespace) -> None:

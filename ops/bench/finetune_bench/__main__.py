@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from finetune_bench import budget, inflight, overhead, publish, report
+from finetune_bench import budget, inflight, overhead, publish, report, submits
 from finetune_bench.cases import CASES
 from finetune_bench.contestants import CONTESTANTS
 from finetune_queue.local.processes import ProcessError
@@ -35,6 +35,7 @@ PARTS: Mapping[str, Part] = {
     "budget": Part(budget.measure, publish.budget),
     "inflight": Part(inflight.measure),
     "overhead": Part(overhead.measure),
+    "submits": Part(submits.measure),
 }
 
 
