@@ -119,6 +119,10 @@ ENTRIES: list[tuple[str, str, bytes]] = [
     ("image_below_1024", "p9.jpg", image_bytes(9, (1023, 1100))),
     ("image_odd_shape", "p9.jpg", image_bytes(9, (1024, 3200))),
     ("image_duplicate", "p9.jpg", image_bytes(0, GOOD_SIZE)),
+    ("image_near_duplicate", "p9.jpg", image_bytes(0, GOOD_SIZE, quality=40)),
+    ("image_near_duplicate", "p9.png", image_bytes(0, (2048, 2048), "PNG")),
+    ("image_near_duplicate", "p9.webp", image_bytes(0, (700, 700), "WEBP")),
+    ("image_near_duplicate", "p9.gif", image_bytes(0, GOOD_SIZE, "GIF")),
     ("image_format", "p9.bmp", image_bytes(9, GOOD_SIZE, "BMP")),
     ("image_format", "p9.gif", image_bytes(9, GOOD_SIZE, "GIF")),
     ("image_suffix", "p9.png", image_bytes(9, GOOD_SIZE)),
@@ -152,6 +156,25 @@ def test_one_bad_entry_is_found_and_named(tmp_path: Path, code: str, name: str, 
     assert found[0].file.isprintable()
     assert found[0].file[:5] == name.encode("unicode_escape").decode()[:5] or "ü" in name or "\\" in name
     assert report.ok == (RULES[code].severity != "error")
+
+
+def test_plain_pictures_of_other_colours_are_not_alike(tmp_path: Path) -> None:
+    colours = {f"{grey}.png": Image.new("RGB", GOOD_SIZE, (grey, 90, 90)) for grey in (0, 40, 80, 120, 160)}
+    files = {}
+    for name, image in colours.items():
+        target = io.BytesIO()
+        image.save(target, "PNG")
+        files[name] = target.getvalue()
+    assert codes(check(make_zip(tmp_path / "a.zip", files))) == {"no_captions"}
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_every_kind_of_pixel_can_be_looked_at(tmp_path: Path, mode: str) -> None:
+    image = Image.open(io.BytesIO(image_bytes(3, GOOD_SIZE))).convert("L" if mode == "I;16" else mode)
+    target = io.BytesIO()
+    (image.convert("I").convert("I;16") if mode == "I;16" else image).save(target, "PNG")
+    report = check(make_zip(tmp_path / "a.zip", {"a.png": target.getvalue()}))
+    assert (report.ok, report.images) == (True, 1)
 
 
 def test_the_other_files_count_although_one_is_bad(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from finetune_queue.datasets.images import (
     ImageFacts,
     ImageRefusedError,
     PixelBudget,
+    alike,
     inspect_image,
     sniff,
 )
@@ -48,6 +49,8 @@ SMALL_SIDE = 512
 FULL_SIDE = 1024
 ODD_RATIO = 3.0
 LONG_CAPTION = 3_000
+_COMPARED = 200
+"""Images that are compared with each other, so that very many take no time."""
 _PLACEHOLDER = "[trigger]"
 _JUNK_NAMED = 3
 
@@ -91,6 +94,7 @@ class _Seen:
     """By stem, one image with it."""
     captions: dict[str, str] = field(default_factory=dict)
     hashes: dict[bytes, str] = field(default_factory=dict)
+    looks: list[tuple[bytes, str]] = field(default_factory=list)
     junk: list[str] = field(default_factory=list)
     short_sides: list[int] = field(default_factory=list)
     nested: str | None = None
@@ -195,10 +199,20 @@ class _Check:
         self._seen.images.setdefault(stem_of(name), name)
         if "/" in name and self._seen.nested is None:
             self._seen.nested = name
+        self._judge_image(name, facts)
         first = self._seen.hashes.setdefault(hashlib.sha256(data).digest(), name)
         if first != name:
             self._collector.add("image_duplicate", f"It is the same picture as {display_name(first)}.", name)
-        self._judge_image(name, facts)
+        elif facts.look is not None:
+            self._compare(name, facts.look)
+
+    def _compare(self, name: str, look: bytes) -> None:
+        looks = self._seen.looks
+        near = next((other for seen, other in looks if alike(look, seen)), None)
+        if near is not None:
+            self._collector.add("image_near_duplicate", f"It is nearly the same picture as {display_name(near)}.", name)
+        elif len(looks) < _COMPARED:
+            looks.append((look, name))
 
     def _judge_image(self, name: str, facts: ImageFacts) -> None:
         add = self._collector.add

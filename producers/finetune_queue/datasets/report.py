@@ -60,6 +60,7 @@ RULES: dict[str, Rule] = {
     "image_below_1024": Rule("note", "1024 pixels or more on the short side give the sharpest results."),
     "image_odd_shape": Rule("warning", "Crop it to the subject: a long strip is cut or squeezed in training."),
     "image_duplicate": Rule("warning", "Leave one out: a repeated picture is learnt by heart."),
+    "image_near_duplicate": Rule("warning", "Leave one out, unless the small difference matters."),
     "image_format": Rule("warning", _CONVERT),
     "image_suffix": Rule("warning", "Rename it to .jpg, .png or .webp: trainers find images by their suffix."),
     "image_cmyk": Rule("warning", "Convert it to RGB: print colours come out wrong."),
