@@ -12,9 +12,9 @@ import redis
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import finetune_queue.gateway
-from finetune_queue.contract import JobState, WaitReason
+from finetune_queue.contract import EventType, JobState, WaitReason
 from finetune_queue.local.valkey import ValkeyServer
-from finetune_queue.store import Accounts, keys
+from finetune_queue.store import Accounts, Change, keys
 from gateway.serving import TOKEN, MakeSettings, Start, run_gateway
 from support.cli import Worker
 
@@ -199,8 +199,9 @@ def test_it_can_be_used_with_the_keyboard_alone(board: Page, worker: Worker) -> 
     board.keyboard.press("Tab")
     expect(board.get_by_role("link", name="Skip to the content")).to_be_focused()
     board.keyboard.press("Enter")
-    board.keyboard.press("Tab")
-    expect(board.get_by_role("link", name="my-face")).to_be_focused()
+    for name in ("1 accepted", "my-face"):
+        board.keyboard.press("Tab")
+        expect(board.get_by_role("link", name=name)).to_be_focused()
     board.keyboard.press("Enter")
     expect(board.get_by_role("heading", name="my-face accepted")).to_be_focused()
     board.keyboard.press("Escape")
@@ -231,7 +232,7 @@ def test_names_are_texts(board: Page, worker: Worker, seen: Seen) -> None:
     expect(link).to_contain_text(name)
     link.click()
     expect(board.locator("#title")).to_contain_text(name)
-    assert board.title() == "finetune-queue"
+    assert board.title() == f"{name} (failed) - finetune-queue"
     assert seen.errors == []
 
 
@@ -245,6 +246,40 @@ def test_a_state_with_many_jobs_has_a_list_of_its_own(board: Page, worker: Worke
     expect(board.get_by_role("row")).to_have_count(61)
     board.get_by_role("link", name="job-00").click()
     expect(board.get_by_role("heading", name="job-00 accepted")).to_be_visible()
+
+
+def test_jobs_are_found_by_a_label(board: Page, worker: Worker) -> None:
+    worker.accept(name="my-face", labels={"order": "A-1"})
+    worker.accept(name="my-dog", labels={"order": "A-2"})
+    for label, heading in (("order=A-1", "Jobs: order=A-1"), ("a label=x", "That cannot be looked for")):
+        board.get_by_label("Job", exact=True).fill(label)
+        board.keyboard.press("Enter")
+        expect(board.get_by_role("heading", name=heading)).to_be_focused()
+        expect(board.get_by_role("row")).to_have_count(2 if label == "order=A-1" else 0)
+    expect(board.locator("#link-text")).to_have_text("live")
+
+
+def test_the_model_of_an_ended_job_is_made_public(board: Page, worker: Worker, client: redis.Redis) -> None:
+    job = worker.bring(worker.accept(name="my-face"), JobState.SUCCEEDED)
+    board.get_by_role("link", name="my-face").click()
+    model = board.get_by_role("region", name="Facts").locator("dt:text-is('model') + dd")
+    expect(model).to_have_text("private")
+    board.get_by_role("button", name="Make the model public").click()
+    dialog = board.get_by_role("dialog", name="Make the model of my-face public?")
+    dialog.get_by_role("button", name="Make it public").click()
+    expect(model).to_have_text("to be made public")
+    steps = board.get_by_role("region", name="Timeline").get_by_role("listitem")
+    expect(steps.last).to_contain_text("the model is to be made public")
+
+    job = worker.store.get(job.id)
+    held = worker.store.transition(job, Change(delay=60), owner="a-worker")
+    board.get_by_role("button", name="Make the model private").click()
+    said = board.get_by_role("status").filter(has_text="on its way to Segmind")
+    expect(said).to_be_visible()
+    assert held.access is not None
+    worker.store.transition(held, Change(), event=EventType.ACCESS, access=held.access.granted(), owner="")
+    expect(steps.last).to_contain_text("the model is public")
+    expect(model).to_have_text("public")
 
 
 def test_a_job_that_is_not_there(board: Page, open_url: str) -> None:

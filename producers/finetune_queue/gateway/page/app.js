@@ -8,10 +8,12 @@ import { api, ApiError, follow } from "./live.js";
 const main = document.getElementById("main");
 const news = document.getElementById("news");
 const link = document.getElementById("link");
+const TITLE = document.title;
 const LOUD = new Set(["succeeded", "failed", "cancelled", "needs_attention"]);
 
 let view = null; // what is shown: { refresh, wants(jobId), every }
 let queued = null;
+let silence = null;
 let stream = "wait"; // how the event stream is
 
 function show(content) {
@@ -23,8 +25,9 @@ function focusTitle() {
 }
 
 function failed(error) {
-  if (error instanceof ApiError && error.status === 404) {
-    show([el("p", {}, el("a", { href: "#" }, "Back to the board")), el("h2", { tabindex: -1, id: "title" }, "No such job"), el("p", {}, error.message)]);
+  if (error instanceof ApiError && [404, 422].includes(error.status)) {
+    const title = error.status === 404 ? "No such job" : "That cannot be looked for";
+    show([el("p", {}, el("a", { href: "#" }, "Back to the board")), el("h2", { tabindex: -1, id: "title" }, title), el("p", {}, error.message)]);
     return;
   }
   setLink("gone");
@@ -32,27 +35,17 @@ function failed(error) {
 
 /** The views: each returns how it is brought up to date. */
 const views = {
-  board: () => ({ every: 5, wants: () => true, refresh: async () => [board(await api("/v1/overview"))] }),
+  board: () => ({
+    every: 5,
+    wants: () => true,
+    refresh: async () => {
+      document.title = TITLE;
+      return [board(await api("/v1/overview"))];
+    },
+  }),
 
-  state: (state) => {
-    const jobs = new Map();
-    let next = null;
-    const load = async (cursor) => {
-      const query = new URLSearchParams({ state, ...(cursor ? { cursor } : {}) });
-      const page = await api(`/v1/jobs?${query}`);
-      for (const each of page.jobs) jobs.set(each.job_id, each);
-      next = page.next;
-    };
-    const more = async () => { await load(next).catch(failed); await refresh(); };
-    return {
-      every: null,
-      wants: () => false,
-      refresh: async () => {
-        if (!jobs.size) await load(null);
-        return [list(state, [...jobs.values()], next ? more : null)];
-      },
-    };
-  },
+  state: (state) => listed(words(state), { state }),
+  label: (label) => listed(label, { label }),
 
   job: (id) => ({
     every: 2,
@@ -60,10 +53,33 @@ const views = {
     refresh: async () => {
       const base = `/v1/jobs/${encodeURIComponent(id)}`;
       const [found, events] = await Promise.all([api(base), allEvents(base)]);
+      document.title = `${found.request.name} (${words(found.state)}) - ${TITLE}`;
       return [job(found, events, act)];
     },
   }),
 };
+
+/** A list of jobs that grows by the page, and stays as it is while somebody reads it. */
+function listed(what, filter) {
+  const jobs = new Map();
+  let next = null;
+  const load = async (cursor) => {
+    const query = new URLSearchParams({ ...filter, ...(cursor ? { cursor } : {}) });
+    const page = await api(`/v1/jobs?${query}`);
+    for (const each of page.jobs) jobs.set(each.job_id, each);
+    next = page.next;
+  };
+  const more = async () => { await load(next).catch(failed); await refresh(); };
+  return {
+    every: null,
+    wants: () => false,
+    refresh: async () => {
+      if (!jobs.size) await load(null);
+      document.title = `${what} - ${TITLE}`;
+      return [list(what, [...jobs.values()], next ? more : null)];
+    },
+  };
+}
 
 async function allEvents(base) {
   const found = [];
@@ -96,19 +112,22 @@ function soon(milliseconds) {
 }
 
 async function route({ first = false } = {}) {
-  const [name, value] = location.hash.slice(1).split("=");
+  const [name, value] = location.hash.slice(1).split(/=(.*)/s);
   if (location.hash === "#main") return; // the skip link
   view = name in views && value ? views[name](decodeURIComponent(value)) : views.board();
   await refresh();
   if (!first) focusTitle();
 }
 
-async function act(what, found) {
-  if (what === "cancel" && !(await confirmed(`Cancel ${found.request.name}?`,
+async function act(what, found, body) {
+  const { name } = found.request;
+  if (what === "cancel" && !(await confirmed(`Cancel ${name}?`,
     "What has not been submitted is stopped. A training that Segmind has goes on there, and is paid: its API has no cancel.", "Cancel the job"))) return;
+  if (body?.public && !(await confirmed(`Make the model of ${name} public?`,
+    "Others can then use it at Segmind.", "Make it public"))) return;
   try {
-    await api(`${found.links[what]}`, { method: "POST" });
-    say(`${found.request.name}: ${what} asked for`);
+    await api(found.links[what], { method: "POST", ...(body && { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } }) });
+    say(`${name}: ${what} asked for`);
   } catch (error) {
     say(error.message);
   }
@@ -125,8 +144,11 @@ function confirmed(title, text, yes) {
   return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
 }
 
+/** Show a sentence for some seconds, and have it read aloud. */
 function say(text) {
   news.textContent = text;
+  clearTimeout(silence);
+  silence = setTimeout(() => { news.textContent = ""; }, 8000);
 }
 
 function setLink(state) {
@@ -144,7 +166,7 @@ function onEvent(event) {
 document.getElementById("find").addEventListener("submit", (event) => {
   event.preventDefault();
   const id = new FormData(event.target).get("id").trim();
-  if (id) location.hash = `#job=${encodeURIComponent(id)}`;
+  if (id) location.hash = `#${id.includes("=") ? "label" : "job"}=${encodeURIComponent(id)}`;
 });
 document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault();

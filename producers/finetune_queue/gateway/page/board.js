@@ -14,7 +14,7 @@ export const REASONS = {
   provider: "waits for Segmind",
   sink: "waits for a downstream queue",
   spending: "submits are stopped, or at their cap for today",
-  trainings: "as many trainings as the account may have",
+  trainings: "waits for another training to end",
   paused: "the account is paused",
 };
 
@@ -28,9 +28,11 @@ export function board(overview) {
   const live = overview.states.filter(({ state, count }) => !ENDED.has(state) && (count || !ONLY_WITH_JOBS.has(state)));
   const ended = overview.states.filter(({ state }) => ENDED.has(state));
   return el("div", { "data-key": "board" },
+    el("p", { class: "sums", "data-key": "sums" }, overview.states.filter(({ count }) => count).map(({ state, count }) =>
+      el("a", { href: `#state=${state}`, class: "badge", "data-tone": TONES[state], "data-key": state }, `${count} ${words(state)}`))),
     warnings(overview),
     el("h2", { id: "jobs" }, "Jobs"),
-    el("div", { class: "board", "data-key": "live" }, live.map((each) => column(each, 20))),
+    el("div", { class: "board", "data-key": "live" }, live.map((each) => column(each, 8))),
     el("h2", { id: "accounts" }, "Accounts"),
     overview.accounts.length
       ? el("div", { class: "accounts" }, overview.accounts.map(account))
@@ -100,20 +102,22 @@ function of(most) {
 function queues(overview) {
   const found = Object.entries(overview.queues);
   if (!found.length) return "The broker is out of reach.";
-  return found.map(([name, count]) => `${name}: ${count}`).join(" · ");
+  return `Messages that wait for a worker: ${found.map(([name, count]) => `${count} in ${name}`).join(", ")}.`;
 }
 
-/** A page of the jobs in one state. */
-export function list(state, jobs, onMore) {
-  return el("div", { "data-key": `list-${state}` },
+/** A page of the jobs in one state, or with one label. */
+export function list(what, jobs, onMore) {
+  return el("div", { "data-key": `list-${what}` },
     el("p", {}, el("a", { href: "#" }, "Back to the board")),
-    el("h2", { tabindex: -1, id: "title" }, state ? `Jobs: ${words(state)}` : "Jobs"),
+    el("h2", { tabindex: -1, id: "title" }, `Jobs: ${what}`),
+    !jobs.length && el("p", {}, "There are none."),
     el("table", {},
-      el("thead", {}, el("tr", {}, ["Name", "Account", "Since", "What"].map((title) => el("th", { scope: "col" }, title)))),
+      el("thead", {}, el("tr", {}, ["Name", "Account", "State", "Changed", "What"].map((title) => el("th", { scope: "col" }, title)))),
       el("tbody", {}, jobs.map((job) => el("tr", { "data-key": job.job_id },
         el("td", {}, el("a", { href: `#job=${job.job_id}` }, job.request.name)),
         el("td", {}, job.account),
+        el("td", {}, el("span", { class: "badge", "data-tone": TONES[job.state] }, words(job.state))),
         el("td", {}, new Date(job.updated_at).toLocaleString()),
-        el("td", {}, job.error?.message ?? job.provider_status ?? words(job.state)))))),
+        el("td", {}, job.error?.message ?? (job.provider_status && `Segmind: ${job.provider_status}`) ?? REASONS[job.waiting_for] ?? ""))))),
     onMore && el("p", {}, el("button", { onclick: onMore }, "More")));
 }

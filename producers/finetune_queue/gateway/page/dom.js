@@ -53,6 +53,9 @@ export function duration(seconds) {
   return `${Math.round(s / 86400)} days`;
 }
 
+/** Say how long something took, which may have been less than a second. */
+export const took = (seconds) => (seconds < 10 ? `${Math.max(0, seconds).toFixed(1)} s` : duration(seconds));
+
 /** Say a number of bytes. */
 export function size(bytes) {
   const units = ["bytes", "kB", "MB", "GB"];

@@ -1,7 +1,7 @@
 // One job: its facts, its timeline with progress, its dataset's findings and its error.
 
 import { REASONS, TONES, words } from "./board.js";
-import { age, bar, duration, el, facts, size } from "./dom.js";
+import { age, bar, duration, el, facts, size, took } from "./dom.js";
 
 const PATH = ["accepted", "uploading", "submitting", "training", "downloading", "deploying", "succeeded"];
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
@@ -15,7 +15,8 @@ export function job(found, events, act) {
     error(found),
     el("div", { class: "actions" },
       !ENDED.has(state) && el("button", { "data-key": "cancel", onclick: () => act("cancel", found) }, "Cancel"),
-      state === "failed" && el("button", { "data-key": "retry", onclick: () => act("retry", found) }, "Retry")),
+      state === "failed" && el("button", { "data-key": "retry", onclick: () => act("retry", found) }, "Retry"),
+      ENDED.has(state) && found.finetune_id && access(found, act)),
     el("div", { class: "halves" },
       el("section", { class: "sheet", "aria-labelledby": "timeline" },
         el("h3", { id: "timeline" }, "Timeline"),
@@ -35,22 +36,42 @@ function error(found) {
     el("p", { class: "soft" }, `${problem.code} in ${problem.stage}`));
 }
 
+/** Who may use the model now, as far as this service knows. */
+const visibility = (found) => found.access?.wanted ?? found.access?.confirmed ?? (found.request.segmind_public ? "public" : "private");
+
+function access(found, act) {
+  const other = visibility(found) === "public" ? "private" : "public";
+  return el("button", { "data-key": `make-${other}`, onclick: () => act("access", found, { public: other === "public" }) }, `Make the model ${other}`);
+}
+
+function accessWords(found) {
+  const { wanted, error } = found.access ?? {};
+  if (wanted) {
+    const why = found.waiting ? `: ${sentence(found.waiting)}` : "";
+    return `to be made ${wanted}${why}`;
+  }
+  if (!found.finetune_id) return null;
+  return error ? `${visibility(found)}; the change was refused: ${error.message}` : visibility(found);
+}
+
 function timeline(found, events) {
   const entered = events.filter((event) => kind(event) in TONES);
   const steps = entered.map((event, index) => {
     const next = entered[index + 1];
     const until = next ? Date.parse(next.time) : null;
-    const notes = events.filter((each) => kind(each) === "progress" && each.sequence > event.sequence
+    const notes = events.filter((each) => kind(each) in NOTES && each.sequence > event.sequence
       && (!next || each.sequence < next.sequence));
     return el("li", { "data-key": event.id, "data-tone": TONES[kind(event)] },
       el("span", { class: "when" }, new Date(event.time).toLocaleTimeString()),
       el("strong", {}, words(kind(event))), " ",
-      until !== null && el("span", { class: "soft" }, `for ${duration((until - Date.parse(event.time)) / 1000)}`),
+      until !== null && el("span", { class: "soft" }, `for ${took((until - Date.parse(event.time)) / 1000)}`),
+      until === null && ENDED.has(kind(event)) && el("span", { class: "soft" },
+        `after ${took((Date.parse(event.time) - Date.parse(entered[0].time)) / 1000)} in all`),
       until === null && !ENDED.has(kind(event)) && el("span", { class: "soft" },
         age((Date.now() - Date.parse(event.time)) / 1000, "for ", " so far")),
       what(event).map((text) => el("p", {}, text)),
       notes.map((each) => el("p", { class: "soft" },
-        `${new Date(each.time).toLocaleTimeString()}: Segmind says ${each.data.provider_status ?? "nothing"}`)),
+        `${new Date(each.time).toLocaleTimeString()}: ${NOTES[kind(each)](each.data)}`)),
       until === null && now(found));
   });
   const at = PATH.indexOf(found.state === "needs_attention" ? "submitting" : found.state);
@@ -62,10 +83,19 @@ function timeline(found, events) {
 
 const kind = (event) => event.type.split(".").at(-2);
 
+/** What happened within a state. */
+const NOTES = {
+  progress: (data) => `Segmind says ${data.provider_status ?? "nothing"}`,
+  access: ({ access: { wanted, confirmed, error } }) => {
+    if (wanted) return `the model is to be made ${wanted}`;
+    return error ? `the model's access was not changed: ${error.message}` : `the model is ${confirmed}`;
+  },
+};
+
 /** What an event tells beside its name. */
 function what({ data, type }) {
   switch (kind({ type })) {
-    case "submitting": return data.dataset_report ? [checked(data.dataset_report)] : [];
+    case "submitting": return data.dataset_report ? [`dataset: ${checked(data.dataset_report)}`] : [];
     case "training": return [`training ${data.finetune_id ?? ""}`, data.provider_status && `Segmind says ${data.provider_status}`].filter(Boolean);
     case "failed": return data.error ? [data.error.message] : [];
     case "needs_attention": return data.evidence ?? [];
@@ -81,24 +111,29 @@ function now(found) {
   const { waiting } = found;
   const parts = [];
   if (found.cancel_requested) parts.push("A cancel was asked for.");
-  if (waiting) {
-    const ahead = waiting.ahead ? `, ${waiting.ahead} ahead` : "";
-    const long = waiting.estimate_seconds >= 1 ? `, about ${duration(waiting.estimate_seconds)}` : "";
-    parts.push(`It ${sentence(waiting.reason)}${ahead}${long}.`);
-  }
+  if (waiting) parts.push(`It ${sentence(waiting)}.`);
   if (found.attempts) parts.push(`Tries that failed: ${found.attempts}.`);
   return [parts.map((text) => el("p", {}, text)), found.progress && el("p", {}, bar(found.progress))];
 }
 
-function sentence(reason) {
+function sentence({ reason, ahead, estimate_seconds: estimate }) {
   const text = REASONS[reason];
-  return text.startsWith("waits") ? text : `waits: ${text}`;
+  const before = ahead ? `, ${ahead} ahead` : "";
+  const long = estimate >= 1 ? `, about ${duration(estimate)}` : "";
+  return `${text.startsWith("waits") ? text : `waits: ${text}`}${before}${long}`;
 }
 
 function about(found) {
   const { request, weights } = found;
   const labels = Object.entries(request.labels).map(([key, value]) => `${key}=${value}`).join(", ");
   return facts([
+    ["weights", weights?.url],
+    ["size", weights && size(weights.bytes)],
+    ["sha256", weights?.sha256],
+    ["manifest", weights?.manifest_url],
+    ["model", accessWords(found)],
+    ["training", found.finetune_id],
+    ["Segmind says", found.provider_status],
     ["job", found.job_id],
     ["account", found.account],
     ["labels", labels],
@@ -107,12 +142,6 @@ function about(found) {
     ["base model", request.base_model],
     ["parameters", JSON.stringify(request.advance_parameters)],
     ["dataset", request.dataset],
-    ["training", found.finetune_id],
-    ["Segmind says", found.provider_status],
-    ["weights", weights?.url],
-    ["size", weights && size(weights.bytes)],
-    ["sha256", weights?.sha256],
-    ["manifest", weights?.manifest_url],
     ["submitted", new Date(found.created_at).toLocaleString()],
     ["changed", new Date(found.updated_at).toLocaleString()],
   ]);
@@ -122,7 +151,7 @@ function checked(report) {
   const parts = [`${report.images ?? 0} images`];
   if (report.captions) parts.push(`${report.captions} captions`);
   if (report.bytes) parts.push(size(report.bytes));
-  return `dataset: ${parts.join(", ")}`;
+  return parts.join(", ");
 }
 
 function dataset(report) {
@@ -135,5 +164,5 @@ function dataset(report) {
       ? el("ul", { class: "findings" }, findings.map((each) => el("li", { "data-severity": each.severity },
         el("b", {}, `${each.severity}: `), each.file ? `${each.file}: ` : "", each.message, " ",
         el("span", { class: "soft" }, each.fix))))
-      : el("p", { class: "soft" }, "Nothing to say about it."));
+      : el("p", { class: "soft" }, "Nothing was found to be wrong with it."));
 }
