@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The harness' modules; it is a program beside the packages, not one of them."""
     monkeypatch.syspath_prepend(ROOT / "ops" / "bench")
-    names = ("cases", "measures", "plot", "publish", "report", "run", "submits")
+    names = ("cases", "gateway", "measures", "plot", "publish", "report", "run", "submits")
     return SimpleNamespace(**{name: import_module(f"finetune_bench.{name}") for name in names})
 
 

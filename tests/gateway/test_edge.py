@@ -82,6 +82,11 @@ def open_url(make_settings: MakeSettings, start: Start) -> str:
     return start(make_settings(finetune_gateway_tokens={}))
 
 
+def test_answers_do_not_wait_for_acknowledgements(make_settings: MakeSettings) -> None:
+    with GatewayServer(make_settings(), "127.0.0.1", 0).socket as listening:
+        assert listening.proto == socket.IPPROTO_TCP  # or asyncio would not set TCP_NODELAY on what it accepts
+
+
 def test_without_tokens_this_machine_may_use_it(open_url: str) -> None:
     assert httpx.post(f"{open_url}/v1/jobs", json=sample(), trust_env=False).status_code == 202
 

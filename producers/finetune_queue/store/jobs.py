@@ -122,9 +122,7 @@ class JobStore:
         found: dict[int, Registration] = {}
         there: dict[int, Write] = {}
         pipe = self._redis.pipeline(transaction=False)
-        for write in writes.values():
-            self._transition(write.names, [write.text], client=pipe)
-        for (index, write), reply in zip(writes.items(), _replies(pipe, len(writes)), strict=True):
+        for (index, write), reply in zip(writes.items(), self._send(list(writes.values())), strict=True):
             if isinstance(reply, redis.RedisError):
                 found[index] = reply
                 continue
@@ -141,6 +139,18 @@ class JobStore:
                 job = JobRecord.from_hash(reply)
                 found[index] = (job, False) if job.digest == write.job.digest else IdempotencyError(job.id)
         return found
+
+    def _send(self, writes: list[Write]) -> list[Any]:
+        """Return the script's reply to each of the writes, errors as values."""
+        if len(writes) == 1:  # a pipeline would first ask the server whether it has the script
+            try:
+                return [self._transition(writes[0].names, [writes[0].text])]
+            except redis.RedisError as error:
+                return [error]
+        pipe = self._redis.pipeline(transaction=False)
+        for write in writes:
+            self._transition(write.names, [write.text], client=pipe)
+        return _replies(pipe, len(writes))
 
     def transition(
         self,
