@@ -5,9 +5,11 @@ FineTuneQueueError
 ├── IdempotencyConflictError  the idempotency key was used with another request
 ├── UnknownJobError           there is no job with this id
 ├── UnknownLetterError        there is no dead letter with this id
+├── UnknownAccountNameError   no worker serves this account
 ├── NotPossibleError          the job's state does not allow it
 ├── WaitTimeoutError          ``wait`` gave up; the job goes on
-└── QueueUnavailableError     Redis or the broker is out of reach; nothing was lost
+├── QueueUnavailableError     Redis or the broker is out of reach; nothing was lost
+└── StagingUnavailableError   the staging store did not take the dataset
 """
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import finetune_queue
-from finetune_queue import Event, FineTuneQueue, Settings, WaitTimeoutError
+from finetune_queue import Event, FineTuneQueue, Settings, WaitTimeoutError, errors
 from finetune_queue.contract import JobState
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.messaging import QUEUE, Messenger, producer_app
@@ -21,7 +21,8 @@ from support.samples import sample
 from support.until import until
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "sdk.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+PAGE = (ROOT / "docs" / "sdk.md").read_text()
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
 NEVER = {
     *(
         "finetune_worker",
@@ -72,6 +73,14 @@ def test_the_wheel_says_that_it_is_typed_and_has_the_scripts(tmp_path: Path) -> 
 
 def test_every_public_name_is_there() -> None:
     assert [name for name in finetune_queue.__all__ if getattr(finetune_queue, name).__name__ != name] == []
+
+
+def test_every_error_is_told_of() -> None:
+    kinds = {kind.__name__ for kind in vars(errors).values() if isinstance(kind, type)}
+    assert kinds == set(re.findall(r"\w+Error", errors.__doc__ or ""))
+    # Dead letters are an operator's, who has the command line.
+    assert kinds - {"UnknownLetterError"} <= set(finetune_queue.__all__)
+    assert kinds - {"UnknownLetterError"} <= set(re.findall(r"`(\w+Error)`", PAGE))
 
 
 def test_threads_share_one_queue(queue: FineTuneQueue, settings: Settings) -> None:

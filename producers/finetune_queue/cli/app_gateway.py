@@ -4,11 +4,10 @@ from typing import Annotated
 
 import typer
 
+from finetune_queue.cli.options import AsJson
 from finetune_queue.cli.output import ExitCode
 
 gateway = typer.Typer()
-
-AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for programs, and nothing else.")]
 
 
 @gateway.callback(invoke_without_command=True)

@@ -1,0 +1,146 @@
+"""``finetune submit`` and its options."""
+
+from typing import Annotated
+
+import typer
+
+from finetune_queue.cli import output
+from finetune_queue.cli.options import AsJson, Timeout
+from finetune_queue.cli.output import ExitCode
+
+_MORE = "More of the request"
+
+
+def submit(
+    *,
+    data: Annotated[
+        str | None,
+        typer.Option("--dataset", "-d", metavar="PATH", help="A folder of images, a ZIP, or the URL of a ZIP."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", "-n", metavar="TEXT", help="The fine-tune's name at Segmind.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Describes the subject; has the trigger word.")
+    ] = None,
+    trigger_word: Annotated[
+        str | None, typer.Option("--trigger-word", "-t", metavar="WORD", help="A rare word that calls up the subject.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", min=1, help="Training steps. Not given: 2000.")
+    ] = None,
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="KEY=JSON", help="Another training parameter. May be repeated."),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", metavar="NAME", help="Not given: FAST_FLUX.", rich_help_panel=_MORE)
+    ] = None,
+    theme: Annotated[
+        str | None, typer.Option("--theme", metavar="NAME", help="Not given: subject.", rich_help_panel=_MORE)
+    ] = None,
+    public: Annotated[
+        bool | None,
+        typer.Option("--public/--private", metavar="", help="Who may use the model at Segmind.", rich_help_panel=_MORE),
+    ] = None,
+    fetch: Annotated[
+        bool | None,
+        typer.Option(
+            "--fetch-dataset", metavar="", help="Download, check and upload a URL's ZIP.", rich_help_panel=_MORE
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label", "-l", metavar="KEY=TEXT", help="Kept on the job. May be repeated.", rich_help_panel=_MORE
+        ),
+    ] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option("--priority", metavar="N", help="0 (last) to 9 (first). Not given: 5.", rich_help_panel=_MORE),
+    ] = None,
+    account: Annotated[
+        str | None,
+        typer.Option("--account", metavar="NAME", help="Which Segmind account pays.", rich_help_panel=_MORE),
+    ] = None,
+    reply_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reply-to",
+            metavar="URL",
+            help="A sink that gets the job's events. May be repeated.",
+            rich_help_panel=_MORE,
+        ),
+    ] = None,
+    wait_for: Annotated[
+        str | None,
+        typer.Option(
+            "--wait-for", metavar="WHAT", help="trained, or available (deployed, too).", rich_help_panel=_MORE
+        ),
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(
+            "--idempotency-key", metavar="KEY", help="The same key and request: the same job.", rich_help_panel=_MORE
+        ),
+    ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option("--deadline", metavar="WHEN", help="ISO 8601 with a zone, or 90m, 2h, 1d.", rich_help_panel=_MORE),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file",
+            "-f",
+            metavar="FILE",
+            help="A request as JSON, or with a name in .jsonl one on each line; - for stdin. Options replace fields.",
+        ),
+    ] = None,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", metavar="", help="The file has a request on each line, whatever its name.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", "-w", metavar="", help="Stay until the job has ended and show it.")
+    ] = False,
+    timeout: Timeout = None,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Put a fine-tune on the queue.
+
+    Local images are packed, checked and staged first. A job's training is paid at Segmind.
+    """
+    from finetune_queue.cli.lines import SUFFIX
+    from finetune_queue.cli.requests import Options, build_request
+
+    if timeout is not None and not wait:
+        raise output.usage_error("--timeout needs --wait.")
+    fields = {
+        "dataset": data,
+        "name": name,
+        "instance_prompt": prompt,
+        "trigger_word": trigger_word,
+        "base_model": base_model,
+        "theme": theme,
+        "segmind_public": public,
+        "fetch_dataset": fetch,
+        "priority": priority,
+        "account": account,
+        "reply_to": reply_to or None,
+        "wait_for": wait_for,
+    }
+    if jsonl and file is None:
+        raise output.usage_error("--jsonl needs --file.")
+    many = file is not None and (jsonl or file.endswith(SUFFIX))
+    if not many:
+        fields["idempotency_key"] = idempotency_key
+    options = Options.read(fields, steps=steps, parameters=param or (), labels=label or (), deadline=deadline)
+    if file is None or not many:
+        from finetune_queue.cli.submit import submit as one
+
+        return one(build_request(file, options), wait=wait, timeout=timeout, as_json=as_json)
+    if wait:
+        raise output.usage_error("--wait stays with one job; for many there is: finetune watch.")
+    from finetune_queue.cli.batch import submit_lines
+
+    return submit_lines(file, options, batch=idempotency_key, as_json=as_json)
