@@ -270,6 +270,7 @@ SigningSecrets = Annotated[
     Shown("whsec_... or JSON"),
 ]
 Count = Annotated[PositiveInt, Shown("number")]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), Shown("fraction")]
 TokenHashes = Annotated[
     dict[str, Annotated[str, AfterValidator(_check_token_hash)]], BeforeValidator(_parse_object), Shown("JSON object")

@@ -36,6 +36,7 @@ from finetune_queue.setting_types import (
     Fraction,
     LongSecret,
     Lower,
+    Port,
     RateLimit,
     RedisUrl,
     ReplyTo,
@@ -210,6 +211,12 @@ class Settings(BaseSettings):
     finetune_retention: Seconds = _setting(2_592_000.0, "How long finished jobs are kept.", example="2592000")
     finetune_shutdown_timeout: Seconds = _setting(
         25.0, "How long a stopping worker lets its running stages finish.", example="25"
+    )
+    finetune_probe_port: Annotated[Port | None, Shown("port")] = _setting(
+        None,
+        "Where a worker answers `/livez` and `/readyz`, on all addresses: an orchestrator asks from outside. Empty: "
+        "nowhere.",
+        example="8081",
     )
 
     finetune_gateway_tokens: TokenHashes = _setting(

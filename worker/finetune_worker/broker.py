@@ -1,5 +1,6 @@
-"""Mends two things in kombu 5.7: how it gives up a Redis connection, and what each of its commands costs."""
+"""What must be known of kombu 5.7: how it gives up a connection, what its commands cost, whether it waits for messages."""
 
+import time
 from typing import Any
 
 from kombu.transport.redis import Channel
@@ -7,6 +8,22 @@ from kombu.transport.redis import Channel
 # The one place that all uses of a dead channel come through.
 _connparams = Channel._connparams  # type: ignore[attr-defined]  # noqa: SLF001
 _create_client = Channel._create_client  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+OVERDUE = 5.0
+"""Seconds after which a BRPOP that the server should have ended by itself counts as unanswered."""
+
+
+def fetches(consumer: Any) -> bool:
+    """Tell whether a worker's consumer gets answers to its waiting for messages, or has no reason to wait: all its
+    threads are busy, or it was told to take from no queue."""
+    if consumer is None or consumer.connection is None or consumer.task_consumer is None:
+        return False
+    channel = consumer.task_consumer.channel
+    if not channel.active_queues or not channel.qos.can_consume():
+        return True
+    sent = channel._brpop_sent_at  # noqa: SLF001
+    return sent is not None and time.monotonic() - sent < channel.brpop_timeout + OVERDUE
 
 
 def mend() -> None:

@@ -15,6 +15,9 @@ from finetune_worker.container import Container
 from finetune_worker.dispatcher import DispatcherStep
 from finetune_worker.intake import DeadLetterStep
 from finetune_worker.notifier import NotifierStep
+from finetune_worker.probes import ProbeStep
+from finetune_worker.server_check import ServerCheckStep
+from finetune_worker.stopping import StopSignalStep, mend_pool
 from finetune_worker.tasks import register
 
 
@@ -96,12 +99,16 @@ def worker_config(settings: Settings) -> dict[str, Any]:
 def create_app(settings: Settings) -> Celery:
     """Build the application with its tasks and its boot steps. Connects to nothing."""
     mend()
+    mend_pool()
     app = Celery("finetune_worker", set_as_current=False)
     app.conf.update(worker_config(settings))
     runtime = Runtime(settings, app)
     app.finetune = runtime  # type: ignore[attr-defined]
     register(app, runtime)
     app.steps["worker"].add(NoChatter)
+    app.steps["worker"].add(StopSignalStep)
+    app.steps["worker"].add(ProbeStep)
+    app.steps["worker"].add(ServerCheckStep)
     app.steps["worker"].add(DispatcherStep)
     app.steps["worker"].add(NotifierStep)
     app.steps["consumer"].add(DeadLetterStep)
@@ -135,11 +142,6 @@ def _check_worker(**_: object) -> None:
         _settings.require_worker()
     except SettingsError as error:
         raise SystemExit(str(error)) from None
-
-
-@signals.worker_shutting_down.connect
-def _stop_soon(**_: object) -> None:
-    app.finetune.container.stop_soon()  # type: ignore[attr-defined]
 
 
 @signals.worker_process_shutdown.connect

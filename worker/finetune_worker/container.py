@@ -36,6 +36,7 @@ from finetune_queue.store import (
     Workers,
     connect,
 )
+from finetune_worker.pulse import Pulse
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.sinks import Senders
 from finetune_worker.transfer.download import discard
@@ -71,6 +72,7 @@ class Container:
     sinks: Senders
     artifacts: Place
     work_dir: Path
+    pulse: Pulse = field(default_factory=Pulse)
     _clients: dict[str, SegmindClient] = field(default_factory=dict)
     _stopping: list[float] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -134,6 +136,11 @@ class Container:
     def stop_soon(self) -> None:
         """Give running stages the shutdown time-out from now; those that can then park their job."""
         self._stopping.append(time.monotonic() + self.settings.finetune_shutdown_timeout)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the worker was told to stop."""
+        return bool(self._stopping)
 
     def out_of_time(self) -> bool:
         """Tell whether the worker is being stopped and its running stages have had their time."""

@@ -27,6 +27,8 @@ from finetune_queue.store import (
     transfer_line,
 )
 from finetune_worker.container import Container
+from finetune_worker.pulse import Loop
+from finetune_worker.server_check import ServerCheckStep
 from finetune_worker.stages.errors import again
 
 log = structlog.get_logger(__name__)
@@ -207,7 +209,7 @@ def _queue_of(job: JobRecord) -> str:
 class DispatcherStep(bootsteps.StartStopStep):
     """Runs the dispatcher beside the worker's consumer, from start to shutdown."""
 
-    requires = ("celery.worker.components:Pool",)
+    requires = (ServerCheckStep,)
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
@@ -233,6 +235,7 @@ class DispatcherStep(bootsteps.StartStopStep):
         trouble = 0
         announced = False
         while not self._stopping.is_set():
+            container.pulse.beat(Loop.DISPATCHER)
             try:
                 if not announced:
                     container.announce_accounts()

@@ -14,6 +14,8 @@ from celery import bootsteps
 from finetune_queue.store import Hold, RedisError
 from finetune_worker.container import Container
 from finetune_worker.delivery import deliver_line
+from finetune_worker.pulse import Loop
+from finetune_worker.server_check import ServerCheckStep
 
 log = structlog.get_logger(__name__)
 
@@ -110,7 +112,7 @@ class Notifier:
 class NotifierStep(bootsteps.StartStopStep):
     """Runs the notifier beside the worker's consumer, from start to shutdown."""
 
-    requires = ("celery.worker.components:Pool",)
+    requires = (ServerCheckStep,)
 
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
@@ -137,6 +139,7 @@ class NotifierStep(bootsteps.StartStopStep):
         trouble = 0
         announced = False
         while not self._stopping.is_set():
+            container.pulse.beat(Loop.NOTIFIER)
             try:
                 if not announced:
                     container.outbox.announce(container.sinks.own)

@@ -13,15 +13,12 @@ from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.messaging import Messenger, producer_app
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.storage import Place, StorageError
-from finetune_queue.store import Accounts, AccountStatus, Outbox, RedisError, connect, server_facts
+from finetune_queue.store import Accounts, AccountStatus, Outbox, RedisError, connect, server_facts, server_problems
 
 Status = Literal["ok", "warn", "fail"]
 
 PING_SECONDS = 1.5
 """How long workers have to answer."""
-
-OLDEST = (7, 2)
-"""The oldest server that the store's scripts are written for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +79,19 @@ def _server(settings: Settings) -> Iterator[Finding]:
         message = f"{where} does not answer: {words.printable(error)}"
         yield Finding("redis", "fail", message, "Start the server, or set FINETUNE_REDIS_URL to where it is.")
         return
-    server = f"{facts.name} {facts.version} at {where}"
-    if facts.cluster:
-        yield Finding("redis", "fail", f"{server} is a Cluster", "Use one primary: Celery's transport has no Cluster.")
-    elif facts.replica:
-        yield Finding("redis", "fail", f"{server} is a replica", "Set FINETUNE_REDIS_URL to the primary.")
-    elif facts.name == "Redis" and _version(facts.version) < OLDEST:
-        yield Finding("redis", "fail", f"{server} is too old", "Use Redis 7.0 or later, or Valkey.")
-    else:
-        yield Finding("redis", "ok", server)
-    if facts.append_only:
-        yield Finding("persistence", "ok", "the server keeps an append-only log")
-    else:
-        action = "Set `appendonly yes`: a restart would lose jobs, and what was paid for."
-        yield Finding("persistence", "warn", "the server keeps no append-only log", action)
-    if facts.eviction == "noeviction":
-        yield Finding("eviction", "ok", "the server never evicts (noeviction)")
-    else:
-        action = "Set `maxmemory-policy noeviction`: a full server would drop jobs."
-        yield Finding("eviction", "fail", f"the server may drop jobs when full ({facts.eviction})", action)
+    problems = {problem.about: problem for problem in server_problems(facts)}
+    well = {
+        "redis": f"{facts.name} {facts.version}",
+        "persistence": "the server keeps an append-only log",
+        "eviction": "the server never evicts (noeviction)",
+    }
+    for about, message in well.items():
+        place = f" at {where}" if about == "redis" else ""
+        if problem := problems.get(about):
+            status: Status = "fail" if problem.unfit else "warn"
+            yield Finding(about, status, f"{problem.message}{place}", problem.action)
+        else:
+            yield Finding(about, "ok", f"{message}{place}")
 
 
 def _workers(settings: Settings) -> Finding:
@@ -181,10 +172,6 @@ def _store(name: str, setting: str, url: str, *, needed: bool) -> Finding:
         action = f"Mend it, or set {setting}." if needed else f"Workers must be able to. If it is wrong, set {setting}."
         return Finding(name, "fail" if needed else "warn", words.printable(error.sentence), action)
     return Finding(name, "ok", f"{words.near(url)} can be written from here")
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
 
 
 def _without_secrets(url: str) -> str:

@@ -45,7 +45,7 @@ from finetune_queue.store.outbox import (
     Subject,
 )
 from finetune_queue.store.overview import Overview, StateView, StoreView
-from finetune_queue.store.server import ServerFacts, server_facts
+from finetune_queue.store.server import ServerFacts, ServerProblem, answers, server_facts, server_problems
 from finetune_queue.store.workers import Workers
 from finetune_queue.store.write import Change
 
@@ -101,6 +101,7 @@ __all__ = [
     "RedisError",
     "ResponseError",
     "ServerFacts",
+    "ServerProblem",
     "SetBackError",
     "StateView",
     "StoreError",
@@ -109,8 +110,10 @@ __all__ = [
     "TaskCall",
     "UnknownAccountError",
     "Workers",
+    "answers",
     "connect",
     "room_score",
     "server_facts",
+    "server_problems",
     "transfer_line",
 ]

@@ -13,7 +13,7 @@ READ_TIMEOUT = 10.0
 """Seconds to wait for a reply."""
 
 
-def connect(url: str, *, read_timeout: float = READ_TIMEOUT) -> redis.Redis:
+def connect(url: str, *, connect_timeout: float = CONNECT_TIMEOUT, read_timeout: float = READ_TIMEOUT) -> redis.Redis:
     """Make a client with a connection pool; it connects at the first command.
 
     A command is not sent twice by the client: what may be repeated is decided by who calls it.
@@ -21,7 +21,7 @@ def connect(url: str, *, read_timeout: float = READ_TIMEOUT) -> redis.Redis:
     client = redis.Redis.from_url(
         url,
         decode_responses=True,
-        socket_connect_timeout=CONNECT_TIMEOUT,
+        socket_connect_timeout=connect_timeout,
         socket_timeout=read_timeout,
         socket_keepalive=True,
         health_check_interval=25,

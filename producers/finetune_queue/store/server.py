@@ -1,8 +1,12 @@
-"""What kind of server the jobs lie on, and whether it keeps them: for ``finetune doctor`` and the metrics."""
+"""What kind of server the jobs lie on, and whether it keeps them: for starting workers, the doctor, the metrics."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import redis
+
+OLDEST = (7, 2)
+"""The oldest Redis that the store's scripts are written for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,25 @@ class ServerFacts:
     max_bytes: int
     evicted: int
     log_ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerProblem:
+    """Something about a server that jobs should not be entrusted to, and what to do. On one that is ``unfit`` no worker
+    starts. ``about`` is "redis", "persistence" or "eviction"."""
+
+    about: str
+    message: str
+    action: str
+    unfit: bool
+
+
+def answers(client: redis.Redis) -> bool:
+    """Tell whether the server answers within the client's time-outs."""
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
 
 
 def server_facts(client: redis.Redis) -> ServerFacts:
@@ -44,3 +67,28 @@ def server_facts(client: redis.Redis) -> ServerFacts:
         evicted=int(info.get("evicted_keys", 0)),
         log_ok=info.get("aof_last_write_status", "ok") == "ok",
     )
+
+
+def server_problems(facts: ServerFacts) -> Iterator[ServerProblem]:
+    """Yield what is wrong with a server, at most one problem of each kind."""
+    server = f"{facts.name} {facts.version}"
+    if facts.cluster:
+        action = "Use one primary: Celery's transport has no Cluster."
+        yield ServerProblem("redis", f"{server} is a Cluster", action, unfit=True)
+    elif facts.replica:
+        yield ServerProblem("redis", f"{server} is a replica", "Set the URL to that of the primary.", unfit=True)
+    elif facts.name == "Redis" and _version(facts.version) < OLDEST:
+        action = f"Use Redis {'.'.join(map(str, OLDEST))} or later, or Valkey."
+        yield ServerProblem("redis", f"{server} is too old", action, unfit=True)
+    if not facts.append_only:
+        action = "Set `appendonly yes`: a restart would lose jobs, and what was paid for."
+        yield ServerProblem("persistence", "the server keeps no append-only log", action, unfit=False)
+    if facts.eviction != "noeviction":
+        policy = facts.eviction or "it does not say by which policy"
+        action = "Set `maxmemory-policy noeviction`: a full server would drop jobs."
+        message = f"the server may drop jobs when full ({policy})"
+        yield ServerProblem("eviction", message, action, unfit=bool(facts.eviction))
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())

@@ -1,0 +1,171 @@
+"""A worker's probes, asked of real workers over HTTP."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from http import HTTPStatus
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.exceptions import WorkerShutdown
+from structlog.testing import capture_logs
+
+from finetune_queue.local.processes import Child
+from finetune_queue.local.valkey import ValkeyServer, free_port
+from finetune_queue.messaging import QUEUE, producer_app
+from finetune_queue.settings import Settings, load_settings
+from finetune_worker.celery import create_app
+from finetune_worker.probes import ProbeStep
+from finetune_worker.pulse import Loop
+from support.until import until
+
+SECONDS = 60
+KEY = "SG_0123456789abcdef"
+THREADS = 4
+
+
+class OddWorker:
+    """A real worker whose loops can be made to stand still, and a broker that is its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.valkey = ValkeyServer(folder / "valkey", port=free_port())
+        self.port = free_port()
+        self.env = {
+            "FINETUNE_REDIS_URL": self.valkey.url,
+            "FINETUNE_SECRETS_DIR": str(folder),
+            "FINETUNE_PROBE_PORT": str(self.port),
+            "FINETUNE_SHUTDOWN_TIMEOUT": "3",
+            "SEGMIND_API_KEY": KEY,
+        }
+        command = [sys.executable, "-m", "celery", "-A", "support.odd_worker", "worker", "-c", str(THREADS)]
+        self.process = Child(
+            "worker",
+            command,
+            env={
+                **os.environ,
+                **self.env,
+                "TMPDIR": str(folder),
+                "REMAP_SIGTERM": "SIGQUIT",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "PYTHONWARNINGS": "ignore:You're running the worker",
+            },
+            cwd=folder,
+            log=folder / "worker.log",
+        )
+
+    def begin(self, task: str, *args: str) -> None:
+        """Send a task and return when it runs. Redis may hand a message to a connection that it does not know to be
+        lost yet, so it is sent again after a while."""
+        began = self.folder / uuid.uuid4().hex
+        with producer_app(load_settings(self.env)) as app:
+            while not began.exists():
+                app.send_task(f"odd.{task}", args=[str(began), *args], queue=QUEUE)
+                with suppress(AssertionError):
+                    until(began.exists, seconds=5)
+
+    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as reply:
+                return reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def is_up(self) -> bool:
+        """Return whether the worker is ready, also while it does not listen yet."""
+        try:
+            return self.is_ready()
+        except OSError:
+            return False
+
+    def is_ready(self) -> bool:
+        return self.get("/readyz")[0] == HTTPStatus.OK
+
+    def stuck(self) -> set[str]:
+        """Return the loops that /livez says stand still; what else it may say is checked on the way."""
+        status, body = self.get("/livez")
+        expected = HTTPStatus.OK if body["status"] == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
+        assert status == expected
+        return set(body.get("seconds", {}))
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OddWorker]:
+    """One worker for all tests of this file; each leaves it worse off than the one before."""
+    odd = OddWorker(tmp_path_factory.mktemp("odd"))
+    with ExitStack() as stack:
+        stack.enter_context(odd.valkey)
+        odd.process.start()
+        stack.callback(odd.process.kill)
+        until(odd.is_up, seconds=SECONDS)
+        yield odd
+
+
+def test_without_redis_a_worker_lives_but_is_not_ready(worker: OddWorker) -> None:
+    assert worker.get("/livez") == (200, {"status": "ok"})
+    worker.valkey.kill()
+    assert worker.get("/readyz") == (503, {"status": "not ready", "detail": "Redis does not answer"})
+    until(lambda: "detail" in worker.get("/livez")[1], seconds=SECONDS)  # a loop is late, and excused
+    assert worker.stuck() == set()
+    worker.valkey.start()
+    until(worker.is_ready, seconds=SECONDS)
+
+
+def test_redis_that_takes_connections_and_is_silent_is_the_same(worker: OddWorker) -> None:
+    worker.valkey.process.send_signal(signal.SIGSTOP)
+    try:
+        assert not worker.is_ready()
+        until(lambda: "detail" in worker.get("/livez")[1], seconds=SECONDS)
+    finally:
+        worker.valkey.process.send_signal(signal.SIGCONT)
+    until(worker.is_ready, seconds=SECONDS)
+    assert worker.stuck() == set()
+
+
+def test_loops_that_stand_still_are_named(worker: OddWorker, tmp_path: Path) -> None:
+    stop_consumer = tmp_path / "stop_consumer"
+    worker.begin("stop", str(stop_consumer), Loop.CONSUMER)  # it comes first: without FETCH nothing arrives
+    named: set[str] = set()
+    for loop in (Loop.DISPATCHER, Loop.NOTIFIER, Loop.FETCH):
+        worker.begin("stop", os.devnull, loop)
+        named.add(loop)
+        until(lambda: worker.stuck() == named, seconds=SECONDS, pause=0.1)
+        assert worker.is_ready() == (loop is not Loop.FETCH)
+    stop_consumer.touch()
+    until(lambda: worker.stuck() == set(Loop), seconds=SECONDS, pause=0.1)
+
+
+def test_a_stopping_worker_is_not_ready_from_the_signal_on(worker: OddWorker, tmp_path: Path) -> None:
+    worker.process.kill()
+    worker.process.start()
+    until(worker.is_up, seconds=SECONDS)
+    release = tmp_path / "release"
+    worker.begin("hold", str(release))
+    worker.process.send_signal(signal.SIGTERM)
+    worker.process.wait_for_line(lambda line: "Initiating Soft Shutdown" in line, timeout=SECONDS)
+    assert worker.get("/readyz") == (503, {"status": "not ready", "detail": "the worker is stopping"})
+    assert worker.get("/livez") == (200, {"status": "ok"})
+    worker.process.wait_for_line(lambda line: "Cold shutdown" in line, timeout=SECONDS)  # the task runs all the same
+    release.touch()
+    worker.process.wait(timeout=SECONDS)
+    assert "Unrecoverable" not in "".join(worker.process.lines())
+
+
+def test_a_port_that_is_taken_ends_the_worker(tmp_path: Path, redis_url: str) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        app = create_app(Settings(finetune_redis_url=redis_url, segmind_api_key=KEY, finetune_probe_port=port))
+        parent = SimpleNamespace(app=app)
+        with pytest.raises(WorkerShutdown), capture_logs() as logs:
+            ProbeStep(parent).start(parent)
+    assert [(entry["event"], entry["port"]) for entry in logs] == [("probe_port_not_free", port)]

@@ -1,0 +1,97 @@
+"""What a starting worker makes of the servers that it is to run on."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from structlog.testing import capture_logs
+
+from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.store import ServerFacts, server_problems
+from finetune_worker.server_check import check_server
+
+SOUND = ServerFacts("Redis", "7.2.4", append_only=True, eviction="noeviction", replica=False, cluster=False)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    with ValkeyServer(tmp_path_factory.mktemp("valkey")) as found:
+        yield found
+
+
+@pytest.fixture
+def client(server: ValkeyServer) -> Iterator[Any]:
+    with redis.Redis.from_url(server.url, socket_timeout=5) as found:
+        yield found
+        found.replicaof("NO", "ONE")
+        found.config_set("maxmemory-policy", "noeviction")
+        found.config_set("appendonly", "yes")
+        found.acl_setuser("default", commands=["+info"])
+
+
+def check(server: ValkeyServer) -> tuple[bool, list[tuple[str, str]]]:
+    with capture_logs() as logs:
+        fit = check_server("FINETUNE_REDIS_URL", server.url)
+    assert all(entry["setting"] == "FINETUNE_REDIS_URL" and entry["action"] for entry in logs)
+    return fit, [(entry["event"], entry["log_level"]) for entry in logs]
+
+
+@pytest.mark.usefixtures("client")
+def test_a_sound_server_is_passed_over_in_silence(server: ValkeyServer) -> None:
+    assert check(server) == (True, [])
+
+
+def test_a_server_that_may_drop_jobs_is_refused(server: ValkeyServer, client: Any) -> None:
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    assert check(server) == (False, [("redis_unfit", "error")])
+
+
+def test_a_replica_is_refused(server: ValkeyServer, client: Any) -> None:
+    client.replicaof("127.0.0.1", 1)
+    assert check(server) == (False, [("redis_unfit", "error")])
+
+
+def test_a_server_without_a_log_is_warned_of(server: ValkeyServer, client: Any) -> None:
+    client.config_set("appendonly", "no")
+    assert check(server) == (True, [("redis_risky", "warning")])
+
+
+def test_a_server_that_tells_nothing_is_warned_of(server: ValkeyServer, client: Any) -> None:
+    client.acl_setuser("default", commands=["-info"])
+    assert check(server) == (True, [("redis_not_checked", "warning")])
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"cluster": True}, [("redis", True)]),
+        ({"version": "7.0.15"}, [("redis", True)]),
+        ({"version": "8.2"}, []),
+        ({"name": "Valkey", "version": "7.0"}, []),
+        ({"eviction": ""}, [("eviction", False)]),
+    ],
+)
+def test_what_no_server_here_can_be_made_to_say(changed: dict[str, object], found: list[tuple[str, bool]]) -> None:
+    facts = ServerFacts(**{name: getattr(SOUND, name) for name in ServerFacts.__slots__} | changed)
+    assert [(problem.about, problem.unfit) for problem in server_problems(facts)] == found
+
+
+def test_on_an_unfit_server_no_worker_starts(server: ValkeyServer, client: Any, tmp_path: Path) -> None:
+    client.config_set("maxmemory-policy", "volatile-lru")
+    settings = {"FINETUNE_REDIS_URL": server.url, "SEGMIND_API_KEY": "SG_0123456789abcdef"}
+    worker = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "finetune_worker", "worker"],
+        env={**os.environ, **settings, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert worker.returncode == 1
+    assert "the server may drop jobs when full (volatile-lru)" in worker.stderr
+    assert "dispatcher_started" not in worker.stderr

@@ -1,0 +1,59 @@
+"""A worker whose loops a test can make stand still: ``celery -A support.odd_worker worker``."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from celery.signals import worker_ready
+from kombu.transport.redis import Channel
+
+from finetune_worker import dispatcher, notifier, probes, pulse
+from finetune_worker.celery import app
+from finetune_worker.pulse import Loop
+
+LIMIT = 2.0
+"""Seconds after which a loop counts as stuck, where a real worker waits for a minute and more."""
+
+pulse.LIMITS.update(dict.fromkeys(Loop, LIMIT))
+probes.FRESH = LIMIT
+dispatcher.LONGEST_SLEEP = notifier.LONGEST_SLEEP = 0.2
+
+
+hubs: list[Any] = []
+
+
+@worker_ready.connect
+def keep_hub(sender: Any, **_: Any) -> None:
+    hubs.append(sender.hub)
+
+
+def stand_still(*_: Any) -> float:
+    threading.Event().wait()
+    return 0.0
+
+
+@app.task(name="odd.stop")
+def stop(began: str, sign: str, loop: str) -> None:
+    """Make a loop stand still, for as long as the worker lives, when the file ``sign`` is there."""
+    hold(began, sign)
+    kinds: dict[str, Any] = {Loop.DISPATCHER: dispatcher.Dispatcher, Loop.NOTIFIER: notifier.Notifier}
+    channel: Any = Channel
+    match Loop(loop):
+        case Loop.FETCH:
+            channel._brpop_start = stand_by
+        case Loop.CONSUMER:
+            hubs[0].call_soon(stand_still)
+        case _:
+            kinds[loop].step = stand_still
+
+
+def stand_by(*_: Any, **__: Any) -> None:
+    """Do not ask for a message."""
+
+
+@app.task(name="odd.hold")
+def hold(began: str, sign: str) -> None:
+    """Make the file ``began``, then keep a thread busy until the file ``sign`` is there."""
+    Path(began).touch()
+    while not Path(sign).exists():
+        threading.Event().wait(0.02)

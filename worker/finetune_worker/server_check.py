@@ -1,0 +1,67 @@
+"""Looks at the Redis servers when a worker starts: on one that may drop jobs it does not start."""
+
+import threading
+from typing import Any
+
+import structlog
+from celery import bootsteps
+from celery.exceptions import WorkerShutdown
+from celery.worker import state
+
+from finetune_queue.store import RedisError, ResponseError, connect, server_facts, server_problems
+from finetune_worker.probes import ProbeStep
+
+log = structlog.get_logger(__name__)
+
+PAUSE = 1.0
+"""Seconds between two tries to reach a server."""
+
+
+class ServerCheckStep(bootsteps.StartStopStep):
+    """Checks the servers before anything is taken from them; waits for one that is away."""
+
+    requires = (ProbeStep,)
+
+    def start(self, parent: Any) -> None:
+        """Check the servers, and say what to do about each that is not as it should be.
+
+        Raises:
+            WorkerShutdown: one is unfit; or the worker was told to stop while it waited.
+        """
+        settings = parent.app.finetune.settings
+        servers = {"FINETUNE_REDIS_URL": settings.finetune_redis_url}
+        if settings.finetune_broker_url not in {None, settings.finetune_redis_url}:
+            servers["FINETUNE_BROKER_URL"] = settings.finetune_broker_url
+        fit = [check_server(setting, url) for setting, url in servers.items()]
+        if not all(fit):
+            raise WorkerShutdown(1)
+
+
+def check_server(setting: str, url: str) -> bool:
+    """Tell whether a worker may run on this server; waits until it answers.
+
+    Raises:
+        WorkerShutdown, WorkerTerminate: the worker was told to stop while it waited.
+    """
+    fit = True
+    with connect(url) as client:
+        waiting = False
+        while True:
+            state.maybe_shutdown()
+            try:
+                facts = server_facts(client)
+                break
+            except ResponseError as error:
+                log.warning("redis_not_checked", setting=setting, error=str(error), action="Allow the command INFO.")
+                return True
+            except RedisError as error:
+                if not waiting:
+                    log.warning("worker_waits_for_redis", setting=setting, error=str(error))
+                waiting = True
+                threading.Event().wait(PAUSE)
+    for problem in server_problems(facts):
+        say = log.error if problem.unfit else log.warning
+        event = "redis_unfit" if problem.unfit else "redis_risky"
+        say(event, setting=setting, problem=problem.message, action=problem.action)
+        fit = fit and not problem.unfit
+    return fit

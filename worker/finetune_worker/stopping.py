@@ -1,0 +1,49 @@
+"""A worker's end: stages hear of it when the signal comes, and those that still run are let alone."""
+
+import signal
+from types import FrameType
+from typing import Any
+
+from celery import bootsteps
+from celery.concurrency.thread import TaskPool
+
+from finetune_worker.container import Container
+
+_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
+
+
+def mend_pool() -> None:
+    """Let Celery's thread pool take it when a running task is cancelled.
+
+    After the soft shutdown Celery cancels what still runs; its thread pool cannot do that and says so by an exception,
+    which ends the worker as "Unrecoverable error". A thread cannot be ended: its stage parks by itself, soon.
+    """
+    TaskPool.terminate_job = _let_alone  # type: ignore[method-assign]
+
+
+def _let_alone(self: Any, pid: object, signal: object = None) -> None:
+    pass
+
+
+class StopSignalStep(bootsteps.StartStopStep):
+    """Counts a stop from its signal on. Celery's own ``worker_shutting_down`` comes when its soft shutdown is over."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, parent: Any) -> None:
+        """Put ourselves before Celery's handlers, which are there by now."""
+        container: Container = parent.app.finetune.container
+        for number in _SIGNALS:
+            _before(number, container)
+
+
+def _before(number: signal.Signals, container: Container) -> None:
+    handler = signal.getsignal(number)
+    if not callable(handler):
+        return
+
+    def stop(received: int, frame: FrameType | None) -> None:
+        container.stop_soon()
+        handler(received, frame)
+
+    signal.signal(number, stop)
