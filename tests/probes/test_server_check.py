@@ -15,7 +15,18 @@ from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.store import ServerFacts, server_problems
 from finetune_worker.server_check import check_server
 
-SOUND = ServerFacts("Redis", "7.2.4", append_only=True, eviction="noeviction", replica=False, cluster=False)
+SOUND = ServerFacts(
+    name="Redis",
+    version="7.2.4",
+    append_only=True,
+    eviction="noeviction",
+    replica=False,
+    cluster=False,
+    used_bytes=0,
+    max_bytes=0,
+    evicted=0,
+    log_ok=True,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +42,7 @@ def client(server: ValkeyServer) -> Iterator[Any]:
         found.replicaof("NO", "ONE")
         found.config_set("maxmemory-policy", "noeviction")
         found.config_set("appendonly", "yes")
-        found.acl_setuser("default", commands=["+info"])
+        found.acl_setuser("default", enabled=True, commands=["+info"])
 
 
 def check(server: ValkeyServer) -> tuple[bool, list[tuple[str, str]]]:
@@ -62,7 +73,7 @@ def test_a_server_without_a_log_is_warned_of(server: ValkeyServer, client: Any) 
 
 
 def test_a_server_that_tells_nothing_is_warned_of(server: ValkeyServer, client: Any) -> None:
-    client.acl_setuser("default", commands=["-info"])
+    client.acl_setuser("default", enabled=True, commands=["-info"])
     assert check(server) == (True, [("redis_not_checked", "warning")])
 
 

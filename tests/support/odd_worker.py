@@ -4,12 +4,16 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import structlog
+from celery.concurrency.thread import TaskPool
 from celery.signals import worker_ready
 from kombu.transport.redis import Channel
 
 from finetune_worker import dispatcher, notifier, probes, pulse
 from finetune_worker.celery import app
 from finetune_worker.pulse import Loop
+
+log = structlog.get_logger(__name__)
 
 LIMIT = 2.0
 """Seconds after which a loop counts as stuck, where a real worker waits for a minute and more."""
@@ -18,6 +22,16 @@ pulse.LIMITS.update(dict.fromkeys(Loop, LIMIT))
 probes.FRESH = LIMIT
 dispatcher.LONGEST_SLEEP = notifier.LONGEST_SLEEP = 0.2
 
+
+cancel = TaskPool.terminate_job
+
+
+def tell_and_cancel(self: Any, *args: Any) -> None:
+    log.info("task_cancelled")
+    cancel(self, *args)
+
+
+TaskPool.terminate_job = tell_and_cancel  # type: ignore[assignment,method-assign]
 
 hubs: list[Any] = []
 
