@@ -1,4 +1,4 @@
-"""What must be known of kombu 5.7: how it gives up a connection, what a command costs, whether it waits for messages."""
+"""What must be known of kombu 5.7: how it gives up a connection, what a command costs, if it waits for messages."""
 
 import time
 from typing import Any

@@ -11,12 +11,14 @@ from finetune_queue.gateway.hints import Hints
 from finetune_queue.gateway.hub import Hub
 from finetune_queue.gateway.looks import Looks
 from finetune_queue.gateway.metrics import Metrics
+from finetune_queue.load import Loads
 from finetune_queue.messaging import Messenger, producer_app
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
 from finetune_queue.store import (
     Accounts,
     Counters,
+    Deadlines,
     Feed,
     JobStore,
     Outbox,
@@ -46,6 +48,7 @@ class Backend:
     hub: Hub
     hints: Hints
     looks: Looks
+    loads: Loads
     metrics: Metrics
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
 
@@ -66,6 +69,7 @@ class Backend:
             hub=Hub(feed),
             hints=Hints(accounts.hint),
             looks=Looks(jobs, accounts, overview, messenger),
+            loads=Loads(jobs, Deadlines(client), overview, messenger),
             metrics=Metrics(
                 Queue(
                     overview=overview,

@@ -1,5 +1,6 @@
 """The messages of the HTTP API, as OpenAPI shows them."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -9,6 +10,8 @@ from finetune_queue.contract import Event, FineTuneRequest, JobState, Stage, Wai
 from finetune_queue.contract.job import Progress
 from finetune_queue.contract.request import AccountName
 from finetune_queue.contract.views import PublicJob
+from finetune_queue.load import Load
+from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.sdk import Job, Waiting
 from finetune_queue.store import CURSOR
 
@@ -210,3 +213,29 @@ class OverviewReply(_Model):
     queues: dict[str, int] = Field(description="Messages that wait in each Celery queue; empty if the broker is away.")
     dead_letters: int
     overdue_seconds: float = Field(description="By how much the oldest deadline has passed: 0 while a worker runs.")
+
+
+class LoadView(_Model):
+    """What one class of workers has to run."""
+
+    queued: int = Field(description="Messages that wait in its queue, of all priorities.")
+    running: int = Field(description="Stages that run.")
+    due: int = Field(description="Retries that are due in the next seconds.")
+    total: int
+
+    @classmethod
+    def of(cls, load: Load) -> "LoadView":
+        """Return a load as this API shows it."""
+        return cls(queued=load.queued, running=load.running, due=load.due, total=load.total)
+
+
+class LoadReply(_Model):
+    """What there is to run now: ``short`` by workers of the queue `finetune`, ``transfers`` by `finetune.transfer`."""
+
+    short: LoadView
+    transfers: LoadView
+
+    @classmethod
+    def of(cls, loads: Mapping[str, Load]) -> "LoadReply":
+        """Return the loads of both queues."""
+        return cls(short=LoadView.of(loads[QUEUE]), transfers=LoadView.of(loads[TRANSFER_QUEUE]))

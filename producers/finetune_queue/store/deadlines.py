@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import redis
 
@@ -32,6 +33,12 @@ class Deadlines:
         wait = float(reply[0])
         passed = {job_id: int(float(at)) for job_id, at in zip(reply[1::2], reply[2::2], strict=True)}
         return passed, None if wait < 0 else wait / 1000
+
+    def soon(self, seconds: float, limit: int) -> list[str]:
+        """Return up to ``limit`` jobs that are due now or within ``seconds``, the next first. Takes none of them."""
+        now, micros = self._redis.time()
+        until = now * 1000 + micros // 1000 + int(seconds * 1000)
+        return cast("list[str]", self._redis.zrangebyscore(keys.deadlines(), "-inf", until, start=0, num=limit))
 
     def put_off(self, delays: Sequence[tuple[JobRecord, float]]) -> int:
         """Move the deadlines of the given jobs to the given seconds from now; returns how many were moved.

@@ -1,0 +1,14 @@
+"""What there is to run now, for an autoscaler."""
+
+from fastapi import APIRouter
+
+from finetune_queue.gateway.models import LoadReply
+from finetune_queue.gateway.routes.deps import BackendDep
+
+router = APIRouter(prefix="/v1/load", tags=["load"])
+
+
+@router.get("")
+def load(backend: BackendDep) -> LoadReply:
+    """Show how much each class of workers has to run now; what waits for the API, its budget or a cap is not in it."""
+    return LoadReply.of(backend.loads.now())
