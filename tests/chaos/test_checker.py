@@ -160,6 +160,7 @@ BROKEN: dict[str, tuple[str, Change]] = {
     "a refused call": ("limit broken", lambda c, h: account(h, refused=1)),
     "a secret": ("secrets seen", lambda c, h: replace(h, leaks=["worker1.log, line 3: API key of default"])),
     "a wrong answer": ("callers told wrong", lambda c, h: replace(h, answers=["a hook was answered with 202"])),
+    "a worker that crashed": ("processes ended", lambda c, h: replace(h, ended=["worker1 ended by itself"])),
     "a deadline of an ended job": ("left over", lambda c, h: replace(h, left_over={"deadlines": 1})),
     "a fault that was not there": ("faults that never fired", lambda c, h: replace(h, fired={})),
 }

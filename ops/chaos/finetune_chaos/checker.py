@@ -195,6 +195,11 @@ def told_wrong(history: History) -> Iterator[str]:
     yield from history.answers
 
 
+def ended(history: History) -> Iterator[str]:
+    """No process ended that nobody ended: a worker comes back from whatever happens to others."""
+    yield from history.ended
+
+
 def left_over(history: History) -> Iterator[str]:
     """Nothing of ended jobs waits in Redis."""
     yield from (f"{count} in {where}" for where, count in history.left_over.items() if count)
@@ -213,6 +218,7 @@ CHECKS: Mapping[str, Callable[[History], Iterator[str]]] = {
     "limit broken": limit_broken,
     "secrets seen": secrets_seen,
     "callers told wrong": told_wrong,
+    "processes ended": ended,
     "left over": left_over,
     "faults that never fired": not_fired,
 }

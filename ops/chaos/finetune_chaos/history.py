@@ -89,6 +89,8 @@ class History:
     leaks: Sequence[str] = ()
     answers: Sequence[str] = ()
     """What callers were told, or a hook was answered, that was wrong."""
+    ended: Sequence[str] = ()
+    """Processes that ended by themselves."""
     fired: Mapping[str, int] = field(default_factory=dict)
     expected_kinds: Sequence[str] = ()
     resolved: int = 0

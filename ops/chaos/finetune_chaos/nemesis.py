@@ -41,6 +41,8 @@ class Nemesis:
         self.fired: Counter[str] = Counter()
         self.wrong: list[str] = []
         """What was answered that should not have been."""
+        self.ended: dict[Child, str] = {}
+        """Processes that ended though nobody ended them, and how."""
         self._script = script
         self._ground = ground = scene.ground
         self._outside = scene.outside
@@ -52,6 +54,7 @@ class Nemesis:
         self._wanted = len(ground.workers)
         self._names = count(self._wanted + 1)
         self._stopped: set[Child] = set()
+        self._struck: set[Child] = set()
         self._armed: dict[int, str] = {}
         self._order = count()
         self._later: list[tuple[float, int, float, str, Callable[[], bool]]] = []
@@ -68,7 +71,7 @@ class Nemesis:
             while self._later and self._later[0][0] <= now:
                 _, _, since, kind, blow = heapq.heappop(self._later)
                 self._strike(since, kind, blow)
-            self._replace_the_dead()
+            self.keep_workers()
             time.sleep(TICK)
 
     def stop(self) -> None:
@@ -87,8 +90,16 @@ class Nemesis:
         for training in self._control.trainings():
             if training["held"]:
                 self._control.change_training(training["finetune_id"], hold=False)
-        self._replace_the_dead()
+        self.keep_workers()
         self._redis.close()
+
+    def keep_workers(self) -> None:
+        """Note what ended by itself, and start as many workers as there should be."""
+        for child in self._ground.children:
+            if not child.running and child not in self._struck and child is not self._ground.valkey.process:
+                self.ended.setdefault(child, f"{child.name} ended by itself with exit code {child.returncode}")
+        for _ in range(self._wanted - len(self._alive())):
+            self._ground.launch_worker(f"worker{next(self._names)}")
 
     def renew_a_worker(self) -> None:
         """Start one more, as a deployment would."""
@@ -148,16 +159,14 @@ class Nemesis:
     def _alive(self) -> list[Child]:
         return [worker for worker in self._ground.workers if worker.running and worker not in self._stopped]
 
-    def _replace_the_dead(self) -> None:
-        for _ in range(self._wanted - len(self._alive())):
-            self._ground.launch_worker(f"worker{next(self._names)}")
-
     def _signal(self, number: signal.Signals) -> Callable[[dict[str, Any]], bool]:
         def send(args: dict[str, Any]) -> bool:
             alive = self._alive()
             if not alive:
                 return False
-            spread(alive, args["pick"]).send_signal(number)
+            worker: Child = spread(alive, args["pick"])
+            self._struck.add(worker)
+            worker.send_signal(number)
             return True
 
         return send
@@ -174,6 +183,7 @@ class Nemesis:
             worker.send_signal(signal.SIGCONT)
             self._stopped.discard(worker)
             # Another has taken its place meanwhile.
+            self._struck.add(worker)
             worker.send_signal(signal.SIGTERM)
             return True
 

@@ -25,7 +25,7 @@ def print_result(history: History, verdict: Mapping[str, Sequence[str]], console
     console.print(table)
     for name, evidence in verdict.items():
         for sentence in evidence[:SHOWN]:
-            console.print(f"{name}: {sentence}", markup=False, highlight=False, style="red")
+            console.print(f"{name}: {sentence}", markup=False, highlight=False, soft_wrap=True, style="red")
         if len(evidence) > SHOWN:
             console.print(f"{name}: and {len(evidence) - SHOWN} more", style="red")
 

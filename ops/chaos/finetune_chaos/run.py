@@ -45,9 +45,7 @@ def run(script: Script, folder: Path, *, workers: int, training: float, say: Cal
         drain = _Drain(script, callers, nemesis, witness)
         late = drain.run()
         say(f"{script.seconds + drain.seconds:7.2f} {'deadline' if late else 'everything has ended'}")
-        return witness.collect(
-            left_alone=drain.left_alone, resolved=drain.resolved, fired=nemesis.fired, answers=nemesis.wrong
-        )
+        return witness.collect(nemesis, left_alone=drain.left_alone, resolved=drain.resolved)
 
 
 class _Drain:
@@ -69,6 +67,7 @@ class _Drain:
         renewed = False
         while self.seconds < DRAIN:
             self.seconds = time.monotonic() - began
+            self._nemesis.keep_workers()
             with suppress(FineTuneQueueError):  # a connection of the time before the calm
                 if submitted and self._over():
                     return False

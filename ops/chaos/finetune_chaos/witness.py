@@ -16,6 +16,7 @@ import redis
 from finetune_chaos.callers import Callers
 from finetune_chaos.ground import LIMITS, LIST, QUEUE, STREAM, WEIGHTS_BYTES, Scene
 from finetune_chaos.history import History, Promise, SeenAccount, SeenJob, SeenSink, SeenTraining
+from finetune_chaos.nemesis import Nemesis
 from finetune_chaos.outside import OWN, REPLY
 from finetune_chaos.script import ACCOUNTS, Script
 from finetune_queue.contract.kinds import EventType
@@ -128,7 +129,7 @@ class Witness:
         if held:
             self._redis.zadd("{finetune}:unacked_index", dict.fromkeys(held, 1), xx=True)
 
-    def collect(self, *, left_alone: set[str], resolved: int, fired: Mapping[str, int], answers: list[str]) -> History:
+    def collect(self, nemesis: Nemesis, *, left_alone: set[str], resolved: int) -> History:
         """Read everything."""
         jobs = {job.job_id: job for job in self._jobs()}
         files, manifests = self._files()
@@ -154,8 +155,9 @@ class Witness:
             asked_to_retry=dict(self._callers.asked_to_retry),
             left_over=self.left_over(),
             leaks=list(self._leaks()),
-            answers=[*self._callers.wrong, *answers],
-            fired=fired,
+            answers=[*self._callers.wrong, *nemesis.wrong],
+            ended=list(nemesis.ended.values()),
+            fired=nemesis.fired,
             expected_kinds=expected,
             resolved=resolved,
         )
@@ -222,6 +224,9 @@ class Witness:
         secrets = self._secrets.all()
         # Where an event goes is no secret inside Redis: a worker reads it there.
         shown = {**secrets, "path of a sink": self._secrets.sink_path}
+        sent = self._control.report()["key_leaks"]
+        if sent:
+            yield f"an API key was sent to Segmind's storage {sent} times"
         for log in sorted(self._ground.folder.glob("*.log")):
             if log.name != "sandbox.log":  # Segmind knows its own
                 with log.open(errors="replace") as lines:
