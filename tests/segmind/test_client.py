@@ -160,6 +160,12 @@ def test_access_that_says_error_with_a_success_is_no_success(client: SegmindClie
     client.set_access("ft-1", public=True)
 
 
+def test_a_web_page_in_place_of_the_answer_is_no_change_of_access(client: SegmindClient, api: Api) -> None:
+    api.body = b"\n<!doctype html><title>We will be back soon</title>"
+    with pytest.raises(MalformedReply, match="web page"):
+        client.set_access("ft-1", public=False)
+
+
 @pytest.mark.parametrize("quote", ["", '"'])
 def test_private_link_is_a_get_with_a_form(client: SegmindClient, api: Api, quote: str) -> None:
     link = "https://storage.example/m.safetensors?X-Goog-Signature=feed"

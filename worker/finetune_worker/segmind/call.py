@@ -118,8 +118,11 @@ class Call:
         raise self._logged(failure)
 
     def done(self, method: str, path: str, **request: Any) -> None:
-        """Call for the status alone. A success that says ``error`` in its body is none."""
+        """Call for the status alone. A success that says ``error`` in its body is none, nor is a web page: it comes
+        from something in front of the API that did not let the call through."""
         body = self._body_of(method, path, **request)
+        if body.lstrip().startswith(b"<"):
+            raise self._logged(self._unreadable("a web page"))
         if says_error(body):
             detail = f"Segmind rejected the request. It said: {error_message(body, self._endpoint.key)}"
             failure = Rejected("request_rejected", operation=self._operation, detail=detail, status=self._status)
