@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import EventType, JobState, WaitReason
+from finetune_queue.resuming import adopted
 from finetune_queue.store import Change, keys
 from finetune_worker.stages.sweep import sweep
 from support.until import until
@@ -131,6 +132,29 @@ def test_a_training_that_never_ends_fails_its_job(bench: Any) -> None:
     assert job.error is not None
     assert job.error.code == "training_too_long"
     assert job.finetune_id in job.error.message
+
+
+def test_a_training_that_ended_while_nobody_could_look_is_fetched_however_late(bench: Any) -> None:
+    [job] = trained(bench, 1)
+    bench.container.jobs.transition(bench.read(job), Change(delay=60), submitted_ms=1)
+
+    bench.run(job)
+
+    assert bench.read(job).state is JobState.DOWNLOADING
+
+
+def test_a_training_adopted_after_its_limit_is_looked_at_first(bench: Any) -> None:
+    [other] = trained(bench, 1)
+    finetune_id, jobs = bench.read(other).finetune_id, bench.container.jobs
+    jobs.transition(bench.read(other), Change(), to=JobState.CANCELLED, finetune_id=None)
+    job = bench.submitting()
+    job = jobs.transition(job, Change(delay=60), to=JobState.NEEDS_ATTENTION, intent_ms=1)
+    to, fields = adopted(job, finetune_id)
+    jobs.transition(job, Change(delay=60), to=to, **fields)
+
+    bench.run(job)
+
+    assert bench.read(job).state is JobState.DOWNLOADING
 
 
 def test_sweeps_that_see_a_training_do_not_put_off_its_limit(bench: Any) -> None:

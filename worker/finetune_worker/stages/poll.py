@@ -16,10 +16,10 @@ from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
 def poll(container: Container, claim: Claim) -> Outcome:
     """Wait for Segmind, with one look at the job's details where the list is not enough."""
     job = claim.job
-    if training_time_left(container, job, job.updated_ms) <= 0:  # its claim wrote it just now
-        return Fail(_too_long(container, job))
+    # The claim wrote it just now, so `updated_ms` is the present.
+    over = training_time_left(container, job, job.updated_ms) <= 0
     unseen = job.updated_ms - job.entered_ms >= container.settings.finetune_unseen_limit * 1000
-    if not job.wants_details and not unseen:
+    if not (over or unseen or job.wants_details):
         return _wait(container, job)
     slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
     if isinstance(slot, NoSlot):
@@ -54,6 +54,8 @@ def poll(container: Container, claim: Claim) -> Outcome:
                 retryable=True,
             )
         )
+    if over:  # by a look just now: it may have ended while nobody could look, or was adopted late
+        return Fail(_too_long(container, claim.job))
     return _wait(container, claim.job, wants_details=False)
 
 
