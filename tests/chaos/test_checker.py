@@ -97,6 +97,18 @@ def without(items: Any, index: int) -> list[Any]:
     return [item for at, item in enumerate(items) if at != index]
 
 
+def access(event_id: str, state: str) -> dict[str, Any]:
+    data = {"state": state, "previous_state": state}
+    return {"id": event_id, "type": "io.finetunequeue.job.access.v1", "subject": event_id[:-2], "data": data}
+
+
+def test_a_failed_training_that_nobody_retried_allows_no_other(chaos: SimpleNamespace, good: History) -> None:
+    told = [*events("job-b", RETRIED[:5]), access("job-b-6", "failed")]
+    failed = job(good, "job-b", state="failed", events=told)
+    assert list(chaos.checker.paid_twice(failed)) != []
+    assert list(chaos.checker.events_wrong(failed)) == []
+
+
 BROKEN: dict[str, tuple[str, Change]] = {
     "a second training": ("paid twice", lambda c, h: training(c, h, "t9", "face-a", "http://s3/public", "FAILED", "x")),
     "a training under another name": (
@@ -132,6 +144,10 @@ BROKEN: dict[str, tuple[str, Change]] = {
         "events wrong",
         lambda c, h: job(h, "job-a", state="cancelled", events=events("job-a", (*GOOD, "cancelled"))),
     ),
+    "a change of access from another state": (
+        "events wrong",
+        lambda c, h: job(h, "job-a", events=[*h.jobs["job-a"].events, access("job-a-7", "cancelled")]),
+    ),
     "a leap": ("events wrong", lambda c, h: job(h, "job-a", events=events("job-a", ("accepted", "succeeded")))),
     "a retry nobody asked for": ("events wrong", lambda c, h: replace(h, asked_to_retry={})),
     "a cancel nobody asked for": ("events wrong", lambda c, h: replace(h, asked_to_cancel=frozenset())),
@@ -156,6 +172,7 @@ BROKEN: dict[str, tuple[str, Change]] = {
         lambda c, h: replace(h, files={**h.files, "job-b": {"weights.safetensors": "half"}}),
     ),
     "another file": ("files wrong", lambda c, h: replace(h, files={**h.files, "job-b": {"weights.tmp": "x"}})),
+    "a model that is not as public as is said": ("access wrong", lambda c, h: job(h, "job-a", public=True)),
     "a call too many": ("limit broken", lambda c, h: account(h, most_in_window=6)),
     "a refused call": ("limit broken", lambda c, h: account(h, refused=1)),
     "a secret": ("secrets seen", lambda c, h: replace(h, leaks=["worker1.log, line 3: API key of default"])),

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -94,10 +95,9 @@ class Callers:
 
     def _submit_until_taken(self, order: Order, http: httpx.Client) -> None:
         request = self._request(order)
-        submit = {"sdk": self._by_sdk, "raw": self._by_message}.get(order.way)
         while not self._giving_up.is_set():
             try:
-                job_id = submit(request) if submit else self._by_http(request, http)
+                job_id = self._submit(order, request, http)
             except (QueueUnavailableError, OperationalError, httpx.HTTPError):
                 self._giving_up.wait(AGAIN)
                 continue
@@ -107,6 +107,15 @@ class Callers:
             with self._lock:
                 self.promised[job_id] = order
             return
+
+    def _submit(self, order: Order, request: dict[str, Any], http: httpx.Client) -> str:
+        match order.way:
+            case "sdk":
+                return self._by_sdk(request)
+            case "http":
+                return self._by_http(request, http)
+            case _:
+                return self._by_message(request)
 
     def _request(self, order: Order) -> dict[str, Any]:
         fields = dict(order.fields)
@@ -139,6 +148,8 @@ class Callers:
             "caller cancels": self._cancel,
             "caller retries": self._retry,
             "caller submits again": self._submit_again,
+            "caller changes access": self._change_access,
+            "operator redelivers": self._redeliver,
             "caller reuses a key": self._reuse_key,
             "message poisoned": self._poison,
         }
@@ -146,7 +157,7 @@ class Callers:
         def do(args: dict[str, Any]) -> bool:
             try:
                 return acts[kind](args)
-            except (NotPossibleError, QueueUnavailableError, OperationalError, UnknownJobError):
+            except (NotPossibleError, QueueUnavailableError, OperationalError, UnknownJobError, httpx.HTTPError):
                 return False  # it ended just now, or Redis is away: another time
 
         return do
@@ -185,9 +196,25 @@ class Callers:
         if not known:
             return False
         job_id = spread(known, args["pick"])
-        again = self._by_sdk(self._request(self.promised[job_id]))
+        order = self.promised[job_id]
+        with httpx.Client(timeout=5, trust_env=False) as http:
+            again = self._submit(replace(order, way=args["way"]), self._request(order), http)
         if again != job_id:
             self.wrong.append(f"submitting {job_id} again gave {again}")
+        return True
+
+    def _change_access(self, args: dict[str, Any]) -> bool:
+        ended = list(self.queue.list(state=JobState.SUCCEEDED, limit=20))
+        if not ended:
+            return False
+        self.queue.set_public(spread(ended, args["pick"]).id, args["pick"] * 1000 % 1 < 0.7)
+        return True
+
+    def _redeliver(self, args: dict[str, Any]) -> bool:
+        ended = list(self.queue.list(state=JobState.SUCCEEDED, limit=50))
+        if not ended:
+            return False
+        self.queue.redeliver(spread(ended, args["pick"]).id)
         return True
 
     def _reuse_key(self, args: dict[str, Any]) -> bool:

@@ -12,6 +12,9 @@ from finetune_queue.contract.job import TRANSITIONS, JobState
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 
+_WITHIN = frozenset({"progress", "access"})
+"""Kinds of events that tell of something within a state."""
+
 _ENDS = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -59,8 +62,8 @@ def _by_mark(history: History) -> Mapping[str, Sequence[str]]:
 
 def _failed_trainings(job: SeenJob) -> int:
     """Return how many of the job's trainings failed at Segmind and were followed by another try."""
-    after_that = list(job.events)[:-1]
-    return sum(_error_code(event) == "training_failed" for event in after_that if kind_of(event) == "failed")
+    steps = [event for event in job.events if kind_of(event) not in _WITHIN]
+    return sum(_error_code(event) == "training_failed" for event in steps[:-1] if kind_of(event) == "failed")
 
 
 def _error_code(event: Event) -> str:
@@ -110,9 +113,9 @@ def _own_events(job: SeenJob, history: History) -> Iterator[str]:
     opened_again = 0
     for event in job.events:
         data, kind = event["data"], kind_of(event)
-        if kind == "progress":
+        if kind in _WITHIN:
             if data["state"] != state:
-                yield f"{event['id']} tells of progress in {data['state']}, but it was {state}"
+                yield f"{event['id']} tells of {kind} in {data['state']}, but it was {state}"
             continue
         if data["previous_state"] != state or data["state"] != kind:
             yield f"{event['id']} tells of {data['previous_state']} to {data['state']} as {kind}, but it was {state}"
@@ -176,6 +179,14 @@ def files_wrong(history: History) -> Iterator[str]:
             yield f"{folder}/{WEIGHTS} is no training's"
 
 
+def access_wrong(history: History) -> Iterator[str]:
+    """A model is as public as the job says that Segmind has confirmed."""
+    public = {training.finetune_id: training.public for training in history.trainings}
+    for job in history.jobs.values():
+        if job.public is not None and job.public != public.get(job.finetune_id or ""):
+            yield f"job {job.job_id}: it says public: {job.public}; Segmind: {public.get(job.finetune_id or '')}"
+
+
 def limit_broken(history: History) -> Iterator[str]:
     """No window of an account holds more calls than its limit, and Segmind refused none for that."""
     for account in history.accounts:
@@ -215,6 +226,7 @@ CHECKS: Mapping[str, Callable[[History], Iterator[str]]] = {
     "lost": lost,
     "events wrong": events_wrong,
     "files wrong": files_wrong,
+    "access wrong": access_wrong,
     "limit broken": limit_broken,
     "secrets seen": secrets_seen,
     "callers told wrong": told_wrong,

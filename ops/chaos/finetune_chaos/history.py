@@ -29,6 +29,8 @@ class SeenJob:
     sha256: str | None
     error: str
     events: Sequence[Event]
+    public: bool | None = None
+    """Whether Segmind has confirmed that its model is public; None if nobody asked for a change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class SeenTraining:
     dataset: str
     status: str
     sha256: str
+    public: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import threading
 import time
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -17,9 +17,9 @@ import redis
 
 from finetune_chaos.callers import Callers
 from finetune_chaos.ground import Scene
-from finetune_chaos.script import Script, spread
+from finetune_chaos.script import FAULT_LASTS, Script, spread
 from finetune_queue.local.processes import Child
-from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
+from finetune_queue.messaging import QUEUE, RUN, TRANSFER_QUEUE
 
 TICK = 0.03
 
@@ -48,6 +48,7 @@ class Nemesis:
         self._outside = scene.outside
         self._control = scene.control
         self._callers = callers
+        self._sandbox = next(child for child in ground.children if child.name == "sandbox")
         self._say = say
         self._chance = random.Random(f"nemesis {script.seed}")
         self._redis: Any = redis.Redis.from_url(ground.valkey.url, decode_responses=True, socket_timeout=3)
@@ -81,10 +82,11 @@ class Nemesis:
         self._ground.valkey.process.send_signal(signal.SIGCONT)
         if not self._ground.valkey.process.running:
             self._ground.valkey.start()
+        for over in (("CLIENT", "UNPAUSE"), ("CONFIG", "SET", "maxmemory", 0), ("REPLICAOF", "NO", "ONE")):
+            self._redis.execute_command(*over)
         self._outside.calm()
         self.fired.update(self._outside.fired)
-        for fault in self._control.faults():
-            self.fired[self._armed[fault["id"]]] += fault["fired"]
+        self._count_fired()
         self._control.reset("faults")
         self._control.change_settings(private_weights=False)
         for training in self._control.trainings():
@@ -118,7 +120,8 @@ class Nemesis:
             hit = False
             self._say(f"{self._now():7.2f} {kind}: {type(error).__name__}")
         if hit:
-            self._say(f"{self._now():7.2f} {kind}")
+            if not kind.endswith(" is over"):
+                self._say(f"{self._now():7.2f} {kind}")
             if kind in self._script.kinds and kind not in self._armed.values() and kind not in self._outside_kinds:
                 self.fired[kind] += 1
         elif self._now() < since + PATIENCE:
@@ -139,13 +142,18 @@ class Nemesis:
             "worker SIGTERM": self._signal(signal.SIGTERM),
             "worker SIGQUIT": self._signal(signal.SIGQUIT),
             "worker SIGSTOP": self._stand_still,
+            "workers SIGKILL, all": self._kill_all,
             "valkey killed": self._kill_valkey,
             "valkey restarted": self._restart_valkey,
             "valkey frozen": self._freeze_valkey,
             "valkey paused": self._pause_valkey,
+            "valkey full": self._for_a_while(("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0)),
+            "valkey read-only": self._for_a_while(("REPLICAOF", "127.0.0.1", 1), ("REPLICAOF", "NO", "ONE")),
             "connections killed": self._cut,
             "message dropped": self._drop,
             "message duplicated": self._duplicate,
+            "messages lost, all": self._empty,
+            "segmind frozen": self._freeze_segmind,
             "training hidden": self._hide,
             "weights private": self._make_private,
             "hooks forged": self._forge,
@@ -171,6 +179,12 @@ class Nemesis:
 
         return send
 
+    def _kill_all(self, _args: dict[str, Any]) -> bool:
+        for worker in self._alive():
+            self._struck.add(worker)
+            worker.send_signal(signal.SIGKILL)
+        return True
+
     def _stand_still(self, args: dict[str, Any]) -> bool:
         alive = self._alive()
         if not alive:
@@ -182,9 +196,6 @@ class Nemesis:
         def wake() -> bool:
             worker.send_signal(signal.SIGCONT)
             self._stopped.discard(worker)
-            # Another has taken its place meanwhile.
-            self._struck.add(worker)
-            worker.send_signal(signal.SIGTERM)
             return True
 
         self._plan(self._now() + args["seconds"], "worker SIGCONT", wake)
@@ -216,6 +227,18 @@ class Nemesis:
         self._redis.execute_command("CLIENT", "PAUSE", int(args["seconds"] * 1000), "ALL")
         return True
 
+    def _for_a_while(self, trouble: Sequence[Any], over: Sequence[Any]) -> Callable[[dict[str, Any]], bool]:
+        def begin(args: dict[str, Any]) -> bool:
+            self._redis.execute_command(*trouble)
+            self._plan(self._now() + args["seconds"], "valkey well again", end)
+            return True
+
+        def end() -> bool:
+            self._redis.execute_command(*over)
+            return True
+
+        return begin
+
     def _cut(self, _args: dict[str, Any]) -> bool:
         killed = sum(
             self._redis.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
@@ -225,27 +248,48 @@ class Nemesis:
 
     # messages
 
-    def _message(self) -> tuple[str, str] | None:
-        """Return the queue and text of a message that is only a hint; a raw request is all there is of its job."""
+    def _hints(self) -> Iterator[tuple[str, str]]:
+        """Yield queue and text of messages that are only hints; a raw request is all there is of its job."""
         for queue in self._chance.sample(_QUEUES, len(_QUEUES)):
-            for text in self._redis.lrange(queue, -20, -1):
+            for text in self._redis.lrange(queue, 0, -1):
                 message = json.loads(text)
-                if message["headers"]["task"] != "finetune.run" or isinstance(_arguments(message)[0], str):
-                    return queue, text
-        return None
+                if message["headers"]["task"] != RUN or isinstance(_arguments(message)[0], str):
+                    yield queue, text
 
     def _drop(self, _args: dict[str, Any]) -> bool:
-        found = self._message()
-        return found is not None and bool(self._redis.lrem(found[0], -1, found[1]))
+        return any(self._redis.lrem(queue, -1, text) for queue, text in self._hints())
 
     def _duplicate(self, _args: dict[str, Any]) -> bool:
-        found = self._message()
-        return found is not None and bool(self._redis.lpush(*found))
+        return any(self._redis.lpush(queue, text) for queue, text in self._hints())
+
+    def _empty(self, _args: dict[str, Any]) -> bool:
+        return bool(sum(self._redis.lrem(queue, -1, text) for queue, text in self._hints()))
 
     # Segmind
 
     def _arm(self, kind: str, args: dict[str, Any]) -> bool:
-        self._armed[self._control.add_fault(**args)] = kind
+        number = self._control.add_fault(**args)
+        self._armed[number] = kind
+
+        def disarm() -> bool:
+            self._count_fired(number)
+            self._control.remove_fault(number)
+            return True
+
+        self._plan(self._now() + FAULT_LASTS, f"{kind} is over", disarm)
+        return True
+
+    def _count_fired(self, number: int | None = None) -> None:
+        """Take down how often the armed faults fired, or one of them that is about to be disarmed."""
+        for fault in self._control.faults():
+            if number in {None, fault["id"]}:
+                self.fired[self._armed[fault["id"]]] += fault["fired"]
+
+    def _freeze_segmind(self, args: dict[str, Any]) -> bool:
+        """Let Segmind stand still: what was sent meanwhile reaches it after its sender has given up."""
+        self._sandbox.send_signal(signal.SIGSTOP)
+        time.sleep(args["seconds"])
+        self._sandbox.send_signal(signal.SIGCONT)
         return True
 
     def _hide(self, args: dict[str, Any]) -> bool:

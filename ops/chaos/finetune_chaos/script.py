@@ -7,16 +7,26 @@ from typing import Any
 
 ACCOUNTS = ("default", "second")
 
-LONG = 100.0
+LONG = 240.0
 """Seconds from which on a run must have seen every kind of fault."""
 
-FAULTS_EVERY = 0.8
-"""Seconds between two faults of the sandbox, on average; the deck of them is dealt in less than a minute."""
+FAULTS_EVERY = 1.1
+"""Seconds between two faults of the sandbox, on average."""
 
-ACTS_EVERY = 1.4
+STORM_EVERY = 0.3
+"""The same in the storm that ends every minute. Nearly every call meets one then, the accounts are paused, and one
+probe at a time finds out whether it is over."""
+
+MINUTE, FAIR = 60.0, 48.0
+"""Seconds; the storm begins after the second."""
+
+FAULT_LASTS = 20.0
+"""Seconds after which a fault that met no call is over."""
+
+ACTS_EVERY = 1.2
 """Seconds between two blows against everything else."""
 
-_API = ("submit", "details", "list", "presign")
+_API = ("submit", "details", "list", "presign", "access")
 _STORAGE_REPLIES = ("http_error", "reply_lost", "reset", "slow", "slow_down")
 
 Card = tuple[str, dict[str, Any]]
@@ -72,11 +82,14 @@ def write(seed: int, seconds: float, jobs: int) -> Script:
     """Write the script of a run of ``seconds`` with ``jobs`` jobs."""
     chance = random.Random(seed)
     orders = sorted(_orders(chance, seconds, jobs), key=lambda order: order.at)
-    acts = [*_deal(chance, seconds, FAULTS_EVERY, _sandbox_cards), *_deal(chance, seconds, ACTS_EVERY, _cards)]
+    acts = [
+        *_deal(chance, seconds, FAULTS_EVERY, STORM_EVERY, _sandbox_cards),
+        *_deal(chance, seconds, ACTS_EVERY, ACTS_EVERY, _cards),
+    ]
     return Script(seed, seconds, tuple(orders), tuple(sorted(acts, key=lambda act: act.at)))
 
 
-def _deal(chance: random.Random, seconds: float, every: float, cards: Any) -> Iterator[Act]:
+def _deal(chance: random.Random, seconds: float, every: float, stormy: float, cards: Any) -> Iterator[Act]:
     """Deal shuffled decks, one after the other, so that nothing is left out for long."""
     at, deck = 0.5, list[Card]()
     while at < seconds:
@@ -84,7 +97,7 @@ def _deal(chance: random.Random, seconds: float, every: float, cards: Any) -> It
             deck = cards(chance)
             chance.shuffle(deck)
         yield Act(round(at, 3), *deck.pop())
-        at += chance.uniform(0.2, 1.8) * every
+        at += chance.uniform(0.2, 1.8) * (every if at % MINUTE < FAIR else stormy)
 
 
 def _sandbox_cards(chance: random.Random) -> list[Card]:
@@ -96,7 +109,7 @@ def _sandbox_cards(chance: random.Random) -> list[Card]:
     cards: list[Card] = []
 
     def add(op: str, kind: str, name: str = "", **fields: Any) -> None:
-        cards.append((f"{op} {name or kind}", {"op": op, "kind": kind, "count": chance.randint(1, 3), **fields}))
+        cards.append((f"{op} {name or kind}", {"op": op, "kind": kind, "count": chance.randint(1, 2), **fields}))
 
     for op in _API:
         add(
@@ -106,8 +119,10 @@ def _sandbox_cards(chance: random.Random) -> list[Card]:
         add(op, "http_error", "refused", status=chance.choice((400, 403, 404, 422)), count=1)
         add(op, "reply_lost")
         add(op, "reset")
-        add(op, "slow", seconds=round(chance.uniform(0.5, 5.0), 2))
-        add(op, "slow", "slow, processed", seconds=round(chance.uniform(0.5, 5.0), 2), processed=True)
+        # An access that takes effect after its call was given up could undo the one after it.
+        longest = 2.0 if op == "access" else 5.0
+        add(op, "slow", seconds=round(chance.uniform(0.5, longest), 2))
+        add(op, "slow", "slow, processed", seconds=round(chance.uniform(0.5, longest), 2), processed=True)
         add(op, "rate_limited", retry_after=chance.choice((None, 1, 2)))
         add(op, "malformed_json")
         add(op, "html_200")
@@ -141,15 +156,19 @@ def _cards(chance: random.Random) -> list[Card]:
         card("worker SIGKILL"),
         card("worker SIGTERM"),
         card("worker SIGQUIT"),
+        card("workers SIGKILL, all"),
         card("worker SIGSTOP", seconds=round(chance.uniform(4.0, 7.0), 2)),
         card("valkey killed", seconds=round(chance.uniform(0.1, 3.0), 2)),
         card("valkey restarted", seconds=round(chance.uniform(0.1, 1.0), 2)),
         card("valkey frozen", seconds=round(chance.uniform(1.0, 5.0), 2)),
         card("valkey paused", seconds=round(chance.uniform(0.5, 4.0), 2)),
+        card("valkey full", seconds=round(chance.uniform(0.5, 4.0), 2)),
+        card("valkey read-only", seconds=round(chance.uniform(0.5, 4.0), 2)),
         card("connections killed"),
-        card("connections killed"),
+        card("segmind frozen", seconds=round(chance.uniform(1.0, 5.0), 2)),
         *(card("message dropped") for _ in range(2)),
         *(card("message duplicated") for _ in range(2)),
+        card("messages lost, all"),
         card("message poisoned"),
         card("training hidden"),
         card("weights private", seconds=round(chance.uniform(4.0, 8.0), 2)),
@@ -162,9 +181,11 @@ def _cards(chance: random.Random) -> list[Card]:
         card("sink busy", count=chance.randint(1, 5)),
         card("sink reply lost", count=chance.randint(1, 5)),
         card("sink slow", count=chance.randint(1, 3), seconds=round(chance.uniform(0.5, 3.0), 2)),
-        *(card("caller cancels") for _ in range(2)),
+        *(card("caller cancels") for _ in range(3)),
         *(card("caller retries") for _ in range(2)),
-        card("caller submits again"),
+        *(card("caller submits again", way=way) for way in ("sdk", "http", "raw")),
+        *(card("caller changes access") for _ in range(3)),
+        card("operator redelivers"),
         card("caller reuses a key"),
     ]
 

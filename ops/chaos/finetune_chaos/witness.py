@@ -19,6 +19,7 @@ from finetune_chaos.history import History, Promise, SeenAccount, SeenJob, SeenS
 from finetune_chaos.nemesis import Nemesis
 from finetune_chaos.outside import OWN, REPLY
 from finetune_chaos.script import ACCOUNTS, Script
+from finetune_queue.contract import JobRecord, Visibility
 from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.sink import STATE_CHANGES
 from segmind_sandbox.weights import Weights
@@ -111,6 +112,7 @@ class Witness:
                 dataset=row["data_source_path"],
                 status=row["status"],
                 sha256=_weights_sha256(row["model_id"]),
+                public=row["public_model"],
             )
             for row in self._control.trainings()
         ]
@@ -171,6 +173,7 @@ class Witness:
                 state=str(record.state),
                 finetune_id=record.finetune_id,
                 sha256=record.weights.sha256 if record.weights else None,
+                public=_is_public(record),
                 error=f"{record.error.code}: {record.error.message}" if record.error else "",
                 events=[event.model_dump(mode="json") for event in job.events()],
             )
@@ -268,3 +271,8 @@ def _weights_sha256(model_id: str) -> str:
         digest.update(chunk)
         at += len(chunk)
     return digest.hexdigest()
+
+
+def _is_public(record: JobRecord) -> bool | None:
+    confirmed = record.access.confirmed if record.access else None
+    return None if confirmed is None else confirmed is Visibility.PUBLIC
