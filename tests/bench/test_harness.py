@@ -1,5 +1,6 @@
 """The benchmarks: every contestant still runs, and the figures follow from what was seen. No time is judged."""
 
+import asyncio
 import json
 from importlib import import_module
 from pathlib import Path
@@ -110,6 +111,16 @@ def test_every_way_of_submitting_is_timed(
     assert (bare["way"], bare["of_bare_messages"]) == (bench.submits.BARE, 1.0)
     assert [row["way"] for row in ours] == ["submit", "submit_many"]
     assert all(row["per_second"] > 0 and row["requests"] == 20 for row in found["submits"])
+
+
+def test_the_gateway_is_measured_beside_a_bare_application(bench: SimpleNamespace, tmp_path: Path) -> None:
+    with bench.gateway.targets(tmp_path) as (gateway, bare):
+        for target in (gateway, bare):
+            asyncio.run(bench.gateway.load(target, clients=2, count=5))
+    for what in ("submit, 2 at once", "get, 2 at once"):
+        found = bench.gateway.row(what, gateway, bare)
+        assert found["share"] == pytest.approx(bare.spent[what] / gateway.spent[what], abs=0.01)
+        assert len(gateway.times[what]) == len(bare.times[what]) == 5
 
 
 def test_the_page_in_docs_has_its_places(bench: SimpleNamespace) -> None:
