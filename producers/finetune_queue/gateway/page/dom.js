@@ -53,8 +53,8 @@ export function duration(seconds) {
   return `${Math.round(s / 86400)} days`;
 }
 
-/** Say how long something took, which may have been less than a second. */
-export const took = (seconds) => (seconds < 10 ? `${Math.max(0, seconds).toFixed(1)} s` : duration(seconds));
+/** Say how long something took, which may have been next to nothing. */
+export const took = (seconds) => (seconds < 1 ? "under 1 s" : duration(seconds));
 
 /** Say a number of bytes. */
 export function size(bytes) {
