@@ -45,7 +45,7 @@ check: $(DEV) ## Check style, types, layers and generated files.
 	$(BIN)/python ops/contract.py --check
 
 bench: $(RUNTIME) ## Measure it beside other workers, for over an hour; ARGS=--quick takes minutes.
-	PYTHONPATH=ops/bench $(BIN)/python -m finetune_bench $(ARGS)
+	PYTHONPATH=$(CURDIR)/ops/bench $(BIN)/python -m finetune_bench $(ARGS)
 
 lock: ## Bring the lock files in line with pyproject.toml; ARGS=--upgrade takes newer versions (needs uv).
 	@command -v uv >/dev/null || { echo "make lock needs uv (https://docs.astral.sh/uv/)."; exit 1; }

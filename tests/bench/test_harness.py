@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The harness' modules; it is a program beside the packages, not one of them."""
     monkeypatch.syspath_prepend(ROOT / "ops" / "bench")
-    names = ("cases", "gateway", "measures", "plot", "publish", "report", "run", "submits")
+    names = ("cases", "gateway", "measures", "plot", "publish", "report", "run", "submits", "transfers")
     return SimpleNamespace(**{name: import_module(f"finetune_bench.{name}") for name in names})
 
 
@@ -121,6 +121,19 @@ def test_the_gateway_is_measured_beside_a_bare_application(bench: SimpleNamespac
         found = bench.gateway.row(what, gateway, bare)
         assert found["share"] == pytest.approx(bare.spent[what] / gateway.spent[what], abs=0.01)
         assert len(gateway.times[what]) == len(bare.times[what]) == 5
+
+
+def test_a_transfer_is_that_of_a_worker(
+    bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is timed beside curl: the whole file comes, is found good and is stored."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "ops" / "bench"))
+    weights = bench.transfers._weights(tmp_path, 2_000_000)
+    with bench.transfers._file_server(tmp_path, tmp_path, 125_000_000) as url:
+        took = bench.transfers._step("weights", f"{url}/{weights.name}", str(tmp_path / "got"))
+    assert (tmp_path / "got.stored" / "weights.safetensors").read_bytes() == weights.read_bytes()
+    assert 0 < took["grown"] < took["peak"]
+    assert took["seconds"] >= 2_000_000 / 125_000_000 * 0.8
 
 
 def test_the_page_in_docs_has_its_places(bench: SimpleNamespace) -> None:

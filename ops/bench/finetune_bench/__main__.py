@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from finetune_bench import budget, gateway, inflight, overhead, publish, report, submits
+from finetune_bench import budget, gateway, inflight, overhead, publish, report, submits, transfers
 from finetune_bench.cases import CASES
 from finetune_bench.contestants import CONTESTANTS
 from finetune_queue.local.processes import ProcessError
@@ -37,6 +37,7 @@ PARTS: Mapping[str, Part] = {
     "overhead": Part(overhead.measure),
     "submits": Part(submits.measure),
     "gateway": Part(gateway.measure),
+    "transfers": Part(transfers.measure),
 }
 
 

@@ -1,0 +1,80 @@
+"""One step of a worker, or what it is compared with, in a process of its own: `python -m finetune_bench.step HOW ...`.
+
+| HOW | does |
+|---|---|
+| `download URL FILE` | downloads weights and verifies them |
+| `weights URL FILE` | the same, and stores them: the whole of a worker's way |
+| `upload URL FILE` | puts a dataset to a presigned URL |
+| `check FILE` | checks a dataset |
+| `testzip FILE` | lets Python's zipfile test it |
+
+It prints what that took as a line of JSON. The start and the imports are not counted, as a worker runs already.
+"""
+
+import json
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from finetune_bench import proc
+from finetune_queue.datasets.check import check_archive
+from finetune_queue.storage import Place
+from finetune_worker.segmind.models import PresignedUpload
+from finetune_worker.transfer import download, upload_presigned, verify_safetensors
+
+
+def _download(url: str, file: str) -> None:
+    download(url, Path(file), allow_loopback=True)
+    verify_safetensors(Path(file))
+
+
+def _weights(url: str, file: str) -> None:
+    _download(url, file)
+    Place(Path(file).with_suffix(".stored").absolute().as_uri()).put_file(Path(file), "weights.safetensors")
+
+
+def _upload(url: str, file: str) -> None:
+    target = PresignedUpload.model_validate({"presigned_url": url, "s3_url": url})
+    upload_presigned(target, Path(file), public=True, allow_loopback=True)
+
+
+def _check(file: str) -> None:
+    if not check_archive(Path(file), trigger_word="1MAN").ok:
+        raise ValueError(file)
+
+
+def _testzip(file: str) -> None:
+    with zipfile.ZipFile(file) as archive:
+        if archive.testzip() is not None:
+            raise ValueError(file)
+
+
+_STEPS: dict[str, Callable[..., None]] = {
+    "download": _download,
+    "weights": _weights,
+    "upload": _upload,
+    "check": _check,
+    "testzip": _testzip,
+}
+
+
+def main() -> None:
+    """Do the step."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    step = _STEPS[sys.argv[1]]
+    before = proc.resident(os.getpid())
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports (proc(5))
+    began = time.perf_counter()
+    step(*sys.argv[2:])
+    took = time.perf_counter() - began
+    peak = proc.peak(os.getpid())
+    sys.stdout.write(json.dumps({"seconds": took, "grown": peak - before, "peak": peak}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
