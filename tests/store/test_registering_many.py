@@ -93,6 +93,7 @@ def test_a_job_forgotten_between_two_looks_is_new(jobs: JobStore, client: Any, b
     ended, _ = jobs.register(new_job_id(), sample_request(), delay=15)
     jobs.transition(ended, Change(), to=JobState.CANCELLED)
     between_looks(lambda: JobStore(client, retention=-2).forget_finished())
-    [outcome] = jobs.register_many([(ended.id, sample_request())], delay=15)
+    wanted = [(ended.id, sample_request()), (new_job_id(), sample_request())]
+    outcome, _ = jobs.register_many(wanted, delay=15)
     assert outcome == (jobs.get(ended.id), True)
     assert jobs.get(ended.id).state is JobState.ACCEPTED

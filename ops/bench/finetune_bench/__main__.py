@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from finetune_bench import budget, gateway, inflight, overhead, publish, report, submits, transfers
+from finetune_bench import budget, gateway, many, overhead, publish, report, submits, transfers
 from finetune_bench.cases import CASES
 from finetune_bench.contestants import CONTESTANTS
 from finetune_queue.local.processes import ProcessError
@@ -33,7 +33,7 @@ class Part:
 
 PARTS: Mapping[str, Part] = {
     "budget": Part(budget.measure, publish.budget),
-    "inflight": Part(inflight.measure),
+    "inflight": Part(many.measure),
     "overhead": Part(overhead.measure),
     "submits": Part(submits.measure),
     "gateway": Part(gateway.measure),

@@ -14,6 +14,9 @@ from PIL import Image
 
 from finetune_queue.local.processes import Child
 
+BENCH = Path(__file__).resolve().parents[1]
+"""Where this package and the other contestants' modules lie."""
+
 START = 60.0
 """Seconds that a process may take to be ready."""
 
@@ -25,7 +28,8 @@ _FOREIGN = ("FINETUNE_", "SEGMIND_", "SANDBOX_", "CELERY_", "BENCH_")
 def clean_environment() -> dict[str, str]:
     """Return this process's environment without anything that could set a contestant or reach a real account."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-    return {**kept, "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join([str(BENCH), *filter(None, [kept.get("PYTHONPATH")])])
+    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
 
 
 def python(arguments: Sequence[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """Many jobs at once: what a parked job costs in Redis, what a worker does while thousands wait, what a sweep costs."""
 
-import argparse
 import json
 import threading
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import redis
 from rich.console import Console
 
-from finetune_bench import proc, report
+from finetune_bench import proc
 from finetune_bench.ground import START, clean_environment, make_dataset, python
 from finetune_queue.contract import FineTuneRequest, JobRecord, JobState, WaitReason, new_job_id
 from finetune_queue.datasets.check import check_archive
@@ -29,16 +28,6 @@ QUIET = 10.0
 
 REPEATS = 200
 """How often an operation is timed."""
-
-
-def measure(folder: Path, console: Console, asked: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything, print it and return it."""
-    sizes = (100, 1_000) if asked.quick else (1_000, 10_000, 100_000)
-    items = 1_000 if asked.quick else 10_000
-    found = {"parked": parked(folder / "parked", sizes, console), "sweeps": sweeps(folder / "sweeps", items, console)}
-    for title, rows in found.items():
-        report.print_rows(title, rows, Console())
-    return found
 
 
 def parked(folder: Path, sizes: Sequence[int], console: Console) -> list[dict[str, Any]]:
@@ -171,7 +160,7 @@ def sweeps(folder: Path, items: int, console: Console) -> list[dict[str, Any]]:
             valkey = stack.enter_context(ValkeyServer(place / "valkey", appendfsync="no"))
             client = stack.enter_context(connect(valkey.url))
             api_url = stack.enter_context(_list_server(_list(items)))
-            _train(JobStore(client, retention=DAY), jobs, status)
+            train(JobStore(client, retention=DAY), [f"finetune-{number}" for number in range(jobs)], status)
             settings = _worker_settings(valkey.url, api_url, "1000/1", place)
             command = python(["finetune_bench.sweeper"])
             child = stack.enter_context(Child("sweeper", command, env=settings, cwd=place, log=place / "sweeper.log"))
@@ -180,15 +169,19 @@ def sweeps(folder: Path, items: int, console: Console) -> list[dict[str, Any]]:
     return rows
 
 
-def _train(store: JobStore, count: int, status: str) -> None:
-    for number in range(count):
+def train(store: JobStore, ids: Sequence[str], status: str, *, running_for: float = 0.0) -> dict[str, str]:
+    """Make a job for each training, which has run for so many seconds; returns the jobs' ids by the trainings'."""
+    made = {}
+    for finetune_id in ids:
         job, _ = store.register(new_job_id(), _request("https://example.com/faces.zip"), delay=DAY)
         for state in (JobState.UPLOADING, JobState.SUBMITTING):
             job = store.transition(job, Change(delay=DAY), to=state)
-        name = f"finetune-{number}"
-        fields: dict[str, Any] = {"finetune_id": name, "submitted_ms": job.updated_ms, "provider_status": status}
-        change = Change(delay=DAY, own=name)
+        submitted = job.updated_ms - int(running_for * 1000)
+        fields: dict[str, Any] = {"finetune_id": finetune_id, "submitted_ms": submitted, "provider_status": status}
+        change = Change(delay=DAY, own=finetune_id)
         store.transition(job, change, to=JobState.TRAINING, waiting_for=WaitReason.PROVIDER, **fields)
+        made[finetune_id] = job.id
+    return made
 
 
 def _list(items: int) -> bytes:

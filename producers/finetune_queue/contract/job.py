@@ -192,9 +192,10 @@ class JobRecord(BaseModel):
     access: Access | None = None
 
     @classmethod
-    def from_hash(cls, fields: Mapping[str, str]) -> Self:
-        """Read a job from its Redis hash, whose values are text, or JSON where the field is not a plain value."""
-        return cls.model_validate({name: _decode(name, value) for name, value in fields.items()})
+    def from_hash(cls, job_id: str, fields: Mapping[str, str]) -> Self:
+        """Read a job from its Redis hash, whose values are text, or JSON where the field is not a plain value. Its id
+        is in the key alone."""
+        return cls.model_validate({**{name: _decode(name, value) for name, value in fields.items()}, "id": job_id})
 
     @property
     def account(self) -> str:

@@ -61,7 +61,7 @@ class JobStore:
     def _read(job_id: str, fields: dict[str, str]) -> JobRecord:
         if not fields:
             raise JobNotFoundError(job_id)
-        return JobRecord.from_hash(fields)
+        return JobRecord.from_hash(job_id, fields)
 
     def newest(self, *, state: JobState | None = None) -> Iterator[JobRecord]:
         """Yield jobs, newest first: all of them by creation, or those in a state by when they entered it."""
@@ -136,7 +136,7 @@ class JobStore:
             if isinstance(reply, redis.RedisError):
                 found[index] = reply
             elif reply:
-                job = JobRecord.from_hash(reply)
+                job = JobRecord.from_hash(write.job.id, reply)
                 found[index] = (job, False) if job.digest == write.job.digest else IdempotencyError(job.id)
         return found
 

@@ -58,7 +58,7 @@ class Write:
         if event is not None:
             job = job.model_copy(update={"event_seq": job.event_seq + 1})
         if fields is None:
-            fields = {"id": job.id, "request": job.request, "digest": job.digest, "owner": ""}
+            fields = {"request": job.request, "digest": job.digest, "owner": ""}
         fields = {**fields, "state": job.state, "event_seq": job.event_seq}
         counts = [counter_field(JOBS_ENTERED, job.state)] if entered else []
         if entered and job.state is JobState.FAILED and job.error is not None:
