@@ -7,6 +7,7 @@ import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from finetune_queue import Event, FineTuneQueue, Settings, WaitTimeoutError, err
 from finetune_queue.contract import JobState
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.messaging import QUEUE, Messenger, producer_app
+from finetune_queue.sdk import submitting
 from finetune_queue.store import connect
 from support.cli import Worker
 from support.samples import sample
@@ -83,8 +85,15 @@ def test_every_error_is_told_of() -> None:
     assert kinds - {"UnknownLetterError"} <= set(re.findall(r"`(\w+Error)`", PAGE))
 
 
-def test_threads_share_one_queue(queue: FineTuneQueue, settings: Settings) -> None:
+def test_threads_share_one_queue(queue: FineTuneQueue, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = threading.Barrier(8)
+    made: list[Settings] = []
+
+    def noted(given: Settings) -> Any:
+        made.append(given)
+        return producer_app(given)
+
+    monkeypatch.setattr(submitting, "producer_app", noted)
 
     def work(thread: int) -> list[str]:
         begin.wait(timeout=30)  # so that all of them find it unused
@@ -96,6 +105,7 @@ def test_threads_share_one_queue(queue: FineTuneQueue, settings: Settings) -> No
     with ThreadPoolExecutor(8) as pool:
         found = [job_id for ids in pool.map(work, range(8)) for job_id in ids]
 
+    assert made == [settings]
     assert len(found) == 8 * 11
     assert len(set(found)) == sum(queue.counts().values()) == 8 * 10 + 1
     assert Messenger(producer_app(settings)).queued(QUEUE) == 8 * 10 + 1

@@ -184,8 +184,16 @@ def test_a_batch_that_redis_left_is_finished_by_repeating_it(tmp_path: Path) -> 
         assert sum(queue.counts().values()) == 8
 
 
-def test_without_the_broker_the_jobs_are_registered_all_the_same(redis_url: str) -> None:
-    settings = Settings(finetune_redis_url=redis_url, finetune_broker_url="redis://127.0.0.1:1/0")
-    with FineTuneQueue(settings) as queue:
-        assert [each.new for each in queue.submit_many([sample(), sample()])] == [True, True]
-        assert sum(queue.counts().values()) == 2
+def test_without_the_broker_the_jobs_are_registered_all_the_same(redis_url: str, tmp_path: Path) -> None:
+    requests = [sample(), sample()]
+    with ValkeyServer(tmp_path / "broker") as broker:
+        settings = Settings(finetune_redis_url=redis_url, finetune_broker_url=broker.url)
+        with FineTuneQueue(settings) as queue:
+            assert [each.new for each in queue.submit_many(requests)] == [True, True]
+            broker.kill()
+            for _ in range(2):  # with a connection that was open, and without one
+                assert [each.new for each in queue.submit_many(requests)] == [True, True]
+            broker.start()
+            assert [each.new for each in queue.submit_many(requests)] == [True, True]
+            assert sum(queue.counts().values()) == 8
+            assert queued(settings) == 4
