@@ -71,6 +71,18 @@ def test_the_same_key_gives_the_same_job(queue: FineTuneQueue, images: Path, con
     assert sum(control.report()["submits"]["by_name"].values()) == 1
 
 
+def test_a_batch_s_messages_start_its_jobs(
+    queue: FineTuneQueue, images: Path, control: SandboxControl, stack: LocalStack
+) -> None:
+    requests = [sample(name=f"batch-{number}", dataset=str(images)) for number in range(5)]
+    jobs = [each.job for each in queue.submit_many(requests, batch="e2e") if each.job is not None]
+    assert [job.wait(SECONDS).state for job in jobs] == [JobState.SUCCEEDED] * 5
+    assert control.report()["submits"]["by_name"] == {f"batch-{number}": 1 for number in range(5)}
+    lines = [line for log in stack.folder.glob("worker*.log") for line in log.read_text().splitlines()]
+    started = "".join(line for line in lines if '"job_started"' in line)  # which a message does, and no deadline
+    assert [job.id for job in jobs if job.id not in started] == []
+
+
 def test_a_raw_celery_client_may_send_the_request(queue: FineTuneQueue, images: Path, stack: LocalStack) -> None:
     staged = queue.submit(sample(dataset=str(images))).wait(SECONDS).record.request.dataset
     app = producer_app(stack.settings)
