@@ -66,3 +66,10 @@ def test_names_are_shown_as_they_are_and_control_nothing(tmp_path: Path) -> None
     assert "[bold]x[/bold].exe, [/].exe" in text
     assert "\\u202egpj.exe" in text
     assert "\x1b" not in text
+
+
+def test_the_page_in_docs_has_every_finding_and_its_fix() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    for severity in ("error", "warning", "note"):
+        rows = [f"| `{code}` | {rule.fix} |" for code, rule in RULES.items() if rule.severity == severity]
+        assert "\n".join([f"| {severity} | what to do |", "|---|---|", *rows]) in page

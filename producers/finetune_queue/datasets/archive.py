@@ -110,7 +110,9 @@ class Meter:
 
 
 def megabytes(count: int) -> str:
-    """A size for people: megabytes of a million bytes, as the API's limit is read, and kilobytes below one."""
+    """A size for people: megabytes of a million bytes, as the API's limit is read; kilobytes or bytes below."""
+    if count < 1_000:
+        return f"{count} byte{'' if count == 1 else 's'}"
     if count < 1_000_000:
         return f"{count / 1_000:.1f} kB"
     return f"{count / 1_000_000:.1f} MB" if count % 1_000_000 else f"{count // 1_000_000} MB"
