@@ -137,6 +137,8 @@ def test_lines_are_submitted_as_they_come(
     [
         (("--wait",), "--wait stays with one job"),
         (("--deadline", "2h"), "Give a point in time"),
+        (("--idempotency-key", ""), "names the batch"),
+        (("--idempotency-key", "x" * 191), "1 to 190 characters"),
         (("--param", "face_crop=False"), "the value is not JSON"),
     ],
 )

@@ -13,6 +13,7 @@ from finetune_queue.cli.session import open_queue
 from finetune_queue.contract import JobState
 from finetune_queue.errors import FineTuneQueueError
 from finetune_queue.sdk import Job, Submission
+from finetune_queue.sdk.submitting import LONGEST_BATCH_NAME
 
 BATCH = "jsonl"
 """The name that goes into the lines' idempotency keys when the caller gives none."""
@@ -22,10 +23,14 @@ def submit_lines(file: str, options: Options, *, batch: str | None, as_json: boo
     """Submit every line; ``batch`` is the name of this batch, so that the same lines can be submitted anew.
 
     Raises:
-        SettingsError, CliError: the file cannot be read or holds no request, or the queue went out of reach.
+        SettingsError, CliError: the file cannot be read or holds no request, an option is not one that many requests
+            can have, or the queue went out of reach.
     """
     if options.deadline is not None:
         parse_deadline(options.deadline, keyed=True)
+    if batch is not None and not 0 < len(batch) <= LONGEST_BATCH_NAME:
+        message = f"--idempotency-key names the batch here, with 1 to {LONGEST_BATCH_NAME} characters."
+        raise output.usage_error(message)
     with open_queue() as queue, Lines.of(file) as lines:
         tally = Tally(as_json=as_json)
         numbers: deque[int] = deque()  # of the lines that are on their way
@@ -44,7 +49,7 @@ def submit_lines(file: str, options: Options, *, batch: str | None, as_json: boo
 
         try:
             with bar(lines, tally) as tick:
-                for submission in queue.submit_many(requests(), batch=batch or BATCH):
+                for submission in queue.submit_many(requests(), batch=BATCH if batch is None else batch):
                     tally.add(numbers.popleft(), submission)
                     tick()
         except KeyboardInterrupt:

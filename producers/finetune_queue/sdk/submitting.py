@@ -36,7 +36,9 @@ LONGEST_GATHERING = 1.0
 STAGED = 1000
 """The latest datasets whose staging is remembered in a batch: memory stays flat however many there are."""
 
-_LONGEST_BATCH_NAME = 190  # with a colon and a digest it is an idempotency key, of 255 at most
+LONGEST_BATCH_NAME = 190
+"""Characters: with a colon and a digest it is an idempotency key, which has 255 at most."""
+
 _URL_SCHEMES = frozenset({"https", "http", "file", "s3", "gs", "az"})
 _OUT_OF_REACH = (QueueUnavailableError, StagingUnavailableError)
 
@@ -67,8 +69,8 @@ class Submitter:
 
     def submit_many(self, raws: Iterable[Raw], *, batch: str | None) -> Iterator[Taken]:
         """Put requests on the queue, a group at a time, see :meth:`FineTuneQueue.submit_many`."""
-        if batch is not None and not 0 < len(batch) <= _LONGEST_BATCH_NAME:
-            message = f"the name of a batch has 1 to {_LONGEST_BATCH_NAME} characters"
+        if batch is not None and not 0 < len(batch) <= LONGEST_BATCH_NAME:
+            message = f"the name of a batch has 1 to {LONGEST_BATCH_NAME} characters"
             raise ValueError(message)
         stage = lru_cache(maxsize=STAGED)(self._stage)
         for group in _groups(_ready(raw, batch, stage) for raw in raws):
