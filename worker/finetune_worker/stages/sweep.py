@@ -150,7 +150,9 @@ def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, 
     if usual is not None and usual != status.usual_training:
         container.accounts.learn_training(account, usual)
     settings = container.settings
-    busy, busy_share = status.waiting > 0, settings.finetune_poll_share
+    # Who waits while slots are free waits for something else, perhaps for what a look would see, or gets one just now.
+    busy = status.waiting > 0 and status.used >= status.limits.calls
+    busy_share = settings.finetune_poll_share
     shortest = settings.finetune_poll_min_interval
     between = interval(
         status.limits,
