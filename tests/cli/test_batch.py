@@ -193,7 +193,7 @@ def test_lines_keep_their_numbers_whatever_stands_in_them(tmp_path: Path) -> Non
     said = [str(bodies[number]) for number in (3, 4, 5, 6)]
     assert said == [
         "the line is not UTF-8 text.",
-        "the line is longer than 1,000,000 bytes.",
+        "the line is longer than 262,144 bytes.",
         "the line is not JSON: Extra data (column 9).",
         "the line is nested too deep.",
     ]

@@ -81,7 +81,10 @@ def submit(
     idempotency_key: Annotated[
         str | None,
         typer.Option(
-            "--idempotency-key", metavar="KEY", help="The same key and request: the same job.", rich_help_panel=_MORE
+            "--idempotency-key",
+            metavar="KEY",
+            help="The same key and request: the same job. Of many: names the batch.",
+            rich_help_panel=_MORE,
         ),
     ] = None,
     deadline: Annotated[
@@ -94,7 +97,7 @@ def submit(
             "--file",
             "-f",
             metavar="FILE",
-            help="A request as JSON, or with a name in .jsonl one on each line; - for stdin. Options replace fields.",
+            help="A request as JSON, or in a .jsonl file one on each line; - for stdin. Options replace fields.",
         ),
     ] = None,
     jsonl: Annotated[

@@ -12,8 +12,8 @@ from finetune_queue.cli.requests import STDIN, parse_object, unreadable
 
 SUFFIX = ".jsonl"
 
-LONGEST = 1_000_000
-"""Bytes of a line. A file without line ends must not fill the memory."""
+LONGEST = 256 * 1024
+"""Bytes of a line, as of a request over HTTP. A file without line ends must not fill the memory."""
 
 
 class Lines:
