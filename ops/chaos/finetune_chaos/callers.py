@@ -6,7 +6,7 @@ What a caller was promised is written down here: a job whose id it was given has
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,6 +16,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from finetune_chaos.ground import LIST, QUEUE, Scene
+from finetune_chaos.on_processes import Act
 from finetune_chaos.outside import DATASET, REPLY
 from finetune_chaos.script import Order, Script, spread
 from finetune_queue import FineTuneQueue
@@ -140,10 +141,11 @@ class Callers:
         self._app.send_task(RUN, args=[request], queue=WORK)
         return derived_job_id(request["account"], request["idempotency_key"])
 
-    # what callers do besides; each returns whether there was anything to do it to
+    # what callers do besides
 
-    def act(self, kind: str) -> Callable[[dict[str, Any]], bool]:
-        """Return the function for a kind of act."""
+    @property
+    def acts(self) -> Mapping[str, Act]:
+        """What callers do, by kind."""
         acts = {
             "caller cancels": self._cancel,
             "caller retries": self._retry,
@@ -153,14 +155,7 @@ class Callers:
             "caller reuses a key": self._reuse_key,
             "message poisoned": self._poison,
         }
-
-        def do(args: dict[str, Any]) -> bool:
-            try:
-                return acts[kind](args)
-            except (NotPossibleError, QueueUnavailableError, OperationalError, UnknownJobError, httpx.HTTPError):
-                return False  # it ended just now, or Redis is away: another time
-
-        return do
+        return {kind: _patient(act) for kind, act in acts.items()}
 
     def _known(self) -> list[str]:
         with self._lock:
@@ -233,3 +228,13 @@ class Callers:
         request = {"name": f"poison {args['pick']}", "dataset": 7}
         self.poisoned.append(self._app.send_task(RUN, args=[request], queue=WORK).id)
         return True
+
+
+def _patient(act: Act) -> Act:
+    def do(args: dict[str, Any]) -> bool:
+        try:
+            return act(args)
+        except (NotPossibleError, QueueUnavailableError, OperationalError, UnknownJobError, httpx.HTTPError):
+            return False  # it ended just now, or Redis is away: another time
+
+    return do

@@ -16,6 +16,11 @@ from typing import Any, Self
 import httpx
 from standardwebhooks import Webhook, WebhookVerificationError
 
+MOODS = frozenset(
+    {"hook lost", "hook late", "hook repeated", "sink slow", "sink error", "sink busy", "sink reply lost"}
+)
+"""What can go wrong out here."""
+
 DATASET, HOOK, OWN, REPLY = "/public/faces.zip", "/segmind-hook", "/own", "/reply"
 
 
@@ -69,10 +74,11 @@ class Outside:
         self._thread.join(10)
         self._http.close()
 
-    def upset(self, kind: str, count: int, seconds: float = 0.0) -> None:
-        """Let something go wrong with the next ``count`` requests that it can happen to."""
+    def upset(self, kind: str, count: int, seconds: float) -> bool:
+        """Let something of `MOODS` go wrong with the next ``count`` requests that it can happen to."""
         with self._lock:
             self._moods[kind] = Mood(count, seconds)
+        return True
 
     def calm(self) -> None:
         """Let nothing go wrong any more."""

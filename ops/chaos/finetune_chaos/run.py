@@ -67,14 +67,14 @@ class _Drain:
         renewed = False
         while self.seconds < DRAIN:
             self.seconds = time.monotonic() - began
-            self._nemesis.keep_workers()
+            self._nemesis.workers.keep()
             with suppress(FineTuneQueueError):  # a connection of the time before the calm
                 if submitted and self._over():
                     return False
             if self.seconds > SETTLED and not renewed:
                 # An hour is over for messages that died in a worker's hand; a fresh worker gives them back first.
                 self._witness.age_unacknowledged()
-                self._nemesis.renew_a_worker()
+                self._nemesis.workers.start_one()
                 renewed = True
             time.sleep(LOOK_EVERY)
         return True

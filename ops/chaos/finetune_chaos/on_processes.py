@@ -1,0 +1,175 @@
+"""Blows against processes: workers, Valkey and Segmind are killed, stopped, frozen and refuse."""
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from finetune_chaos.agenda import Agenda
+from finetune_chaos.ground import Ground
+from finetune_chaos.script import spread
+from finetune_queue.local.processes import Child
+
+Act = Callable[[dict[str, Any]], bool]
+
+
+class Workers:
+    """Keeps as many running as there were at the start; they die with the thread that starts them."""
+
+    def __init__(self, ground: Ground, agenda: Agenda) -> None:
+        self.ended: dict[Child, str] = {}
+        """Processes that ended though nobody ended them, and how."""
+        self._ground = ground
+        self._agenda = agenda
+        self._wanted = len(ground.workers)
+        self._names = count(self._wanted + 1)
+        self._stopped: set[Child] = set()
+        self._struck: set[Child] = set()
+
+    @property
+    def acts(self) -> Mapping[str, Act]:
+        """What can be done to them, by kind."""
+        return {
+            "worker SIGKILL": self._sending(signal.SIGKILL),
+            "worker SIGTERM": self._sending(signal.SIGTERM),
+            "worker SIGQUIT": self._sending(signal.SIGQUIT),
+            "worker SIGSTOP": self._stand_still,
+            "workers SIGKILL, all": self._kill_all,
+        }
+
+    def keep(self) -> None:
+        """Note what ended by itself, and start as many as there should be."""
+        for child in self._ground.children:
+            if not child.running and child not in self._struck and child is not self._ground.valkey.process:
+                self.ended.setdefault(child, f"{child.name} ended by itself with exit code {child.returncode}")
+        for _ in range(self._wanted - len(self._alive())):
+            self.start_one()
+
+    def start_one(self) -> None:
+        """Start one more."""
+        self._ground.launch_worker(f"worker{next(self._names)}")
+
+    def calm(self) -> None:
+        """Wake all that stand still."""
+        for worker in self._stopped:
+            worker.send_signal(signal.SIGCONT)
+        self._stopped.clear()
+
+    def _alive(self) -> list[Child]:
+        return [worker for worker in self._ground.workers if worker.running and worker not in self._stopped]
+
+    def _sending(self, number: signal.Signals) -> Act:
+        def send(args: dict[str, Any]) -> bool:
+            alive = self._alive()
+            if not alive:
+                return False
+            worker: Child = spread(alive, args["pick"])
+            self._struck.add(worker)
+            worker.send_signal(number)
+            return True
+
+        return send
+
+    def _kill_all(self, _args: dict[str, Any]) -> bool:
+        for worker in self._alive():
+            self._struck.add(worker)
+            worker.send_signal(signal.SIGKILL)
+        return True
+
+    def _stand_still(self, args: dict[str, Any]) -> bool:
+        alive = self._alive()
+        if not alive:
+            return False
+        worker: Child = spread(alive, args["pick"])
+        worker.send_signal(signal.SIGSTOP)
+        self._stopped.add(worker)
+
+        def wake() -> bool:
+            worker.send_signal(signal.SIGCONT)
+            self._stopped.discard(worker)
+            return True
+
+        self._agenda.after(args["seconds"], "worker SIGCONT", wake)
+        return True
+
+
+class Servers:
+    """Valkey, one trouble at a time, and Segmind."""
+
+    def __init__(self, ground: Ground, agenda: Agenda, client: Any) -> None:
+        self._valkey = ground.valkey
+        self._sandbox = next(child for child in ground.children if child.name == "sandbox")
+        self._agenda = agenda
+        self._redis = client
+        self._in_trouble = False
+
+    @property
+    def acts(self) -> Mapping[str, Act]:
+        """What can be done to them, by kind."""
+        return {
+            "valkey killed": self._trouble(self._valkey.kill, self._start),
+            "valkey restarted": self._trouble(self._valkey.stop, self._start),
+            "valkey frozen": self._trouble(lambda: self._signal(signal.SIGSTOP), lambda: self._signal(signal.SIGCONT)),
+            "valkey full": self._commands(("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0)),
+            "valkey read-only": self._commands(("REPLICAOF", "127.0.0.1", 1), ("REPLICAOF", "NO", "ONE")),
+            "valkey paused": self._pause,
+            "connections killed": self._cut,
+            "segmind frozen": self._freeze_segmind,
+        }
+
+    def calm(self) -> None:
+        """End all trouble."""
+        self._sandbox.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+        if not self._valkey.process.running:
+            self._start()
+        for over in (("CLIENT", "UNPAUSE"), ("CONFIG", "SET", "maxmemory", 0), ("REPLICAOF", "NO", "ONE")):
+            self._redis.execute_command(*over)
+
+    def _signal(self, number: signal.Signals) -> None:
+        self._valkey.process.send_signal(number)
+
+    def _start(self) -> None:
+        self._valkey.start()
+
+    def _trouble(self, begin: Callable[[], object], end: Callable[[], object]) -> Act:
+        """Return an act that lets a trouble begin, and plans its end; not while there is another."""
+
+        def over() -> bool:
+            end()
+            self._in_trouble = False
+            return True
+
+        def act(args: dict[str, Any]) -> bool:
+            if self._in_trouble:
+                return False
+            begin()
+            self._in_trouble = True
+            self._agenda.after(args["seconds"], "valkey well again", over)
+            return True
+
+        return act
+
+    def _commands(self, begin: Sequence[Any], end: Sequence[Any]) -> Act:
+        return self._trouble(lambda: self._redis.execute_command(*begin), lambda: self._redis.execute_command(*end))
+
+    def _pause(self, args: dict[str, Any]) -> bool:
+        milliseconds = int(args["seconds"] * 1000)
+        return self._commands(("CLIENT", "PAUSE", milliseconds, "ALL"), ("CLIENT", "UNPAUSE"))(args)
+
+    def _cut(self, _args: dict[str, Any]) -> bool:
+        killed = 0
+        for kind in ("normal", "pubsub"):
+            killed += self._redis.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+        return killed > 0
+
+    def _freeze_segmind(self, args: dict[str, Any]) -> bool:
+        """Let Segmind stand still: what was sent meanwhile reaches it after its sender has given up."""
+        self._sandbox.send_signal(signal.SIGSTOP)
+
+        def thaw() -> bool:
+            self._sandbox.send_signal(signal.SIGCONT)
+            return True
+
+        self._agenda.after(args["seconds"], "segmind well again", thaw)
+        return True
