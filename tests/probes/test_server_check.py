@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.store import ServerFacts, server_problems
+from finetune_worker import server_check
 from finetune_worker.server_check import check_server
 
 SOUND = ServerFacts(
@@ -62,9 +63,18 @@ def test_a_server_that_may_drop_jobs_is_refused(server: ValkeyServer, client: An
     assert check(server) == (False, [("redis_unfit", "error")])
 
 
-def test_a_replica_is_refused(server: ValkeyServer, client: Any) -> None:
+def test_a_server_that_stays_a_replica_is_refused(
+    server: ValkeyServer, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_check, "FAILOVER", 0.0)
     client.replicaof("127.0.0.1", 1)
     assert check(server) == (False, [("redis_unfit", "error")])
+
+
+def test_a_failover_is_waited_for(server: ValkeyServer, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.replicaof("127.0.0.1", 1)
+    monkeypatch.setattr(server_check.log, "warning", lambda *_, **__: client.replicaof("NO", "ONE"))
+    assert check(server) == (True, [])
 
 
 def test_a_server_without_a_log_is_warned_of(server: ValkeyServer, client: Any) -> None:

@@ -1,6 +1,7 @@
 """Looks at the Redis servers when a worker starts: on one that may drop jobs it does not start."""
 
 import threading
+import time
 from typing import Any
 
 import structlog
@@ -15,6 +16,9 @@ log = structlog.get_logger(__name__)
 
 PAUSE = 1.0
 """Seconds between two tries to reach a server."""
+
+FAILOVER = 60.0
+"""Seconds in which a failover is over: one that is a replica for longer is the wrong server."""
 
 
 class ServerCheckStep(bootsteps.StartStopStep):
@@ -38,27 +42,32 @@ class ServerCheckStep(bootsteps.StartStopStep):
 
 
 def check_server(setting: str, url: str) -> bool:
-    """Tell whether a worker may run on this server; waits until it answers.
+    """Tell whether a worker may run on this server; waits until it answers, and while it is a replica for a while.
 
     Raises:
         WorkerShutdown, WorkerTerminate: the worker was told to stop while it waited.
     """
-    fit = True
+    end = time.monotonic() + FAILOVER
+    waiting = False
     with connect(url) as client:
-        waiting = False
         while True:
             state.maybe_shutdown()
             try:
                 facts = server_facts(client)
-                break
+                if not facts.replica or time.monotonic() >= end:
+                    break
+                why = "it is a replica, as after a failover"
+                client.connection_pool.disconnect()  # the next connection looks the name up again
             except ResponseError as error:
                 log.warning("redis_not_checked", setting=setting, error=str(error), action="Allow the command INFO.")
                 return True
             except RedisError as error:
-                if not waiting:
-                    log.warning("worker_waits_for_redis", setting=setting, error=str(error))
-                waiting = True
-                threading.Event().wait(PAUSE)
+                why = str(error)
+            if not waiting:
+                log.warning("worker_waits_for_redis", setting=setting, error=why)
+            waiting = True
+            threading.Event().wait(PAUSE)
+    fit = True
     for problem in server_problems(facts):
         say = log.error if problem.unfit else log.warning
         event = "redis_unfit" if problem.unfit else "redis_risky"
