@@ -96,6 +96,20 @@ def test_an_interrupted_copy_leaves_nothing(tmp_path: Path, local: Path) -> None
     assert list((tmp_path / "store").iterdir()) == []
 
 
+def test_a_copy_is_brought_to_the_disk_as_it_goes(tmp_path: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow disk a large copy would else end with one call that takes longer than a worker may be silent."""
+    monkeypatch.setattr("finetune_queue.storage.local._SYNC", 1 << 20)
+    fsync, synced = os.fsync, []
+
+    def counting(handle: int) -> None:
+        fsync(handle)
+        synced.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(os, "fsync", counting)
+    Place(f"file://{tmp_path}/store").put_file(local, "a")
+    assert synced[:3] == [1 << 20, 2 << 20, 3_000_000]
+
+
 def test_a_source_that_shrinks_is_noticed(tmp_path: Path, local: Path) -> None:
     def shrink(done: int, _total: int) -> None:
         os.truncate(local, done)

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import shutil
+import sys
 import threading
 import time
 import traceback
@@ -36,6 +37,7 @@ from finetune_worker.transfer import (
     download,
     partfile,
 )
+from finetune_worker.transfer.beside import Beside
 from support.until import until
 from wire.rawserver import Heard, RawServer, Wire
 
@@ -389,6 +391,37 @@ def test_checkpoints_are_written_on_the_way(
     bucket.answer = in_halves
     get(server, part, on_progress=on_progress)
     assert synced() == len(CONTENT)
+
+
+def test_a_disk_that_is_slower_than_the_network_is_waited_for(
+    server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first checkpoint ends only when the download has come to wait for it, or never within ten seconds."""
+    monkeypatch.setattr(partfile, "CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(partfile, "MAX_UNSYNCED", 100_000)
+    monkeypatch.setattr("finetune_worker.transfer.limits.STEP_BYTES", 1)
+    monkeypatch.setattr(sys.modules["finetune_worker.transfer.download"], "BLOCK", 50_000)
+    fsync, start, waited, seen = os.fsync, Beside.start, threading.Event(), [0]
+
+    def slow(handle: int) -> None:
+        if threading.current_thread().name.startswith("checkpoint"):
+            assert waited.wait(10)
+        fsync(handle)
+
+    def watched(beside: Beside, call: Callable[..., None], *given: object) -> None:
+        if beside.busy and call.__name__ == "_sync":
+            waited.set()
+        start(beside, call, *given)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    monkeypatch.setattr(Beside, "start", watched)
+
+    def on_progress(done: int, total: int | None) -> None:
+        if not waited.is_set():
+            seen[0] = done
+
+    assert get(server, part, on_progress=on_progress).sha256 == digest(CONTENT)
+    assert seen[0] <= 150_000
 
 
 def test_a_disk_that_fails_at_a_checkpoint_ends_the_download(

@@ -13,6 +13,8 @@ from finetune_queue.storage.errors import IncompleteError, from_os_error
 from finetune_queue.storage.model import Progress, Stored
 
 _CHUNK = 1 << 20
+_SYNC = 64 << 20
+"""Bytes after which a copy is brought to the disk: its progress is true then, and its end takes no long wait."""
 _STALE_SECONDS = 24 * 3600
 
 
@@ -33,10 +35,13 @@ class Folder:
             size = os.fstat(source.fileno()).st_size
 
             def copy(target: io.BufferedWriter) -> None:
-                done = 0
+                done = synced = 0
                 while chunk := source.read(_CHUNK):
                     target.write(chunk)
                     done += len(chunk)
+                    if done - synced >= _SYNC:
+                        _sync(target)
+                        synced = done
                     if on_progress is not None:
                         on_progress(done, size)
                 if done != size:
@@ -56,8 +61,7 @@ class Folder:
             try:
                 with part.open("xb") as file:
                     fill(file)
-                    file.flush()
-                    os.fsync(file.fileno())
+                    _sync(file)
                 part.replace(target)
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -100,6 +104,11 @@ def _drop_stale(target: Path) -> None:
     for part in target.parent.glob(".*.part"):
         if part.name.startswith(f".{target.name}.") and part.stat().st_mtime < before:
             part.unlink(missing_ok=True)
+
+
+def _sync(file: io.BufferedWriter) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -26,6 +26,8 @@ from finetune_worker.transfer.errors import NoRoom, PartBusy
 from finetune_worker.wire.urls import safe_url
 
 CHECKPOINT_BYTES = 64 * 1024 * 1024
+MAX_UNSYNCED = 4 * CHECKPOINT_BYTES
+"""A disk that is slower than the network is waited for from here on: the last checkpoint must not take too long."""
 SPARE_BYTES = 16 * 1024 * 1024
 """Kept free on the disk, for the sidecar and for others."""
 
@@ -151,7 +153,8 @@ class PartFile:
             self._hashing.update(view[:written])
             self.size += written
             view = view[written:]
-        if self.known is not None and self.size - self._synced >= CHECKPOINT_BYTES and not self._syncing.busy:
+        unsynced = self.size - self._synced
+        if unsynced >= CHECKPOINT_BYTES and (not self._syncing.busy or unsynced >= MAX_UNSYNCED):
             self._syncing.start(self._sync, self.size)
 
     def checkpoint(self) -> None:
