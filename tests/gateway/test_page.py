@@ -135,6 +135,9 @@ def test_what_has_the_focus_keeps_it_while_the_board_moves(board: Page, worker: 
         worker.accept(name=f"other-{number}")
     expect(board.get_by_role("region", name="accepted 4")).to_be_visible()
     assert board.evaluate("document.activeElement.getAttribute('href')") == f"#job={job.id}"
+    worker.bring(job, JobState.TRAINING)
+    link = board.get_by_role("region", name="training 1").get_by_role("link", name="my-face")
+    expect(link).to_be_focused()
 
 
 def test_an_account_s_budget_and_its_line(board: Page, worker: Worker, client: redis.Redis) -> None:
@@ -177,7 +180,7 @@ def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worke
     expect(board.get_by_text("It failed: The disk is full.")).to_be_visible()
     expect(board.get_by_text("Free some space.")).to_be_visible()
     board.get_by_role("button", name="Retry").click()
-    expect(board.get_by_role("heading", name="my-face downloading")).to_be_visible()
+    expect(board.get_by_role("heading", name="my-face downloading")).to_be_focused()  # the button is gone
 
 
 def test_a_cancel_is_confirmed_first(board: Page, worker: Worker) -> None:

@@ -16,8 +16,15 @@ let queued = null;
 let silence = null;
 let stream = "wait"; // how the event stream is
 
+/** Show it. What has the focus keeps it, also where it moved elsewhere; if it is gone, one reads on from the title. */
 function show(content) {
+  const held = main.contains(document.activeElement) ? document.activeElement : null;
   patch(main, el("main", {}, content));
+  if (!held || main.contains(held)) return;
+  const href = held.getAttribute("href");
+  const same = href && main.querySelector(`a[href="${CSS.escape(href)}"]`);
+  if (same) same.focus();
+  else focusTitle();
 }
 
 function focusTitle() {
