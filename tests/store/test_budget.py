@@ -66,6 +66,13 @@ def test_a_slot_counts_until_a_window_after_its_call_ended(budget: Budget, clien
     assert 59_000 <= after - now <= 62_000
 
 
+def test_a_call_that_may_still_arrive_keeps_its_slot_as_if_its_caller_had_died(budget: Budget, client: Any) -> None:
+    call = take(budget)
+    before = client.zrange(keys.slots("default"), 0, -1, withscores=True)
+    budget.pause(call, "timed out", None, under_way=True)
+    assert client.zrange(keys.slots("default"), 0, -1, withscores=True) == before
+
+
 def test_ending_a_call_whose_slot_is_long_free_takes_none(budget: Budget, client: Any) -> None:
     call = take(budget)
     client.delete(keys.slots("default"))

@@ -198,6 +198,21 @@ def test_a_sweep_that_fails_moves_nobody_and_pauses_the_account(bench: Any, faul
     assert bench.container.accounts.status("default").paused_for > 0
 
 
+@pytest.mark.parametrize(("kind", "slot_in"), [("slow", 72), ("reset", 60)])
+def test_a_call_that_timed_out_may_still_arrive_and_keeps_its_slot(bench: Any, kind: str, slot_in: float) -> None:
+    [job] = trained(bench, 1, training_seconds=600)
+    redis = bench.container.jobs._redis
+    redis.delete(keys.slots("default"))
+    bench.sandbox.control.add_fault(op="details", kind=kind, **({"seconds": 1.5} if kind == "slow" else {}))
+
+    sweep(bench.container, "default")
+
+    [(_, free_at)] = redis.zrange(keys.slots("default"), 0, -1, withscores=True)
+    # 60 s after it ended; or after 2 s of time-out and 10 s of margin, by when it has ended for certain.
+    assert slot_in - 5 < free_at / 1000 - redis.time()[0] <= slot_in + 1
+    assert bench.read(job).state is JobState.TRAINING
+
+
 def test_a_list_cut_short_still_moves_whom_it_showed(bench: Any) -> None:
     jobs = trained(bench, 4, list_carries_weights_url=True)
     bench.sandbox.control.add_fault(op="list", kind="malformed_json")

@@ -114,20 +114,35 @@ class Budget:
         self._finish(call, unwell=None, retry_after=None, refund=refund)
 
     def pause(
-        self, call: Call, why: str, retry_after: float | None, *, code: str = "outage", refund: bool = False
+        self,
+        call: Call,
+        why: str,
+        retry_after: float | None,
+        *,
+        code: str = "outage",
+        refund: bool = False,
+        under_way: bool = False,
     ) -> float:
         """End a call that met a 429 or an outage and pause its account; returns for how many seconds. ``why`` is for
-        people, ``code`` for programs."""
-        return self._finish(call, unwell=why, code=code, retry_after=retry_after, refund=refund)
+        people, ``code`` for programs. ``under_way``: it was given up and may still reach the provider."""
+        return self._finish(call, unwell=why, code=code, retry_after=retry_after, refund=refund, under_way=under_way)
 
     def _finish(
-        self, call: Call, *, unwell: str | None, retry_after: float | None, refund: bool, code: str = ""
+        self,
+        call: Call,
+        *,
+        unwell: str | None,
+        retry_after: float | None,
+        refund: bool,
+        code: str = "",
+        under_way: bool = False,
     ) -> float:
         names = [keys.slots(call.account), keys.room(call.account), keys.account(call.account), keys.wake()]
         asked = "" if retry_after is None else str(int(retry_after * 1000))
         health = "well" if unwell is None else "unwell"
         jitter = random.random()  # noqa: S311 - spreads load, keeps no secret
-        args = [call.token, health, asked, *self._backoff_ms, jitter, unwell or "", "1" if refund else "0", code]
+        flags = ["1" if refund else "0", code, "1" if under_way else "0"]
+        args = [call.token, health, asked, *self._backoff_ms, jitter, unwell or "", *flags]
         return int(self._end(names, args)) / 1000
 
     def reserve(self, account: str, limit: int) -> tuple[list[str], float | None]:

@@ -15,6 +15,7 @@ and OutcomeUnknown on the other (it may have).
 from collections.abc import Mapping
 from typing import ClassVar
 
+from finetune_worker.wire.failures import TIMED_OUT
 from finetune_worker.wire.headers import retry_after
 
 
@@ -43,6 +44,11 @@ class SegmindError(Exception):
 
     def __str__(self) -> str:
         return f"{self.detail} [{self.code}]"
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the call was given up and may still reach Segmind: it may lie in a buffer of a server that hangs."""
+        return self.code in TIMED_OUT and not isinstance(self, NotSent)
 
 
 class NotSent(SegmindError):  # noqa: N818 - the names say what is known, as the design does

@@ -90,7 +90,9 @@ def call_api(budget: Budget, call: Call, function: Callable[[], T]) -> T:
 
 def _pause(budget: Budget, call: Call, error: SegmindError, *, refund: bool) -> float:
     try:
-        seconds = budget.pause(call, error.detail, error.retry_after, code=error.code, refund=refund)
+        seconds = budget.pause(
+            call, error.detail, error.retry_after, code=error.code, refund=refund, under_way=error.under_way
+        )
     except RedisError as trouble:
         _log_not_ended(call, trouble)
         return 0.0

@@ -12,6 +12,10 @@ WIRE_ERRORS = (requests.RequestException, u3.HTTPError, OSError)
 """What sending a request and reading its reply can raise. Their texts hold full URLs: never pass them on."""
 
 
+TIMED_OUT = frozenset({"call_timeout", "read_timeout"})
+"""The codes of exchanges that were given up while the other side was silent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """Why there is no (whole) reply. ``code`` is stable; ``sentence`` is for people."""

@@ -1,15 +1,16 @@
 #!lua
--- Ends a call: its slot is free one window from now. An outcome that shows the provider well lifts a probe; one that
+-- Ends a call: its slot is free one window from now; that of a call which was given up and may still reach the provider
+-- stays taken as if its caller had died. An outcome that shows the provider well lifts a probe; one that
 -- shows it unwell pauses the account.
 -- KEYS  1 slots  2 waiting room  3 account  4 wake
 -- ARGV  1 token of the call  2 "well" | "unwell"  3 pause_ms asked for by the provider, or ""
 --       4 backoff_base_ms  5 backoff_max_ms  6 jitter, 0 to 1  7 why, for people  8 "1" to take back a submit's count
---       9 why, for programs
+--       9 why, for programs  10 "1" if it may still reach the provider
 -- Returns the pause in ms, 0 for none.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local window = tonumber(redis.call('HGET', KEYS[3], 'window_ms') or '0')
-redis.call('ZADD', KEYS[1], 'XX', now + window + math.ceil(window / 1000) + 1, ARGV[1])
+if ARGV[10] ~= '1' then redis.call('ZADD', KEYS[1], 'XX', now + window + math.ceil(window / 1000) + 1, ARGV[1]) end
 if ARGV[8] == '1' and tonumber(redis.call('HGET', KEYS[3], 'spent') or '0') > 0 then
   redis.call('HINCRBY', KEYS[3], 'spent', -1)
 end
