@@ -197,10 +197,12 @@ def test_trainings_in_flight_are_capped_exactly(budget: Budget, accounts: Accoun
     assert refused(budget, "job-3", submit=True).reason is WaitReason.TRAININGS
 
 
-def test_a_changed_limit_takes_effect_at_once(budget: Budget, accounts: Accounts) -> None:
+def test_a_changed_limit_takes_effect_at_once(budget: Budget, accounts: Accounts, client: Any) -> None:
     for _ in range(3):
         take(budget)
+    client.delete(keys.wake())
     accounts.configure("default", AccountLimits(calls=4, window=60.0))
+    assert client.llen(keys.wake()) == 1  # a dispatcher that sleeps until the next free slot has something to do now
     take(budget)
     accounts.configure("default", AccountLimits(calls=2, window=60.0))
     assert refused(budget).reason is WaitReason.API_SLOT

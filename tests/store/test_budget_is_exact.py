@@ -9,7 +9,7 @@ from multiprocessing.queues import Queue
 
 import pytest
 
-from finetune_queue.store import AccountLimits, Accounts, Budget, Call, connect
+from finetune_queue.store import AccountLimits, Accounts, Budget, Call, connect, keys
 
 CALLS = 5
 WINDOW = 0.4
@@ -27,27 +27,48 @@ def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
     real = time.time
     time.time = lambda: real() + skew
     client = connect(url)
-    budget = Budget(client, call_timeout=CALL_TIMEOUT, handover=1, first_sweep=1, backoff_base=0.01, backoff_max=0.05)
+    budget = Budget(
+        client, call_timeout=CALL_TIMEOUT, handover=0.03, first_sweep=1, backoff_base=0.01, backoff_max=0.05
+    )
     end = time.monotonic() + SECONDS
+
+    def call(slot: Call, mine: random.Random) -> None:
+        time.sleep(mine.choice([0.0, 0.0, mine.uniform(0, 0.05)]))
+        arrivals.put(time.monotonic())  # one clock for all processes of a machine
+        time.sleep(mine.choice([0.0, mine.uniform(0, 0.05)]))
+        if mine.random() < 0.1:
+            return  # crashed: nobody ends the call
+        if mine.random() < 0.1:
+            budget.pause(slot, "503", mine.choice([None, 0.02]))
+        else:
+            budget.end(slot)
 
     def call_repeatedly(number: int) -> None:
         mine = random.Random(seed * 100 + number)
         while time.monotonic() < end:
-            slot = budget.take("default", f"{seed}-{number}", 0.0)
-            if not isinstance(slot, Call):
-                time.sleep(mine.uniform(0.001, 0.01))
+            slot = budget.take("default", f"{seed}-{number}", 1.0)
+            if isinstance(slot, Call):
+                call(slot, mine)
                 continue
-            time.sleep(mine.choice([0.0, 0.0, mine.uniform(0, 0.05)]))
-            arrivals.put(time.monotonic())  # one clock for all processes of a machine
-            time.sleep(mine.choice([0.0, mine.uniform(0, 0.05)]))
-            if mine.random() < 0.1:
-                continue  # crashed: nobody ends the call
-            if mine.random() < 0.1:
-                budget.pause(slot, "503", mine.choice([None, 0.02]))
-            else:
-                budget.end(slot)
+            if mine.random() < 0.2:
+                client.zadd(keys.room("default"), {f"{seed}-{number}-waits": mine.random()})
+            time.sleep(mine.uniform(0.001, 0.01))
+
+    def hand_out() -> None:
+        mine = random.Random(seed)
+        while time.monotonic() < end:
+            holders, _ = budget.reserve("default", 10)
+            for holder in holders:
+                time.sleep(
+                    mine.choice([0.0, 0.0, mine.uniform(0, 0.05)])
+                )  # some come when the slot is no longer theirs
+                slot = budget.take("default", holder, mine.random())
+                if isinstance(slot, Call):
+                    call(slot, mine)
+            time.sleep(mine.uniform(0.001, 0.01))
 
     threads = [threading.Thread(target=call_repeatedly, args=(number,)) for number in range(THREADS)]
+    threads += [threading.Thread(target=hand_out)]
     for thread in threads:
         thread.start()
     for thread in threads:

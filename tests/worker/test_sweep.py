@@ -40,6 +40,30 @@ def test_one_list_call_moves_every_finished_training(bench: Any) -> None:
     assert all(bench.read(job).weights_url for job in jobs)
 
 
+def test_more_trainings_than_a_page_all_move(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_worker.stages.sweep.PAGE", 2)
+    monkeypatch.setattr("finetune_queue.store.jobs._PAGE", 2)
+    jobs = trained(bench, 5, list_carries_weights_url=True)
+    assert sweep(bench.container, "default") == "saw 5 of 5 trainings, 5 moved"
+    assert {bench.read(job).state for job in jobs} == {JobState.DOWNLOADING}
+
+
+def test_a_job_that_went_on_while_the_list_was_on_its_way_is_left_alone(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = trained(bench, 2, list_carries_weights_url=True)
+    store, read = bench.container.jobs, bench.container.jobs.tracked
+
+    def tracked(account: str) -> list[Any]:
+        found = list(read(account))
+        store.transition(bench.read(jobs[0]), Change(delay=60), attempts=1)
+        return found
+
+    monkeypatch.setattr(store, "tracked", tracked)
+    assert sweep(bench.container, "default") == "saw 2 of 2 trainings, 1 moved"
+    assert [bench.read(job).state for job in jobs] == [JobState.TRAINING, JobState.DOWNLOADING]
+
+
 def test_a_list_without_urls_costs_one_details_call_for_each_job(bench: Any) -> None:
     jobs = trained(bench, 3, list_carries_weights_url=False)
 

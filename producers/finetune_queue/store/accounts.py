@@ -81,6 +81,7 @@ class Accounts:
         else:
             line: dict[Any, Any] = {"limit": limits.max_transfers, "window_ms": 0}
             pipe.hset(keys.account(transfer_line(name)), mapping=line)
+        _wake(pipe)  # a higher limit has slots for those who wait
         pipe.execute()
 
     def names(self) -> list[str]:

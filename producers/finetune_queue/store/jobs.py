@@ -78,10 +78,12 @@ class JobStore:
             pipe.zcard(keys.state(state))
         return dict(zip(JobState, pipe.execute(), strict=True))
 
-    def tracked(self, account: str) -> list[JobRecord]:
-        """Return the account's jobs that Segmind works on, or may be working on."""
-        found = self.get_many(cast("list[str]", self._redis.zrange(keys.tracked(account), 0, -1)))
-        return [job for job in found if job.tracked]  # one may have ended, or not begun, since its id was read
+    def tracked(self, account: str) -> Iterator[JobRecord]:
+        """Yield the account's jobs that Segmind works on, or may be working on; no more than a page is kept."""
+        ids = cast("list[str]", self._redis.zrange(keys.tracked(account), 0, -1))
+        for start in range(0, len(ids), _PAGE):
+            # One may have ended, or not begun, since its id was read.
+            yield from (job for job in self.get_many(ids[start : start + _PAGE]) if job.tracked)
 
     def owner_of(self, finetune_id: str) -> str | None:
         """Return the id of the job that owns the training."""

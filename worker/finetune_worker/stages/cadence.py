@@ -67,7 +67,6 @@ def usual_time(known: float | None, seen: Iterable[float]) -> float | None:
     return min(shortest, 0.9 * known + 0.1 * shortest)
 
 
-def running_for(job: JobRecord, now_ms: int) -> float:
-    """Return for how many seconds the job's training, or what follows it, has run."""
-    since = job.entered_ms if job.weights is not None else job.submitted_ms or job.intent_ms or job.entered_ms
-    return max(0.0, (now_ms - since) / 1000)
+def began_ms(job: JobRecord) -> int:
+    """Return since when (ms) the job's training, or what follows it, has run."""
+    return job.entered_ms if job.weights is not None else job.submitted_ms or job.intent_ms or job.entered_ms

@@ -1,7 +1,12 @@
-"""The sweep: one list call sees every training of an account, and every job that it shows to have moved is moved."""
+"""The sweep: one list call sees every training of an account, and every job that it shows to have moved is moved.
+
+There may be thousands of them, so a look keeps little of each; the whole records are read again, a page at a time, when
+it is known what the list shows.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Self
 
 import structlog
 
@@ -11,7 +16,7 @@ from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
-from finetune_worker.stages.cadence import affordable, interval, running_for, usual_time
+from finetune_worker.stages.cadence import affordable, began_ms, interval, usual_time
 from finetune_worker.stages.calls import PARKED, AccountPausedError, StaleCallError, call_api
 from finetune_worker.stages.claim import seconds_to_deadline
 from finetune_worker.stages.observe import Observation, observe
@@ -21,12 +26,32 @@ from finetune_worker.stages.reconcile import Sightings, reconcile, sight
 log = structlog.get_logger(__name__)
 
 
+PAGE = 200
+"""Jobs that are read and moved at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """What a look keeps of a job whose training is known; ``began_ms`` as in :mod:`~finetune_worker.stages.cadence`."""
+
+    id: str
+    version: int
+    state: JobState
+    wants_details: bool
+    began_ms: int
+
+    @classmethod
+    def of(cls, job: JobRecord) -> Self:
+        """Keep this much of the job."""
+        return cls(job.id, job.version, job.state, job.wants_details, began_ms(job))
+
+
 @dataclass(slots=True)
 class _Look:
     """What one look at the account showed of the jobs it was for; nothing of the account's other trainings is kept."""
 
-    by_finetune_id: dict[str, JobRecord]
-    unsure: list[JobRecord]
+    by_finetune_id: dict[str, _Watched] = field(default_factory=dict)
+    unsure: list[JobRecord] = field(default_factory=list)
     found: dict[str, FinetuneItem | FinetuneDetails] = field(default_factory=dict)
     sightings: dict[str, Sightings] = field(default_factory=dict)
     complete: bool = False
@@ -43,29 +68,34 @@ class _Look:
             self.complete = listing.complete and not listing.skipped
 
     def _read(self, items: Iterable[FinetuneItem]) -> None:
+        alike: dict[object, FinetuneItem] = {}
         for item in items:
             job = self.by_finetune_id.get(item.finetune_id)
             if job is not None:
-                self.found[job.id] = item
+                # All that `observe` reads: most trainings show the same, and one item will do for them.
+                shown = (item.status, item.error_message, item.cloud_storage_url)
+                self.found[job.id] = alike.setdefault(shown, item)
             for doubtful in self.unsure:
                 sight(doubtful, item, self.sightings[doubtful.id])
 
 
 def sweep(container: Container, account: str) -> str:
     """Look at all trainings of the account with one call; returns a sentence on what it showed."""
-    tracked = container.jobs.tracked(account)
+    look = _Look()
+    tracked = 0
+    for job in container.jobs.tracked(account):
+        tracked += 1
+        if job.finetune_id is not None:
+            look.by_finetune_id[job.finetune_id] = _Watched.of(job)
+        elif not job.owner:
+            # One that a worker holds is in the middle of its submit, or of its own look: it is left alone.
+            look.unsure.append(job)
+            look.sightings[job.id] = Sightings()
     if not tracked:
         return "no trainings to look at"
     slot = container.budget.take(account, SWEEP, 0.0)
     if isinstance(slot, NoSlot):
         return f"waiting for an API slot ({slot.reason})"
-    # A job that a worker holds is in the middle of its submit, or of its own look: it is left alone.
-    unsure = [job for job in tracked if job.finetune_id is None and not job.owner]
-    look = _Look(
-        by_finetune_id={job.finetune_id: job for job in tracked if job.finetune_id is not None},
-        unsure=unsure,
-        sightings={job.id: Sightings() for job in unsure},
-    )
     trouble: str | None = None
     try:
         client = container.segmind(account)
@@ -75,19 +105,36 @@ def sweep(container: Container, account: str) -> str:
         log.warning("sweep_incomplete", account=account, detail=trouble)
     moved = _act_on(container, look, asked_ms=slot.at_ms)
     _plan_next(container, account, look, now_ms=slot.at_ms, looked=trouble is None)
-    log.info("account_swept", account=account, tracked=len(tracked), seen=len(look.found), moved=moved)
-    seen = f"saw {len(look.found)} of {len(tracked)} trainings, {moved} moved"
+    log.info("account_swept", account=account, tracked=tracked, seen=len(look.found), moved=moved)
+    seen = f"saw {len(look.found)} of {tracked} trainings, {moved} moved"
     return seen if trouble is None else f"{seen}; {trouble}"
 
 
 def _act_on(container: Container, look: _Look, *, asked_ms: int) -> int:
+    # One that the list lacks: its deadline brings it to the poll stage, which asks for its details.
+    seen = [job for job in look.by_finetune_id.values() if job.id in look.found]
+    moved = sum(
+        _act_on_page(container, look, seen[start : start + PAGE], asked_ms=asked_ms)
+        for start in range(0, len(seen), PAGE)
+    )
+    for job in look.unsure:
+        try:
+            result = reconcile(container, job, look.sightings[job.id], asked_ms=asked_ms, complete=look.complete)
+        except ConflictError:
+            result = "overtaken"
+        log.info("submit_reconciled", job_id=job.id, result=result)
+    return moved
+
+
+def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, asked_ms: int) -> int:
     moved = 0
+    versions = {job.id: job.version for job in page}
     unchanged: list[tuple[JobRecord, float]] = []
-    for job in look.by_finetune_id.values():
-        seen = look.found.get(job.id)
-        if seen is None:
-            continue  # its deadline brings it to the poll stage, which asks for its details
-        observation = observe(job, seen)
+    for job in container.jobs.get_many(list(versions)):
+        if job.version != versions[job.id]:
+            log.info("sweep_overtaken", job_id=job.id)  # what the list shows may be older than what moved it
+            continue
+        observation = observe(job, look.found[job.id])
         if observation.unknown_status:
             container.counters.add(UNKNOWN_STATUSES)
         if not observation.news:
@@ -101,12 +148,6 @@ def _act_on(container: Container, look: _Look, *, asked_ms: int) -> int:
         else:
             moved += 1
     container.deadlines.put_off(unchanged)
-    for job in look.unsure:
-        try:
-            result = reconcile(container, job, look.sightings[job.id], asked_ms=asked_ms, complete=look.complete)
-        except ConflictError:
-            result = "overtaken"
-        log.info("submit_reconciled", job_id=job.id, result=result)
     return moved
 
 
@@ -129,7 +170,7 @@ def _move(container: Container, job: JobRecord, observation: Observation, asked_
         container.jobs.transition(job, change, event=event, owner="", **fields)
 
 
-def _ended(job: JobRecord, seen: FinetuneItem | FinetuneDetails | None) -> bool:
+def _ended(job: _Watched, seen: FinetuneItem | FinetuneDetails | None) -> bool:
     """Tell whether what the job waits for was seen to be over, so that no sweep need come for it."""
     if seen is None:
         return False
@@ -138,10 +179,14 @@ def _ended(job: JobRecord, seen: FinetuneItem | FinetuneDetails | None) -> bool:
 
 def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, looked: bool) -> None:
     """Set when the next sweep is, having learned from this one how long trainings usually take."""
-    jobs = [*look.by_finetune_id.values(), *look.unsure]
+    jobs = look.by_finetune_id.values()
     ended = {job.id for job in jobs if _ended(job, look.found.get(job.id))}
+
+    def running(since_ms: int) -> float:
+        return max(0.0, (now_ms - since_ms) / 1000)
+
     lengths = [
-        running_for(job, now_ms)
+        running(job.began_ms)
         for job in jobs
         if job.id in ended and job.state is JobState.TRAINING and not job.wants_details and look.found[job.id].trained
     ]
@@ -156,7 +201,10 @@ def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, 
     shortest = settings.finetune_poll_min_interval
     between = interval(
         status.limits,
-        [running_for(job, now_ms) for job in jobs if job.id not in ended],
+        [
+            running(since)
+            for since in (*(job.began_ms for job in jobs if job.id not in ended), *map(began_ms, look.unsure))
+        ],
         usual=usual,
         busy=busy,
         shortest=shortest,
