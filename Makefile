@@ -12,10 +12,10 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-crash chaos check bench lock clean
+.PHONY: help install demo up test test-crash chaos k8s-test check bench lock clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(RUNTIME) ## Set up .venv with all that the service needs.
 	@echo "Installed in $(VENV)."
@@ -34,6 +34,11 @@ test-crash: $(DEV) ## Kill a worker at every single call of a job's path; takes 
 
 chaos: $(RUNTIME) ## Let everything go wrong at once, and judge what came of it; ARGS="--seed 7 --minutes 10".
 	@PYTHONPATH=ops/chaos $(BIN)/python -m finetune_chaos $(ARGS)
+
+k8s-test: $(DEV) ## Render the Kubernetes manifests and check them; needs kubectl or kustomize.
+	@command -v kubectl >/dev/null || command -v kustomize >/dev/null || \
+	  { echo "make k8s-test needs kubectl or kustomize (https://kubernetes.io/docs/tasks/tools)."; exit 1; }
+	$(BIN)/python -m pytest tests/k8s $(ARGS)
 
 check: $(DEV) ## Check style, types, layers and generated files.
 	$(BIN)/ruff check

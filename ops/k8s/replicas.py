@@ -1,0 +1,46 @@
+"""How many workers can be of use: the API's limit bounds them, however many jobs wait.
+
+    python ops/k8s/replicas.py 50/60          # each account's limit, calls/seconds as in its rate_limit
+
+prints the maxReplicaCount of both ScaledObjects. docs/kubernetes.md explains the numbers.
+"""
+
+import math
+import sys
+from fractions import Fraction
+
+from finetune_queue.setting_types import RateLimit
+from finetune_queue.settings import Settings
+
+SHORT_THREADS = 8
+TRANSFER_THREADS = 4
+"""Threads of a worker of each queue, ``-c`` in its Deployment."""
+
+CALLS_PER_JOB = 2
+"""At least: one for the presigned upload, one for the submit."""
+
+CALL_SECONDS = Settings().segmind_call_timeout
+"""The longest that one call holds a thread."""
+
+TRANSFER_SECONDS = 120
+"""That one job's upload and download hold a thread, together: about 100 MB up and 1 GB down, at 10 MB/s."""
+
+SPARE = 1
+"""Workers of the short queue for what is no API call: accept, publish, repeat."""
+
+
+def replicas(limits: list[RateLimit]) -> tuple[int, int]:
+    """Return the most workers of the short queue, and of transfers, that the accounts' limits can keep busy."""
+    rate = sum((Fraction(limit.calls) / Fraction(limit.seconds) for limit in limits), Fraction())
+    calls_at_once = rate * Fraction(CALL_SECONDS)
+    transfers_at_once = rate / CALLS_PER_JOB * TRANSFER_SECONDS
+    return (
+        math.ceil(calls_at_once / SHORT_THREADS) + SPARE,
+        math.ceil(transfers_at_once / TRANSFER_THREADS),
+    )
+
+
+if __name__ == "__main__":
+    short, transfer = replicas([RateLimit.model_validate(text) for text in sys.argv[1:]])
+    sys.stdout.write(f"finetune-worker           maxReplicaCount: {short}\n")
+    sys.stdout.write(f"finetune-worker-transfer  maxReplicaCount: {transfer}\n")

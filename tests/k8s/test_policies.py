@@ -1,0 +1,334 @@
+"""What no schema knows: that the parts of the manifests fit each other, the settings and our rules."""
+
+import base64
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import flower.options  # type: ignore[import-untyped] # noqa: F401 - declares Flower's options
+import pytest
+from tornado.options import options as flower_options
+
+from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
+from finetune_queue.settings import Settings, describe, load_settings
+from k8s.conftest import ROOT, Manifest, Rendered, render
+from segmind_sandbox.settings import DEFAULT_API_KEY
+
+WORKERS = ("finetune-worker", "finetune-worker-transfer")
+OURS = ("FINETUNE_", "SEGMIND_")
+SECRET_SETTINGS = {row.env for row in describe() if row.secret}
+SAMPLES = {
+    "FINETUNE_REDIS_URL": "redis://redis.example:6379/0",
+    "SEGMIND_API_KEY": "SG_0123456789abcdef",
+    "FINETUNE_GATEWAY_TOKENS": "{}",
+}
+
+
+def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Tell whether a label selector, of matchLabels and In, takes these labels."""
+    plain = all(labels.get(name) == value for name, value in selector.get("matchLabels", {}).items())
+    return plain and all(
+        each["operator"] == "In" and labels.get(each["key"]) in each["values"]
+        for each in selector.get("matchExpressions", [])
+    )
+
+
+def chosen(overlay: Rendered, selector: Mapping[str, Any]) -> set[str]:
+    """Return the Deployments whose pods are selected."""
+    return {name for name, pod in overlay.pods.items() if selects(selector, pod["metadata"]["labels"])}
+
+
+def port_names(pod: Manifest) -> set[str]:
+    return {port["name"] for container in pod["spec"]["containers"] for port in container.get("ports", [])}
+
+
+def options(container: Manifest) -> dict[str, str]:
+    """Return the short options of a worker's command line."""
+    words = container["args"]
+    return {words[at]: words[at + 1] for at in range(len(words) - 1) if re.fullmatch("-[A-Za-z]", words[at])}
+
+
+# one manifest and another
+
+
+def test_each_deployment_selects_its_own_pods_alone(overlay: Rendered) -> None:
+    for deployment in overlay.of("Deployment"):
+        name = deployment["metadata"]["name"]
+        assert chosen(overlay, deployment["spec"]["selector"]) == {name}
+
+
+def test_each_service_leads_to_one_deployment_and_a_port_of_it(overlay: Rendered) -> None:
+    for service in overlay.of("Service"):
+        (name,) = chosen(overlay, {"matchLabels": service["spec"]["selector"]})
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= port_names(overlay.pods[name])
+
+
+def test_each_disruption_budget_lets_one_go_at_a_time(overlay: Rendered) -> None:
+    budgets = overlay.of("PodDisruptionBudget")
+    held = [chosen(overlay, budget["spec"]["selector"]) for budget in budgets]
+    assert all(len(names) == 1 for names in held)
+    assert set().union(*held) == {name for name in overlay.pods if name in {*WORKERS, "finetune-gateway"}}
+    assert all(budget["spec"]["maxUnavailable"] == 1 for budget in budgets)
+
+
+def test_pods_spread_over_zones_and_nodes_by_their_own_label(everything: Rendered) -> None:
+    for name in (*WORKERS, "finetune-gateway"):
+        spread = everything.pods[name]["spec"]["topologySpreadConstraints"]
+        assert {each["topologyKey"] for each in spread} == {"topology.kubernetes.io/zone", "kubernetes.io/hostname"}
+        assert all(chosen(everything, each["labelSelector"]) == {name} for each in spread)
+
+
+def test_each_monitor_reads_a_port_of_a_service(everything: Rendered) -> None:
+    for monitor in everything.of("ServiceMonitor"):
+        services = [
+            service
+            for service in everything.of("Service")
+            if selects(monitor["spec"]["selector"], service["metadata"]["labels"])
+        ]
+        assert len(services) == 1
+        ports = {port["name"] for port in services[0]["spec"]["ports"]}
+        assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= ports
+
+
+def test_every_config_map_and_account_that_is_named_is_there(overlay: Rendered) -> None:
+    maps = {each["metadata"]["name"] for each in overlay.of("ConfigMap")}
+    accounts = {each["metadata"]["name"]: each for each in overlay.of("ServiceAccount")}
+    for container in overlay.containers.values():
+        assert {each["configMapRef"]["name"] for each in container.get("envFrom", []) if "configMapRef" in each} <= maps
+    for pod in overlay.pods.values():
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        assert pod["spec"]["enableServiceLinks"] is False
+        account = pod["spec"].get("serviceAccountName")
+        assert account is None or accounts[account]["automountServiceAccountToken"] is False
+
+
+# settings
+
+
+def test_every_setting_is_one_and_can_be_read(overlay: Rendered) -> None:
+    for name, container in overlay.containers.items():
+        plain = {each["name"]: each.get("value") for each in container.get("env", [])}
+        given = {**(overlay.settings if "envFrom" in container else {}), **plain}
+        ours = {key: value for key, value in given.items() if key.startswith(OURS)}
+        assert not SECRET_SETTINGS & ours.keys(), name
+        if ours:
+            only = {key: value for key, value in SAMPLES.items() if not (key == "SEGMIND_API_KEY" and "flower" in name)}
+            load_settings({**ours, **only})
+
+
+def test_secrets_lie_where_the_settings_look_for_them(overlay: Rendered) -> None:
+    folder = overlay.settings["FINETUNE_SECRETS_DIR"]
+    for name in (*WORKERS, "finetune-gateway", "finetune-flower"):
+        if name not in overlay.pods:
+            continue
+        spec = overlay.pods[name]["spec"]
+        (mount,) = [each for each in spec["containers"][0]["volumeMounts"] if each["mountPath"] == folder]
+        (volume,) = [each for each in spec["volumes"] if each["name"] == mount["name"]]
+        assert mount["readOnly"] is True
+        assert volume["projected"]["sources"][0]["secret"]["name"].startswith("finetune-redis")  # dev: and a hash
+
+
+def test_only_workers_have_a_key_of_segmind(everything: Rendered) -> None:
+    for name, pod in everything.pods.items():
+        sources = [
+            s["secret"]["name"] for v in pod["spec"]["volumes"] for s in v.get("projected", {}).get("sources", [])
+        ]
+        assert ("finetune-worker" in sources) == (name in WORKERS)
+
+
+def test_a_secret_is_written_nowhere(overlay: Rendered) -> None:
+    if overlay.name != "dev":
+        assert overlay.of("Secret") == []
+        return
+    written = {key: value for secret in overlay.of("Secret") for key, value in decoded(secret).items()}
+    assert written["SEGMIND_API_KEY"] == DEFAULT_API_KEY  # the sandbox's, which every sandbox has
+    assert overlay.settings["SEGMIND_BASE_URL"].startswith("http://127.0.0.1:")
+    assert set(written) == {
+        *("FINETUNE_REDIS_URL", "SEGMIND_API_KEY", "FINETUNE_GATEWAY_TOKENS"),
+        *("basic-auth", "cookie-secret"),
+    }
+
+
+def decoded(secret: Manifest) -> dict[str, str]:
+    return {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+
+
+def test_the_guide_makes_every_secret_with_the_keys_that_are_asked_for(everything: Rendered) -> None:
+    guide = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    made = {
+        name: set(re.findall(r"--from-(?:literal|file)=([A-Za-z_-]+)=", body))
+        for name, body in re.findall(r"create secret generic (\S+)((?: \\\n|[^\n])*)", guide)
+    }
+    asked: dict[str, set[str]] = {}
+    for name, key in references(everything.manifests):
+        asked.setdefault(name, set()).update(filter(None, [key]))
+    assert made.keys() == asked.keys()
+    for name, keys in asked.items():
+        assert keys <= made[name]
+    files = made["finetune-redis"] | made["finetune-worker"] | made["finetune-gateway"]
+    assert files <= {row.env for row in describe()}
+
+
+def references(node: Any) -> Iterator[tuple[str, str | None]]:
+    """Yield the Secrets that manifests name, and which key of each, if they say."""
+    if isinstance(node, list):
+        for each in node:
+            yield from references(each)
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            if name in {"secretKeyRef", "secretRef", "secret", "credentials"} and "name" in value:
+                yield value["name"], value.get("key")
+            elif name == "secretTargetRef":
+                yield from ((each["name"], each["key"]) for each in value)
+            else:
+                yield from references(value)
+
+
+# how it runs
+
+
+def test_workers_are_asked_by_their_own_port_and_nothing_runs_a_celery_command(overlay: Rendered) -> None:
+    for name, container in overlay.containers.items():
+        for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert "celery" not in container[kind].get("exec", {}).get("command", []), name
+        if not name.endswith("/worker"):
+            continue
+        (port,) = [each["value"] for each in container["env"] if each["name"] == "FINETUNE_PROBE_PORT"]
+        assert [(each["name"], each["containerPort"]) for each in container["ports"]] == [("probes", int(port))]
+        assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "probes"}
+        assert container["startupProbe"]["httpGet"] == {"path": "/livez", "port": "probes"}
+        assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "probes"}
+        # A probe pings two servers, each with 1 s to connect and 1 s to answer.
+        assert all(container[kind]["timeoutSeconds"] > 4 for kind in ("livenessProbe", "readinessProbe"))
+
+
+def test_a_stop_has_the_time_that_it_may_take(overlay: Rendered) -> None:
+    for name in WORKERS:
+        if name not in overlay.pods:
+            continue
+        spec = overlay.pods[name]["spec"]
+        container = spec["containers"][0]
+        settings = load_settings({key: value for key, value in overlay.settings.items() if key.startswith(OURS)})
+        hook = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        needed = hook + settings.finetune_shutdown_timeout + settings.segmind_call_timeout
+        assert spec["terminationGracePeriodSeconds"] >= needed + 5, name
+        assert {"name": "REMAP_SIGTERM", "value": "SIGQUIT"} in container["env"]
+
+
+def test_the_grace_fits_the_defaults_of_the_settings(everything: Rendered) -> None:
+    assert float(everything.settings["FINETUNE_SHUTDOWN_TIMEOUT"]) == Settings().finetune_shutdown_timeout
+
+
+def test_the_gateway_is_out_of_its_service_before_it_stops(overlay: Rendered) -> None:
+    from finetune_queue.gateway.server import GRACE
+
+    spec = overlay.pods["finetune-gateway"]["spec"]
+    hook = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert hook > 0
+    assert spec["terminationGracePeriodSeconds"] >= hook + GRACE + 5
+
+
+def test_both_queues_have_workers(overlay: Rendered) -> None:
+    queues: list[str] = []
+    for name, container in overlay.containers.items():
+        if name.endswith("/worker"):
+            queues += options(container)["-Q"].split(",")
+            assert options(container)["-P"] == "threads"
+    assert sorted(queues) == sorted([QUEUE, TRANSFER_QUEUE])
+
+
+def test_flower_is_alone_has_a_password_and_may_change_nothing(overlay: Rendered) -> None:
+    deployment = overlay.get("Deployment", "finetune-flower")
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    container = overlay.containers["finetune-flower/flower"]
+    flags = [word.removeprefix("--").partition("=")[0] for word in container["args"] if word.startswith("--")]
+    env = {each["name"]: each for each in container["env"]}
+    variables = [name.removeprefix("FLOWER_").lower() for name in env]
+    assert set(flags) | set(variables) <= {name.replace("-", "_") for name in flower_options}
+    assert env["FLOWER_READ_ONLY"]["value"] == "true"
+    assert {name for name, each in env.items() if "valueFrom" in each} == {"FLOWER_BASIC_AUTH", "FLOWER_COOKIE_SECRET"}
+
+
+def test_every_container_says_what_it_needs(overlay: Rendered) -> None:
+    for name, container in overlay.containers.items():
+        resources = container["resources"]
+        assert {"cpu", "memory", "ephemeral-storage"} <= resources["requests"].keys(), name
+        assert {"memory", "ephemeral-storage"} <= resources["limits"].keys(), name
+        assert "cpu" not in resources["limits"], name  # throttled loops would look stuck
+
+
+def test_every_container_may_do_nothing_beyond_its_work(overlay: Rendered) -> None:
+    for pod in overlay.pods.values():
+        context = pod["spec"]["securityContext"]
+        assert context["runAsNonRoot"] is True
+        assert context["runAsUser"] > 1000
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not any(pod["spec"].get(name) for name in ("hostNetwork", "hostPID", "hostIPC"))
+        assert all("hostPath" not in volume for volume in pod["spec"]["volumes"])
+    for name, container in overlay.containers.items():
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+    for namespace in overlay.of("Namespace"):
+        assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_images_are_pinned(overlay: Rendered) -> None:
+    for name, container in overlay.containers.items():
+        tag = container["image"].rpartition("/")[2].partition(":")[2]
+        assert tag, name
+        assert tag != "latest", name
+
+
+# the network
+
+
+def test_what_no_policy_names_is_refused_for_every_pod(overlay: Rendered) -> None:
+    (everything,) = [
+        each for each in overlay.of("NetworkPolicy") if each["metadata"]["name"] == "finetune-nothing-else"
+    ]
+    assert chosen(overlay, everything["spec"]["podSelector"]) == set(overlay.pods)
+    assert set(everything["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+    assert not {"ingress", "egress"} & everything["spec"].keys()
+    for policy in overlay.of("NetworkPolicy"):
+        names = chosen(overlay, policy["spec"]["podSelector"])
+        assert names, policy["metadata"]["name"]
+        for rule in policy["spec"].get("ingress", []):
+            for port in rule["ports"]:
+                assert all(port["port"] in port_names(overlay.pods[name]) for name in names)
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254", "100.64.0.1", "fd00::1"]
+)
+def test_nothing_reaches_a_private_address_by_https(address: str) -> None:
+    assert not reachable(render("prod"), address, 443)
+
+
+def test_public_addresses_are_reached_by_those_that_need_them() -> None:
+    for address in ("1.1.1.1", "2606:4700::1111"):
+        assert reachable(render("prod"), address, 443) == {*WORKERS, "finetune-gateway"}
+
+
+def reachable(overlay: Rendered, address: str, port: int) -> set[str]:
+    """Return the Deployments that may open connections to this address and port."""
+    found: set[str] = set()
+    for policy in overlay.of("NetworkPolicy"):
+        for rule in policy["spec"].get("egress", []):
+            if any(each["port"] == port for each in rule["ports"]) and any(holds(peer, address) for peer in rule["to"]):
+                found |= chosen(overlay, policy["spec"]["podSelector"])
+    return found
+
+
+def holds(peer: Mapping[str, Any], address: str) -> bool:
+    block = peer.get("ipBlock")
+    return block is not None and inside([block["cidr"]], address) and not inside(block.get("except", []), address)
+
+
+def inside(networks: Iterable[str], address: str) -> bool:
+    # An address is in no network of the other version.
+    return any(ipaddress.ip_address(address) in ipaddress.ip_network(network) for network in networks)
