@@ -1,0 +1,185 @@
+"""Every alert fires when it should and is quiet when it should not, by Prometheus' own rule tests."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from monitoring.rules import ALERTS, ROOT, alerts
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="no promtool is installed here (on Debian: apt-get install prometheus)",
+)
+
+MINUTES = 90
+Series = dict[str, str | None]
+
+HEALTHY: Series = {
+    "finetune_up": "1",
+    'finetune_workers{version="1"}': "3",
+    "finetune_overdue_seconds": "0.1",
+    "finetune_dead_letters": "7",
+    "finetune_redis_append_only": "1",
+    "finetune_redis_log_ok": "1",
+    "finetune_redis_noeviction": "1",
+    "finetune_redis_max_bytes": "100",
+    "finetune_redis_used_bytes": "50",
+    'finetune_jobs{state="training"}': "5",
+    'finetune_account_waiting{account="a"}': "9",
+    'finetune_api_calls_total{account="a",endpoint="list",result="ok"}': "0+1",
+    'finetune_account_unwell{account="a",code=""}': "0",
+    'finetune_account_stopped{account="a"}': "0",
+    'finetune_sink_lines{condition="down"}': "0",
+}
+"""A queue at which nothing is to be seen to; a value that is not a number for all time is Prometheus' notation."""
+
+IDLE: Series = {'finetune_api_calls_total{account="a",endpoint="list",result="ok"}': "5"}
+FAILED, ENDED = 'finetune_jobs_entered_total{state="failed"}', 'finetune_jobs_entered_total{state="succeeded"}'
+TAKEN = 'finetune_gateway_requests_total{route="/hooks/{account}/{token}",status="202"}'
+DOWNLOADS = 'finetune_jobs_entered_total{state="downloading"}'
+
+# For each alert what makes it fire, and what only looks like it, on top of the healthy queue; None takes a
+# series away.
+CASES: dict[str, tuple[Series, Series]] = {
+    "FinetuneUnreadable": ({"finetune_up": "0"}, {'finetune_up{instance="another"}': "0"}),
+    "FinetuneNoWorkers": (
+        {'finetune_workers{version="1"}': None},
+        {'finetune_workers{version="1"}': None, 'finetune_jobs{state="training"}': "0"},
+    ),
+    "FinetuneOverdue": ({"finetune_overdue_seconds": "121"}, {"finetune_overdue_seconds": "119"}),
+    "FinetuneOldestWaiting": (
+        {'finetune_oldest_job_seconds{state="submitting"}': "14401"},
+        {'finetune_oldest_job_seconds{state="training"}': "14401"},
+    ),
+    "FinetuneJobStuck": (
+        {'finetune_oldest_job_seconds{state="downloading"}': "3601"},
+        {'finetune_oldest_job_seconds{state="training"}': "3601"},
+    ),
+    "FinetuneFailures": ({FAILED: "0+1", ENDED: "0+3"}, {FAILED: "0+1", ENDED: "0+12"}),
+    "FinetuneDeadlinePassed": (
+        {'finetune_jobs_failed_total{code="deadline_passed"}': "0x50 1"},
+        {'finetune_jobs_failed_total{code="deadline_passed"}': "3"},
+    ),
+    "FinetuneNeedsAttention": (
+        {'finetune_jobs{state="needs_attention"}': "1"},
+        {'finetune_jobs{state="needs_attention"}': "0"},
+    ),
+    "FinetuneAccountRefused": (
+        {'finetune_account_unwell{account="a",code="credits_exhausted"}': "1"},
+        {'finetune_account_unwell{account="a",code="server_error"}': "1"},
+    ),
+    "FinetuneRateLimited": (
+        {'finetune_api_calls_total{account="a",endpoint="list",result="rate_limited"}': "0+0.2"},
+        {'finetune_api_calls_total{account="a",endpoint="list",result="rate_limited"}': "50"},
+    ),
+    "FinetuneAccountUnwell": (
+        {'finetune_account_unwell{account="a",code="server_error"}': "1"},
+        {'finetune_account_unwell{account="a",code="forbidden"}': "1"},
+    ),
+    "FinetuneBudgetStuck": (IDLE, {**IDLE, 'finetune_account_stopped{account="a"}': "1"}),
+    "FinetuneSweepBlind": (
+        {'finetune_account_unlooked_seconds{account="a"}': "901"},
+        {'finetune_account_unlooked_seconds{account="a"}': "300"},
+    ),
+    "FinetuneSubmitsStopped": ({'finetune_account_stopped{account="a"}': "1"}, {}),
+    "FinetuneSubmitCap": (
+        {'finetune_account_submits_today{account="a"}': "20", 'finetune_account_submits_limit{account="a"}': "20"},
+        {'finetune_account_submits_today{account="a"}': "19", 'finetune_account_submits_limit{account="a"}': "20"},
+    ),
+    "FinetuneSinkDown": ({'finetune_sink_lines{condition="down"}': "1"}, {'finetune_sink_lines{condition="up"}': "9"}),
+    "FinetuneSinkLag": (
+        {"finetune_sink_lag_seconds": "901"},
+        {"finetune_sink_lag_seconds": "901", 'finetune_sink_lines{condition="down"}': "1"},
+    ),
+    "FinetuneDeadLetters": ({"finetune_dead_letters": "7x60 8"}, {"finetune_dead_letters": "8x60 7"}),
+    "FinetuneWorkersDie": ({"finetune_takeovers_total": "0+1"}, {"finetune_takeovers_total": "0+0.1"}),
+    "FinetuneMessagesLost": ({"finetune_lost_messages_total": "0+1"}, {"finetune_lost_messages_total": "0+0.1"}),
+    "FinetuneVersionsMixed": (
+        {'finetune_workers{version="2"}': "1"},
+        {'finetune_workers{version="2"}': "1x50 _"},
+    ),
+    "FinetuneUnknownStatus": (
+        {"finetune_unknown_provider_statuses_total": "0x60 1"},
+        {"finetune_unknown_provider_statuses_total": "1"},
+    ),
+    "FinetuneRedisFull": (
+        {"finetune_redis_used_bytes": "81"},
+        {"finetune_redis_used_bytes": "81", "finetune_redis_max_bytes": "0"},
+    ),
+    "FinetuneRedisEvicts": ({"finetune_redis_noeviction": "0"}, {"finetune_redis_evicted_keys_total": "4"}),
+    "FinetuneRedisForgets": ({"finetune_redis_log_ok": "0"}, {}),
+    "FinetuneGatewayErrors": (
+        {
+            'finetune_gateway_requests_total{route="/v1/jobs",status="503"}': "0+1",
+            'finetune_gateway_requests_total{route="/v1/jobs",status="202"}': "0+9",
+        },
+        {
+            'finetune_gateway_requests_total{route="/v1/jobs",status="422"}': "0+1",
+            'finetune_gateway_requests_total{route="/v1/jobs",status="202"}': "0+9",
+        },
+    ),
+    "FinetuneWebhookSilent": ({TAKEN: "5", DOWNLOADS: "0+1"}, {TAKEN: "0+1", DOWNLOADS: "0+1"}),
+    "FinetuneFlowerDown": ({'up{job="flower"}': "0"}, {'up{job="another"}': "0"}),
+}
+
+
+def promtool(*arguments: str) -> str:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def rule_test(name: str, changes: Series, firing: str, *, fires: bool) -> dict[str, object]:
+    """Return a case in the form of promtool; ``firing`` selects alerts of which some should be firing, or none."""
+    series = {key: text for key, text in (HEALTHY | changes).items() if text is not None}
+    return {
+        "name": name,
+        "interval": "1m",
+        "input_series": [{"series": key, "values": _for_all_time(text)} for key, text in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": f'count(ALERTS{{{firing},alertstate="firing"}}) > bool 0 or vector(0)',
+                "eval_time": f"{MINUTES}m",
+                "exp_samples": [{"labels": "{}", "value": int(fires)}],
+            }
+        ],
+    }
+
+
+def _for_all_time(text: str) -> str:
+    first, _, last = text.rpartition(" ")
+    return f"{first} {last}x{MINUTES}".strip()
+
+
+@needs_promtool
+def test_promtool_finds_nothing_wrong() -> None:
+    assert f"SUCCESS: {len(alerts())} rules found" in promtool("check", "rules", "--lint-fatal", str(ALERTS))
+
+
+@needs_promtool
+def test_each_alert_fires_and_is_quiet(tmp_path: Path) -> None:
+    assert set(CASES) == set(alerts())
+    tests = [rule_test("nothing fires at a healthy queue", {}, 'alertname!=""', fires=False)]
+    for name, (firing, quiet) in CASES.items():
+        tests.append(rule_test(f"{name} fires", firing, f'alertname="{name}"', fires=True))
+        if quiet:
+            tests.append(rule_test(f"{name} is quiet", quiet, f'alertname="{name}"', fires=False))
+    file = tmp_path / "tests.yaml"
+    file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "5m", "tests": tests}))
+    promtool("test", "rules", str(file))
+
+
+def test_each_alert_says_how_bad_it_is_and_leads_to_its_heading() -> None:
+    page = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^#+ (\w+)$", page, re.MULTILINE))
+    for name, rule in alerts().items():
+        assert rule["labels"]["severity"] in {"critical", "warning", "info"}, name
+        assert rule["annotations"]["summary"], name
+        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}", name
+        assert name in headings, f"docs/runbook.md has no heading {name}"
+    gone = {heading for heading in headings if heading.startswith("Finetune")} - set(alerts())
+    assert not gone, f"docs/runbook.md has headings of alerts that are no more: {gone}"
