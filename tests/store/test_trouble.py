@@ -99,6 +99,17 @@ def test_after_a_failover_behind_one_name_the_new_primary_is_found(tmp_path: Pat
         assert second.hget(keys.job(job.id), "attempts") == b"1"
 
 
+def test_a_replica_refuses_all_of_a_pipeline(tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "one") as server, connect(server.url) as client:
+        jobs = JobStore(client, retention=60)
+        job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+        client.replicaof("127.0.0.1", 1)
+        with pytest.raises(redis.ReadOnlyError):
+            jobs.transition(job, Change(delay=15), intent_ms=1, durable_within=1.0)
+        client.replicaof("NO", "ONE")
+        assert jobs.get(job.id).intent_ms is None
+
+
 def test_every_script_says_what_it_may_do() -> None:
     """Without its first line a script that is refused in the middle would leave what it did until then."""
     for path in files("finetune_queue.store").joinpath("lua").iterdir():

@@ -41,5 +41,6 @@ class _LeavesReplicas:
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except redis.ReadOnlyError:
-            self.disconnect()  # type: ignore[attr-defined]
+            # Not here and now: the other replies of a pipeline are still to be read from it.
+            self.mark_for_reconnect()  # type: ignore[attr-defined]
             raise
