@@ -178,6 +178,7 @@ BROKEN: dict[str, tuple[str, Change]] = {
     "a secret": ("secrets seen", lambda c, h: replace(h, leaks=["worker1.log, line 3: API key of default"])),
     "a wrong answer": ("callers told wrong", lambda c, h: replace(h, answers=["a hook was answered with 202"])),
     "a worker that crashed": ("processes ended", lambda c, h: replace(h, ended=["worker1 ended by itself"])),
+    "a crash": ("crashes logged", lambda c, h: replace(h, crashes=["worker1.log, line 3: stage_crashed"])),
     "a deadline of an ended job": ("left over", lambda c, h: replace(h, left_over={"deadlines": 1})),
     "a fault that was not there": ("faults that never fired", lambda c, h: replace(h, fired={})),
 }
@@ -233,5 +234,7 @@ def test_the_table_and_its_json(chaos: SimpleNamespace, good: History, capsys: p
     said = capsys.readouterr().out
     assert "default: 3 calls were refused for the limit" in said
     body = json.loads(json.dumps(chaos.report.as_dict(good, verdict)))
-    assert ["paid twice", "0", ""] in body["rows"]
-    assert ["limit broken", "1", ""] in body["rows"]
+    assert body["evidence"]["paid twice"] == []
+    assert len(body["evidence"]["limit broken"]) == 1
+    assert ["jobs promised", 2, "and 1 messages that cannot become jobs"] in body["outcomes"]
+    assert ["  list", 2, "reset 2"] in body["faults"]

@@ -211,6 +211,11 @@ def ended(history: History) -> Iterator[str]:
     yield from history.ended
 
 
+def crashes(history: History) -> Iterator[str]:
+    """The service knows what to make of whatever happens: nothing comes to the last place that catches everything."""
+    yield from history.crashes
+
+
 def left_over(history: History) -> Iterator[str]:
     """Nothing of ended jobs waits in Redis."""
     yield from (f"{count} in {where}" for where, count in history.left_over.items() if count)
@@ -231,6 +236,7 @@ CHECKS: Mapping[str, Callable[[History], Iterator[str]]] = {
     "secrets seen": secrets_seen,
     "callers told wrong": told_wrong,
     "processes ended": ended,
+    "crashes logged": crashes,
     "left over": left_over,
     "faults that never fired": not_fired,
 }

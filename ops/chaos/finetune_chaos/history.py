@@ -94,6 +94,8 @@ class History:
     """What callers were told, or a hook was answered, that was wrong."""
     ended: Sequence[str] = ()
     """Processes that ended by themselves."""
+    crashes: Sequence[str] = ()
+    """What the service itself logged as unexpected."""
     fired: Mapping[str, int] = field(default_factory=dict)
     expected_kinds: Sequence[str] = ()
     resolved: int = 0

@@ -26,6 +26,8 @@ from segmind_sandbox.weights import Weights
 
 _SIGNATURE = re.compile(r"X-(?:Amz|Goog)-Signature(?:=|%3D)([0-9a-f]{16,})", re.IGNORECASE)
 _BODY = re.compile(r'"body": ?"([A-Za-z0-9+/=]{8,})"')
+_CRASH = re.compile(r'"event": "(\w+_crashed|dispatcher_failed|notifier_failed)"')
+"""What the last handlers log, which should have nothing to do."""
 _UPLOAD = re.compile(r"\{finetune\}:job:[^:\s]+:upload")
 
 
@@ -158,6 +160,7 @@ class Witness:
             left_over=self.left_over(),
             leaks=list(self._leaks()),
             answers=[*self._callers.wrong, *nemesis.hooks.wrong],
+            crashes=list(self._crashes()),
             ended=list(nemesis.workers.ended.values()),
             fired=nemesis.fired,
             expected_kinds=expected,
@@ -238,6 +241,15 @@ class Witness:
             with log.open(errors="replace", newline="\n") as lines:
                 yield from find_leaks(f"Redis' log {log.name}", lines, secrets)
         yield from find_leaks("Redis", self._records(), secrets)
+
+    def _crashes(self) -> Iterator[str]:
+        for log in sorted(self._ground.folder.glob("*.log")):
+            with log.open(errors="replace") as lines:
+                for number, line in enumerate(lines, start=1):
+                    found = _CRASH.search(line)
+                    if found is not None:
+                        what = [*re.findall(r'"exc_(?:type|value)": "([^"]*)"', line)[:2]]
+                        yield f"{log.name}, line {number}: {found[1]}: {': '.join(what)}"
 
     def _records(self) -> Iterator[str]:
         """Yield everything in Redis as text, but for presigned uploads: they are kept there as the secrets they are."""
