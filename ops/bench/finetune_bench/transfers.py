@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -76,10 +77,17 @@ def _dataset(folder: Path, size: int) -> Path:
         while path.stat().st_size < size - 4 * MB:
             number += 1
             with archive.open(f"photo{number}.jpg", "w") as target:
-                Image.effect_noise((2600, 1800), 40 + number).convert("RGB").save(target, "JPEG", quality=93)
+                _photo().save(target, "JPEG", quality=95)
             archive.writestr(f"photo{number}.txt", f"a photo of 1MAN, number {number}\n")
     _served_with(path, {"ETag": '"a"'})
     return path
+
+
+def _photo() -> Image.Image:
+    """Return colours that no other photo has, with as much detail as a camera's."""
+    size = (2600, 1800)
+    colours = Image.frombytes("RGB", (8, 8), os.urandom(8 * 8 * 3)).resize(size)
+    return Image.blend(colours, Image.effect_noise(size, 80).convert("RGB"), 0.5)
 
 
 def _served_with(path: Path, headers: Mapping[str, str]) -> None:
