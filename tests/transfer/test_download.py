@@ -319,6 +319,18 @@ def test_a_whole_part_is_not_asked_for_again(server: RawServer, part: Path, buck
     assert seen[-1] == (len(CONTENT), len(CONTENT))
 
 
+def test_the_bytes_kept_are_counted_while_they_are_read_again(
+    server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of some GB that takes as long as a lease: the stage must show signs of life."""
+    monkeypatch.setattr(partfile, "_READ", 100_000)
+    bucket.cuts = [300_000]
+    failure(server, part)
+    seen: list[tuple[int, int | None]] = []
+    get(server, part, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen[:4] == [(done, len(CONTENT)) for done in (100_000, 200_000, 300_000, 300_000)]
+
+
 # --- What is on the disk ---
 
 

@@ -85,7 +85,7 @@ class _Downloader:
 
     def run(self, path: Path) -> Download:
         began = time.monotonic()
-        with PartFile(path, self._url) as part:
+        with PartFile(path, self._url, self._report) as part:
             kept = part.size
             try:
                 meter = self._fetch(part)

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from finetune_worker.transfer.beside import Beside
 from finetune_worker.transfer.digests import Checksum, Hashing
 from finetune_worker.transfer.errors import NoRoom, PartBusy
+from finetune_worker.transfer.limits import Progress
 from finetune_worker.wire.urls import safe_url
 
 CHECKPOINT_BYTES = 64 * 1024 * 1024
@@ -64,7 +65,8 @@ class PartFile:
         NoRoom: here and on writing; the disk is full.
     """
 
-    def __init__(self, path: Path, url: str) -> None:
+    def __init__(self, path: Path, url: str, report: Progress | None = None) -> None:
+        """Open the part; ``report`` hears of the bytes kept while they are read again."""
         self.path = path
         self.known: Known | None = None
         """The object of the bytes kept; None: nothing is kept."""
@@ -84,7 +86,8 @@ class PartFile:
         try:
             with _disk():
                 self._lock()
-                self._load()
+                note = self._usable_note()
+            self._load(note, report)
         except BaseException:
             self._hashing.close()
             os.close(self._file)
@@ -200,22 +203,35 @@ class PartFile:
         except BlockingIOError:
             raise PartBusy("part_busy", f"Another worker is downloading into {self.path.name}.") from None
 
-    def _load(self) -> None:
-        """Take up what an earlier download left, if it is sure what that was."""
+    def _usable_note(self) -> _Note | None:
+        """Return the note of an earlier download, if it is sure what its bytes are."""
         note = _read(_sidecar(self.path))
         length = os.fstat(self._file).st_size
         if note is None or note.source != self._source or not note.synced <= min(length, note.total):
+            return None
+        return note
+
+    def _load(self, note: _Note | None, report: Progress | None) -> None:
+        """Take up what an earlier download left."""
+        if note is None:
             self.drop()
             return
         self.known = Known(note.etag, note.total)
         self.etag = note.etag
         self._hash(note.checksum)
-        os.ftruncate(self._file, note.synced)
-        os.lseek(self._file, 0, os.SEEK_SET)
-        while data := os.read(self._file, _READ):
+        with _disk():
+            os.ftruncate(self._file, note.synced)
+            os.lseek(self._file, 0, os.SEEK_SET)
+        while data := self._read_on():
             self._hashing.update(data)
             self.size += len(data)
+            if report is not None:
+                report(self.size, note.total)
         self._synced = self.size
+
+    def _read_on(self) -> bytes:
+        with _disk():
+            return os.read(self._file, _READ)
 
 
 @contextmanager
