@@ -96,6 +96,7 @@ def test_a_raw_celery_client_may_send_the_request(queue: FineTuneQueue, images: 
     [
         ({"name": "x"}, "instance_prompt: is required"),
         (sample(datset="https://x/y.zip"), "datset: is not a field"),
+        (sample(dataset="https://[faces]/y.zip"), "dataset: is not a URL that can be read"),
         ("no-such-job", "There is no job no-such-job"),
         (17, "expected a JSON object"),
     ],

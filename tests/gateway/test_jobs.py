@@ -72,6 +72,7 @@ def test_two_keys_that_differ_are_refused(http: httpx.Client) -> None:
         ({"data_source_path": "https://example.com/a.zip"}, "/data_source_path"),
         ({"dataset": "/etc/passwd"}, "/dataset"),
         ({"dataset": "images/faces"}, "/dataset"),
+        ({"dataset": "http://F[>^"}, "/dataset"),
         ({"priority": 10}, "/priority"),
         ({"labels": {"a b": "c"}}, "/labels/a b/[key]"),
         ({"reply_to": ["nonsense"]}, "/reply_to/0"),

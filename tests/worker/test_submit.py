@@ -9,8 +9,9 @@ import redis
 
 from finetune_queue.contract import EventType, JobState, WaitReason
 from finetune_queue.store import Change, NotDurableError, jobs, keys
-from finetune_worker.segmind.models import SubmitRequest
+from finetune_worker.segmind.models import FinetuneItem, SubmitRequest
 from finetune_worker.stages import calls
+from finetune_worker.stages.reconcile import Sightings, sight
 from finetune_worker.stages.sweep import sweep
 from segmind_sandbox.trainings import Training
 from support.until import until
@@ -324,6 +325,14 @@ def test_two_jobs_with_one_public_url_each_find_their_own_training(bench: Any) -
     until(found, seconds=15, pause=0.2)
     assert bench.read(job).finetune_id != bench.read(older).finetune_id
     assert bench.submits() == 2
+
+
+def test_an_item_of_the_list_whose_dataset_is_no_url_is_somebody_else_s(bench: Any) -> None:
+    job = bench.submitting(passed_through=True)
+    seen = Sightings()
+    sight(job, FinetuneItem(finetune_id="ft-1", name=job.request.name, data_source_path="https://[faces]/y.zip"), seen)
+    sight(job, FinetuneItem(finetune_id="ft-2", name=job.request.name, data_source_path=job.dataset_url), seen)
+    assert seen.alike == ["ft-2"]
 
 
 def test_a_worker_that_stood_still_does_not_send(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from datetime import datetime
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -43,6 +44,15 @@ def _check_finite(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
+def _check_url(dataset: str) -> str:
+    """Refuse what looks like a URL and is none: everything that reads it later relies on that."""
+    try:
+        urlsplit(dataset)
+    except ValueError as error:
+        raise ValueError(f"is not a URL that can be read ({error})") from None
+    return dataset
+
+
 def _check_sink(url: str) -> str:
     parse_sink(url)
     return url
@@ -78,7 +88,7 @@ class FineTuneRequest(BaseModel):
         default={"steps": 2000, "face_crop": False, "finetune_type": "LORA"},
         description="Training parameters, passed on as they are: the API knows keys that this service does not.",
     )
-    dataset: Text = Field(
+    dataset: Annotated[Text, AfterValidator(_check_url)] = Field(
         description="https:// URL of a public ZIP, or file://, s3://, gs://, az:// URL; the SDK and the CLI also take "
         "a local ZIP or folder.",
     )

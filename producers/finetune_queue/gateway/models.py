@@ -15,7 +15,8 @@ from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.sdk import Job, Waiting
 from finetune_queue.store import CURSOR
 
-DatasetUrl = Annotated[str, StringConstraints(pattern=r"^(https?|file|s3|gs|az)://[!-~]+$", max_length=2000)]
+# Without brackets and backslashes, which a URL holds percent-encoded: an address with brackets may be none.
+DatasetUrl = Annotated[str, StringConstraints(pattern=r"^(https?|file|s3|gs|az)://[!-Z^-~]+$", max_length=2000)]
 LabelFilter = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=", max_length=320)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]([ -~]*[!-~])?$")]
 Place = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]

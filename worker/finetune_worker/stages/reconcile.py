@@ -60,7 +60,10 @@ def marks(job: JobRecord) -> bool:
 
 def _same_place(one: str, other: str) -> bool:
     """Tell whether two URLs differ in spelling or query only."""
-    a, b = urlsplit(unquote(one)), urlsplit(unquote(other))
+    try:
+        a, b = urlsplit(unquote(one)), urlsplit(unquote(other))
+    except ValueError:  # one of them is none, which must not stop a sweep
+        return one == other
     return (a.netloc.lower(), a.path) == (b.netloc.lower(), b.path)
 
 
