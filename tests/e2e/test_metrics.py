@@ -109,7 +109,7 @@ def test_the_docs_list_what_is_exported_and_nothing_else_is_named_anywhere(worke
         text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
         named = set(re.findall(r"\bfinetune_[a-z_]*[a-z](?![a-z_])", text)) - OTHER_NAMES
         assert named <= set(labels), f"docs/{page}.md"
-        for start in re.findall(r"`metric (\w+)`", text):
+        for start in re.findall(r"`metric ([a-z_]+)`", text):
             assert any(name.startswith(f"finetune_{start}") for name in labels), f"docs/{page}.md: metric {start}"
         if page == "metrics":
             assert set(re.findall(r"^\| `(finetune_\w+)`", text, re.MULTILINE)) == set(known)
