@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         StagingUnavailableError,
         UnknownAccountNameError,
         UnknownJobError,
+        UnreadableJobError,
         WaitTimeoutError,
     )
     from finetune_queue.sdk import FineTuneQueue, Job, Submission, Waiting
@@ -32,6 +33,7 @@ _HOMES = {
     "StagingUnavailableError": "errors",
     "UnknownAccountNameError": "errors",
     "UnknownJobError": "errors",
+    "UnreadableJobError": "errors",
     "WaitTimeoutError": "errors",
     "FineTuneQueue": "sdk",
     "Job": "sdk",
@@ -59,6 +61,7 @@ __all__ = [
     "Submission",
     "UnknownAccountNameError",
     "UnknownJobError",
+    "UnreadableJobError",
     "WaitTimeoutError",
     "Waiting",
     "load_settings",

@@ -7,6 +7,7 @@ FineTuneQueueError
 ├── UnknownLetterError        there is no dead letter with this id
 ├── UnknownAccountNameError   no worker serves this account
 ├── NotPossibleError          the job's state does not allow it
+│   └── UnreadableJobError    only a newer version of this package can read the job
 ├── WaitTimeoutError          ``wait`` gave up; the job goes on
 ├── QueueUnavailableError     Redis or the broker is out of reach; nothing was lost
 └── StagingUnavailableError   the staging store did not take the dataset
@@ -43,6 +44,10 @@ class UnknownAccountNameError(FineTuneQueueError):
 
 class NotPossibleError(FineTuneQueueError):
     """The job's state does not allow what was asked."""
+
+
+class UnreadableJobError(NotPossibleError):
+    """The job was written by a newer version of this package, which has to be used for it."""
 
 
 class WaitTimeoutError(FineTuneQueueError):

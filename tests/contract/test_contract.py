@@ -55,7 +55,7 @@ def test_each_example_is_valid(path: Path) -> None:
         case "event":
             event = Event.model_validate(example)
             assert event.kind == path.name.split(".")[1]
-            EVENT_DATA[event.kind].model_validate(event.data)
+            EVENT_DATA[EventType(event.kind)].model_validate(event.data)
         case "job":
             PublicJob.model_validate(example)
 

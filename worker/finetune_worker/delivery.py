@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import structlog
 
-from finetune_queue.contract import Event, JobRecord, Sink
+from finetune_queue.contract import Event, Sink
 from finetune_queue.store import DELIVERIES, Attempt, Hold, HoldLostError, SetBackError, Subject
 from finetune_worker.container import Container
 from finetune_worker.sinks import DeliveryError, Sending
@@ -73,19 +73,23 @@ class _Delivery:
 
     def _deliver(self, subject_id: str) -> None:
         subject, sinks = self._read(subject_id)
-        delay: float | None = None
+        # A job that only a newer version can read stays in the line: its request may name sinks of this line.
+        delay = None if sinks is not None else self._container.settings.finetune_lease
         try:
-            for sink in sinks:
+            for sink in sinks or ():
                 wait = self._deliver_to(subject, sink)
                 if wait is not None:
                     delay = wait if delay is None else min(delay, wait)
         except SetBackError:
             return  # still in the line: it is read again
-        self._outbox.leave(self._hold, subject, sinks, delay=delay)
+        self._outbox.leave(self._hold, subject, sinks or (), delay=delay)
 
-    def _read(self, subject_id: str) -> tuple[Subject, list[Sink]]:
+    def _read(self, subject_id: str) -> tuple[Subject, list[Sink] | None]:
+        """Return what there is to deliver and to whom, None if this version cannot know that."""
         subject = self._outbox.subject(subject_id)
-        found: list[JobRecord] = self._container.jobs.get_many([subject_id])
+        found, unreadable = self._container.jobs.read_many([subject_id])
+        if unreadable:
+            return subject, None
         sinks = self._container.sinks.of(found[0].request if found else None, subject.only)
         return subject, [sink for sink in sinks if sink.line(subject_id) == self._hold.line]
 
@@ -112,7 +116,7 @@ class _Delivery:
         """Return the events that the sink lacks and wants, each with how many it has after it."""
         rest = list(enumerate(subject.events, 1))[subject.after(sink) :]
         read = [(place, Event.model_validate_json(text), text) for place, text in rest]
-        return [found for found in read if found[1].kind in sink.wanted]
+        return [found for found in read if sink.wants(found[1].kind)]
 
     def _failed(self, subject: Subject, sink: Sink, attempt: Attempt, error: DeliveryError) -> float | None:
         if error.hopeless or self._expired(subject, sink):
@@ -171,6 +175,8 @@ class _Delivery:
         """Give up what has waited too long behind the one job that was tried."""
         for subject_id in self._outbox.waiting(self._hold, BATCH, due=False):
             subject, sinks = self._read(subject_id)
+            if sinks is None:
+                return
             behind = [sink for sink in sinks if self._wanted(subject, sink)]
             late = [sink for sink in behind if self._expired(subject, sink)]
             try:

@@ -17,8 +17,10 @@ from finetune_queue.store import (
     RawMessage,
     RedisError,
     TaskCall,
+    UnreadableJobError,
 )
 from finetune_worker.container import Container
+from finetune_worker.stages.runner import left_alone
 from finetune_worker.stages.shares import has_share, park_for_transfer
 
 log = structlog.get_logger(__name__)
@@ -41,6 +43,8 @@ def accept(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any],
         container.jobs.reject(message_id or new_job_id(), message, "the message cannot become a job", problems)
         log.warning("message_rejected", message_id=message_id, problems=problems)
         return f"rejected: {'; '.join(problems)}"
+    except UnreadableJobError as error:
+        return left_alone(error.job_id, error)
     structlog.contextvars.bind_contextvars(job_id=job.id, account=job.account)
     if job.state is not JobState.ACCEPTED:
         return f"nothing to do: job {job.id} is {job.state}"

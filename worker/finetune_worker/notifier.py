@@ -64,8 +64,11 @@ class Notifier:
 
     def _line_up(self) -> float:
         ids, wait = self._outbox.take(BATCH, self._container.settings.finetune_lease)
-        requests = {job.id: job.request for job in self._container.jobs.get_many(ids)}
+        jobs, unreadable = self._container.jobs.read_many(ids)
+        requests = {job.id: job.request for job in jobs}
         for subject_id in ids:
+            if subject_id in unreadable:
+                continue  # this worker cannot know its sinks: it stays in the outbox, for a newer one
             only = None if subject_id in requests else self._outbox.subject(subject_id).only
             sinks = self._container.sinks.of(requests.get(subject_id), only)
             self._outbox.line_up(subject_id, {sink.line(subject_id) for sink in sinks})

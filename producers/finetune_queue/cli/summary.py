@@ -51,7 +51,7 @@ def facts(seen: Snapshot) -> Facts:
     if record.finetune_id is not None:
         found.append(("training", words.printable(record.finetune_id)))
     if seen.events and seen.job.done:
-        ended = next(event for event in reversed(seen.events) if event.kind.value == record.state.value)
+        ended = next(event for event in reversed(seen.events) if event.kind == record.state.value)
         took = (ended.time - seen.events[0].time).total_seconds()
         found += [("event", ended.id), ("took", words.duration(took))]
     return found

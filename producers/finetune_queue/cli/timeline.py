@@ -27,7 +27,7 @@ class Step:
 
 def steps(record: JobRecord, events: Sequence[Event], waiting: Waiting | None, now: datetime) -> list[Step]:
     """Return the job's steps in order. A state that a retry entered again is there twice, as it happened."""
-    entered = [event for event in events if event.kind.value in _STATES]
+    entered = [event for event in events if event.kind in _STATES]
     found: list[Step] = []
     for event, following in pairwise(entered):
         seconds = (following.time - event.time).total_seconds()

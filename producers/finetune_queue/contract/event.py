@@ -11,6 +11,7 @@ from finetune_queue.contract.kinds import EventType
 SOURCE = "/finetune-queue"
 _PREFIX = "io.finetunequeue.job."
 _VERSION = ".v1"
+_KINDS = frozenset(EventType)
 
 
 class Event(BaseModel):
@@ -29,9 +30,10 @@ class Event(BaseModel):
     data: dict[str, Any]
 
     @property
-    def kind(self) -> EventType:
-        """The last word of the type."""
-        return EventType(self.type.removeprefix(_PREFIX).removesuffix(_VERSION))
+    def kind(self) -> EventType | str:
+        """The last word of the type; a plain word if a newer version wrote it and this one does not know the kind."""
+        word = self.type.removeprefix(_PREFIX).removesuffix(_VERSION)
+        return EventType(word) if word in _KINDS else word
 
 
 def type_name(kind: EventType) -> str:

@@ -55,6 +55,7 @@ RESERVED_QUEUES = frozenset(
 )
 """Names that a Celery queue cannot have here: those of our queues, of kombu's and the store's own keys."""
 
+_KINDS = frozenset(EventType)
 _LANES = 4
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,199}")
 _QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
@@ -84,6 +85,11 @@ class Sink:
     def id(self) -> str:
         """A stable name that tells nothing of the URL."""
         return hashlib.sha256(self.url.encode()).hexdigest()[:12]
+
+    def wants(self, kind: str) -> bool:
+        """Tell whether it gets events of this kind. What a newer version tells of goes to all that did not choose:
+        it may be a change of state."""
+        return kind in self.wanted or (kind not in _KINDS and self.wanted >= STATE_CHANGES)
 
     def line(self, subject: str) -> str:
         """Return the line that a job's events to this sink wait in: in order, one at a time.

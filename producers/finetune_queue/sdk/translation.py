@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from finetune_queue import store
 from finetune_queue.errors import (
     FineTuneQueueError,
     IdempotencyConflictError,
     QueueUnavailableError,
     UnknownJobError,
+    UnreadableJobError,
 )
 from finetune_queue.store import IdempotencyError, JobNotFoundError, RedisError, ResponseError
 
-Known = JobNotFoundError | IdempotencyError | RedisError | ConnectionError
+Known = JobNotFoundError | IdempotencyError | store.UnreadableJobError | RedisError | ConnectionError
 """What has a form that a caller of the SDK sees."""
 
 
@@ -20,7 +22,7 @@ def translated() -> Iterator[None]:
     """Raise the SDK's errors for those of the layers below."""
     try:
         yield
-    except (JobNotFoundError, IdempotencyError, RedisError, ConnectionError) as error:
+    except (JobNotFoundError, IdempotencyError, store.UnreadableJobError, RedisError, ConnectionError) as error:
         raise translation(error) from None
 
 
@@ -31,6 +33,8 @@ def translation(error: Known) -> FineTuneQueueError:
             return UnknownJobError(str(error))
         case IdempotencyError():
             return IdempotencyConflictError(str(error))
+        case store.UnreadableJobError():
+            return UnreadableJobError(str(error))
         case ResponseError():
             message = f"The queue's Redis refused a command: {error}. `finetune doctor` looks for the cause."
             return QueueUnavailableError(message)

@@ -29,6 +29,7 @@ from finetune_queue.store.errors import (
     NotDurableError,
     OwnedElsewhereError,
     StoreError,
+    UnreadableJobError,
 )
 from finetune_queue.store.feed import Feed, FeedItem
 from finetune_queue.store.jobs import JobStore
@@ -109,6 +110,7 @@ __all__ = [
     "Subject",
     "TaskCall",
     "UnknownAccountError",
+    "UnreadableJobError",
     "Workers",
     "answers",
     "connect",

@@ -1,5 +1,6 @@
 """What the store raises itself; trouble with the connection stays a ``redis.RedisError``."""
 
+from finetune_queue import __version__
 from finetune_queue.contract.job import JobRecord
 
 
@@ -12,6 +13,17 @@ class JobNotFoundError(StoreError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"There is no job {job_id}. It never existed, or finished and was kept its time.")
+        self.job_id = job_id
+
+
+class UnreadableJobError(StoreError):
+    """The job's record holds what this version does not know, so a newer one wrote it: it is left alone."""
+
+    def __init__(self, job_id: str, problem: str) -> None:
+        super().__init__(
+            f"Job {job_id} was written by another version of finetune-queue; {__version__} cannot read it ({problem}). "
+            "Use the newer version."
+        )
         self.job_id = job_id
 
 

@@ -1,10 +1,13 @@
 """The job store: jobs and their events. A job is the truth; a Celery message is only a hint that there is work."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import redis
+import structlog
+from pydantic import ValidationError
 
 from finetune_queue.contract.event import Event, rejected_event
 from finetune_queue.contract.job import TRANSITIONS, JobRecord, JobState
@@ -12,13 +15,16 @@ from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.request import FineTuneRequest
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.dead_letters import RawMessage, TaskCall, packed
-from finetune_queue.store.errors import ConflictError, IdempotencyError, JobNotFoundError
+from finetune_queue.store.errors import ConflictError, IdempotencyError, JobNotFoundError, UnreadableJobError
 from finetune_queue.store.outbox import Outbox
 from finetune_queue.store.write import Change, Write, check_durable
 
+# Through the standard library, as producers may have set up no logging.
+log = structlog.wrap_logger(logging.getLogger(__name__))
+
 _PAGE = 200
 
-Registration = tuple[JobRecord, bool] | IdempotencyError | redis.RedisError
+Registration = tuple[JobRecord, bool] | IdempotencyError | UnreadableJobError | redis.RedisError
 """What came of registering one job of many: the job and whether it is new, or why there is none. After an error of the
 connection it may be there all the same."""
 
@@ -43,25 +49,43 @@ class JobStore:
 
         Raises:
             JobNotFoundError: there is none with this id.
+            UnreadableJobError: only a newer version can read it.
         """
         return self._read(job_id, cast("dict[str, str]", self._redis.hgetall(keys.job(job_id))))
 
     def get_many(self, job_ids: Sequence[str]) -> list[JobRecord]:
-        """Return those of the jobs that exist, in the order of ``job_ids``, with one round trip a page."""
+        """Return those of the jobs that exist and can be read, in the order of ``job_ids``."""
+        return self.read_many(job_ids)[0]
+
+    def read_many(self, job_ids: Sequence[str]) -> tuple[list[JobRecord], set[str]]:
+        """Return those of the jobs that exist, in the order of ``job_ids``, with one round trip a page; and the ids of
+        those that only a newer version can read."""
         found: list[JobRecord] = []
+        unreadable: set[str] = set()
         for start in range(0, len(job_ids), _PAGE):
             page = job_ids[start : start + _PAGE]
             pipe = self._redis.pipeline(transaction=False)
             for job_id in page:
                 pipe.hgetall(keys.job(job_id))
-            found += [self._read(job_id, row) for job_id, row in zip(page, pipe.execute(), strict=True) if row]
-        return found
+            for job_id, row in zip(page, pipe.execute(), strict=True):
+                try:
+                    if row:
+                        found.append(self._read(job_id, row))
+                except UnreadableJobError as error:
+                    unreadable.add(job_id)
+                    log.warning("job_left_alone", job_id=job_id, detail=str(error))
+        return found, unreadable
 
     @staticmethod
     def _read(job_id: str, fields: dict[str, str]) -> JobRecord:
         if not fields:
             raise JobNotFoundError(job_id)
-        return JobRecord.from_hash(job_id, fields)
+        try:
+            return JobRecord.from_hash(job_id, fields)
+        except ValidationError as error:
+            # Without the values, which may be anything.
+            problem = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            raise UnreadableJobError(job_id, problem) from None
 
     def newest(self, *, state: JobState | None = None) -> Iterator[JobRecord]:
         """Yield jobs, newest first: all of them by creation, or those in a state by when they entered it."""
@@ -101,6 +125,7 @@ class JobStore:
 
         Raises:
             IdempotencyError: a job with this id has another request.
+            UnreadableJobError: a job with this id is there, and only a newer version can read it.
         """
         [outcome] = self.register_many([(job_id, request)], delay=delay)
         if isinstance(outcome, Exception):
@@ -138,8 +163,12 @@ class JobStore:
             if isinstance(reply, redis.RedisError):
                 found[index] = reply
             elif reply:
-                job = JobRecord.from_hash(write.job.id, reply)
-                found[index] = (job, False) if job.digest == write.job.digest else IdempotencyError(job.id)
+                try:
+                    job = self._read(write.job.id, reply)
+                except UnreadableJobError as error:
+                    found[index] = error
+                else:
+                    found[index] = (job, False) if job.digest == write.job.digest else IdempotencyError(job.id)
         return found
 
     def _send(self, writes: list[Write]) -> list[Any]:
@@ -246,7 +275,7 @@ class JobStore:
         text = event.model_dump_json()
         pipe.xadd(keys.events(), {"event": text}, maxlen=self._stream_length)
         pipe.execute()
-        if self._outbox.wants(event.kind):
+        if self._outbox.wants(EventType.REJECTED):
             self._outbox.send_loose(event.id, [text])
 
     def save_upload_url(self, job_id: str, presigned: str, seconds: float) -> None:

@@ -11,14 +11,23 @@ from typing import Any
 import structlog
 
 from finetune_queue.contract import ACCESS, Access, EventType, JobRecord, WaitReason
-from finetune_queue.store import STAGE_SECONDS, CallClass, Change, ConflictError, JobNotFoundError, NoSlot, room_score
+from finetune_queue.store import (
+    STAGE_SECONDS,
+    CallClass,
+    Change,
+    ConflictError,
+    JobNotFoundError,
+    NoSlot,
+    UnreadableJobError,
+    room_score,
+)
 from finetune_worker.container import CALL_MARGIN, Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.outcome import Done, Fail, Retry, Wait
-from finetune_worker.stages.runner import backoff, guarded
+from finetune_worker.stages.runner import backoff, guarded, left_alone
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +44,8 @@ def change_access(container: Container, job_id: str, task_id: str) -> str:
     except JobNotFoundError as error:
         log.warning("job_missing", job_id=job_id)
         return str(error)
+    except UnreadableJobError as error:
+        return left_alone(job_id, error)
     structlog.contextvars.bind_contextvars(account=job.account, finetune_id=job.finetune_id)
     if not job.wants_access:
         return f"nothing to do: the job is {job.state} and wants no other access"

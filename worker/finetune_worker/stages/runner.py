@@ -18,6 +18,7 @@ from finetune_queue.store import (
     OwnedElsewhereError,
     RedisError,
     UnknownAccountError,
+    UnreadableJobError,
 )
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.stages.calls import StaleCallError
@@ -53,6 +54,8 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
     except JobNotFoundError as error:
         log.warning("job_missing", job_id=job_id)
         return StageResult(str(error), proceed=False)
+    except UnreadableJobError as error:
+        return StageResult(left_alone(job_id, error), proceed=False)
     structlog.contextvars.bind_contextvars(account=job.account)
     if job.finetune_id is not None:
         structlog.contextvars.bind_contextvars(finetune_id=job.finetune_id)
@@ -83,6 +86,12 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
         result=result.sentence,
     )
     return result
+
+
+def left_alone(job_id: str, error: UnreadableJobError) -> str:
+    """Say that this worker is too old for a job; its deadline brings it to a newer one."""
+    log.warning("job_left_alone", job_id=job_id, detail=str(error))
+    return f"nothing to do: {error}"
 
 
 def _act(container: Container, function: StageFunction, claim: Claim) -> Outcome:
