@@ -1,15 +1,18 @@
 """``finetune doctor``: what it finds, what it advises, and its exit code."""
 
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from finetune_queue import __version__
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import JobState
-from finetune_queue.local.valkey import ValkeyServer
-from finetune_queue.store import CallClass, connect
+from finetune_queue.local.valkey import ValkeyServer, free_port
+from finetune_queue.store import CallClass, Workers, clock_skew, connect
 from support.cli import Run, Worker
 
 
@@ -33,6 +36,7 @@ def test_a_server_without_workers(run: Run, queue_url: str) -> None:
         "redis": "ok",
         "persistence": "ok",
         "eviction": "ok",
+        "clock": "ok",
         "workers": "fail",
         "accounts": "warn",
         "sinks": "ok",
@@ -45,7 +49,7 @@ def test_a_server_without_workers(run: Run, queue_url: str) -> None:
 
 def test_the_same_as_text_has_a_line_for_each_check(run: Run, queue_url: str) -> None:
     lines = run("doctor").out.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert lines[2] == f"ok    redis: Valkey {_version(queue_url)} at {queue_url}"
     assert next(line for line in lines if line.startswith("fail")).endswith("Jobs wait until then.")
 
@@ -149,3 +153,38 @@ def test_it_says_whether_trainings_would_be_paid(run: Run, monkeypatch: pytest.M
     assert "the real API: trainings are paid" in run("doctor").out
     monkeypatch.setenv("SEGMIND_BASE_URL", "http://127.0.0.1:9")
     assert "so a sandbox" in run("doctor").out
+
+
+def test_a_clock_that_is_wrong(run: Run, queue_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect(queue_url) as client:
+        before = time.time()
+        assert abs(clock_skew(client)) <= time.time() - before + 0.1
+    monkeypatch.setattr("finetune_queue.store.server.time.time", lambda now=time.time: now() - 90)
+    clock = checks(run("doctor", "--json"))["clock"]
+    assert (clock["status"], clock["message"]) == ("warn", "this machine is 90 s behind the Redis server")
+
+
+def test_workers_of_two_versions(run: Run, queue_url: str) -> None:
+    with connect(queue_url) as client:
+        workers = Workers(client)
+        workers.seen("host-a:1", __version__)
+        assert checks(run("doctor", "--json"))["versions"]["status"] == "ok"
+        workers.seen("host-b:1", "0.0.9")
+    versions = checks(run("doctor", "--json"))["versions"]
+    assert versions["status"] == "warn"
+    assert versions["message"] == f"workers: 1 with 0.0.9, 1 with {__version__}; this program: {__version__}"
+
+
+@pytest.mark.usefixtures("queue_url")
+def test_sinks_on_other_servers_are_knocked_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        gone = free_port()
+        urls = f"list://x redis://:secret@127.0.0.1:{port}/1?queue=q redis://127.0.0.1:{gone}/1?queue=q"
+        monkeypatch.setenv("FINETUNE_SINKS", urls)
+        result = run("doctor", "--json")
+    found = [(check["status"], check["message"]) for check in result.json["checks"] if check["name"] == "sink"]
+    assert found[0] == ("ok", f"redis://127.0.0.1:{port}/1 takes connections")
+    assert found[1][0] == "warn"
+    assert found[1][1].startswith(f"redis://127.0.0.1:{gone}/1 takes no connection from here")
+    assert "secret" not in result.out

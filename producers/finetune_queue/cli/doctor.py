@@ -1,24 +1,47 @@
 """``finetune doctor``: is everything there that a job needs, and if not, what to do."""
 
+import socket
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Literal
 from urllib.parse import urlsplit
 
+from finetune_queue import __version__
 from finetune_queue.cli import output, words
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.cli.session import quiet_logs
+from finetune_queue.contract import Sink, SinkKind, parse_sinks
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.messaging import Messenger, producer_app
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.storage import Place, StorageError
-from finetune_queue.store import Accounts, AccountStatus, Outbox, RedisError, connect, server_facts, server_problems
+from finetune_queue.store import (
+    Accounts,
+    AccountStatus,
+    Outbox,
+    RedisError,
+    Workers,
+    clock_skew,
+    connect,
+    server_facts,
+    server_problems,
+)
 
 Status = Literal["ok", "warn", "fail"]
 
 PING_SECONDS = 1.5
 """How long workers have to answer."""
+
+MOST_SKEW = 5.0
+"""Seconds by which this machine's clock may differ from Redis'. Requests' deadlines and the times of events are by the
+machines' clocks, as are the signatures of stores and web hooks, which fail at some minutes."""
+
+KNOCK_SECONDS = 3.0
+"""How long a sink's host has to take a connection."""
+
+DEFAULT_PORTS = {"http": 80, "https": 443, "amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +79,12 @@ def _findings(settings: Settings) -> Iterator[Finding]:
     server = list(_server(settings))
     yield from server
     if server[0].status == "ok":
+        yield _clock(settings)
         yield _workers(settings)
+        yield from _versions(settings)
         yield from _accounts(settings)
         yield from _sinks(settings)
+    yield from map(_knock, _remote(settings))
     yield _store("staging", "FINETUNE_STAGING_URL", settings.finetune_staging_url, needed=True)
     # Weights are written by workers; with a key in its settings this may be where one runs.
     yield _store("artifacts", "FINETUNE_ARTIFACT_URL", settings.finetune_artifact_url, needed=bool(settings.accounts))
@@ -103,6 +129,63 @@ def _workers(settings: Settings) -> Finding:
         action = "Start one: celery -A finetune_worker worker. Jobs wait until then."
         return Finding("workers", "fail", f"no worker answered within {PING_SECONDS:g} s", action)
     return Finding("workers", "ok", f"{len(names)} alive: {', '.join(map(words.printable, names))}")
+
+
+def _clock(settings: Settings) -> Finding:
+    try:
+        with connect(settings.finetune_redis_url) as client:
+            skew = clock_skew(client)
+    except RedisError as error:
+        return Finding("clock", "fail", f"cannot be read: {words.printable(error)}", "Run finetune doctor again.")
+    if abs(skew) <= MOST_SKEW:
+        return Finding("clock", "ok", f"within {MOST_SKEW:g} s of the Redis server's")
+    side = "ahead of" if skew > 0 else "behind"
+    message = f"this machine is {words.duration(abs(skew))} {side} the Redis server"
+    return Finding("clock", "warn", message, "Let NTP set both: deadlines, times of events and signatures go by them.")
+
+
+def _versions(settings: Settings) -> Iterator[Finding]:
+    """Say which versions run, unless no worker has said that it is there: then the line before says what to do."""
+    try:
+        with connect(settings.finetune_redis_url) as client:
+            alive = Workers(client).alive()
+    except RedisError as error:
+        yield Finding("versions", "fail", f"cannot be read: {words.printable(error)}", "Run finetune doctor again.")
+        return
+    running = Counter(alive.values())
+    if not running:
+        return
+    said = ", ".join(f"{count} with {words.printable(version)}" for version, count in sorted(running.items()))
+    if running.keys() == {__version__}:
+        yield Finding("versions", "ok", f"workers: {said}, as this program")
+        return
+    action = "Fine during an upgrade, workers first; else bring them to one version (docs/upgrade.md)."
+    yield Finding("versions", "warn", f"workers: {said}; this program: {__version__}", action)
+
+
+def _remote(settings: Settings) -> list[Sink]:
+    """The service's own sinks that are on another server, one for each."""
+    sinks = parse_sinks(settings.finetune_sinks)
+    remote = {sink.origin: sink for sink in sinks if sink.kind in {SinkKind.WEB, SinkKind.BROKER}}
+    return list(remote.values())
+
+
+def _knock(sink: Sink) -> Finding:
+    """See whether a sink's host takes a connection; no event is sent."""
+    name, origin = "sink", words.printable(sink.origin)
+    parts = urlsplit(sink.origin)
+    port = parts.port or DEFAULT_PORTS.get(parts.scheme)
+    if port is None or not parts.hostname:
+        return Finding(name, "ok", f"{origin} is not tried from here: `finetune deliveries JOB` shows whether it works")
+    try:
+        socket.create_connection((parts.hostname, port), timeout=KNOCK_SECONDS).close()
+    except OSError as error:
+        action = (
+            "Correct FINETUNE_SINKS or start it; events wait until then. Workers must reach it, this machine need not."
+        )
+        message = f"{origin} takes no connection from here: {words.printable(error.strerror or error)}"
+        return Finding(name, "warn", message, action)
+    return Finding(name, "ok", f"{origin} takes connections")
 
 
 def _accounts(settings: Settings) -> Iterator[Finding]:

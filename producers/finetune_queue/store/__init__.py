@@ -46,7 +46,7 @@ from finetune_queue.store.outbox import (
     Subject,
 )
 from finetune_queue.store.overview import Overview, StateView, StoreView
-from finetune_queue.store.server import ServerFacts, ServerProblem, answers, server_facts, server_problems
+from finetune_queue.store.server import ServerFacts, ServerProblem, answers, clock_skew, server_facts, server_problems
 from finetune_queue.store.workers import Workers
 from finetune_queue.store.write import Change
 
@@ -113,6 +113,7 @@ __all__ = [
     "UnreadableJobError",
     "Workers",
     "answers",
+    "clock_skew",
     "connect",
     "room_score",
     "server_facts",

@@ -1,5 +1,6 @@
 """What kind of server the jobs lie on, and whether it keeps them: for starting workers, the doctor, the metrics."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -45,6 +46,18 @@ def answers(client: redis.Redis) -> bool:
         return bool(client.ping())
     except redis.RedisError:
         return False
+
+
+def clock_skew(client: redis.Redis) -> float:
+    """Return by how many seconds this machine's clock is ahead of the server's; half of the round trip is allowed for.
+
+    Raises:
+        redis.RedisError: it is out of reach, or refuses.
+    """
+    client.ping()  # connects first
+    before = time.time()
+    seconds, micros = client.time()
+    return (before + time.time()) / 2 - (seconds + micros / 1e6)
 
 
 def server_facts(client: redis.Redis) -> ServerFacts:
