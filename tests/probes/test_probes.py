@@ -10,6 +10,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +25,9 @@ from finetune_queue.local.valkey import ValkeyServer, free_port
 from finetune_queue.messaging import QUEUE, producer_app
 from finetune_queue.settings import Settings, load_settings
 from finetune_worker.celery import create_app
-from finetune_worker.probes import ProbeStep
-from finetune_worker.pulse import Loop
+from finetune_worker.container import Container
+from finetune_worker.probes import Probes, ProbeStep
+from finetune_worker.pulse import Loop, Pulse
 from support.until import until
 
 SECONDS = 60
@@ -159,6 +161,21 @@ def test_a_stopping_worker_is_not_ready_from_the_signal_on(worker: OddWorker, tm
     release.touch()
     worker.process.wait(timeout=SECONDS)
     assert "Unrecoverable" not in "".join(worker.process.lines())
+
+
+def test_while_redis_was_away_nothing_counts(tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "valkey", port=free_port()) as server:
+        settings = Settings(finetune_redis_url=server.url, segmind_api_key=KEY)
+        server.stop()
+        container = Container.build(settings, producer_app(settings))
+        container = replace(container, pulse=Pulse(dict.fromkeys(Loop, 0.5)))
+        probes = Probes(container)
+        until(lambda: len(container.pulse.stuck()) == len(Loop), seconds=SECONDS)
+        assert probes.live() == (200, {"status": "ok", "detail": "Redis does not answer"})
+        assert container.pulse.stuck() == {}  # they count from that answer on
+        server.start()
+        until(lambda: probes.live()[0] == HTTPStatus.SERVICE_UNAVAILABLE, seconds=SECONDS)
+        probes.close()
 
 
 def test_a_port_that_is_taken_ends_the_worker(tmp_path: Path, redis_url: str) -> None:
