@@ -48,6 +48,7 @@ check: $(DEV) ## Check style, types, layers and generated files.
 	$(BIN)/python ops/settings_table.py --check
 	$(BIN)/python ops/metrics_table.py --check
 	$(BIN)/python ops/monitoring/dashboard.py --check
+	$(BIN)/python ops/k8s/prometheus_rule.py --check
 	$(BIN)/python ops/contract.py --check
 
 bench: $(RUNTIME) ## Measure it beside other workers, for over an hour; ARGS=--quick takes minutes.
