@@ -15,7 +15,7 @@ from finetune_queue.contract import JobState
 from finetune_queue.errors import FineTuneQueueError, NotPossibleError
 from finetune_queue.sdk import Job
 
-DRAIN = 180.0
+DRAIN = 240.0
 """Seconds in which everything must have ended once nothing goes wrong any more."""
 
 LOOK_EVERY = 0.5
