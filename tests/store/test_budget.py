@@ -82,7 +82,7 @@ def test_ending_a_call_whose_slot_is_long_free_takes_none(budget: Budget, client
 
 def test_a_newcomer_does_not_overtake_those_who_wait(budget: Budget, jobs: JobStore) -> None:
     waiting = [parked(jobs) for _ in range(3)]
-    newcomer, _ = jobs.register(new_job_id(), sample_request(), delay=60)
+    newcomer, _ = jobs.register(new_job_id(), sample_request(priority=4), delay=60)
 
     no = refused(budget, newcomer.id, room_score(CallClass.SUBMIT, newcomer))
     assert no.ahead == 3
@@ -127,6 +127,13 @@ def test_a_pause_stops_all_then_lets_one_probe_go_first(budget: Budget, client: 
     assert refused(budget).reason is WaitReason.PAUSED
     budget.end(probe)
     take(budget)
+
+
+def test_a_pause_is_one_account_s_own(budget: Budget, accounts: Accounts) -> None:
+    accounts.configure("other", AccountLimits(calls=3, window=60.0))
+    budget.pause(take(budget), "429", 120.0)
+    assert refused(budget).reason is WaitReason.PAUSED
+    assert isinstance(budget.take("other", "h", ANYTIME), Call)
 
 
 def test_pauses_without_a_retry_after_grow_and_are_capped(budget: Budget, client: Any) -> None:

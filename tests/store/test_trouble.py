@@ -12,7 +12,18 @@ from redis import RedisError
 
 from finetune_queue.contract import JobState, new_job_id
 from finetune_queue.local.valkey import ValkeyServer
-from finetune_queue.store import Budget, Change, JobNotFoundError, JobStore, connect, keys
+from finetune_queue.store import (
+    AccountLimits,
+    Accounts,
+    Budget,
+    Call,
+    Change,
+    JobNotFoundError,
+    JobStore,
+    NoSlot,
+    connect,
+    keys,
+)
 from support.samples import sample_request
 from support.switch import Switch
 from support.until import until
@@ -73,6 +84,20 @@ def test_jobs_whose_time_is_over_leave_a_full_server(client: Any) -> None:
         assert jobs.forget_finished() == 1
         with pytest.raises(JobNotFoundError):
             jobs.get(job.id)
+
+
+def test_slots_in_use_still_count_after_a_restart(tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "one") as server, connect(server.url) as client:
+        Accounts(client).configure("default", AccountLimits(calls=1, window=600))
+        budget = Budget(client, call_timeout=5, handover=1, first_sweep=10, backoff_base=1, backoff_max=8)
+        call = budget.take("default", "job-1", 0.0)
+        assert isinstance(call, Call)
+        budget.end(call)
+        client.waitaof(1, 0, 5000)
+        server.kill()
+        server.restart()
+
+        assert isinstance(budget.take("default", "job-2", 0.0), NoSlot)
 
 
 def test_after_a_failover_behind_one_name_the_new_primary_is_found(tmp_path: Path) -> None:

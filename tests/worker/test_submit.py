@@ -346,6 +346,24 @@ def test_a_worker_that_stood_still_does_not_send(bench: Any, monkeypatch: pytest
     assert (job.state, job.intent_ms) == (JobState.SUBMITTING, None)
 
 
+def test_a_worker_whose_job_ended_while_it_stood_still_takes_no_slot(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.submitting()
+    take = bench.container.budget.take
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        bench.container.jobs.transition(bench.read(job), Change(), to=JobState.CANCELLED, owner="")
+        return take(*args, **kwargs)
+
+    monkeypatch.setattr(bench.container.budget, "take", late)
+
+    assert "refused" in bench.run(job).sentence
+    status = bench.container.accounts.status("default")
+    assert (status.tracked, status.spent_today) == (0, 0)
+    assert bench.submits() == 0
+
+
 def test_the_intent_is_written_before_the_call(bench: Any) -> None:
     bench.sandbox.control.add_fault(op="submit", kind="slow", seconds=0.5)
     job = bench.submitting()

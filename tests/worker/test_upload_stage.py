@@ -1,13 +1,15 @@
 """The upload stage: one URL for as long as it is good, then another; the report on the job; only what was checked."""
 
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_queue.contract import EventType, JobState
-from finetune_queue.store import Change
+from finetune_queue.store import Change, keys
+from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages import upload as module
 from finetune_worker.transfer import upload_presigned
 from support.images import image_bytes, make_zip
@@ -57,6 +59,25 @@ def test_a_url_that_is_about_to_end_is_not_used_again(bench: Any, dataset: Path)
     bench.run(job)
     assert bench.read(job).state is JobState.SUBMITTING
     assert calls(bench) == (2, 2)
+
+
+@pytest.mark.parametrize("says", ["nothing", "that it ends soon"])
+def test_a_url_is_asked_for_once_whatever_it_says_of_its_end(
+    bench: Any, dataset: Path, monkeypatch: pytest.MonkeyPatch, says: str
+) -> None:
+    job = uploading(bench, dataset)
+    slots = [bench.container.budget.take("default", str(number), 0.0) for number in range(50)]
+    assert bench.run(job).sentence.startswith("parked: waiting for an API slot")
+    if says == "nothing":
+        monkeypatch.setattr(PresignedUpload, "expires_at", None)
+    else:
+        monkeypatch.setattr(module, "URL_MARGIN", timedelta(days=1))
+    bench.container.jobs._redis.zrem(keys.slots("default"), slots[0].token)
+
+    result = bench.run(job)  # with one slot for one call
+
+    assert result.sentence.startswith("uploaded 1 images")
+    assert calls(bench) == (1, 1)
 
 
 def test_a_url_that_the_storage_refuses_is_replaced_at_once(bench: Any, dataset: Path) -> None:

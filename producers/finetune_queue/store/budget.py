@@ -17,6 +17,7 @@ import redis
 from finetune_queue.contract.job import JobRecord, WaitReason
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.accounts import Accounts, UnknownAccountError
+from finetune_queue.store.errors import ConflictError
 
 SWEEP = "sweep"
 """The holder's name of an account's sweep, where a job has its id."""
@@ -86,19 +87,31 @@ class Budget:
         self._extend = scripts.load(client, "extend_call")
         self._reserve = scripts.load(client, "reserve")
 
-    def take(self, account: str, holder: str, score: float, *, submit: bool = False) -> Call | NoSlot:
-        """Take a slot for a call that starts at once.
+    def take(
+        self, account: str, holder: str, score: float, *, submit: bool = False, claimed: JobRecord | None = None
+    ) -> Call | NoSlot:
+        """Take a slot for a call that starts at once. For a ``claimed`` job only while the claim holds: a worker that
+        was overtaken would leave an ended job among those that Segmind works on.
 
         Raises:
+            ConflictError: the claim was lost; nothing was taken.
             UnknownAccountError: no worker has configured this account.
             redis.RedisError: Redis could not be asked, so no call may be made.
         """
         token = uuid.uuid4().hex
         asked = time.monotonic()
         reply = self._take(
-            [keys.slots(account), keys.room(account), keys.account(account), keys.tracked(account)],
-            [holder, token, score, self._call_timeout_ms, "1" if submit else "0", self._first_sweep_ms],
+            [
+                *(keys.slots(account), keys.room(account), keys.account(account), keys.tracked(account)),
+                keys.job(holder if claimed is None else claimed.id),
+            ],
+            [
+                *(holder, token, score, self._call_timeout_ms, "1" if submit else "0", self._first_sweep_ms),
+                "" if claimed is None else claimed.version,
+            ],
         )
+        if claimed is not None and reply[0] == -1:
+            raise ConflictError(claimed, reply[1])
         if reply[0] == 1:
             return Call(account, token, submit, asked, int(reply[1]))
         if reply[1] == "unknown-account":

@@ -42,7 +42,7 @@ def submit(container: Container, claim: Claim) -> Outcome:
             return examine_candidate(container, job)
         return look_for_it(container, job, "the worker that was to send it did not come back")
     client = container.segmind(job.account)  # before the intent, as this worker may have no key for the account
-    slot = container.budget.take(job.account, job.id, room_score(CallClass.SUBMIT, job), submit=True)
+    slot = container.budget.take(job.account, job.id, room_score(CallClass.SUBMIT, job), submit=True, claimed=job)
     if isinstance(slot, NoSlot):
         return park(job, CallClass.SUBMIT, slot, "submit")
     return _send(container, claim, slot, client)

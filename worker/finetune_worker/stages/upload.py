@@ -32,6 +32,9 @@ log = structlog.get_logger(__name__)
 URL_MARGIN = timedelta(seconds=60)
 """How long a presigned URL must still be valid to be worth an upload."""
 
+UNSAID_VALIDITY = timedelta(minutes=5)
+"""How long to keep a presigned URL that does not say when it ends. One that the storage refuses is dropped."""
+
 
 def upload(container: Container, claim: Claim) -> Outcome:
     """Check the job's dataset and make it readable for Segmind."""
@@ -40,17 +43,19 @@ def upload(container: Container, claim: Claim) -> Outcome:
     refusal = next(filter(None, map(container.sinks.refusal, claim.job.request.sinks)), None)
     if refusal is not None:
         return Fail(_unreachable_sink(refusal))
+    upload_to = None
     if claim.job.dataset_report is not None and _kept_url(container, claim.job) is None:
         # Checked before; it came here with a call slot, which must not wait for a share of the transfers.
         presigned = _presign(container, claim.job)
         if not isinstance(presigned, PresignedUpload):
             return presigned
+        upload_to = presigned
     with (
         transfer_share(container, claim, CallClass.PREPARE),
         tempfile.TemporaryDirectory(dir=container.work_dir) as scratch,
     ):
         try:
-            return _prepare(container, claim, Path(scratch))
+            return _prepare(container, claim, Path(scratch), upload_to)
         except DatasetError as error:
             problem = from_dataset(error, Stage.UPLOAD)
             return Retry(problem) if error.retryable else Fail(problem)
@@ -66,7 +71,7 @@ def _unreachable_sink(refusal: str) -> JobError:
     )
 
 
-def _prepare(container: Container, claim: Claim, scratch: Path) -> Outcome:
+def _prepare(container: Container, claim: Claim, scratch: Path, upload_to: PresignedUpload | None) -> Outcome:
     request, settings = claim.job.request, container.settings
     found = resolve_dataset(
         request.dataset,
@@ -88,7 +93,7 @@ def _prepare(container: Container, claim: Claim, scratch: Path) -> Outcome:
     report = _checked(claim, found.path)
     if not report.ok:
         return Fail(_rejected(report))
-    presigned = _kept_url(container, claim.job) or _presign(container, claim.job)
+    presigned = upload_to or _kept_url(container, claim.job) or _presign(container, claim.job)
     if not isinstance(presigned, PresignedUpload):
         return presigned
     return _put(container, claim, found.path, presigned, report)
@@ -174,8 +179,7 @@ def _presign(container: Container, job: JobRecord) -> PresignedUpload | Outcome:
         return Fail(from_api(error, Stage.UPLOAD))
     except MalformedReply as error:
         return Retry(from_api(error, Stage.UPLOAD))
-    if presigned.expires_at is not None:
-        valid = (presigned.expires_at - datetime.now(UTC)).total_seconds()
-        secret = {"presigned_url": presigned.presigned_url.get_secret_value(), "s3_url": presigned.s3_url}
-        container.jobs.save_upload_url(job.id, json.dumps(secret), valid)
+    ends = presigned.expires_at or datetime.now(UTC) + UNSAID_VALIDITY
+    secret = {"presigned_url": presigned.presigned_url.get_secret_value(), "s3_url": presigned.s3_url}
+    container.jobs.save_upload_url(job.id, json.dumps(secret), (ends - datetime.now(UTC)).total_seconds())
     return presigned

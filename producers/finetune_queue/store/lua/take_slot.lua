@@ -1,11 +1,16 @@
 #!lua
 -- Takes a call slot for a call that starts now: the one reserved for this holder, or a free one that nobody better
 -- placed waits for. A submit also takes its share of the caps on spending and on trainings in flight.
--- KEYS  1 slots  2 waiting room  3 account  4 tracked
+-- KEYS  1 slots  2 waiting room  3 account  4 tracked  5 the job, for a claimed one
 -- ARGV  1 holder (job id or "sweep")  2 token of the call  3 the holder's score in the room
 --       4 timeout_ms: by when the call has ended for certain  5 "1" for a submit
 --       6 first_sweep_ms: how long after a submit the first look at it may be worth a call
--- Returns {1, now_ms}, or {0, reason, how many are ahead}.
+--       7 the version at which the job was claimed, "" for none
+-- Returns {1, now_ms}, or {0, reason, how many are ahead}; {-1, current version or ""} when the claim was lost.
+if ARGV[7] ~= '' then
+  local version = redis.call('HGET', KEYS[5], 'version')
+  if version ~= ARGV[7] then return {-1, version or ''} end
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
