@@ -29,8 +29,8 @@ up: $(RUNTIME) ## Start Valkey, the sandbox, a worker, Flower and the HTTP gatew
 test: $(DEV) ## Run all tests. ARGS="-k word" chooses some.
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-test-crash: $(DEV) ## Kill a worker at every single call of a job's path; takes some minutes.
-	FAULTS=all $(BIN)/python -m pytest tests/faults/test_every_step.py $(ARGS)
+test-crash: $(DEV) ## Kill a worker at every single call and in every way, try hundreds of histories; takes many minutes.
+	FAULTS=all EXAMPLES=500 $(BIN)/python -m pytest tests/faults $(ARGS)
 
 chaos: $(RUNTIME) ## Let everything go wrong at once, and judge what came of it; ARGS="--seed 7 --minutes 10".
 	@PYTHONPATH=ops/chaos $(BIN)/python -m finetune_chaos $(ARGS)

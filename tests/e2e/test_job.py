@@ -117,6 +117,22 @@ def test_a_message_that_cannot_become_a_job_is_kept_and_told_of(
     assert json.loads(letter["body"])[0] == [argument]
 
 
+def test_a_message_of_10_mb_is_kept(queue: FineTuneQueue, stack: LocalStack, images: Path) -> None:
+    body = "x" * 10_000_000
+    sent = producer_app(stack.settings).send_task(RUN, [sample(name=body)], queue=QUEUE)
+    with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
+
+        def letters() -> list[Any]:
+            rows: Any = client.xrevrange("{finetune}:dead", count=1)
+            return [fields for _, fields in rows if fields["message_id"] == sent.id]
+
+        until(lambda: bool(letters()), seconds=SECONDS, pause=0.2)
+        [letter] = letters()
+    assert json.loads(letter["body"])[0][0]["name"] == body
+    assert len(letter["problems"]) < 1000
+    assert queue.submit(sample(dataset=str(images))).wait(SECONDS).state is JobState.SUCCEEDED
+
+
 def test_a_message_that_is_no_json_is_kept(queue: FineTuneQueue, stack: LocalStack) -> None:
     app = producer_app(stack.settings)
     with app.connection_for_write() as connection:

@@ -1,7 +1,7 @@
 """A worker without Celery: messages in a list, the dispatcher and the stages one after the other in one thread."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from finetune_queue.contract import JobRecord, JobState, Stage
@@ -44,6 +44,26 @@ class Post:
 
     def queued(self, queue: str) -> int:
         return len(self.messages)
+
+
+class WatchedPost(Post):
+    """Tells ``reach`` of every message before it is sent: sending one is a call, too."""
+
+    def __init__(self, reach: Callable[[str], None]) -> None:
+        super().__init__()
+        self._reach = reach
+
+    def run(self, job_id: str) -> None:
+        self._reach("message run")
+        super().run(job_id)
+
+    def start(self, job_id: str, stages: Sequence[Stage], *, new: bool = False) -> None:
+        self._reach("message chain")
+        super().start(job_id, stages, new=new)
+
+    def sweep(self, account: str) -> None:
+        self._reach("message sweep")
+        super().sweep(account)
 
 
 class Driver:

@@ -22,7 +22,7 @@ from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
 from finetune_worker.container import Container
 from finetune_worker.stages.runner import StageResult
-from support.driver import Driver, Message, Post
+from support.driver import Driver, Message, WatchedPost
 from support.points import DIED, Points
 
 _PATIENCE = 30
@@ -78,29 +78,9 @@ class Mortals:
             process.wait(_PATIENCE)
 
 
-class _Post(Post):
-    """Sending a message is a call, too."""
-
-    def __init__(self, points: Points) -> None:
-        super().__init__()
-        self._points = points
-
-    def run(self, job_id: str) -> None:
-        self._points.reach("message run")
-        super().run(job_id)
-
-    def start(self, job_id: str, stages: Any, *, new: bool = False) -> None:
-        self._points.reach("message chain")
-        super().start(job_id, stages, new=new)
-
-    def sweep(self, account: str) -> None:
-        self._points.reach("message sweep")
-        super().sweep(account)
-
-
 class _Worker(Driver):
     def __init__(self, container: Container, points: Points) -> None:
-        super().__init__(container, post=_Post(points), name="mortal")
+        super().__init__(container, post=WatchedPost(points.reach), name="mortal")
         self._points = points
 
     def deliver(self, message: Message) -> str:

@@ -44,6 +44,9 @@ class Points:
             os._exit(DIED)  # no finally, no except, no atexit: as SIGKILL, but at an exact place
         self.reached.append(point)
 
+    def passed(self, call: str) -> None:
+        """Take note of the answer of a command to Redis, before the caller has it."""
+
     @contextmanager
     def unwatched(self) -> Iterator[None]:
         """Look at things without that being a point."""
@@ -53,8 +56,9 @@ class Points:
         finally:
             self._inside = False
 
-    def patch(self) -> None:
-        """Watch the calls of this process from now on, for good."""
+    def patch(self, put: Callable[[Any, str, Any], None] = setattr) -> None:
+        """Watch the calls of this process from now on: for good, or as long as ``put`` makes it."""
+        self._put = put
         self._patch(redis.Redis, "execute_command", lambda _self, *args, **_: f"redis {self._command(args)}")
         self._patch(Pipeline, "execute", lambda pipe, *_, **__: f"redis [{self._commands(pipe)}]")
         self._patch(HTTPConnection, "connect", lambda *_: "http connect")
@@ -69,13 +73,16 @@ class Points:
         def watched(*args: Any, **kwargs: Any) -> Any:
             if self._inside:  # a pipeline looks for its scripts by commands of its own: one point in all
                 return original(*args, **kwargs)
-            self.reach(describe(*args, **kwargs))
+            call = describe(*args, **kwargs)
+            self.reach(call)
             if owner not in {redis.Redis, Pipeline}:
                 return original(*args, **kwargs)
             with self.unwatched():
-                return original(*args, **kwargs)
+                reply = original(*args, **kwargs)
+            self.passed(call)
+            return reply
 
-        setattr(owner, name, watched)
+        self._put(owner, name, watched)
 
     def _commands(self, pipe: Any) -> str:
         return " ".join(self._command(command[0]) for command in pipe.command_stack)
