@@ -7,8 +7,10 @@ from typing import Any, Protocol
 import structlog
 from celery import Celery, Task
 from celery.exceptions import Reject
+from celery.worker.request import Request
 
 from finetune_queue.contract import Stage
+from finetune_queue.contract.ids import is_job_id
 from finetune_queue.messaging import ACCESS, RUN, SWEEP, stage_task
 from finetune_queue.store import RedisError
 from finetune_worker.container import Container
@@ -43,13 +45,32 @@ class HasContainer(Protocol):
     def container(self) -> Container: ...
 
 
+class DiscreetRequest(Request):
+    """A message of :data:`RUN` as Flower and Celery's own log lines see it: the job's id, or no more than that it is a
+    request. A raw client's arguments hold prompts, perhaps a signed URL, and Celery shows arguments to all who ask."""
+
+    def __init__(self: Any, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
+        match self._args:
+            case [str(job_id)] if is_job_id(job_id):
+                shown = f"('{job_id}',)"
+            case _:
+                shown = "(a request)"
+        self._argsrepr = self._request_dict["argsrepr"] = shown
+        self._kwargsrepr = self._request_dict["kwargsrepr"] = "{}"
+
+    def info(self, safe: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002 - Celery's signature
+        """Return what ``inspect`` is told."""
+        return super().info(safe=True)
+
+
 def register(app: Celery, runtime: HasContainer) -> None:
     """Declare every task on the app, by explicit names."""
     for stage, function in STAGES.items():
         _register_stage(app, runtime, stage, function)
 
     # Acks late: until the job is registered the message is all there is of a raw client's request.
-    @app.task(name=RUN, bind=True, acks_late=True)
+    @app.task(name=RUN, bind=True, acks_late=True, Request=DiscreetRequest)
     def run(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
         _bind(self, "run")
         try:
