@@ -40,7 +40,6 @@ def parked(folder: Path, sizes: Sequence[int], console: Console) -> list[dict[st
         accounts, budget = Accounts(client), _budget(client)
         accounts.configure(ACCOUNT, AccountLimits(calls=1, window=DAY))
         budget.take(ACCOUNT, "somebody", 0.0)  # from now on nobody gets a slot
-        empty = _used(client)
         dataset = make_dataset(folder / "datasets", pictures=12, side=1024)
         checked = check_archive(dataset, trigger_word="1MAN").model_dump(mode="json")
         rows.append(
@@ -52,6 +51,7 @@ def parked(folder: Path, sizes: Sequence[int], console: Console) -> list[dict[st
                 **_idle(folder, valkey.url, client),
             }
         )
+        empty = _used(client)  # a worker was here: its scripts and the server's buffers are no job's
         job, count = None, 0
         for size in sizes:
             console.print(f"inflight: {size:,} parked jobs", style="dim")

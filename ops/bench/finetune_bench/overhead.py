@@ -28,7 +28,7 @@ from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.store import connect
 
 CASE = Case(name="overhead", title="no limit", jobs=300, calls=100_000, window=1.0, training=0.0, scale=20.0)
-ROUNDS = 5
+ROUNDS = 3
 PATIENCE = 300.0
 """Seconds that a run may take."""
 
