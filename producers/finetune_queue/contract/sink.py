@@ -49,8 +49,8 @@ STATE_CHANGES = frozenset(EventType) - {EventType.PROGRESS, EventType.ACCESS}
 RESERVED_QUEUES = frozenset(
     {
         *("finetune", "finetune.transfer", "celeryev", "unacked", "unacked_index", "unacked_mutex"),
-        *("accounts", "dead", "deadlines", "events", "jobs", "lines", "outbox", "owners", "sink_kinds", "wake"),
-        "wake_outbox",
+        *("accounts", "counters", "dead", "deadlines", "events", "jobs", "lines", "outbox", "owners", "sink_kinds"),
+        *("wake", "wake_outbox", "workers"),
     }
 )
 """Names that a Celery queue cannot have here: those of our queues, of kombu's and the store's own keys."""
