@@ -12,7 +12,7 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-crash chaos k8s-test check bench lock clean
+.PHONY: help install demo up test test-crash chaos k8s-test image-test check bench lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ k8s-test: $(DEV) ## Render the Kubernetes manifests and check them; needs kubect
 	@command -v kubectl >/dev/null || command -v kustomize >/dev/null || \
 	  { echo "make k8s-test needs kubectl or kustomize (https://kubernetes.io/docs/tasks/tools)."; exit 1; }
 	$(BIN)/python -m pytest tests/k8s $(ARGS)
+
+image-test: $(DEV) ## Build all images and run a job through them; needs root and buildah, and takes some minutes.
+	$(BIN)/python -m pytest docker $(ARGS)
 
 check: $(DEV) ## Check style, types, layers and generated files.
 	$(BIN)/ruff check

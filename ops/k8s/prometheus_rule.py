@@ -7,7 +7,7 @@ python ops/k8s/prometheus_rule.py --check   # exit with 1 if it differs
 import sys
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 OPS = Path(__file__).resolve().parents[1]
 SOURCE = OPS / "monitoring" / "alerts.yaml"

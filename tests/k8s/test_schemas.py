@@ -5,7 +5,7 @@ from pathlib import Path
 import jsonschema  # type: ignore[import-untyped]
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from k8s.conftest import K8S, Manifest, Rendered, kustomize
 from k8s.crds import SCHEMAS

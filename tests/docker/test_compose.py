@@ -1,0 +1,90 @@
+"""The Dockerfile and the Compose file, held against the settings. `make image-test` builds and runs them."""
+
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_queue.settings import Settings, describe, load_settings
+
+DOCKER = Path(__file__).resolve().parents[2] / "docker"
+OURS = {"sandbox", "worker", "gateway", "flower"}
+
+
+@pytest.fixture(scope="module")
+def compose() -> Any:
+    return yaml.safe_load((DOCKER / "compose.yaml").read_text())
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^FROM \S+ AS (\S+)", (DOCKER / "Dockerfile").read_text(), re.MULTILINE))
+
+
+def environment(service: dict[str, Any]) -> set[str]:
+    found = service.get("environment", [])
+    return set(found)
+
+
+def test_hadolint_finds_nothing() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    run = subprocess.run([hadolint, DOCKER / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+def test_each_service_of_ours_is_an_image_of_the_dockerfile(compose: Any) -> None:
+    assert set(compose["services"]) == {"valkey", *OURS}
+    for name in OURS:
+        assert compose["services"][name]["build"]["target"] == name
+        assert name in targets()
+
+
+def test_nothing_of_ours_runs_as_root_or_may_write_but_to_its_volume(compose: Any) -> None:
+    assert "USER 10001:10001" in (DOCKER / "Dockerfile").read_text()
+    for name in OURS:
+        service = compose["services"][name]
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_other_images_are_pinned_and_ports_are_for_this_machine(compose: Any) -> None:
+    assert re.fullmatch(r"\S+:\d+\.\d+\.\d+\S*", compose["services"]["valkey"]["image"])
+    base = re.search(r"^ARG BASE_IMAGE=(\S+)", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    assert base is not None
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base[1])
+    for service in compose["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+def test_valkey_keeps_what_it_is_told(compose: Any) -> None:
+    command = compose["services"]["valkey"]["command"]
+    assert command[command.index("--appendonly") + 1] == "yes"
+    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+
+
+def test_a_stopping_worker_has_its_time(compose: Any) -> None:
+    grace = timedelta(seconds=int(compose["services"]["worker"]["stop_grace_period"].removesuffix("s")))
+    assert grace > timedelta(seconds=Settings.model_fields["finetune_shutdown_timeout"].default + 10)
+
+
+@pytest.mark.parametrize("name", ["segmind.env", "segmind-paid.env"])
+def test_the_settings_files_hold_settings_that_load(name: str, compose: Any) -> None:
+    lines = (DOCKER / name).read_text().splitlines()
+    values = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    paid = "-paid" in name
+    settings = load_settings(values | ({"SEGMIND_API_KEY": "SG_0123456789abcdef"} if paid else {}))
+    assert settings.segmind_is_loopback is not paid
+    assert set(values) <= {row.env for row in describe()}
+    for service in compose["services"].values():
+        ours = {each for each in environment(service) if not each.startswith("FLOWER_")}
+        assert ours <= {row.env for row in describe()}
+
+
+def test_only_the_worker_is_given_the_key(compose: Any) -> None:
+    assert {name for name in OURS if "SEGMIND_API_KEY" in environment(compose["services"][name])} == {"worker"}
+    assert compose["services"]["worker"]["env_file"] == "segmind${SEGMIND_API_KEY:+-paid}.env"
+    assert "SEGMIND_API_KEY" not in (DOCKER / "segmind-paid.env").read_text()
