@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_a_job_goes_through_them(start: Callable[..., Container], tmp_path: Path
         until(lambda: ask(url), "the sandbox")
         processes["worker"] = containers["worker"].run(settings=settings)
         for name, path in {"probe": "readyz", "gateway": "readyz", "flower": "healthcheck"}.items():
-            until(lambda name=name, path=path: _well(f"http://127.0.0.1:{ports[name]}/{path}"), f"{name}'s {path}", 90)
+            until(partial(_well, f"http://127.0.0.1:{ports[name]}/{path}"), f"{name}'s {path}", 90)
 
         gateway = f"http://127.0.0.1:{ports['gateway']}"
         archive = make_dataset_zip(tmp_path / "faces.zip")
