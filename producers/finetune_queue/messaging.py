@@ -179,6 +179,33 @@ def producer_app(settings: Settings) -> "Celery":
     """Make a Celery app that only sends. Celery is imported here, late, to keep the SDK's import light."""
     from celery import Celery
 
+    mend_channels()
     app = Celery("finetune-producer", set_as_current=False)
     app.conf.update(transport_config(settings))
     return app
+
+
+def mend_channels() -> None:
+    """Let a channel of kombu 5.7 that lost its connection say so, in the whole process.
+
+    When a broker dies, kombu closes the connection's channels one by one and stops at the first that fails. One that is
+    left is closed, or acknowledges a message, when its transport is gone. And when the declaration of a queue meets the
+    lost connection, that is made anew, but the message after it goes to the old channel. Both raise an AttributeError:
+    not one of the errors that stand for a lost connection, so a worker exits ("Unrecoverable error") in place of coming
+    back, and a message is not sent again. Here it is the ConnectionError that it means.
+    """
+    from kombu.transport.redis import Channel
+
+    channel: Any = Channel
+    original = channel._connparams  # noqa: SLF001 - the one place that all uses of a dead channel come through
+    if getattr(original, "mended", False):
+        return
+
+    def living(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature
+        if self.connection is None or self.connection.client is None:
+            message = "the connection of this channel was closed"
+            raise ConnectionError(message)
+        return original(self, asynchronous=asynchronous)
+
+    living.mended = True  # type: ignore[attr-defined]
+    channel._connparams = living  # noqa: SLF001

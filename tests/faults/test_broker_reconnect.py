@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from kombu import Connection, Consumer, Queue
 from kombu.common import ignore_errors
 from kombu.transport.redis import Channel
 
 from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.messaging import QUEUE, Messenger, producer_app
+from finetune_queue.settings import Settings
 from finetune_worker.broker import mend
 
 
@@ -56,3 +59,23 @@ def test_a_channel_makes_its_client_once_and_a_new_one_for_a_new_pool(mended: No
         with channel.conn_or_acquire() as other:
             assert other is not first
             assert other.ping()
+
+
+def test_a_message_is_sent_though_the_declaration_before_it_met_a_lost_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: Any = Channel
+    monkeypatch.setattr(kept, "_connparams", kept._connparams)  # put back after the test
+    declare, failures = kept._queue_bind, [redis.ConnectionError("the broker went away")]
+
+    def fails_once(*args: Any) -> None:
+        while failures:
+            raise failures.pop()
+        declare(*args)
+
+    monkeypatch.setattr(kept, "_queue_bind", fails_once)
+    with ValkeyServer(tmp_path / "broker") as broker:
+        app = producer_app(Settings(finetune_redis_url=broker.url))
+        Messenger(app).sweep("default")
+        assert Messenger(app).queued(QUEUE) == 1
+        app.close()

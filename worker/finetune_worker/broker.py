@@ -5,8 +5,8 @@ from typing import Any
 
 from kombu.transport.redis import Channel
 
-# The one place that all uses of a dead channel come through.
-_connparams = Channel._connparams  # type: ignore[attr-defined]  # noqa: SLF001
+from finetune_queue.messaging import mend_channels
+
 _create_client = Channel._create_client  # type: ignore[attr-defined]  # noqa: SLF001
 
 
@@ -27,26 +27,14 @@ def fetches(consumer: Any) -> bool:
 
 
 def mend() -> None:
-    """Let a channel that lost its connection say so, and keep its client.
+    """Let a channel that lost its connection say so, see :func:`mend_channels`, and keep its client.
 
-    When a broker dies, kombu closes the connection's channels one by one and stops at the first that fails. One that
-    is left is closed, or acknowledges a message, when its transport is gone, and raises an AttributeError: not one of
-    the errors that Celery takes for a lost connection, so the worker exits ("Unrecoverable error") instead of coming
-    back. Here it is the ConnectionError that it means.
-
-    And kombu makes a client for every message that it sends or acknowledges, and for every task event: a tenth of the
-    CPU of a busy worker went into their tables. A client holds nothing but its pool of connections, so one will do for
-    as long as the channel has the same pool.
+    kombu makes a client for every message that it sends or acknowledges, and for every task event: a tenth of the CPU
+    of a busy worker went into their tables. A client holds nothing but its pool of connections, so one will do for as
+    long as the channel has the same pool.
     """
-    Channel._connparams = _living_connparams  # type: ignore[attr-defined]  # noqa: SLF001
+    mend_channels()
     Channel._create_client = _kept_client  # type: ignore[attr-defined]  # noqa: SLF001
-
-
-def _living_connparams(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature
-    if self.connection.client is None:
-        message = "the connection of this channel was closed"
-        raise ConnectionError(message)
-    return _connparams(self, asynchronous=asynchronous)
 
 
 def _kept_client(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature
