@@ -44,6 +44,8 @@ class Callers:
         self.promised: dict[str, Order] = {}
         self.poisoned: list[str] = []
         """Ids of messages that cannot become jobs."""
+        self.sent_again: list[str] = []
+        """Jobs whose raw request the broker lost: nobody else had it."""
         self.asked_to_cancel: set[str] = set()
         self.asked_to_retry: Counter[str] = Counter()
         self.wrong: list[str] = []
@@ -145,6 +147,20 @@ class Callers:
     def _by_message(self, request: dict[str, Any]) -> str:
         self._app.send_task(RUN, args=[request], queue=WORK)
         return derived_job_id(request["account"], request["idempotency_key"])
+
+    def send_lost_again(self) -> None:
+        """Do what the sender of a raw message does who is told of no job: send it again, with the same key.
+
+        Raises:
+            QueueUnavailableError: Redis is out of reach.
+        """
+        for job_id, order in list(self.promised.items()):
+            if order.way == "raw":
+                try:
+                    self.queue.get(job_id)
+                except UnknownJobError:
+                    self._by_message(self._request(order))
+                    self.sent_again.append(job_id)
 
     # what callers do besides
 

@@ -98,4 +98,6 @@ class History:
     """What the service itself logged as unexpected."""
     fired: Mapping[str, int] = field(default_factory=dict)
     expected_kinds: Sequence[str] = ()
+    sent_again: Sequence[str] = ()
+    """Jobs whose raw message was lost between the broker and a worker, and which their caller sent again."""
     resolved: int = 0

@@ -47,6 +47,7 @@ class Nemesis:
         for act in self._script.acts:
             agenda = self._hard if act.kind in self._on_processes else self._soft
             agenda.at(act.at, act.kind, self._blow(act))
+        self._servers.keep_log()
         with ThreadPoolExecutor(1, "nemesis") as pool:
             for agenda in (self._hard, self._soft):
                 agenda.start()

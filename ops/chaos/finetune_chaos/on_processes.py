@@ -117,6 +117,10 @@ class Servers:
             "segmind frozen": self._freeze_segmind,
         }
 
+    def keep_log(self) -> None:
+        """Keep the whole log, which the witness reads for secrets: a rewrite would drop what is gone."""
+        self._redis.config_set("auto-aof-rewrite-percentage", 0)
+
     def calm(self) -> None:
         """End all trouble."""
         self._sandbox.send_signal(signal.SIGCONT)
@@ -131,6 +135,7 @@ class Servers:
 
     def _start(self) -> None:
         self._valkey.start()
+        self.keep_log()
 
     def _trouble(self, begin: Callable[[], object], end: Callable[[], object]) -> Act:
         """Return an act that lets a trouble begin, and plans its end; not while there is another."""

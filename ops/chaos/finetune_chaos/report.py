@@ -48,6 +48,7 @@ def outcomes(history: History) -> list[Row]:
     return [
         ("jobs promised", len(history.promises), f"and {len(history.poisoned)} messages that cannot become jobs"),
         *((f"  {state}", count, why.get(state, "")) for state, count in states.most_common()),
+        ("raw requests sent again", len(history.sent_again), "lost between the broker and a worker that died"),
         ("trainings paid", len(history.trainings), f"{retried} retries, {history.resolved} resolved by hand"),
         ("API calls", sum(account.calls for account in history.accounts), _limits(history)),
         ("events", len(history.stream), f"{deliveries:,} deliveries to {len(history.sinks)} sinks"),

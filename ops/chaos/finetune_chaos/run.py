@@ -20,6 +20,9 @@ DRAIN = 240.0
 
 LOOK_EVERY = 0.5
 
+GIVEN_BACK = 15.0
+"""Seconds in which a fresh worker has given back what others had in hand: kombu looks every 10 s."""
+
 LEFT_ALONE = 4
 """One in so many failed jobs is not retried in the end, as not every caller does."""
 
@@ -64,7 +67,7 @@ class _Drain:
         """Return whether the time was over before the end."""
         began = time.monotonic()
         submitted = self._callers.finish(DRAIN / 2)
-        renewed = False
+        renewed, told_again = False, False
         while self.seconds < DRAIN:
             self.seconds = time.monotonic() - began
             self._nemesis.workers.keep()
@@ -76,6 +79,9 @@ class _Drain:
                 self._witness.age_unacknowledged()
                 self._nemesis.workers.start_one()
                 renewed = True
+            if self.seconds > SETTLED + GIVEN_BACK and not told_again:
+                self._callers.send_lost_again()
+                told_again = True
             time.sleep(LOOK_EVERY)
         return True
 

@@ -164,6 +164,7 @@ class Witness:
             ended=list(nemesis.workers.ended.values()),
             fired=nemesis.fired,
             expected_kinds=expected,
+            sent_again=self._callers.sent_again,
             resolved=resolved,
         )
 
