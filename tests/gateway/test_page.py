@@ -39,7 +39,7 @@ REPORT = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright has an event loop run in this thread for as long: others need theirs
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed (as root: apt-get install chromium)")

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -100,12 +101,7 @@ def targets(folder: Path) -> Iterator[tuple[Target, Target]]:
 
 
 def _listens(port: int) -> bool:
-    async def connect() -> None:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.close()
-
-    with contextlib.suppress(OSError):
-        asyncio.run(connect())
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
 
