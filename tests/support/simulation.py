@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import pytest
 import redis
@@ -51,6 +51,7 @@ class Clock:
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
         self.ms = START_MS
+        self.scripts: dict[str, str] = {}  # their names by what the server calls them
         self.advance(0)
 
     def advance(self, seconds: float) -> None:
@@ -65,8 +66,9 @@ class Clock:
             registered: Any = load(client, name)
             text, count = re.subn(re.escape("redis.call('TIME')"), lambda _: _TIME, registered.script)
             assert count <= 1
-            script: scripts.Script = client.register_script(text)
-            return script
+            script: Any = client.register_script(text)
+            self.scripts[script.sha] = f"{name}.lua"
+            return cast("scripts.Script", script)
 
         patch.setattr(scripts, "load", on_this_clock)
         patch.setattr(redis.Redis, "time", lambda _: (self.ms // 1000, self.ms % 1000 * 1000))
@@ -82,13 +84,14 @@ class Died(BaseException):
 class Interruption(Points):
     """Interrupts a worker at one of its calls: it dies, loses Redis, or stands still while the world goes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         super().__init__()
-        self._left = 0
+        self._scripts = clock.scripts
+        self._at: str | int = 0
         self._what: Callable[[str], None] | None = None
         self._dead = False
         self._cut = False
-        self._reply_lost = False
+        self._afterwards: Callable[[str], None] | None = None
         self._thread = threading.get_ident()
 
     def reach(self, call: str) -> None:
@@ -100,25 +103,30 @@ class Interruption(Points):
             raise redis.ConnectionError
         if self._what is None:
             return
-        self._left -= 1
-        if self._left < 0:
+        if isinstance(self._at, int):
+            here = self._at == 0
+            self._at -= 1
+        else:
+            here = self._at in call
+        if here:
             what, self._what = self._what, None
             what(call)
 
     def passed(self, call: str) -> None:
-        if self._reply_lost and call.startswith("redis") and threading.get_ident() == self._thread:
-            self._reply_lost = False
-            raise redis.ConnectionError
+        if self._afterwards is not None and call.startswith("redis") and threading.get_ident() == self._thread:
+            what, self._afterwards = self._afterwards, None
+            what(call)
 
-    def run(self, work: Callable[[], None], *, after: int, what: Callable[[str], None]) -> bool:
-        """Do ``work``, and ``what`` before its call number ``after``. Returns False if it was not done to its end."""
-        self._left, self._what = after, what
+    def run(self, work: Callable[[], None], *, at: str | int, what: Callable[[str], None]) -> bool:
+        """Do ``work``, and ``what`` before its call number ``at``, or its first one with ``at`` in its name. Returns
+        False if it was not done to its end."""
+        self._at, self._what = at, what
         try:
             work()
         except (Died, redis.ConnectionError):
             return False
         finally:
-            self._what, self._dead, self._cut, self._reply_lost = None, False, False, False
+            self._what, self._afterwards, self._dead, self._cut = None, None, False, False
         return True
 
     def die(self, _call: str) -> None:
@@ -131,9 +139,17 @@ class Interruption(Points):
         self._cut = True
         self.reach(call)
 
+    def after_it(self, what: Callable[[str], None]) -> Callable[[str], None]:
+        """Have ``what`` come not before the call, but between a command's effect and what its answer leads to."""
+
+        def remember(_call: str) -> None:
+            self._afterwards = what
+
+        return remember
+
     def lose_reply(self, _call: str) -> None:
-        """Have the next command's effect without its answer."""
-        self._reply_lost = True
+        """Have no answer."""
+        raise redis.ConnectionError
 
 
 @dataclass
@@ -305,7 +321,7 @@ CALL_TIMEOUT = 60.0
 LATENCY = 20.0
 """Seconds that a slow request is on its way."""
 
-LAG = 60.0
+LAG = 130.0
 """Seconds after which the list shows a training that it does not show at once."""
 
 
