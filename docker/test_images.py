@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ import pytest
 
 from finetune_queue.local.valkey import ValkeyServer, free_port
 from support.images import make_dataset_zip
+from support.until import until
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("worker", "gateway", "flower", "sandbox")
@@ -36,19 +36,6 @@ def buildah(*words: str | Path, timeout: float = 600) -> str:
     run = subprocess.run(["buildah", *map(str, words)], capture_output=True, text=True, timeout=timeout, check=False)
     assert run.returncode == 0, f"buildah {words[0]}: {run.stderr[-3000:]}"
     return run.stdout.strip()
-
-
-def until(done: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    """Wait until ``done`` returns something true, and return it."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if found := done():
-                return found
-        except OSError:  # not listening yet
-            pass
-        time.sleep(0.2)
-    pytest.fail(f"waited {seconds:g} s for {what}")
 
 
 def ask(url: str, *, token: str = "local", body: bytes | None = None, kind: str = "application/json") -> Any:
@@ -169,18 +156,18 @@ def test_a_job_goes_through_them(start: Callable[..., Container], tmp_path: Path
             given = [f"--port={ports[target]}" if word.startswith("--port=") else word for word in command]
             processes[target] = container.run(*given, settings=settings)
         url = f"http://127.0.0.1:{ports['sandbox']}/_sandbox/health"
-        until(lambda: ask(url), "the sandbox")
+        until(partial(_well, url), seconds=60)
         processes["worker"] = containers["worker"].run(settings=settings)
         for name, path in {"probe": "readyz", "gateway": "readyz", "flower": "healthcheck"}.items():
-            until(partial(_well, f"http://127.0.0.1:{ports[name]}/{path}"), f"{name}'s {path}", 90)
+            until(partial(_well, f"http://127.0.0.1:{ports[name]}/{path}"), seconds=90)
 
         gateway = f"http://127.0.0.1:{ports['gateway']}"
         archive = make_dataset_zip(tmp_path / "faces.zip")
         dataset = ask(f"{gateway}/v1/datasets", body=archive.read_bytes(), kind="application/zip")["dataset"]
         request = {"name": "faces", "dataset": dataset, "trigger_word": "1MAN", "instance_prompt": "photo of 1MAN"}
         job = ask(f"{gateway}/v1/jobs", body=json.dumps(request).encode())["job_id"]
-        ended = until(lambda: _ended(ask(f"{gateway}/v1/jobs/{job}")), "the job", 60)
-        assert ended["state"] == "succeeded"
+        until(lambda: ask(f"{gateway}/v1/jobs/{job}")["state"] in {"succeeded", "failed"}, seconds=60)
+        assert ask(f"{gateway}/v1/jobs/{job}")["state"] == "succeeded"
         [weights] = (tmp_path / "data").rglob("weights.safetensors")
         assert weights.stat().st_uid == UID
 
@@ -190,16 +177,22 @@ def test_a_job_goes_through_them(start: Callable[..., Container], tmp_path: Path
 
 
 def _innermost(pid: int) -> int:
-    """Return the service's own process, which buildah runs inside of two of its own."""
-    while children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        [pid] = map(int, children)
+    """Return the service's own process, inside of buildah's, each begun by any thread of the one around it."""
+    while children := [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _children(task)]:
+        [pid] = children
     return pid
 
 
+def _children(task: Path) -> list[int]:
+    try:
+        return [int(word) for word in (task / "children").read_text().split()]
+    except FileNotFoundError:  # the thread has ended
+        return []
+
+
 def _well(url: str) -> bool:
-    with urllib.request.urlopen(url, timeout=5) as reply:
-        return bool(reply.status == 200)
-
-
-def _ended(job: dict[str, Any]) -> dict[str, Any] | None:
-    return job if job["state"] in {"succeeded", "failed", "cancelled"} else None
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:  # not listening yet, or not ready
+        return False
