@@ -80,10 +80,11 @@ def test_a_run_that_was_stopped_is_judged_by_what_it_finished(bench: SimpleNames
     steady = case(bench, jobs=30, calls=10, window=1.0, training=2.0)
     stopped = result(bench, steady, [5.0] * 20, calls=80, rejected=40)
     assert (stopped.seconds, stopped.of_shortest) == (None, None)
-    assert stopped.of_ceiling == pytest.approx(15 / (steady.patience - 2.0) / 5.0)
+    assert stopped.of_ceiling == pytest.approx(15 / (steady.patience - 5.0) / 5.0)
     assert stopped.rejected == 40
     nothing = result(bench, steady, [], calls=80)
     assert (nothing.of_ceiling, nothing.calls_per_job) == (0.0, None)
+    assert result(bench, steady, [5.0] * 30, calls=60).of_ceiling is None  # one batch tells of no rate
 
 
 def test_the_tables_and_the_plot(bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,12 +64,12 @@ FULL = (
     ),
     Case(
         name="backlog",
-        title="600 jobs, 50 calls per 6 s, trainings of 10 s: a backlog",
-        jobs=600,
+        title="300 jobs, 50 calls per 12 s, trainings of 20 s: a backlog",
+        jobs=300,
         calls=50,
-        window=6.0,
-        training=10.0,
-        scale=10.0,
+        window=12.0,
+        training=20.0,
+        scale=5.0,
         contestants=ALL,
     ),
     Case(

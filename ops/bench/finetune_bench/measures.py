@@ -18,7 +18,7 @@ class Result:
     finished: int
     seconds: float | None
     of_shortest: float | None
-    of_ceiling: float
+    of_ceiling: float | None
     notice: float | None
     calls: int
     calls_per_job: float | None
@@ -35,15 +35,17 @@ class Result:
         return asdict(self)
 
 
-def of_ceiling(case: Case, finish_times: Sequence[float]) -> float:
-    """Return how fast jobs finished, of the fastest that the limit allows.
+def of_ceiling(case: Case, finish_times: Sequence[float]) -> float | None:
+    """Return how fast jobs finished, of the fastest that the limit allows; None if no rate can be told.
 
-    One training is taken off the time, as nobody can save it; the first window's burst is taken off the jobs, as it
-    comes once. The time ends with the last job, or when the contestant's time was over.
+    The first window's burst comes once: its jobs, and the time until the first job finished, are taken off. The time
+    ends with the last job, or when the contestant's time was over.
     """
-    burst = case.calls / 2
+    if not finish_times:
+        return 0.0
     end = max(finish_times) if len(finish_times) == case.jobs else case.patience
-    return max(0.0, len(finish_times) - burst) / (end - case.training) / case.ceiling
+    spread = end - min(finish_times)
+    return max(0.0, len(finish_times) - case.calls / 2) / spread / case.ceiling if spread else None
 
 
 def result(
