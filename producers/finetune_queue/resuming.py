@@ -28,7 +28,7 @@ def resume_at(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
             # The failed training bears the job's mark for ever, and is not the one to find.
             failed = [*record.ruled_out, record.finetune_id] if record.finetune_id is not None else record.ruled_out
             looks = {"looks": 0, "evidence": [], "candidates": [], "ruled_out": failed}
-            return JobState.SUBMITTING, {**_FRESH, **training, **looks, "weights_url": None}
+            return JobState.SUBMITTING, {**_FRESH, **training, **looks, "weights_url": None, **_access_anew(record)}
         case Stage.POLL if record.weights is not None:
             return JobState.DEPLOYING, _FRESH
         case Stage.POLL:
@@ -53,6 +53,12 @@ def resubmitted(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
     """Let the job be submitted as if it had not been."""
     evidence = record.with_evidence("it was submitted again by hand")
     return JobState.SUBMITTING, {**_FRESH, "intent_ms": None, "looks": 0, "candidates": [], "evidence": evidence}
+
+
+def _access_anew(record: JobRecord) -> dict[str, Any]:
+    """Return what is left of a change of access when the job gets another model: only what is still wanted."""
+    wanted = None if record.access is None else record.access.wanted
+    return {"access": None if wanted is None else Access(wanted=wanted), "access_settles_ms": None}
 
 
 def with_access(record: JobRecord, wanted: Visibility) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import pytest
 from finetune_queue.contract import Access, EventType, JobState, Stage, Visibility, WaitReason
 from finetune_queue.errors import NotPossibleError
 from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.store import Change, JobNotFoundError, JobStore, keys
+from finetune_queue.store import Budget, Change, JobNotFoundError, JobStore, keys
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.stages.access import change_access
+from finetune_worker.stages.sweep import sweep
 from support.driver import Driver, Message
 from support.until import until
 
@@ -102,7 +103,7 @@ def test_it_waits_for_a_slot_before_work_that_is_not_nearly_done(
 
 
 def test_a_pause_of_the_account_uses_no_attempt(bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any) -> None:
-    bench.sandbox.control.add_fault(op="access", kind="http_error", status=503)
+    bench.sandbox.control.add_fault(op="access", kind="rate_limited", retry_after=0.2)
     queue.set_public(trained.id, public=True)
     driver.step()
     job = bench.read(trained)
@@ -211,6 +212,41 @@ def test_a_change_that_is_on_its_way_cannot_be_overtaken(
     assert calls(bench) == 1
 
 
+def test_a_worker_that_was_overtaken_while_it_took_its_slot_does_not_call(
+    bench: Any, queue: FineTuneQueue, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = Budget.take
+
+    def slowly(budget: Budget, *args: Any) -> Any:
+        bench.container.jobs.transition(bench.read(trained), Change(delay=60), owner="another")
+        return take(budget, *args)
+
+    monkeypatch.setattr(Budget, "take", slowly)
+    queue.set_public(trained.id, public=True)
+    assert "went on without this worker" in change_access(bench.container, trained.id, "task-1")
+    assert calls(bench) == 0
+
+
+def test_a_change_that_was_given_up_takes_no_effect_after_a_later_one(
+    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_worker.stages.access.CALL_MARGIN", 0.5)
+    # Silent for longer than the call is waited for, then done all the same.
+    bench.sandbox.control.add_fault(op="access", kind="slow", seconds=1.8)
+    queue.set_public(trained.id, public=True)
+    driver.step()
+    given_up = bench.read(trained)
+    assert (given_up.waiting_for, given_up.access.attempts) == (WaitReason.PROVIDER, 0)
+
+    queue.set_public(trained.id, public=False)
+    until(lambda: driver.step() >= 0 and not bench.read(trained).wants_access, seconds=10)
+
+    until(lambda: calls(bench) == 2, seconds=10)
+    assert bench.read(trained).access == Access(confirmed=Visibility.PRIVATE)
+    assert not public_at_segmind(bench, trained)
+    assert left(bench) == (0, 0)
+
+
 def test_it_needs_a_training_and_an_ended_job(bench: Any, queue: FineTuneQueue) -> None:
     job = bench.submitting()
     with pytest.raises(NotPossibleError, match="no training at Segmind"):
@@ -253,6 +289,30 @@ def test_a_retry_goes_first_and_the_change_is_made_when_the_job_has_ended_again(
     assert bench.read(job).access == Access(confirmed=Visibility.PUBLIC)
     assert bench.read(job).state is JobState.SUCCEEDED
     assert left(bench) == (0, 0)
+
+
+def test_what_is_said_of_a_model_does_not_outlive_it(bench: Any, queue: FineTuneQueue, driver: Driver) -> None:
+    bench.sandbox.control.change_settings(training_seconds=600)
+    job = bench.submitting()
+    bench.run(job)
+    bench.sandbox.control.change_training(bench.read(job).finetune_id, fail="no faces found")
+    sweep(bench.container, "default")
+    queue.set_public(job.id, public=True)
+    driver.step()
+    assert bench.read(job).access == Access(confirmed=Visibility.PUBLIC)
+
+    assert queue.retry(job.id).record.access is None  # it submits another training
+
+
+def test_what_is_wanted_of_a_model_is_wanted_of_the_next_one(bench: Any, queue: FineTuneQueue) -> None:
+    bench.sandbox.control.change_settings(training_seconds=600)
+    job = bench.submitting()
+    bench.run(job)
+    bench.sandbox.control.change_training(bench.read(job).finetune_id, fail="no faces found")
+    sweep(bench.container, "default")
+    queue.set_public(job.id, public=True)
+
+    assert queue.retry(job.id).record.access == Access(wanted=Visibility.PUBLIC)
 
 
 def test_a_job_is_kept_until_its_change_is_made(bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any) -> None:

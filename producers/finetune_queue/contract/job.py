@@ -190,6 +190,7 @@ class JobRecord(BaseModel):
     weights: Weights | None = None
     # after its end
     access: Access | None = None
+    access_settles_ms: int | None = None  # when an earlier change that had no answer can have no effect any more
 
     @classmethod
     def from_hash(cls, job_id: str, fields: Mapping[str, str]) -> Self:
@@ -257,6 +258,7 @@ class JobRecord(BaseModel):
 _INTERNAL = {
     *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
     *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private", "takeovers"),
+    "access_settles_ms",
 }
 _MOST_EVIDENCE = 20
 _JSON_FIELDS = frozenset(

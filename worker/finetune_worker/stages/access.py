@@ -22,7 +22,7 @@ from finetune_queue.store import (
     room_score,
 )
 from finetune_worker.container import CALL_MARGIN, Container
-from finetune_worker.segmind.errors import MalformedReply, Rejected
+from finetune_worker.segmind.errors import MalformedReply, Rejected, Unavailable
 from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
@@ -51,10 +51,8 @@ def change_access(container: Container, job_id: str, task_id: str) -> str:
         return f"nothing to do: the job is {job.state} and wants no other access"
     if job.owner:
         return "nothing to do: another worker has the job"
-    # Held until the call has ended for certain, so that no later change can reach Segmind before this one.
-    lease = container.settings.segmind_call_timeout + CALL_MARGIN
     try:
-        claim = Claim(container.jobs, job, task_id, lease, container.out_of_time)
+        claim = Claim(container.jobs, job, task_id, _longest(container), container.out_of_time)
         outcome = guarded(container, ACCESS, _call, claim)
         sentence = _conclude(container, claim.job, outcome)
     except ConflictError as error:
@@ -74,20 +72,41 @@ def change_access(container: Container, job_id: str, task_id: str) -> str:
 def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
     job = claim.job
     wanted = _access_of(job).wanted
+    settles_ms = job.access_settles_ms or 0
+    if job.updated_ms < settles_ms:
+        why = f"an earlier change may still arrive at Segmind, then to make the model {wanted}"
+        return _settle(settles_ms, (settles_ms - job.updated_ms) / 1000, why)
     client = container.segmind(job.account)
     slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
     if isinstance(slot, NoSlot):
         return park(job, CallClass.FINISH, slot, f"make the model {wanted}")
+    # Held until the call has ended for certain, so that no later change can reach Segmind before this one.
+    claim.write()
     try:
         public = wanted == "public"
         call_api(container.budget, slot, partial(client.set_access, job.finetune_id or "", public=public))
     except AccountPausedError as paused:
+        if isinstance(paused.error, Unavailable):
+            longest = _longest(container)
+            left = longest - (time.monotonic() - slot.asked)
+            why = f"{paused.error.detail} It may still act on it, then to make the model {wanted}"
+            return _settle(slot.at_ms + int(longest * 1000), left, why)
         return park_paused(job, CallClass.FINISH, paused, f"make the model {wanted}")
     except Rejected as error:
         return Fail(from_api(error, ACCESS))
     except MalformedReply as error:
         return Retry(from_api(error, ACCESS))
     return Done(f"the model is {wanted}")
+
+
+def _longest(container: Container) -> float:
+    """Return the seconds after which a call has ended for certain, and can have no effect any more."""
+    return container.settings.segmind_call_timeout + CALL_MARGIN
+
+
+def _settle(settles_ms: int, left: float, why: str) -> Wait:
+    """Wait until a call that left and had no answer can have no effect any more: no other may be made before."""
+    return Wait(f"parked: {why}", WaitReason.PROVIDER, max(0.0, left), fields={"access_settles_ms": settles_ms})
 
 
 def _conclude(container: Container, job: JobRecord, outcome: Done | Wait | Retry | Fail) -> str:
@@ -99,7 +118,7 @@ def _conclude(container: Container, job: JobRecord, outcome: Done | Wait | Retry
             return outcome.sentence
         case Wait():
             change = Change(delay=outcome.delay, room_score=outcome.room_score)
-            container.jobs.transition(job, change, owner="", waiting_for=outcome.reason)
+            container.jobs.transition(job, change, owner="", waiting_for=outcome.reason, **outcome.fields)
             return outcome.sentence
         case Retry() if access.attempts + 1 < most:
             delay = backoff(container, access.attempts)
