@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 
 from finetune_queue.local.processes import Child
 from finetune_queue.local.valkey import ValkeyServer, free_port
-from finetune_queue.messaging import QUEUE, producer_app
+from finetune_queue.messaging import QUEUE, Messenger, producer_app
 from finetune_queue.settings import Settings, load_settings
 from finetune_worker.celery import create_app
 from finetune_worker.container import Container
@@ -161,6 +161,20 @@ def test_a_stopping_worker_is_not_ready_from_the_signal_on(worker: OddWorker, tm
     release.touch()
     worker.process.wait(timeout=SECONDS)
     assert "Unrecoverable" not in "".join(worker.process.lines())
+
+
+def test_a_message_that_comes_with_the_signal_goes_back_to_its_queue(worker: OddWorker) -> None:
+    worker.process.kill()
+    worker.process.start()
+    until(worker.is_up, seconds=SECONDS)
+    with producer_app(load_settings(worker.env)) as app:
+        app.send_task("odd.come_with_signal", queue=QUEUE)
+        worker.process.wait(timeout=SECONDS)
+        assert Messenger(app).queued(QUEUE) == 1
+    said = "".join(worker.process.lines())
+    assert "message_given_back" in said
+    assert "critical" not in said
+    assert "Traceback" not in said
 
 
 def test_while_redis_was_away_nothing_counts(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """A worker whose loops a test can make stand still: ``celery -A support.odd_worker worker``."""
 
+import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,17 @@ def tell_and_cancel(self: Any, *args: Any) -> None:
 
 
 TaskPool.terminate_job = tell_and_cancel  # type: ignore[assignment,method-assign]
+
+apply = TaskPool.on_apply
+
+
+def stop_and_apply(self: Any, target: Any, args: Any = (), *more: Any, **options: Any) -> Any:
+    if args and args[0] == "odd.come_with_signal":
+        os.kill(os.getpid(), signal.SIGTERM)  # which Celery's handler answers before the next line
+    return apply(self, target, args, *more, **options)
+
+
+TaskPool.on_apply = stop_and_apply  # type: ignore[method-assign]
 
 hubs: list[Any] = []
 
@@ -71,3 +84,8 @@ def hold(began: str, sign: str) -> None:
     Path(began).touch()
     while not Path(sign).exists():
         threading.Event().wait(0.02)
+
+
+@app.task(name="odd.come_with_signal")
+def come_with_signal() -> None:
+    """Have the worker told to stop between taking the message from its queue and giving it to a thread."""
