@@ -9,6 +9,9 @@ import structlog
 
 from finetune_queue.cli import main
 from finetune_queue.store import connect
+from gateway.serving import HOOK_SECRET
+from segmind_sandbox.settings import SandboxSettings
+from segmind_sandbox.testing import LiveSandbox, run_sandbox
 from support.cli import Result, Run, Worker
 
 
@@ -43,3 +46,20 @@ def queue_url(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def worker(queue_url: str) -> Iterator[Worker]:
     with connect(queue_url) as client:
         yield Worker(client)
+
+
+@pytest.fixture(scope="module")
+def live_sandbox() -> Iterator[LiveSandbox]:
+    with run_sandbox(SandboxSettings()) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(live_sandbox: LiveSandbox, queue_url: str, monkeypatch: pytest.MonkeyPatch) -> LiveSandbox:
+    """A sandbox without jobs that the command line uses as its one account, which expects webhooks."""
+    live_sandbox.control.reset()
+    monkeypatch.setenv("SEGMIND_BASE_URL", live_sandbox.base_url)
+    monkeypatch.setenv("SEGMIND_API_KEY", live_sandbox.api_key)
+    monkeypatch.setenv("SEGMIND_RATE_LIMIT", "50/60")
+    monkeypatch.setenv("FINETUNE_HOOK_SECRET", HOOK_SECRET)
+    return live_sandbox

@@ -8,27 +8,10 @@ import redis
 
 from finetune_queue.settings import load_settings
 from finetune_queue.store import connect, keys
-from gateway.serving import HOOK_SECRET, run_gateway
-from segmind_sandbox.settings import SandboxSettings
-from segmind_sandbox.testing import LiveSandbox, run_sandbox
+from gateway.serving import run_gateway
+from segmind_sandbox.testing import LiveSandbox
 from support.cli import Run
 from support.until import until
-
-
-@pytest.fixture(scope="module")
-def live_sandbox() -> Iterator[LiveSandbox]:
-    with run_sandbox(SandboxSettings()) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture
-def sandbox(live_sandbox: LiveSandbox, queue_url: str, monkeypatch: pytest.MonkeyPatch) -> LiveSandbox:
-    live_sandbox.control.reset()
-    monkeypatch.setenv("SEGMIND_BASE_URL", live_sandbox.base_url)
-    monkeypatch.setenv("SEGMIND_API_KEY", live_sandbox.api_key)
-    monkeypatch.setenv("SEGMIND_RATE_LIMIT", "50/60")
-    monkeypatch.setenv("FINETUNE_HOOK_SECRET", HOOK_SECRET)
-    return live_sandbox
 
 
 @pytest.fixture

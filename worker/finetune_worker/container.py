@@ -37,6 +37,7 @@ from finetune_queue.store import (
     connect,
 )
 from finetune_worker.pulse import Pulse
+from finetune_worker.segmind.call import Ended
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.sinks import Senders
 from finetune_worker.transfer.download import discard
@@ -183,9 +184,9 @@ class Container:
                 )
             return self._clients[account]
 
-    def _count_call(self, account: str, operation: str, result: str, seconds: float) -> None:
-        self.counters.add(API_CALLS, account, operation, result)
-        self.counters.observe(API_CALL_SECONDS, operation, seconds=seconds)
+    def _count_call(self, account: str, call: Ended) -> None:
+        self.counters.add(API_CALLS, account, call.operation, call.result)
+        self.counters.observe(API_CALL_SECONDS, call.operation, seconds=call.seconds)
 
     def sign_off(self) -> None:
         """Send what is still to be counted, and say that this worker is gone."""

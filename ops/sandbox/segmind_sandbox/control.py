@@ -36,6 +36,7 @@ class SettingsChange(_Body):
     retry_after: bool | None = None
     rate_limit: RateText | None = None
     rate_algorithm: Literal["sliding", "fixed"] | None = None
+    credits: float | None = Field(None, ge=0)
 
 
 class TrainingChange(_Body):
@@ -105,11 +106,11 @@ class Control:
         return JSONResponse({"reset": what})
 
     async def change_settings(self, request: Request) -> Response:
-        """Change settings; a new rate limit starts with empty windows."""
+        """Change settings; a new rate limit starts with empty windows, new credits are what each account has then."""
         change = SettingsChange.model_validate(await _json(request)).model_dump(exclude_none=True)
         sandbox = self._sandbox
         sandbox.settings = SandboxSettings.model_validate({**sandbox.settings.model_dump(), **change})
-        if {"rate_limit", "rate_algorithm"} & change.keys():
+        if {"rate_limit", "rate_algorithm", "credits"} & change.keys():
             sandbox.restart_limits()
         return JSONResponse(change)
 

@@ -277,11 +277,17 @@ def check(
 
 
 @app.command()
-def doctor(*, as_json: AsJson = False) -> ExitCode:
-    """Check Redis, workers, accounts, API key and stores. Spends no API call."""
+def doctor(
+    *,
+    api: Annotated[
+        bool, typer.Option("--api", metavar="", help="Ask Segmind too: key, credits, limit, clock, webhook. Two calls.")
+    ] = False,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Check Redis, workers, accounts and stores. Spends no API call without --api."""
     from finetune_queue.cli.doctor import doctor as command
 
-    return command(as_json=as_json)
+    return command(api=api, as_json=as_json)
 
 
 @app.command()

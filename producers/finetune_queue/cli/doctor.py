@@ -3,13 +3,13 @@
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import groupby
-from typing import Literal
 from urllib.parse import urlsplit
 
 from finetune_queue import __version__
 from finetune_queue.cli import output, words
+from finetune_queue.cli.findings import Finding, Status, clock, show
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.cli.session import quiet_logs
 from finetune_queue.contract import Sink, SinkKind, parse_sinks
@@ -29,14 +29,8 @@ from finetune_queue.store import (
     server_problems,
 )
 
-Status = Literal["ok", "warn", "fail"]
-
 PING_SECONDS = 1.5
 """How long workers have to answer."""
-
-MOST_SKEW = 5.0
-"""Seconds by which this machine's clock may differ from Redis'. Requests' deadlines and the times of events are by the
-machines' clocks, as are the signatures of stores and web hooks, which fail at some minutes."""
 
 KNOCK_SECONDS = 3.0
 """How long a sink's host has to take a connection."""
@@ -44,18 +38,8 @@ KNOCK_SECONDS = 3.0
 DEFAULT_PORTS = {"http": 80, "https": 443, "amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line: what was looked at, how it is, and what to do if it is not well."""
-
-    name: str
-    status: Status
-    message: str
-    action: str = ""
-
-
-def doctor(*, as_json: bool) -> ExitCode:
-    """Check everything that can be checked from here; 1 if something failed. Spends no API call.
+def doctor(*, api: bool, as_json: bool) -> ExitCode:
+    """Check everything that can be checked from here; 1 if something failed. Spends calls of the API only with ``api``.
 
     Raises:
         SettingsError: names every setting that is wrong; nothing else can be checked then.
@@ -63,17 +47,17 @@ def doctor(*, as_json: bool) -> ExitCode:
     settings = load_settings()
     quiet_logs(settings)
     found = []
-    for finding in _findings(settings):
+    for finding in _findings(settings, api=api):
         found.append(finding)
         if not as_json:
-            _print(finding)
+            show(finding)
     failed = any(finding.status == "fail" for finding in found)
     if as_json:
         output.emit({"ok": not failed, "checks": [asdict(finding) for finding in found]})
     return ExitCode.FAILED if failed else ExitCode.OK
 
 
-def _findings(settings: Settings) -> Iterator[Finding]:
+def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
     yield Finding("settings", "ok", "every value can be used")
     yield _api(settings)
     server = list(_server(settings))
@@ -84,6 +68,10 @@ def _findings(settings: Settings) -> Iterator[Finding]:
         yield from _versions(settings)
         yield from _accounts(settings)
         yield from _sinks(settings)
+    if api:
+        from finetune_queue.cli.doctor_api import api_findings
+
+        yield from api_findings(settings)
     yield from map(_knock, _remote(settings))
     yield _store("staging", "FINETUNE_STAGING_URL", settings.finetune_staging_url, needed=True)
     # Weights are written by workers; with a key in its settings this may be where one runs.
@@ -137,11 +125,7 @@ def _clock(settings: Settings) -> Finding:
             skew = clock_skew(client)
     except RedisError as error:
         return Finding("clock", "fail", f"cannot be read: {words.printable(error)}", "Run finetune doctor again.")
-    if abs(skew) <= MOST_SKEW:
-        return Finding("clock", "ok", f"within {MOST_SKEW:g} s of the Redis server's")
-    side = "ahead of" if skew > 0 else "behind"
-    message = f"this machine is {words.duration(abs(skew))} {side} the Redis server"
-    return Finding("clock", "warn", message, "Let NTP set both: deadlines, times of events and signatures go by them.")
+    return clock("clock", skew, "the Redis server")
 
 
 def _versions(settings: Settings) -> Iterator[Finding]:
@@ -260,23 +244,3 @@ def _store(name: str, setting: str, url: str, *, needed: bool) -> Finding:
 def _without_secrets(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _print(finding: Finding) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console = output.out()
-    status = Text(finding.status, style={"ok": "green", "warn": "yellow", "fail": "bold red"}[finding.status])
-    action = f"→ {finding.action}" if finding.action and finding.status != "ok" else ""
-    if not console.is_terminal:
-        output.say(f"{finding.status:<4}  {finding.name}: {finding.message} {action}".rstrip())
-        return
-    row = Table.grid(padding=(0, 2))
-    row.add_column(width=4)
-    row.add_column(width=15, overflow="fold")
-    row.add_column(overflow="fold")
-    row.add_row(status, finding.name, Text(finding.message))
-    if action:
-        row.add_row("", "", Text(action, style="italic"))
-    console.print(row)

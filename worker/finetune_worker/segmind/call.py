@@ -31,15 +31,28 @@ from finetune_worker.segmind.replies import (
 )
 from finetune_worker.wire.deadline import Deadline
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
+from finetune_worker.wire.headers import clock_skew
 from finetune_worker.wire.urls import require_callable
 
 Model = TypeVar("Model", bound=BaseModel)
 
-OnCall = Callable[[str, str, float], None]
-"""Is told of a call that ended: its operation, its result, how many seconds it took."""
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A call that ended. ``result`` is ``ok`` or the error's code, ``skew`` by how many seconds this machine's clock is
+    ahead of Segmind's at least, None without a reply that says its time."""
+
+    operation: str
+    result: str
+    seconds: float
+    skew: float | None
 
 
-def nobody(_operation: str, _result: str, _seconds: float) -> None:
+OnCall = Callable[[Ended], None]
+"""Is told of a call that ended."""
+
+
+def nobody(_ended: Ended) -> None:
     """Tell nobody of a call."""
 
 
@@ -87,6 +100,7 @@ class Call:
         self._paid = paid
         self._started = time.monotonic()
         self._status: int | None = None
+        self._skew: float | None = None
 
     def model(self, kind: type[Model], method: str, path: str, **request: Any) -> Model:
         """Call and return the reply as a ``kind``."""
@@ -137,6 +151,7 @@ class Call:
         """
         endpoint = self._endpoint
         headers = {"x-api-key": endpoint.key, "Accept": "*/*", **request.pop("headers", {})}
+        left = time.time()
         try:
             with self.deadline.running():
                 response = endpoint.session.request(
@@ -151,6 +166,7 @@ class Call:
             failure = self.broken(error)
         else:
             self._status = response.status_code
+            self._skew = clock_skew(response.headers, left, time.time())
             if 200 <= response.status_code < 300:
                 return response
             failure = self._refused(response)
@@ -179,7 +195,7 @@ class Call:
     def log(self, failure: SegmindError | None, **fields: Any) -> None:
         """Write the call's one line, and tell who counts it."""
         seconds, result = time.monotonic() - self._started, failure.code if failure else "ok"
-        self._endpoint.on_call(self._operation, result, seconds)
+        self._endpoint.on_call(Ended(self._operation, result, seconds, self._skew))
         _log.info(
             "segmind_call",
             operation=self._operation,

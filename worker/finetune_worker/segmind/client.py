@@ -32,7 +32,7 @@ class SegmindClient:
         read_timeout: Seconds that a connection may be silent.
         call_timeout: Seconds for a whole call with its reply's body.
         pool_size: Connections kept open; more are opened when more threads call.
-        on_call: Told of each call when it has ended: the operation, its result (``ok``, or the error's code), seconds.
+        on_call: Told of each call when it has ended.
 
     Raises:
         ValueError: the URL or key cannot be used; the message does not hold the key.

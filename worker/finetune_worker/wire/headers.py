@@ -29,6 +29,20 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
+def clock_skew(headers: Mapping[str, str], left: float, back: float) -> float | None:
+    """Return by how many seconds this machine's clock is ahead of the server's at least, by the reply's Date (RFC 9110,
+    6.6.1: whole seconds); 0.0 if they may agree, None if there is none.
+
+    ``left`` and ``back`` are when the request left and its reply was here, in this machine's seconds since 1970: the
+    server wrote its Date between them.
+    """
+    date = _date(headers.get("Date", ""))
+    if date is None:
+        return None
+    said = date.timestamp()
+    return max(left - (said + 1), 0.0) + min(back - said, 0.0)
+
+
 def _date(text: str) -> datetime | None:
     try:
         found = parsedate_to_datetime(text)

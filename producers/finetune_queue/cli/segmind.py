@@ -1,0 +1,152 @@
+"""One account at Segmind from the command line. Each call takes a slot of the account's budget, as a worker's does."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, TypeVar
+
+from finetune_queue.cli import output
+from finetune_queue.cli.output import CliError, ExitCode, usage_error
+from finetune_queue.settings import Settings
+from finetune_queue.store import AccountLimits, Accounts, Budget, Call, NoSlot, RedisError, connect
+
+if TYPE_CHECKING:
+    from finetune_worker.segmind.call import Ended
+
+T = TypeVar("T")
+
+HOLDER = "finetune"
+"""The holder's name of a call slot, where a job has its id."""
+
+GRACE = 5.0
+"""Seconds to wait for a slot beyond the account's window, in which each slot comes free that no call is using."""
+
+
+class Session:
+    """One account: the clients of the API and of the webhooks, used within the account's budget.
+
+    ``skew`` is by how many seconds this machine's clock is ahead of Segmind's at least, by the latest call of ``api``;
+    None if it did not say.
+    """
+
+    def __init__(self, settings: Settings, account: str, budget: Budget) -> None:
+        from finetune_worker.segmind.client import SegmindClient
+        from finetune_worker.segmind.webhooks import WebhookClient
+
+        self.settings = settings
+        self.account = account
+        self.skew: float | None = None
+        self._budget = budget
+        key = settings.accounts[account].api_key
+        times = (settings.segmind_connect_timeout, settings.segmind_read_timeout, settings.segmind_call_timeout)
+        self.api = SegmindClient(
+            settings.segmind_base_url,
+            key,
+            connect_timeout=times[0],
+            read_timeout=times[1],
+            call_timeout=times[2],
+            on_call=self._notice,
+        )
+        self.hooks = WebhookClient(
+            settings.webhook_api, key, connect_timeout=times[0], read_timeout=times[1], call_timeout=times[2]
+        )
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Make one call to Segmind in a slot of the account, waiting for one as long as a window lasts.
+
+        Raises:
+            CliError: there was no slot, or the call failed; its code is that of the call's error.
+        """
+        from finetune_worker.segmind.errors import RateLimited, SegmindError
+
+        slot = self._slot()
+        try:
+            result = function()
+        except RateLimited as error:
+            self._budget.pause(slot, error.detail, error.retry_after, code=error.code)
+            raise CliError(str(error), ExitCode.UNAVAILABLE, error.code) from None
+        except SegmindError as error:
+            # The slot is left to its own time-out, and the account as it is: a key that is wrong here, or trouble of
+            # the host that has the webhooks, says nothing of the calls that workers make.
+            raise CliError(str(error), ExitCode.FAILED, error.code) from None
+        self._budget.end(slot)
+        return result
+
+    def _notice(self, call: "Ended") -> None:
+        self.skew = call.skew
+
+    def _slot(self) -> Call:
+        seconds = self.settings.accounts[self.account].rate_limit.seconds
+        found = self._budget.take(self.account, HOLDER, 0.0)
+        end = time.monotonic() + seconds + GRACE
+        errors = output.errors()
+        patience = f"Waiting for a free call of the account '{self.account}', {seconds + GRACE:g} s at most ..."
+        with errors.status(patience) if isinstance(found, NoSlot) and errors.is_terminal else nullcontext():
+            while isinstance(found, NoSlot):
+                if time.monotonic() > end:
+                    message = (
+                        f"The account '{self.account}' had no call free in {seconds + GRACE:g} s ({found.reason})."
+                    )
+                    raise CliError(message, ExitCode.UNAVAILABLE, "no_call_free")
+                time.sleep(0.5)
+                found = self._budget.take(self.account, HOLDER, 0.0)
+        return found
+
+
+@contextmanager
+def open_session(settings: Settings, account: str) -> Iterator[Session]:
+    """Open one account's clients and its budget.
+
+    Raises:
+        CliError: there is no such account, the worker's part is not installed, or Redis is out of reach, also later.
+    """
+    if account not in settings.accounts:
+        raise usage_error(f"--account {account}: no such account (known: {', '.join(settings.accounts)}).")
+    with connect(settings.finetune_redis_url) as redis:
+        budget = Budget(
+            redis,
+            call_timeout=settings.segmind_call_timeout + 10,
+            handover=settings.finetune_handover,
+            first_sweep=settings.finetune_poll_min_interval,
+            backoff_base=settings.finetune_backoff_base,
+            backoff_max=settings.finetune_backoff_max,
+        )
+        try:
+            session = Session(settings, account, budget)
+        except ImportError as error:
+            message = f"This needs {error.name}, which is not installed: pip install 'finetune-queue[worker]'"
+            raise CliError(message, ExitCode.MISSING, "not_installed") from None
+        with session.api, session.hooks:
+            try:
+                _announce(Accounts(redis), account, settings)
+                yield session
+            except RedisError as error:
+                message = f"No call was made: the account's budget is on Redis, which is out of reach ({error})."
+                raise CliError(message, ExitCode.UNAVAILABLE, "queue_unavailable") from None
+
+
+def _announce(accounts: Accounts, name: str, settings: Settings) -> None:
+    """Make the account's limit known where no worker has been yet."""
+    if name not in accounts.names():
+        limit = settings.accounts[name].rate_limit
+        accounts.configure(name, AccountLimits(limit.calls, limit.seconds))
+
+
+def knock(url: str, settings: Settings) -> tuple[int | None, str]:
+    """Send a webhook a sample as Segmind would; returns the status, if any came, and what to say of it."""
+    import requests
+
+    from finetune_worker.wire.session import open_session as open_http
+
+    body = {"event_type": "FINETUNE", "status": "TEST", "sent_by": "finetune webhooks test"}
+    with open_http() as client:
+        try:
+            timeouts = (settings.segmind_connect_timeout, settings.segmind_read_timeout)
+            status = client.post(url, json=body, timeout=timeouts).status_code
+        except requests.RequestException as error:
+            return None, f"nothing ({type(error).__name__}); Segmind may still reach it"
+    if status == 202:
+        return status, "202, taken as a hint"
+    if status == 404:
+        return status, "404: another gateway, or one with another FINETUNE_HOOK_SECRET"
+    return status, f"{status}, which is not a gateway's answer"

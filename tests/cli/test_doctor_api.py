@@ -1,0 +1,166 @@
+"""``finetune doctor --api`` against the sandbox: what it asks, what it finds, and that it keeps to the budget."""
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from finetune_queue.cli.output import ExitCode
+from finetune_queue.store import AccountLimits, Accounts, Budget, Call, connect, keys
+from segmind_sandbox.testing import LiveSandbox
+from support.cli import Result, Run
+
+GATEWAY = "http://127.0.0.1:9"
+ASKED = ("key default", "credits default", "limit default", "webhook default", "segmind clock")
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_queue.cli.doctor.PING_SECONDS", 0.1)
+    monkeypatch.setattr("finetune_queue.cli.segmind.GRACE", 0.1)
+
+
+def asked(result: Result) -> dict[str, dict[str, Any]]:
+    """What was found with Segmind's help."""
+    found = {check["name"]: check for check in result.json["checks"]}
+    return {name: check for name, check in found.items() if name.startswith("api") or name in ASKED}
+
+
+def api_calls(sandbox: LiveSandbox) -> int:
+    return sum(account["calls"] for account in sandbox.control.report()["accounts"].values())
+
+
+def test_all_is_well(run: Run, sandbox: LiveSandbox, queue_url: str) -> None:
+    assert run("webhooks", "register", GATEWAY).code == 0
+    sandbox.control.reset("report")
+    found = asked(run("doctor", "--api", "--json"))
+    assert {name: check["status"] for name, check in found.items()} == dict.fromkeys(ASKED, "ok")
+    assert found["credits default"]["message"] == "100,000.00 left"
+    assert f"Segmind calls {GATEWAY}/hooks/default/..." in found["webhook default"]["message"]
+    with connect(queue_url) as client:
+        # Two calls of the doctor, two of the registration: each has a slot.
+        assert (api_calls(sandbox), client.zcard(keys.slots("default"))) == (2, 4)
+
+
+def test_without_the_flag_segmind_is_not_asked(run: Run, sandbox: LiveSandbox) -> None:
+    assert asked(run("doctor", "--json")) == {}
+    assert api_calls(sandbox) == 0
+
+
+def test_a_key_that_is_refused(run: Run, sandbox: LiveSandbox, queue_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGMIND_API_KEY", "SG_wrong_0123456789")
+    result = run("doctor", "--api", "--json")
+    found = asked(result)
+    assert result.code == ExitCode.FAILED
+    assert found.keys() == {"key default", "segmind clock"}
+    assert found["key default"]["status"] == "fail"
+    assert "Invalid API key" in found["key default"]["message"]
+    assert "SEGMIND_API_KEY" in found["key default"]["action"]
+    assert "SG_wrong_0123456789" not in result.out + result.err
+    with connect(queue_url) as client:
+        # The workers' key may be right: their calls go on.
+        assert Accounts(client).status("default").paused_for == 0
+
+
+def test_no_credits(run: Run, sandbox: LiveSandbox) -> None:
+    sandbox.control.change_settings(credits=0)
+    result = run("doctor", "--api", "--json")
+    check = asked(result)["credits default"]
+    assert (result.code, check["status"], check["message"]) == (ExitCode.FAILED, "fail", "none are left")
+    assert "Add credits" in check["action"]
+
+
+def test_a_limit_that_segmind_does_not_grant(run: Run, sandbox: LiveSandbox, queue_url: str) -> None:
+    sandbox.control.add_fault(op="credits", kind="rate_limited", retry_after=20)
+    result = run("doctor", "--api", "--json")
+    found = asked(result)
+    assert (result.code, found["limit default"]["status"]) == (ExitCode.FAILED, "fail")
+    assert "Set SEGMIND_RATE_LIMIT lower" in found["limit default"]["action"]
+    with connect(queue_url) as client:
+        assert Accounts(client).status("default").paused_for > 10
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_limit_that_workers_do_not_keep_to(run: Run, queue_url: str) -> None:
+    with connect(queue_url) as client:
+        Accounts(client).configure("default", AccountLimits(calls=5, window=60))
+    check = asked(run("doctor", "--api", "--json"))["limit default"]
+    assert check["status"] == "warn"
+    assert check["message"] == "workers keep to 5 calls per 60 s, these settings say 50/60"
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_clock_that_is_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shifted = SimpleNamespace(time=lambda: time.time() + 900, monotonic=time.monotonic)
+    monkeypatch.setattr("finetune_worker.segmind.call.time", shifted)
+    check = asked(run("doctor", "--api", "--json"))["segmind clock"]
+    assert check["status"] == "warn"
+    assert check["message"].startswith("this machine is 1")
+    assert check["message"].endswith(" ahead of Segmind")
+    assert "NTP" in check["action"]
+
+
+def test_a_webhook_that_is_missing(run: Run, sandbox: LiveSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("doctor", "--api", "--json")
+    check = asked(result)["webhook default"]
+    assert check["status"] == "warn"
+    assert "none is registered" in check["message"]
+    assert check["action"] == "finetune webhooks register https://YOUR-GATEWAY --account default"
+    sandbox.control.reset("report")
+    monkeypatch.setenv("FINETUNE_HOOK_SECRET", "")
+    check = asked(run("doctor", "--api", "--json"))["webhook default"]
+    assert (check["status"], api_calls(sandbox)) == ("ok", 1)
+    assert "none is expected" in check["message"]
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_webhook_that_is_not_ours(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("webhooks", "register", GATEWAY).code == 0
+    monkeypatch.setenv("FINETUNE_HOOK_SECRET", "another-secret-" * 4)
+    check = asked(run("doctor", "--api", "--json"))["webhook default"]
+    assert check["status"] == "warn"
+    assert check["message"].startswith(f"Segmind calls {GATEWAY}/hooks/default/..., which is not")
+    assert check["action"] == "finetune webhooks replace https://YOUR-GATEWAY --account default"
+
+
+def test_a_webhook_that_is_off(run: Run, sandbox: LiveSandbox) -> None:
+    assert run("webhooks", "register", GATEWAY).code == 0
+    headers = {"x-api-key": sandbox.api_key}
+    with httpx.Client(base_url=f"{sandbox.base_url}/webhook", headers=headers, trust_env=False) as api:
+        [webhook] = api.get("/get").json()["webhooks"]
+        changed = {key: webhook[key] for key in ("webhook_id", "webhook_url")} | {"event": {"types": ["PIXELFLOW"]}}
+        assert api.post("/update", json=changed).is_success
+        check = asked(run("doctor", "--api", "--json"))["webhook default"]
+        assert (check["status"], check["message"]) == ("warn", "ours is for PIXELFLOW and not for FINETUNE")
+        assert api.get("/inactive", params={"webhook_id": webhook["webhook_id"]}).is_success
+    check = asked(run("doctor", "--api", "--json"))["webhook default"]
+    assert check["message"].startswith("ours is inactive")
+    assert check["action"] == "finetune webhooks register https://YOUR-GATEWAY --account default"
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_a_budget_without_a_free_call(run: Run, queue_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEGMIND_RATE_LIMIT", "1/0.2")
+    with connect(queue_url) as client:
+        Accounts(client).configure("default", AccountLimits(calls=1, window=0.2))
+        budget = Budget(client, call_timeout=60, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
+        assert isinstance(budget.take("default", "a-job", 0.0), Call)
+    result = run("doctor", "--api", "--json")
+    found = asked(result)
+    assert (result.code, list(found)) == (ExitCode.FAILED, ["api default"])
+    assert "had no call free in" in found["api default"]["message"]
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_without_redis_no_call_is_made(run: Run, sandbox: LiveSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_REDIS_URL", "redis://127.0.0.1:1/0")
+    found = asked(run("doctor", "--api", "--json"))
+    assert "No call was made" in found["api default"]["message"]
+    assert api_calls(sandbox) == 0
+
+
+@pytest.mark.usefixtures("queue_url")
+def test_settings_without_a_key(run: Run) -> None:
+    assert asked(run("doctor", "--api", "--json"))["api"]["status"] == "fail"
