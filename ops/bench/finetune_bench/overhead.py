@@ -50,16 +50,18 @@ class Entry:
 
     def commands(self) -> list[list[str]]:
         """Return each worker process's command."""
-        pool = {"threads": self.pool}
+        pool = {"threads": self.pool}  # the contestants' own
         return [python([pool.get(word, word) for word in words]) for words in CONTESTANTS[self.contestant].workers()]
 
 
-BARE = "bare"
+POOLS = ("threads", "prefork", "gevent")
 ENTRIES: Mapping[str, Entry] = {
-    BARE: Entry("bare Celery chain, threads", "tutorial", "threads"),
-    "threads": Entry("finetune-queue, threads", "ours-1", "threads"),
-    "prefork": Entry("finetune-queue, prefork", "ours-1", "processes"),
-    "gevent": Entry("finetune-queue, gevent", "ours-1", "gevent"),
+    f"{who}-{pool}": Entry(f"{title}, {pool}", contestant, pool)
+    for pool in POOLS
+    for who, title, contestant in (
+        ("bare", "bare Celery chain", "tutorial"),
+        ("ours", "finetune-queue", "ours-1"),
+    )
 }
 
 
@@ -74,7 +76,7 @@ def measure(folder: Path, console: Console, asked: argparse.Namespace) -> dict[s
                 continue
             console.print(f"overhead: {entry.title}, round {number + 1} of {rounds}", style="dim")
             runs.setdefault(key, []).append(_run(case, entry, folder / f"{key}-{number}"))
-    rows = [_row(ENTRIES[key].title, found, runs[BARE]) for key, found in runs.items()]
+    rows = [_row(ENTRIES[key].title, found, runs[f"bare-{ENTRIES[key].pool}"]) for key, found in runs.items()]
     title = f"{case.jobs} jobs, no limit, no training; one worker with 8 threads (or processes); medians of {rounds}"
     report.print_rows(title, rows, Console())
     return {title: rows}
@@ -86,7 +88,7 @@ def _row(title: str, runs: list[dict[str, float]], bare: list[dict[str, float]])
     speeds = [ours["jobs_per_s"] / theirs["jobs_per_s"] for ours, theirs in zip(runs, bare, strict=True)]
     return {
         "worker": title,
-        "of_bare": round(median(speeds), 2),
+        "of_the_bare_chain": round(median(speeds), 2),
         "jobs_per_s": round(middle["jobs_per_s"], 1),
         **{f"{name}_per_job": round(middle[name], 1) for name in ("worker_ms", "redis_ms", "sandbox_ms")},
         "redis_commands_per_job": round(middle["commands"], 1),

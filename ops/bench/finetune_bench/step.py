@@ -8,16 +8,19 @@
 | `check FILE` | checks a dataset |
 | `testzip FILE` | lets Python's zipfile test it |
 
-It prints what that took as a line of JSON. The start and the imports are not counted, as a worker runs already.
+It prints what that took as a line of JSON. The start, the imports and a first small transfer are not counted, as a
+worker runs already.
 """
 
 import json
 import os
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urljoin
 
 import structlog
 
@@ -26,6 +29,9 @@ from finetune_queue.datasets.check import check_archive
 from finetune_queue.storage import Place
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.transfer import download, upload_presigned, verify_safetensors
+
+SMALL = "small.bin"
+"""The file beside the others that the first transfer is made with."""
 
 
 def _download(url: str, file: str) -> None:
@@ -41,6 +47,15 @@ def _weights(url: str, file: str) -> None:
 def _upload(url: str, file: str) -> None:
     target = PresignedUpload.model_validate({"presigned_url": url, "s3_url": url})
     upload_presigned(target, Path(file), public=True, allow_loopback=True)
+
+
+def _warm_up(url: str) -> None:
+    """Make a first transfer of a small file: what is imported when it is first needed is there now."""
+    small = urljoin(url, SMALL)
+    with tempfile.TemporaryDirectory() as folder:
+        got = Path(folder) / SMALL
+        download(small, got, allow_loopback=True)
+        _upload(small, str(got))
 
 
 def _check(file: str) -> None:
@@ -67,6 +82,8 @@ def main() -> None:
     """Do the step."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     step = _STEPS[sys.argv[1]]
+    if "://" in sys.argv[2]:
+        _warm_up(sys.argv[2])
     before = proc.resident(os.getpid())
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports (proc(5))
     began = time.perf_counter()

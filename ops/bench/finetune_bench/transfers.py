@@ -18,6 +18,7 @@ from rich.console import Console
 
 from finetune_bench import report
 from finetune_bench.ground import START, clean_environment, python
+from finetune_bench.step import SMALL
 from finetune_queue.local.processes import Child, ProcessError
 from segmind_sandbox.weights import Weights
 
@@ -44,6 +45,8 @@ def measure(folder: Path, console: Console, asked: argparse.Namespace) -> dict[s
     served, scratch = folder / "served", folder / "scratch"
     served.mkdir(parents=True)
     scratch.mkdir()
+    (served / SMALL).write_bytes(bytes(1000))
+    _served_with(served / SMALL, {"ETag": '"small"'})
     quick: bool = asked.quick
     weights = [_weights(served, size) for size in ((MB, 20 * MB) if quick else (MB, 100 * MB, 2_000 * MB))]
     dataset = _dataset(served, (10 if quick else 99) * MB)
