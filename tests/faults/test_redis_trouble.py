@@ -1,10 +1,12 @@
 """Redis in trouble under real workers: they come back by themselves, and submit nothing that they cannot record."""
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -50,6 +52,15 @@ def jobs(stack: LocalStack, times: HardTimes) -> Iterator[list[Job]]:
     found += [times.submit()]
     times.check(*found)
     assert [worker.pid for worker in stack.workers if worker.running] == workers
+    until(lambda: all(map(goes_on, stack.workers)), seconds=SECONDS)
+    said = [line for worker in stack.workers for line in worker.lines()]
+    assert [line for line in said if "raised unexpected" in line or "Traceback" in line] == []
+
+
+def goes_on(worker: Child) -> bool:
+    """Return whether the worker has not only jobs, but a dispatcher that met no trouble in its latest pass."""
+    said = [line for line in worker.lines() if "dispatcher_waits" in line or "dispatcher_goes_on" in line]
+    return not said or "dispatcher_goes_on" in said[-1]
 
 
 def until_noticed(worker: Child, told: int) -> None:
@@ -58,10 +69,22 @@ def until_noticed(worker: Child, told: int) -> None:
 
 
 def test_the_server_dies_and_comes_back_with_its_log(stack: LocalStack, times: HardTimes, jobs: list[Job]) -> None:
-    stack.valkey.kill()
+    with times.held("upload") as [held]:
+        stack.valkey.kill()
     with pytest.raises(QueueUnavailableError):
         times.submit()
+    until(lambda: bool(interrupted(stack, held)), seconds=SECONDS)
     stack.valkey.start()
+    jobs.append(held)
+    [said] = interrupted(stack, held)
+    assert (said["level"], said["stage"]) == ("warning", "upload")
+    assert "by its deadline" in said["next"]
+
+
+def interrupted(stack: LocalStack, job: Job) -> list[dict[str, Any]]:
+    """Return what the workers said of the job's stage when Redis was not there to take its outcome."""
+    said = (json.loads(line) for each in stack.workers for line in each.lines() if "stage_interrupted" in line)
+    return [line for line in said if line["job_id"] == job.id]
 
 
 def test_the_server_does_not_answer_for_a_while(stack: LocalStack, times: HardTimes, jobs: list[Job]) -> None:

@@ -246,8 +246,11 @@ class DispatcherStep(bootsteps.StartStopStep):
                         paid=not container.settings.segmind_is_loopback,
                         accounts=sorted(container.settings.accounts),
                     )
-                dispatcher.sleep(dispatcher.step())
+                wait = dispatcher.step()
+                if trouble:
+                    log.info("dispatcher_goes_on", tries=trouble + 1)
                 trouble = 0
+                dispatcher.sleep(wait)
             except (RedisError, OperationalError, OSError) as error:
                 trouble += 1
                 if trouble == 1:

@@ -8,6 +8,7 @@ import structlog
 from celery import Celery, Task
 from celery.exceptions import Reject
 from celery.worker.request import Request
+from kombu.exceptions import OperationalError
 
 from finetune_queue.contract import Stage
 from finetune_queue.contract.ids import is_job_id
@@ -45,6 +46,18 @@ class HasContainer(Protocol):
     def container(self) -> Container: ...
 
 
+class Recovered(Task):  # type: ignore[type-arg]
+    """A task that may fail for Redis alone: its trouble is told in one line, not by Celery's traceback of each."""
+
+    throws = (RedisError, OperationalError)
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:  # noqa: ARG002
+        """Say what happens next; the fields bound for the task say to which job, in which stage."""
+        if isinstance(exc, self.throws):
+            subject = "another sweep" if self.name == SWEEP else "the job goes on by its deadline"
+            log.warning("stage_interrupted", error=str(exc) or type(exc).__name__, next=f"{subject} when Redis answers")
+
+
 class DiscreetRequest(Request):
     """A message of :data:`RUN` as Flower and Celery's own log lines see it: the job's id, or no more than that it is a
     request. A raw client's arguments hold prompts, perhaps a signed URL, and Celery shows arguments to all who ask."""
@@ -70,7 +83,7 @@ def register(app: Celery, runtime: HasContainer) -> None:
         _register_stage(app, runtime, stage, function)
 
     # Acks late: until the job is registered the message is all there is of a raw client's request.
-    @app.task(name=RUN, bind=True, acks_late=True, Request=DiscreetRequest)
+    @app.task(name=RUN, base=Recovered, bind=True, acks_late=True, Request=DiscreetRequest)
     def run(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
         _bind(self, "run")
         try:
@@ -81,12 +94,12 @@ def register(app: Celery, runtime: HasContainer) -> None:
             threading.Event().wait(PUT_BACK_AFTER)
             raise Reject(str(error), requeue=True) from error
 
-    @app.task(name=SWEEP, bind=True)
+    @app.task(name=SWEEP, base=Recovered, bind=True)
     def sweep_account(self: Task[..., str], account: str) -> str:
         _bind(self, "sweep", account=account)
         return sweep(runtime.container, account)
 
-    @app.task(name=ACCESS, bind=True)
+    @app.task(name=ACCESS, base=Recovered, bind=True)
     def access(self: Task[..., str], job_id: str) -> str:
         _bind(self, "access", job_id=job_id)
         return change_access(runtime.container, job_id, self.request.id or "")
@@ -94,7 +107,7 @@ def register(app: Celery, runtime: HasContainer) -> None:
 
 def _register_stage(app: Celery, runtime: HasContainer, stage: Stage, function: StageFunction) -> None:
     # Acks early: a stage's recovery is its job's deadline, and a redelivery would only be refused by the claim.
-    @app.task(name=stage_task(stage), bind=True)
+    @app.task(name=stage_task(stage), base=Recovered, bind=True)
     def run(self: Task[..., str], job_id: str) -> str:
         _bind(self, stage, job_id=job_id)
         result = run_stage(runtime.container, stage, function, job_id, self.request.id or "")
