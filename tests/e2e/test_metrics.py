@@ -19,7 +19,7 @@ from finetune_queue.local.valkey import free_port
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import COUNTED
 from gateway.serving import run_gateway
-from monitoring.rules import DASHBOARD, ROOT, alerts, selectors
+from monitoring.rules import DASHBOARD, ROOT, alerts, objectives, selectors
 from segmind_sandbox.testing import SandboxControl
 from support.samples import sample
 from support.until import until
@@ -98,14 +98,14 @@ def test_the_docs_list_what_is_exported_and_nothing_else_is_named_anywhere(worke
 
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
-    expressions += [rule["expr"] for rule in alerts().values()]
+    expressions += [rule["expr"] for rule in alerts().values()] + objectives()
     for expression in expressions:
         for name, used in selectors(expression):
             if name != "up":  # Prometheus' own
                 assert name in labels, f"there is no metric {name}: {expression}"
                 assert used <= labels[name], expression
 
-    for page in ("metrics", "runbook"):
+    for page in ("metrics", "runbook", "slo"):
         text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
         named = set(re.findall(r"\bfinetune_[a-z_]*[a-z](?![a-z_])", text)) - OTHER_NAMES
         assert named <= set(labels), f"docs/{page}.md"

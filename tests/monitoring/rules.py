@@ -1,4 +1,4 @@
-"""The alerts as they are in ops/monitoring, and the names of metrics in an expression."""
+"""The alerts as they are in ops/monitoring, the queries of the service levels, and the names of metrics in both."""
 
 import re
 from pathlib import Path
@@ -18,6 +18,12 @@ def alerts() -> dict[str, dict[str, Any]]:
     """Return each alert by its name."""
     groups = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"]
     return {rule["alert"]: rule for group in groups for rule in group["rules"]}
+
+
+def objectives() -> list[str]:
+    """Return the queries of docs/slo.md."""
+    page = (ROOT / "docs" / "slo.md").read_text(encoding="utf-8")
+    return re.findall(r"^```promql\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
 def selectors(expression: str) -> list[tuple[str, set[str]]]:

@@ -38,6 +38,8 @@ HEALTHY: Series = {
 """A queue at which nothing is to be seen to; a value that is not a number for all time is Prometheus' notation."""
 
 IDLE: Series = {'finetune_api_calls_total{account="a",endpoint="list",result="ok"}': "5"}
+OTHERS = 'finetune_jobs_failed_total{code="dataset_rejected"}'
+OURS = 'finetune_jobs_failed_total{code="disk_full"}'
 FAILED, ENDED = 'finetune_jobs_entered_total{state="failed"}', 'finetune_jobs_entered_total{state="succeeded"}'
 TAKEN = 'finetune_gateway_requests_total{route="/hooks/{account}/{token}",status="202"}'
 DOWNLOADS = 'finetune_jobs_entered_total{state="downloading"}'
@@ -60,6 +62,10 @@ CASES: dict[str, tuple[Series, Series]] = {
         {'finetune_oldest_job_seconds{state="training"}': "3601"},
     ),
     "FinetuneFailures": ({FAILED: "0+1", ENDED: "0+3"}, {FAILED: "0+1", ENDED: "0+12"}),
+    "FinetuneErrorBudget": (
+        {OURS: "0+1", OTHERS: "0+3", FAILED: "0+4", ENDED: "0+20"},
+        {OURS: "0+0.5", OTHERS: "0+3", FAILED: "0+3.5", ENDED: "0+20"},
+    ),
     "FinetuneDeadlinePassed": (
         {'finetune_jobs_failed_total{code="deadline_passed"}': "0x50 1"},
         {'finetune_jobs_failed_total{code="deadline_passed"}': "3"},
@@ -85,7 +91,10 @@ CASES: dict[str, tuple[Series, Series]] = {
         {'finetune_account_unlooked_seconds{account="a"}': "901"},
         {'finetune_account_unlooked_seconds{account="a"}': "300"},
     ),
-    "FinetuneSubmitsStopped": ({'finetune_account_stopped{account="a"}': "1"}, {}),
+    "FinetuneSubmitsStopped": (
+        {'finetune_account_stopped{account="a"}': "1"},
+        {'finetune_account_stopped{account="a"}': "0x86 1"},
+    ),
     "FinetuneSubmitCap": (
         {'finetune_account_submits_today{account="a"}': "20", 'finetune_account_submits_limit{account="a"}': "20"},
         {'finetune_account_submits_today{account="a"}': "19", 'finetune_account_submits_limit{account="a"}': "20"},
@@ -111,7 +120,7 @@ CASES: dict[str, tuple[Series, Series]] = {
         {"finetune_redis_used_bytes": "81", "finetune_redis_max_bytes": "0"},
     ),
     "FinetuneRedisEvicts": ({"finetune_redis_noeviction": "0"}, {"finetune_redis_evicted_keys_total": "4"}),
-    "FinetuneRedisForgets": ({"finetune_redis_log_ok": "0"}, {}),
+    "FinetuneRedisForgets": ({"finetune_redis_log_ok": "0"}, {"finetune_redis_log_ok": "1x86 0"}),
     "FinetuneGatewayErrors": (
         {
             'finetune_gateway_requests_total{route="/v1/jobs",status="503"}': "0+1",
@@ -135,11 +144,10 @@ def promtool(*arguments: str) -> str:
 
 def rule_test(name: str, changes: Series, firing: str, *, fires: bool) -> dict[str, object]:
     """Return a case in the form of promtool; ``firing`` selects alerts of which some should be firing, or none."""
-    series = {key: text for key, text in (HEALTHY | changes).items() if text is not None}
     return {
         "name": name,
         "interval": "1m",
-        "input_series": [{"series": key, "values": _for_all_time(text)} for key, text in series.items()],
+        "input_series": series_of(HEALTHY | changes),
         "promql_expr_test": [
             {
                 "expr": f'count(ALERTS{{{firing},alertstate="firing"}}) > bool 0 or vector(0)',
@@ -148,6 +156,11 @@ def rule_test(name: str, changes: Series, firing: str, *, fires: bool) -> dict[s
             }
         ],
     }
+
+
+def series_of(series: Series) -> list[dict[str, str]]:
+    """Return what Prometheus has been told, in the form of promtool."""
+    return [{"series": key, "values": _for_all_time(text)} for key, text in series.items() if text is not None]
 
 
 def _for_all_time(text: str) -> str:
@@ -166,8 +179,8 @@ def test_each_alert_fires_and_is_quiet(tmp_path: Path) -> None:
     tests = [rule_test("nothing fires at a healthy queue", {}, 'alertname!=""', fires=False)]
     for name, (firing, quiet) in CASES.items():
         tests.append(rule_test(f"{name} fires", firing, f'alertname="{name}"', fires=True))
-        if quiet:
-            tests.append(rule_test(f"{name} is quiet", quiet, f'alertname="{name}"', fires=False))
+        assert quiet, name
+        tests.append(rule_test(f"{name} is quiet", quiet, f'alertname="{name}"', fires=False))
     file = tmp_path / "tests.yaml"
     file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "5m", "tests": tests}))
     promtool("test", "rules", str(file))

@@ -1,0 +1,91 @@
+"""The queries of docs/slo.md say what they should of a queue that keeps its objectives three quarters of the time."""
+
+import json
+import re
+from pathlib import Path
+
+from monitoring.rules import ROOT, alerts, objectives
+from monitoring.test_alerts import MINUTES, Series, needs_promtool, promtool, series_of
+
+GOOD_THEN_BAD = "x74"  # of the last hour of 90 minutes the first three quarters
+FAILED, REQUESTS = "finetune_jobs_failed_total", "finetune_gateway_requests_total"
+ENTERED = "finetune_jobs_entered_total"
+CALLS = 'finetune_api_calls_total{account="a",endpoint="list"'
+OTHER = 'finetune_api_calls_total{account="b",endpoint="list"'
+
+# For each query, in the order of the page: what Prometheus has, and what comes out.
+CASES: list[tuple[Series, float]] = [
+    (
+        {"finetune_redis_append_only": "1", "finetune_redis_log_ok": "1", "finetune_redis_noeviction": "0"},
+        0.0,
+    ),
+    ({"finetune_up": f"1{GOOD_THEN_BAD} 0"}, 0.75),
+    (
+        {
+            f'{REQUESTS}{{method="POST",route="/v1/jobs",status="503"}}': "0+1",
+            f'{REQUESTS}{{method="POST",route="/v1/jobs",status="202"}}': "0+3",
+            f'{REQUESTS}{{method="GET",route="/v1/jobs/{{job_id}}",status="503"}}': "0+9",
+        },
+        0.75,
+    ),
+    ({"finetune_overdue_seconds": f"0.1{GOOD_THEN_BAD} 61"}, 0.75),
+    ({'finetune_account_unlooked_seconds{account="a"}': f"299{GOOD_THEN_BAD} 301"}, 0.75),
+    (
+        {
+            f'{FAILED}{{code="disk_full"}}': "0+1",
+            f'{FAILED}{{code="dataset_rejected"}}': "0+1",
+            f'{ENTERED}{{state="failed"}}': "0+2",
+            f'{ENTERED}{{state="succeeded"}}': "0+2",
+        },
+        0.75,
+    ),
+    ({f'{ENTERED}{{state="needs_attention"}}': "0+1", f'{ENTERED}{{state="submitting"}}': "0+4"}, 0.75),
+    # Of two accounts one meets no 429.
+    (
+        {f'{CALLS},result="rate_limited"}}': "0+1", f'{CALLS},result="ok"}}': "0+3", f'{OTHER},result="ok"}}': "0+3"},
+        1.75,
+    ),
+    # Events are late for half an hour; for the first half of it a sink was down.
+    ({"finetune_sink_lag_seconds": "59x59 61", 'finetune_sink_lines{condition="down"}': "0x59 1x14 0"}, 0.75),
+    ({'finetune_account_unwell{account="a",code="server_error"}': f"1{GOOD_THEN_BAD} 0"}, 0.75),
+]
+
+
+@needs_promtool
+def test_each_query_tells_the_good_from_the_bad(tmp_path: Path) -> None:
+    queries = objectives()
+    tests = [
+        {
+            "name": query,
+            "interval": "1m",
+            "input_series": series_of(series),
+            "promql_expr_test": [
+                {
+                    "expr": f"round(sum({query.replace('30d', '1h')}), 0.05)",
+                    "eval_time": f"{MINUTES}m",
+                    "exp_samples": [{"labels": "{}", "value": value}],
+                }
+            ],
+        }
+        for query, (series, value) in zip(queries, CASES, strict=True)
+    ]
+    file = tmp_path / "tests.yaml"
+    file.write_text(json.dumps({"rule_files": [], "evaluation_interval": "5m", "tests": tests}))
+    promtool("test", "rules", str(file))
+
+
+def test_each_objective_has_alerts_that_exist() -> None:
+    page = (ROOT / "docs" / "slo.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bFinetune[A-Z]\w+", page))
+    assert named <= set(alerts())
+    numbered = re.findall(r"^\| (\d) \|", page, re.MULTILINE)
+    assert sorted(numbered) == sorted([*"12345678"] * 2)  # in the table of objectives and in that of alerts
+
+
+def test_what_is_not_counted_is_the_same_everywhere_and_exists() -> None:
+    expressions = "\n".join([alerts()["FinetuneErrorBudget"]["expr"], *objectives()])
+    (left_out,) = set(re.findall(r'code!~"([^"]*)"', expressions))
+    for code in left_out.split("|"):
+        literal = re.compile(f'"{code.replace(".*", "[a-z_]+")}"')
+        sources = (path for part in ("producers", "worker") for path in (ROOT / part).rglob("*.py"))
+        assert any(literal.search(path.read_text(encoding="utf-8")) for path in sources), code
