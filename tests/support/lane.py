@@ -99,10 +99,7 @@ class Lane:
         made = Weights(trainings[0]["model_id"], 0, self.sandbox.settings.weights_bytes).digests()
         if (hashlib.md5(body).hexdigest(), hashlib.sha256(body).hexdigest()) != (made.md5, job.weights.sha256):
             yield "its weights are not those of the training"
-        if sorted(path.name for path in stored.parent.iterdir() if path.suffix != ".part") != [
-            "manifest.json",
-            "weights.safetensors",
-        ]:
+        if sorted(path.name for path in stored.parent.iterdir()) != ["manifest.json", "weights.safetensors"]:
             yield f"beside its weights lie {[path.name for path in stored.parent.iterdir()]}"
         left = {
             "deadlines": self.redis.zcard(keys.deadlines()),

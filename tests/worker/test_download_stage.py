@@ -114,3 +114,14 @@ def test_a_full_disk_keeps_what_came_and_the_job_tries_again(bench: Any, monkeyp
     bench.run(job)
     assert bench.read(job).weights is not None
     assert bench.submits() == 1
+
+
+def test_what_a_killed_worker_left_among_the_artifacts_goes_with_the_job_s_success(bench: Any) -> None:
+    job = downloading(bench)
+    folder = Path(urlsplit(bench.container.artifacts.url_of(job.id)).path)
+    folder.mkdir(parents=True)
+    (folder / ".weights.safetensors.0123.part").write_bytes(b"some bytes")
+    bench.run(job)
+    bench.run(job)
+    assert bench.read(job).state is JobState.SUCCEEDED
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "weights.safetensors"]

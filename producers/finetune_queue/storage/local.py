@@ -89,6 +89,12 @@ class Folder:
         with _reported(path):
             path.unlink(missing_ok=True)
 
+    def drop_parts(self, folder: str) -> None:
+        path = self.local_path(folder)
+        with _reported(path):
+            for part in path.glob(".*.part"):
+                part.unlink(missing_ok=True)
+
 
 @contextmanager
 def _reported(path: Path) -> Iterator[None]:

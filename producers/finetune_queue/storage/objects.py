@@ -98,6 +98,9 @@ class Bucket:
         except ObjectMissingError:
             return
 
+    def drop_parts(self, folder: str) -> None:
+        del folder  # an unfinished upload is in none
+
     def _path(self, name: str) -> str:
         return f"{self._address.path}/{name}" if name else self._address.path
 

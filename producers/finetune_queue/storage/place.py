@@ -65,6 +65,11 @@ class Place:
         """Removes an object; one that is not there is no error."""
         self._backend.delete(checked_name(name))
 
+    def drop_parts(self, folder: str) -> None:
+        """Removes what writers that were killed left in a folder; one that still writes there fails. In a bucket that
+        is the work of a lifecycle rule."""
+        self._backend.drop_parts(checked_name(folder))
+
     def url_of(self, name: str) -> str:
         """The object's full URL, as `sources.resolve_dataset` and other places read it."""
         return self._backend.url_of(checked_name(name))

@@ -22,6 +22,8 @@ def publish(container: Container, claim: Claim) -> Outcome:
     body = json.dumps(manifest(job), indent=2) + "\n"
     try:
         container.artifacts.put_bytes(body.encode(), manifest_name(job.id))
+        # Of workers that were killed, or were overtaken and may not replace what is there.
+        container.artifacts.drop_parts(job.id)
     except StorageError as error:
         problem = from_storage(error, Stage.PUBLISH)
         return Retry(problem) if error.retryable else Fail(problem)
