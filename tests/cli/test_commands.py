@@ -8,7 +8,7 @@ import pytest
 
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import EventType, JobError, JobState, WaitReason
-from finetune_queue.store import Change
+from finetune_queue.store import Change, connect, keys
 from support.cli import Run, Worker
 from support.images import make_dataset_folder
 from support.samples import sample
@@ -299,6 +299,17 @@ def test_a_defect_is_a_sentence_and_a_traceback_only_on_demand(run: Run, monkeyp
     assert "KeyError: 'oops'" in result.err
     assert "Traceback" not in result.err
     assert "Traceback" in run("--traceback", "list").err
+
+
+@pytest.mark.parametrize("command", ["status", "watch", "cancel", "retry"])
+def test_a_job_of_a_newer_version_is_left_alone(run: Run, worker: Worker, queue_url: str, command: str) -> None:
+    job = worker.accept()
+    with connect(queue_url) as client:
+        client.hset(keys.job(job.id), "state", "grading")
+        result = run(command, job.id, "--json")
+        assert (result.code, result.error["code"]) == (ExitCode.CONFLICT, "not_possible")
+        assert "written by another version" in result.error["message"]
+        assert client.hget(keys.job(job.id), "version") == str(job.version)
 
 
 def test_a_name_is_printed_without_its_escape_sequences(run: Run, worker: Worker) -> None:

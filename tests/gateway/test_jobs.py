@@ -5,11 +5,12 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from finetune_queue.contract import JobError, JobState, Stage, derived_job_id
 from finetune_queue.messaging import QUEUE
 from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.store import Accounts, Change, JobStore
+from finetune_queue.store import Accounts, Change, JobStore, keys
 from support.samples import sample
 
 
@@ -167,6 +168,16 @@ def test_a_failed_job_is_retried_at_its_stage(http: httpx.Client, queue: FineTun
     store.transition(job, Change(), to=JobState.FAILED, error=error, failed_stage=Stage.UPLOAD)
     assert http.get(f"/v1/jobs/{job.id}").json()["error"]["code"] == "dataset_rejected"
     assert http.post(f"/v1/jobs/{job.id}/retry").json()["state"] == "uploading"
+
+
+def test_a_job_of_a_newer_version_is_left_alone(http: httpx.Client, client: redis.Redis) -> None:
+    job = submit(http, idempotency_key="order-1")
+    key, links = keys.job(job["job_id"]), job["links"]
+    client.hset(key, "state", "grading")
+    submitted_again = http.post("/v1/jobs", json=sample(idempotency_key="order-1"))
+    for reply in (http.get(links["self"]), http.post(links["cancel"]), http.post(links["retry"]), submitted_again):
+        assert "written by another version" in problem(reply, 409, "not-possible")["detail"]
+    assert client.hget(key, "state") == "grading"
 
 
 def test_what_is_not_there_or_not_allowed(http: httpx.Client) -> None:

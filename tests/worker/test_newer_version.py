@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import JobRecord, JobState
-from finetune_queue.store import UnreadableJobError, keys
+from finetune_queue.store import Change, JobStore, UnreadableJobError, keys
 from support.driver import Driver, Message
 
 TOO_NEW = [("state", "grading"), ("waiting_for", "grader"), ("request", '{"name": "x", "grade": "A"}')]
@@ -48,6 +48,28 @@ def test_what_cannot_be_read_is_left_alone(bench: Any, driver: Driver, field: st
     assert bench.submits() == 0
     with pytest.raises(UnreadableJobError, match=field):
         bench.read(job)
+
+
+def test_what_came_in_of_its_weights_is_kept(bench: Any) -> None:
+    job = bench.submitting()
+    part = bench.container.part_of(job.id)
+    part.write_bytes(b"half of it")
+    write(bench, job, "state", "grading")
+    assert bench.container.clean_work_dir() == 0
+    part.unlink()
+
+
+def test_an_ended_one_goes_after_its_time_and_keeps_no_other_from_it(bench: Any) -> None:
+    client = bench.container.jobs._redis
+    ended = [bench.job(), bench.job()]
+    for job in ended:
+        owner = bench.container.jobs.transition(job, Change(delay=15, own=f"ft-{job.id}"), finetune_id=f"ft-{job.id}")
+        bench.container.jobs.transition(owner, Change(), to=JobState.CANCELLED)
+    write(bench, ended[0], *TOO_NEW[2])
+    jobs = JobStore(client, retention=-2)
+    assert [jobs.forget_finished(limit=1), jobs.forget_finished(limit=1)] == [1, 1]
+    assert [client.exists(keys.job(job.id)) for job in ended] == [0, 0]
+    assert client.hgetall(keys.owners()) == {}
 
 
 def test_registering_it_again_does_not_make_it_anew(bench: Any) -> None:

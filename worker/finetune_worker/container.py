@@ -128,7 +128,8 @@ class Container:
         parts = {path.name.removesuffix(_PART): path for path in self.work_dir.glob(f"*{_PART}")}
         # A failed download may be retried, so its part is kept as long as the job.
         over = {JobState.SUCCEEDED, JobState.CANCELLED}
-        kept = {job.id for job in self.jobs.get_many(list(parts)) if job.state not in over}
+        jobs, unreadable = self.jobs.read_many(list(parts))
+        kept = {job.id for job in jobs if job.state not in over} | unreadable  # a newer worker goes on with those
         gone = [path for job_id, path in parts.items() if job_id not in kept]
         for path in gone:
             discard(path)

@@ -302,13 +302,18 @@ class JobStore:
             if not state.terminal:
                 continue
             ids = cast("list[str]", self._redis.zrangebyscore(keys.state(state), "-inf", oldest, start=0, num=limit))
-            for job in self.get_many(ids):
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in ids:
+                # Not the whole record: one that only a newer version can read goes after its time too. It would
+                # stay for ever where that version does not come back, and stand in front of those that come after it.
+                pipe.hmget(keys.job(job_id), "version", "finetune_id", "ruled_out")
+            for job_id, (version, finetune_id, ruled_out) in zip(ids, pipe.execute(), strict=True):
                 names = [
-                    *(keys.job(job.id), keys.job_events(job.id), keys.jobs(), keys.state(state), keys.owners()),
-                    *(keys.outbox(), keys.job_sinks(job.id), keys.deliveries(job.id), keys.deadlines()),
+                    *(keys.job(job_id), keys.job_events(job_id), keys.jobs(), keys.state(state), keys.owners()),
+                    *(keys.outbox(), keys.job_sinks(job_id), keys.deliveries(job_id), keys.deadlines()),
                 ]
-                trainings = [*job.ruled_out, *([] if job.finetune_id is None else [job.finetune_id])]
-                gone += self._forget(names, [job.id, job.version, *trainings])
+                trainings = [*json.loads(ruled_out or "[]"), *filter(None, [finetune_id])]
+                gone += self._forget(names, [job_id, version or "", *trainings])
         for stream in (keys.events(), keys.dead_letters()):
             self._redis.xtrim(stream, minid=f"{max(0, oldest)}-0", approximate=True)
         return gone
