@@ -234,14 +234,18 @@ def test_private_weights_are_fetched_by_a_link(queue: FineTuneQueue, control: Sa
     assert "Signature" not in weights_url
 
 
-def test_no_secret_is_in_the_logs(stack: LocalStack, queue: FineTuneQueue, images: Path) -> None:
-    queue.submit(sample(dataset=str(images))).wait(SECONDS)
+def test_no_secret_is_in_the_logs_the_record_or_the_events(
+    stack: LocalStack, queue: FineTuneQueue, images: Path
+) -> None:
+    job = queue.submit(sample(dataset=str(images))).wait(SECONDS)
     key = stack.worker_env["SEGMIND_API_KEY"]
     for worker in stack.workers:
         text = "\n".join(worker.lines())
         assert "stage_finished" in text
         assert key not in text
         assert "X-Amz-Signature=" not in text.replace("X-Amz-Signature=[redacted]", "")
+    for told in (job.record, *job.events()):
+        assert not any(secret in told.model_dump_json() for secret in (key, "X-Amz-Signature"))
 
 
 def test_a_cancelled_job_stops(queue: FineTuneQueue, control: SandboxControl, images: Path) -> None:
