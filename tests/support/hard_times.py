@@ -69,7 +69,8 @@ class HardTimes:
 
     @contextmanager
     def held(self, *stages: str) -> Iterator[list[Job]]:
-        """Hold a job in each of the stages until the block ends; yields once all of them stand still there."""
+        """Hold a job in each of the stages until the block ends; yields once all of them stood still there. A transfer
+        gives up and comes back again and again, as silence ends it before the lease does."""
         faults: list[int] = []
         jobs: list[Job] = []
         try:
