@@ -8,6 +8,8 @@ RUNTIME := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 # Where a Python is looked for; `make install PYTHON=/path/to/python3` names one.
 PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
+COMPILE = uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
+  --python-version 3.11 $(ARGS)
 # More for pytest: `make test ARGS="-k budget"`.
 ARGS ?=
 
@@ -57,12 +59,12 @@ check: $(DEV) ## Check style, types, layers and generated files.
 bench: $(RUNTIME) ## Measure it beside other workers, for over an hour; ARGS=--quick takes minutes.
 	PYTHONPATH=$(CURDIR)/ops/bench $(BIN)/python -m finetune_bench $(ARGS)
 
+# Tracing has a lock file of its own: where OpenTelemetry's SDK is installed, redis-py loads it at every start.
 lock: ## Bring the lock files in line with pyproject.toml; ARGS=--upgrade takes newer versions (needs uv).
 	@command -v uv >/dev/null || { echo "make lock needs uv (https://docs.astral.sh/uv/)."; exit 1; }
-	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-	  $(ARGS) --all-extras --group build pyproject.toml -o requirements.lock
-	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-	  $(ARGS) --all-extras --group dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(COMPILE) --extra worker --extra sandbox --extra gateway --extra s3 --group build pyproject.toml -o requirements.lock
+	$(COMPILE) --extra otel -c requirements.lock pyproject.toml -o requirements-otel.lock
+	$(COMPILE) --all-extras --group dev -c requirements.lock -c requirements-otel.lock pyproject.toml -o requirements-dev.lock
 
 clean: ## Remove .venv, var/ and all caches.
 	rm -rf $(VENV) var build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -60,6 +60,11 @@ def event_schema() -> dict[str, Any]:
     properties["source"] = {"const": SOURCE}
     properties["type"] = {"enum": [type_name(kind) for kind in EventType]}
     properties["sequence"] = {"type": "string", "pattern": "^[0-9]{10}$"}
+    properties["traceparent"] = {
+        "type": "string",
+        "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+        "description": "The job's trace (W3C Trace Context), if it is traced.",
+    }
     return {
         "$schema": DIALECT,
         "$id": "urn:finetune-queue:v1:event",

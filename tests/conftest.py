@@ -14,7 +14,7 @@ import redis
 from finetune_queue.local.valkey import ValkeyServer
 
 # At import, before any fixture: a developer's key or server must never reach a test or its workers.
-for _name in [name for name in os.environ if name.upper().startswith(("FINETUNE_", "SEGMIND_"))]:
+for _name in [name for name in os.environ if name.upper().startswith(("FINETUNE_", "SEGMIND_", "OTEL_"))]:
     del os.environ[_name]
 
 

@@ -1,7 +1,8 @@
 """One pipeline for every log line: structlog's and the standard library's, ours, Celery's and other libraries'.
 
 Fields bound with `structlog.contextvars` (job_id, stage, account, task_id, finetune_id) are on each line of their
-context. Redaction is the last step before a line is rendered, so nothing added earlier escapes it.
+context, and `trace_id` where there is a trace. Redaction is the last step before a line is rendered, so nothing added
+earlier escapes it.
 """
 
 import logging
@@ -14,6 +15,7 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from finetune_queue import tracing
 from finetune_queue.redaction import redact, register_secrets
 from finetune_queue.settings import Settings
 
@@ -32,6 +34,7 @@ def configure_logging(settings: Settings, *, stream: TextIO | None = None) -> No
     handler = _Handler(stream or sys.stderr)
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _trace_id,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -90,6 +93,14 @@ def _redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
     ordered = {**{name: event[name] for name in _FIRST if name in event}, **event}
     redacted: EventDict = redact(ordered)
     return redacted
+
+
+def _trace_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Name the trace that the line belongs to, where there is one."""
+    found = tracing.trace_id()
+    if found is not None:
+        event["trace_id"] = found
+    return event
 
 
 def _celery_task(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError  # type: ignore[import-untyped]
 
 from finetune_queue.contract import EventType, JobRecord, JobState, RequestError, parse_request
-from finetune_queue.contract.event import Event, type_name
+from finetune_queue.contract.event import Event, job_event, type_name
 from finetune_queue.contract.job import _INTERNAL
 from finetune_queue.contract.views import EVENT_DATA, PublicJob
 from support.samples import sample, sample_request
@@ -80,8 +80,20 @@ def test_an_event_without_what_its_type_promises_is_not_valid() -> None:
 
 def test_consumers_are_told_to_expect_more_fields() -> None:
     example = load("examples/event.succeeded.json")
-    example |= {"traceparent": "00-1-2-03", "data": example["data"] | {"added_later": 1}}
+    example |= {"severity": "low", "data": example["data"] | {"added_later": 1}}
     validator("event").validate(example)
+
+
+def test_a_traced_job_is_in_line_with_the_contract() -> None:
+    traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    request = parse_request(load("examples/request.minimal.json"))
+    job = JobRecord(id="x", state=JobState.ACCEPTED, request=request, digest="", traceparent=traceparent)
+    text = job_event(job, EventType.ACCEPTED, None).model_dump_json()
+    validator("event").validate(json.loads(text))
+    event = from_http(HTTPMessage({"content-type": "application/cloudevents+json"}, text.encode()), JSONFormat())
+    assert event.get_extension("traceparent") == traceparent
+    validator("job").validate(job.public())
+    assert job.public()["traceparent"] == traceparent
 
 
 @pytest.mark.parametrize("path", [path for path in EXAMPLES if path.name.startswith("event.")], ids=lambda p: p.stem)

@@ -6,7 +6,10 @@ import threading
 from typing import Any
 
 from celery import Celery, bootsteps, signals
+from celery.concurrency import get_implementation
+from celery.concurrency.prefork import TaskPool as PreforkPool
 
+from finetune_queue import tracing
 from finetune_queue.logs import configure_logging
 from finetune_queue.messaging import ACCESS, QUEUE, RUN, SWEEP, TRANSFER_QUEUE, transport_config
 from finetune_queue.settings import Settings, SettingsError, load_settings
@@ -19,6 +22,9 @@ from finetune_worker.probes import ProbeStep
 from finetune_worker.server_check import ServerCheckStep
 from finetune_worker.stopping import StopSignalStep, mend_pool
 from finetune_worker.tasks import register
+
+SERVICE = "finetune-worker"
+"""What traces call a worker that has no name of its own."""
 
 
 class Runtime:
@@ -144,7 +150,20 @@ def _check_worker(**_: object) -> None:
         raise SystemExit(str(error)) from None
 
 
+@signals.worker_process_init.connect
+def _trace_process(**_: object) -> None:
+    tracing.start(SERVICE)
+
+
+@signals.worker_init.connect
+def _trace_worker(sender: Any, **_: object) -> None:
+    # The parent of a prefork pool runs no task, and what traces must begin after the fork.
+    if not issubclass(get_implementation(sender.pool_cls), PreforkPool):
+        tracing.start(SERVICE)
+
+
 @signals.worker_process_shutdown.connect
 @signals.worker_shutdown.connect
 def _sign_off(**_: object) -> None:
     app.finetune.container.sign_off()  # type: ignore[attr-defined]
+    tracing.stop()

@@ -10,6 +10,7 @@ from celery.exceptions import Reject
 from celery.worker.request import Request
 from kombu.exceptions import OperationalError
 
+from finetune_queue import tracing
 from finetune_queue.contract import Stage
 from finetune_queue.contract.ids import is_job_id
 from finetune_queue.messaging import ACCESS, RUN, SWEEP, stage_task
@@ -87,7 +88,8 @@ def register(app: Celery, runtime: HasContainer) -> None:
     def run(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
         _bind(self, "run")
         try:
-            return accept(runtime.container, args, kwargs, message_id=self.request.id or "")
+            with tracing.continued(self.request.get("traceparent")):  # as OpenTelemetry's Celery clients send it
+                return accept(runtime.container, args, kwargs, message_id=self.request.id or "")
         except RedisError as error:
             # Celery would acknowledge a failed task. A raw client's request must survive the store's outage.
             log.warning("request_put_back", error=str(error))
@@ -97,7 +99,8 @@ def register(app: Celery, runtime: HasContainer) -> None:
     @app.task(name=SWEEP, base=Recovered, bind=True)
     def sweep_account(self: Task[..., str], account: str) -> str:
         _bind(self, "sweep", account=account)
-        return sweep(runtime.container, account)
+        with tracing.span(SWEEP, kind="consumer", attributes={tracing.ACCOUNT: account}):
+            return sweep(runtime.container, account)
 
     @app.task(name=ACCESS, base=Recovered, bind=True)
     def access(self: Task[..., str], job_id: str) -> str:

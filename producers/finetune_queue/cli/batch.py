@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from finetune_queue import tracing
 from finetune_queue.cli import output
 from finetune_queue.cli.lines import Lines
 from finetune_queue.cli.output import CliError, ExitCode
@@ -31,7 +32,7 @@ def submit_lines(file: str, options: Options, *, batch: str | None, as_json: boo
     if batch is not None and not 0 < len(batch) <= LONGEST_BATCH_NAME:
         message = f"--idempotency-key names the batch here, with 1 to {LONGEST_BATCH_NAME} characters."
         raise output.usage_error(message)
-    with open_queue() as queue, Lines.of(file) as lines:
+    with open_queue() as queue, tracing.running("finetune-cli"), Lines.of(file) as lines:
         tally = Tally(as_json=as_json)
         numbers: deque[int] = deque()  # of the lines that are on their way
 

@@ -13,6 +13,7 @@ def gateway(host: str, port: int) -> ExitCode:
     Raises:
         SettingsError, CliError: it cannot be served there, or is not installed.
     """
+    from finetune_queue import tracing
     from finetune_queue.logs import configure_logging
 
     settings = load_settings()
@@ -26,7 +27,8 @@ def gateway(host: str, port: int) -> ExitCode:
     except OSError as error:
         raise CliError(f"Cannot listen on {host}:{port}: {error.strerror}.", ExitCode.USAGE, "cannot_listen") from None
     output.say(f"Listening on {server.url}")
-    server.run_until_stopped()
+    with tracing.running("finetune-gateway"):
+        server.run_until_stopped()
     return ExitCode.OK
 
 

@@ -1,5 +1,6 @@
 """``finetune submit``: put a request on the queue, and stay with it if asked."""
 
+from finetune_queue import tracing
 from finetune_queue.cli import output
 from finetune_queue.cli.follow import ctrl_c_leaves, display, follow
 from finetune_queue.cli.output import CliError, ExitCode
@@ -15,7 +16,7 @@ def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_js
     Raises:
         SettingsError, FineTuneQueueError, DatasetError, CliError: it was not submitted, or the wait ended early.
     """
-    with open_queue() as queue:
+    with open_queue() as queue, tracing.running("finetune-cli"):
         try:
             job = queue.submit(request)
         except KeyboardInterrupt:

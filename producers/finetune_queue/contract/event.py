@@ -1,9 +1,10 @@
 """Events: what happened to a job, as CloudEvents 1.0 in structured JSON (https://github.com/cloudevents/spec)."""
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from finetune_queue.contract.job import JobRecord, JobState
 from finetune_queue.contract.kinds import EventType
@@ -27,6 +28,11 @@ class Event(BaseModel):
     time: AwareDatetime
     datacontenttype: Literal["application/json"] = "application/json"
     sequence: str
+    # The CloudEvents extension for distributed tracing.
+    traceparent: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description="The job's trace, if it is traced.", exclude_if=lambda value: value is None),
+    ] = None
     data: dict[str, Any]
 
     @property
@@ -70,6 +76,7 @@ def job_event(job: JobRecord, kind: EventType, previous: JobState | None) -> Eve
         time=datetime.now(UTC),
         # Sorts as text, as the CloudEvents sequence extension asks.
         sequence=f"{job.event_seq:010d}",
+        traceparent=job.traceparent,
         data=data,
     )
 

@@ -191,6 +191,8 @@ class JobRecord(BaseModel):
     # after its end
     access: Access | None = None
     access_settles_ms: int | None = None  # when an earlier change that had no answer can have no effect any more
+    # the trace that all of it belongs to (https://www.w3.org/TR/trace-context), where somebody traces it
+    traceparent: str | None = None
 
     @classmethod
     def from_hash(cls, job_id: str, fields: Mapping[str, str]) -> Self:

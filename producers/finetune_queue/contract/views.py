@@ -41,6 +41,7 @@ class PublicJob(BaseModel):
     weights_url: str | None = Field(default=None, description="Where Segmind keeps the weights.")
     weights: Weights | None = Field(default=None, description="The result in this service's own store.")
     access: Access | None = Field(default=None, description="What was asked for with set_public, if anything.")
+    traceparent: str | None = Field(default=None, description="The job's trace (W3C Trace Context), if it is traced.")
 
 
 class JobEventData(BaseModel):

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from finetune_queue import tracing
 from finetune_queue.contract import new_job_id
 from finetune_queue.gateway.problems import ProblemError, explain, internal_error, later, respond
 
@@ -63,7 +64,19 @@ class Edge:
         """Handle one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
+        elif _untraced(scope):
+            await self._handle(scope, receive, send)
+        else:
+            method = scope["method"]
+            with tracing.span(
+                method,
+                kind="server",
+                parent=Headers(scope=scope).get("traceparent"),
+                attributes={"http.request.method": method},
+            ):
+                await self._handle(scope, receive, send)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = new_job_id()
         scope.setdefault("state", {})["request_id"] = request_id
         started, status = time.monotonic(), 0
@@ -78,7 +91,7 @@ class Edge:
                     headers.setdefault(name, value)
             await send(message)
 
-        counted = not scope["path"].endswith("/stream") and scope["path"] not in _PROBES
+        counted = not _endless(scope) and scope["path"] not in _PROBES
         self._running += counted
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
@@ -112,6 +125,11 @@ class Edge:
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = route_of(scope)
         self._observe(scope["method"], route, status, seconds)
+        if not _untraced(scope):
+            told: tracing.Attributes = {"http.route": route, "http.response.status_code": status}
+            tracing.tell(told, name=f"{scope['method']} {route}")
+            if status >= 500:
+                tracing.failed(str(status))
         # Others' floods and the probes' drip are for who looks for them.
         quiet = scope["path"] in _PROBES or scope["path"].startswith("/hooks/")
         say = log.debug if quiet else log.info
@@ -124,6 +142,15 @@ class Edge:
 def route_of(scope: Scope) -> str:
     """Return the route's template: the path itself may hold a secret, or be one of too many for a label."""
     return getattr(scope.get("route"), "path", "none")
+
+
+def _endless(scope: Scope) -> bool:
+    return bool(scope["path"].endswith("/stream"))
+
+
+def _untraced(scope: Scope) -> bool:
+    """Tell what is no part of any job's trace: probes, streams without end, and the webhook, which says no job."""
+    return scope["path"] in _PROBES or _endless(scope) or scope["path"].startswith("/hooks/")
 
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from finetune_queue import tracing
 from finetune_queue.contract import (
     FineTuneRequest,
     JobRecord,
@@ -22,7 +23,7 @@ from finetune_queue.errors import (
     QueueUnavailableError,
     StagingUnavailableError,
 )
-from finetune_queue.messaging import Messenger, producer_app
+from finetune_queue.messaging import RUN, Messenger, producer_app
 from finetune_queue.sdk.translation import translation
 from finetune_queue.settings import Settings
 from finetune_queue.store import JobStore
@@ -38,6 +39,9 @@ STAGED = 1000
 
 LONGEST_BATCH_NAME = 190
 """Characters: with a colon and a digest it is an idempotency key, which has 255 at most."""
+
+SENT = f"send {RUN}"
+"""The span of a request that is put on the queue."""
 
 _URL_SCHEMES = frozenset({"https", "http", "file", "s3", "gs", "az"})
 _OUT_OF_REACH = (QueueUnavailableError, StagingUnavailableError)
@@ -56,6 +60,7 @@ class Submitter:
         self._messenger: Messenger | None = None
         self._making = threading.Lock()
 
+    @tracing.span(SENT, kind="producer")
     def submit(self, raw: Raw, *, idempotency_key: str | None) -> JobRecord:
         """Put a request on the queue, see :meth:`FineTuneQueue.submit`."""
         request = _checked(raw)
@@ -63,6 +68,7 @@ class Submitter:
             request = request.model_copy(update={"idempotency_key": idempotency_key})
         request = _staged(request, self._stage)
         record, new = self._jobs.register(_job_id(request), request, delay=self._settings.finetune_handover)
+        tracing.tell({tracing.JOB: record.id, tracing.ACCOUNT: record.account, "finetune.job.new": new})
         if new:
             self._messages().run(record.id)
         return record
@@ -82,7 +88,10 @@ class Submitter:
 
     def _submit_group(self, group: list[FineTuneRequest | FineTuneQueueError]) -> list[Taken]:
         wanted = [(_job_id(each), each) for each in group if isinstance(each, FineTuneRequest)]
-        registered = iter(self._jobs.register_many(wanted, delay=self._settings.finetune_handover))
+        # A trace for each: a batch may have any number of jobs.
+        with tracing.each_in_its_own(SENT, (job_id for job_id, _ in wanted)) as traces:
+            found = self._jobs.register_many(wanted, delay=self._settings.finetune_handover, traces=traces)
+        registered = iter(found)
         outcomes: list[Taken] = []
         for each in group:
             if isinstance(each, FineTuneQueueError):

@@ -9,6 +9,7 @@ import redis
 import structlog
 from pydantic import ValidationError
 
+from finetune_queue import tracing
 from finetune_queue.contract.event import Event, rejected_event
 from finetune_queue.contract.job import TRANSITIONS, JobRecord, JobState
 from finetune_queue.contract.kinds import EventType
@@ -132,11 +133,15 @@ class JobStore:
             raise outcome
         return outcome
 
-    def register_many(self, wanted: Sequence[tuple[str, FineTuneRequest]], *, delay: float) -> list[Registration]:
+    def register_many(
+        self, wanted: Sequence[tuple[str, FineTuneRequest]], *, delay: float, traces: Mapping[str, str] | None = None
+    ) -> list[Registration]:
         """Do what :meth:`register` does for many jobs in one round trip, and raise nothing of Redis: an error stands
-        in the place of its job, so that what is known of the others is not lost.
+        in the place of its job, so that what is known of the others is not lost. ``traces`` has the ``traceparent`` of
+        new jobs, None: the current one is that of all.
         """
-        writes = [self._new(job_id, request, delay) for job_id, request in wanted]
+        current = tracing.traceparent() if traces is None else None
+        writes = [self._new(job_id, request, delay, (traces or {}).get(job_id, current)) for job_id, request in wanted]
         outcomes: dict[int, Registration] = {}
         while left := [index for index in range(len(writes)) if index not in outcomes]:
             outcomes |= self._create({index: writes[index] for index in left})
@@ -243,8 +248,10 @@ class JobStore:
         check_durable(job, replies[1])
         return job
 
-    def _new(self, job_id: str, request: FineTuneRequest, delay: float) -> Write:
-        job = JobRecord(id=job_id, state=JobState.ACCEPTED, request=request, digest=request.digest())
+    def _new(self, job_id: str, request: FineTuneRequest, delay: float, traceparent: str | None) -> Write:
+        job = JobRecord(
+            id=job_id, state=JobState.ACCEPTED, request=request, digest=request.digest(), traceparent=traceparent
+        )
         return Write.prepare(
             job,
             Change(delay=delay),

@@ -59,6 +59,8 @@ class Write:
             job = job.model_copy(update={"event_seq": job.event_seq + 1})
         if fields is None:
             fields = {"request": job.request, "digest": job.digest, "owner": ""}
+            if job.traceparent is not None:
+                fields["traceparent"] = job.traceparent
         fields = {**fields, "state": job.state, "event_seq": job.event_seq}
         counts = [counter_field(JOBS_ENTERED, job.state)] if entered else []
         if entered and job.state is JobState.FAILED and job.error is not None:

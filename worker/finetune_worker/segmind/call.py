@@ -10,6 +10,7 @@ import requests
 import structlog
 from pydantic import BaseModel, ValidationError
 
+from finetune_queue import tracing
 from finetune_queue.setting_types import is_loopback
 from finetune_worker.segmind.errors import (
     MalformedReply,
@@ -99,6 +100,7 @@ class Call:
         self._operation = operation
         self._paid = paid
         self._started = time.monotonic()
+        self._sent = ("", "")
         self._status: int | None = None
         self._skew: float | None = None
 
@@ -150,6 +152,7 @@ class Call:
             SegmindError: anything else, logged.
         """
         endpoint = self._endpoint
+        self._sent = (method, path)
         headers = {"x-api-key": endpoint.key, "Accept": "*/*", **request.pop("headers", {})}
         left = time.time()
         try:
@@ -196,6 +199,7 @@ class Call:
         """Write the call's one line, and tell who counts it."""
         seconds, result = time.monotonic() - self._started, failure.code if failure else "ok"
         self._endpoint.on_call(Ended(self._operation, result, seconds, self._skew))
+        self._trace(seconds, failure)
         _log.info(
             "segmind_call",
             operation=self._operation,
@@ -204,6 +208,18 @@ class Call:
             outcome=result,
             **fields,
         )
+
+    def _trace(self, seconds: float, failure: SegmindError | None) -> None:
+        method, path = self._sent
+        about: tracing.Attributes = {
+            "http.request.method": method,
+            "server.address": self._endpoint.host,
+            "url.template": path,  # none of the API's paths holds an id
+            "finetune.operation": self._operation,
+            **({} if self._status is None else {"http.response.status_code": self._status}),
+        }
+        error = failure.code if failure else None
+        tracing.past(f"{method} {path}", seconds, kind="client", attributes=about, error=error)
 
     def _body_of(self, method: str, path: str, **request: Any) -> bytes:
         response = self.open(method, path, **request)

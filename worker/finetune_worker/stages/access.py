@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from finetune_queue import messaging
 from finetune_queue.contract import ACCESS, Access, EventType, JobRecord, WaitReason
 from finetune_queue.store import (
     STAGE_SECONDS,
@@ -27,7 +28,7 @@ from finetune_worker.stages.calls import AccountPausedError, call_api, park, par
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.outcome import Done, Fail, Retry, Wait
-from finetune_worker.stages.runner import backoff, guarded, left_alone
+from finetune_worker.stages.runner import backoff, guarded, left_alone, trace_outcome, traced
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +52,11 @@ def change_access(container: Container, job_id: str, task_id: str) -> str:
         return f"nothing to do: the job is {job.state} and wants no other access"
     if job.owner:
         return "nothing to do: another worker has the job"
+    with traced(job, messaging.ACCESS, _access_of(job).attempts):
+        return _run(container, job, task_id, started)
+
+
+def _run(container: Container, job: JobRecord, task_id: str, started: float) -> str:
     try:
         claim = Claim(container.jobs, job, task_id, _longest(container), container.out_of_time)
         outcome = guarded(container, ACCESS, _call, claim)
@@ -60,6 +66,7 @@ def change_access(container: Container, job_id: str, task_id: str) -> str:
         return "the job went on without this worker, whose writes were refused"
     seconds, kind = time.monotonic() - started, type(outcome).__name__.lower()
     container.counters.observe(STAGE_SECONDS, ACCESS, kind, seconds=seconds)
+    trace_outcome(outcome, kind)
     log.info(
         "access_finished",
         outcome=kind,

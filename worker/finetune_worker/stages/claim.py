@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_queue import tracing
 from finetune_queue.contract import EventType, JobRecord
 from finetune_queue.contract.job import Progress
 from finetune_queue.store import Change, JobStore, NotDurableError
@@ -27,6 +28,12 @@ def seconds_to_deadline(job: JobRecord) -> float:
     return math.inf if deadline is None else (deadline - datetime.now(UTC)).total_seconds()
 
 
+def _begun(job: JobRecord) -> dict[str, Any]:
+    """Return the trace that begins here, with the first stage of a job whose producer traces nothing."""
+    current = tracing.traceparent() if job.traceparent is None else None
+    return {} if current is None else {"traceparent": current}
+
+
 class Claim:
     """A claimed job. Every write names the version in hand, so a worker that was overtaken cannot write."""
 
@@ -43,7 +50,7 @@ class Claim:
         self._lease = lease
         self._last_sign = time.monotonic()
         self.on_sign: Callable[[], None] | None = None
-        self.job = store.transition(job, Change(delay=lease), owner=owner)
+        self.job = store.transition(job, Change(delay=lease), owner=owner, **_begun(job))
 
     def write(self, *, event: EventType | None = None, durable_within: float | None = None, **fields: Any) -> None:
         """Change fields of the job and keep holding it.

@@ -3,13 +3,16 @@
 import random
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
 import structlog
 
+from finetune_queue import tracing
 from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.messaging import stage_task
 from finetune_queue.store import (
     STAGE_SECONDS,
     Change,
@@ -63,6 +66,19 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
         return StageResult(f"nothing to do: the job is {job.state}", proceed=False)
     if job.owner:
         return StageResult("nothing to do: another worker has the job", proceed=False)
+    with traced(job, stage_task(stage), job.attempts):
+        return _run(container, stage, function, job, task_id=task_id, started=started)
+
+
+def traced(job: JobRecord, task: str, failures: int) -> AbstractContextManager[None]:
+    """Record a task's work on the job, in the job's trace."""
+    about: tracing.Attributes = {tracing.JOB: job.id, tracing.ACCOUNT: job.account, "finetune.attempt": failures + 1}
+    return tracing.span(task, kind="consumer", parent=job.traceparent, attributes=about)
+
+
+def _run(
+    container: Container, stage: Stage, function: StageFunction, job: JobRecord, *, task_id: str, started: float
+) -> StageResult:
     try:
         claim = Claim(container.jobs, job, task_id, container.settings.finetune_lease, container.out_of_time)
         outcome = _act(container, function, claim)
@@ -76,6 +92,7 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
         return StageResult("the job went on without this worker, whose writes were refused", proceed=False)
     seconds, kind = time.monotonic() - started, type(outcome).__name__.lower()
     container.counters.observe(STAGE_SECONDS, stage, kind, seconds=seconds)
+    trace_outcome(outcome, kind)
     if job.state.terminal:
         container.count_ended(job)
     log.info(
@@ -86,6 +103,13 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
         result=result.sentence,
     )
     return result
+
+
+def trace_outcome(outcome: Outcome, kind: str) -> None:
+    """Tell in the trace what came of a task's work on a job."""
+    tracing.tell({"finetune.outcome": kind})
+    if isinstance(outcome, (Retry, Fail)):
+        tracing.failed(outcome.error.code)
 
 
 def left_alone(job_id: str, error: UnreadableJobError) -> str:

@@ -10,6 +10,7 @@ from typing import Self
 
 import structlog
 
+from finetune_queue import tracing
 from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
 from finetune_queue.store import SWEEP, UNKNOWN_STATUSES, CallClass, Change, ConflictError, NoSlot, room_score
 from finetune_worker.container import Container
@@ -123,6 +124,7 @@ def _act_on(container: Container, look: _Look, *, asked_ms: int) -> int:
         except ConflictError:
             result = "overtaken"
         log.info("submit_reconciled", job_id=job.id, result=result)
+        tracing.link(job.traceparent)
     return moved
 
 
@@ -147,6 +149,7 @@ def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, ask
             log.info("sweep_overtaken", job_id=job.id)
         else:
             moved += 1
+            tracing.link(job.traceparent)
     container.deadlines.put_off(unchanged)
     return moved
 

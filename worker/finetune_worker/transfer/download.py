@@ -14,6 +14,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import structlog
 
+from finetune_queue import tracing
 from finetune_worker.transfer.digests import checksum_of
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, StartOver, TransferError, TryAgain
 from finetune_worker.transfer.limits import Limits, Meter, Progress
@@ -46,6 +47,7 @@ class Download:
     checked: str | None
 
 
+@tracing.span("download weights", kind="client")
 def download(
     url: str,
     part: Path,
@@ -70,7 +72,9 @@ def download(
         NoRoom: the disk is full; what came is kept.
         Refused: the object is gone or too large, or the URL is not one to call.
     """
-    return _Downloader(url, limits or Limits(), on_progress, allow_loopback=allow_loopback).run(part)
+    done = _Downloader(url, limits or Limits(), on_progress, allow_loopback=allow_loopback).run(part)
+    tracing.tell({"finetune.bytes": done.size})
+    return done
 
 
 class _Downloader:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import requests
 import structlog
 
+from finetune_queue import tracing
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.transfer.digests import Hashing, etag_md5
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError, TryAgain
@@ -53,6 +54,7 @@ class Uploaded:
     etag: str | None
 
 
+@tracing.span("upload dataset", kind="client")
 def upload_presigned(
     upload: PresignedUpload,
     path: Path,
@@ -96,6 +98,7 @@ def upload_presigned(
     if stored is not None and stored != done.md5:
         raise TryAgain("upload_damaged", "The storage's checksum is not that of the bytes sent.", status=reply.status)
     source.finish()
+    tracing.tell({"finetune.bytes": done.size})
     return done
 
 
