@@ -20,8 +20,9 @@ from finetune_worker.intake import DeadLetterStep
 from finetune_worker.notifier import NotifierStep
 from finetune_worker.probes import ProbeStep
 from finetune_worker.server_check import ServerCheckStep
-from finetune_worker.stopping import StopSignalStep, mend_pool
+from finetune_worker.stopping import StopSignalStep
 from finetune_worker.tasks import register
+from finetune_worker.thread_pool import mend_pool
 
 SERVICE = "finetune-worker"
 """What traces call a worker that has no name of its own."""

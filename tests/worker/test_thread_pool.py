@@ -1,0 +1,64 @@
+"""Celery's thread pool as it is mended: the event loop hears of a thread that is free."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from celery.concurrency.thread import TaskPool
+from kombu.asynchronous import Hub, set_event_loop
+from kombu.asynchronous.timer import Timer
+
+from finetune_worker.thread_pool import mend_pool
+from support.until import until
+
+
+@pytest.fixture
+def rounds() -> Iterator[list[None]]:
+    """An event loop that has nothing to do for minutes, as while all threads are busy; it notes each of its rounds."""
+    noted: list[None] = []
+    hub = Hub(Timer(max_interval=600))
+    hub.on_tick.add(lambda: noted.append(None))  # type: ignore[attr-defined]  # a set, whatever the stubs say
+    far = hub.call_later(600, lambda: None)
+    ours, theirs = socket.socketpair()  # stands for the connections that the loop waits for
+    hub.add_reader(ours, lambda: None)
+    set_event_loop(hub)
+    ended = threading.Event()
+
+    def run() -> None:
+        loop = hub.create_loop()
+        while not ended.is_set():
+            next(loop)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield noted
+    ended.set()
+    hub.call_soon(lambda: None)
+    thread.join()
+    far.cancel()
+    set_event_loop(None)
+    hub.close()
+    ours.close()
+    theirs.close()
+
+
+def test_the_end_of_a_task_wakes_the_event_loop(rounds: list[None]) -> None:
+    mend_pool()
+    pool = TaskPool(limit=1)
+    pool.on_start()
+    go, begun = threading.Event(), threading.Event()
+
+    def task() -> None:
+        begun.set()
+        go.wait()
+
+    result = pool.on_apply(task, (), {}, accept_callback=None)
+    assert begun.wait(5)
+    until(lambda: len(rounds) == 1, seconds=5)
+    before = len(rounds)
+    go.set()
+    result.wait(5)
+    # By itself the loop would look again after ten seconds.
+    until(lambda: len(rounds) > before, seconds=5)
+    pool.on_stop()
