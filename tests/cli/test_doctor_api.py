@@ -140,6 +140,31 @@ def test_a_webhook_that_is_off(run: Run, sandbox: LiveSandbox) -> None:
     assert check["action"] == "finetune webhooks register https://YOUR-GATEWAY --account default"
 
 
+def test_an_account_that_is_paused_is_not_asked_and_not_waited_for(run: Run, sandbox: LiveSandbox) -> None:
+    sandbox.control.add_fault(op="credits", kind="rate_limited", retry_after=600)
+    run("doctor", "--api")
+    sandbox.control.reset("report")
+    found = asked(run("doctor", "--api", "--json"))
+    assert list(found) == ["api default"]
+    assert "is paused for 1" in found["api default"]["message"]
+    assert "rate limit" in found["api default"]["message"]
+    assert api_calls(sandbox) == 0
+
+
+def test_webhooks_that_cannot_be_read_fail_nothing(run: Run, sandbox: LiveSandbox) -> None:
+    sandbox.control.add_fault(op="webhook_get", kind="http_error", status=503)
+    found = asked(run("doctor", "--api", "--json"))
+    assert {name for name, check in found.items() if check["status"] == "ok"} == {*ASKED} - {"webhook default"}
+    assert found["webhook default"]["status"] == "warn"
+
+
+def test_an_api_that_does_not_answer(run: Run, sandbox: LiveSandbox) -> None:
+    sandbox.control.add_fault(op="credits", kind="http_error", status=503)
+    result = run("doctor", "--api", "--json")
+    assert (result.code, asked(result)["api default"]["status"]) == (ExitCode.FAILED, "fail")
+    assert "SEGMIND_BASE_URL" in asked(result)["api default"]["action"]
+
+
 @pytest.mark.usefixtures("sandbox")
 def test_a_budget_without_a_free_call(run: Run, queue_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEGMIND_RATE_LIMIT", "1/0.2")

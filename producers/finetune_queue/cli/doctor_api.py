@@ -8,7 +8,6 @@ from finetune_queue.cli.output import CliError
 from finetune_queue.cli.segmind import Session, open_session
 from finetune_queue.cli.webhooks import is_ours, without_token
 from finetune_queue.settings import Settings
-from finetune_queue.store import Accounts, connect
 
 _FAILURES = {
     "api_key_rejected": (
@@ -18,7 +17,8 @@ _FAILURES = {
     "forbidden": ("key", "See in Segmind's console what this key and the account's plan allow."),
     "credits_exhausted": ("credits", "Add credits in Segmind's console; a paused account then goes on by itself."),
     "rate_limited": ("limit", "Set SEGMIND_RATE_LIMIT lower, or stop what else calls with this key. It is paused now."),
-    "no_call_free": ("api", "Run it again when fewer jobs wait; if the account is paused, its line above says why."),
+    "no_call_free": ("api", "Run it again when fewer jobs wait."),
+    "account_paused": ("api", "It goes on by itself, unless the reason is one that you must mend; then run it again."),
     "queue_unavailable": ("api", "Mend Redis first: without the account's budget no call is made."),
     "not_installed": ("api", "Run it where a worker is installed."),
 }
@@ -69,8 +69,7 @@ def _limit(session: Session) -> Finding:
     """Compare the limit that workers keep to with that of these settings. Segmind's API does not tell its own: a 429 is
     its only word, and this call met none."""
     name, ours = f"limit {session.account}", session.settings.accounts[session.account].rate_limit
-    with connect(session.settings.finetune_redis_url) as client:
-        kept = Accounts(client).status(session.account).limits
+    kept = session.status.limits
     if (kept.calls, kept.window) != (ours.calls, ours.seconds):
         message = f"workers keep to {kept.calls} calls per {kept.window:g} s, these settings say {ours}"
         return Finding(name, "warn", message, "Set the same everywhere: the worker that starts last decides.")

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
-from finetune_queue.cli import output
+from finetune_queue.cli import output, words
 from finetune_queue.cli.output import CliError, ExitCode, usage_error
 from finetune_queue.settings import Settings
-from finetune_queue.store import AccountLimits, Accounts, Budget, Call, NoSlot, RedisError, connect
+from finetune_queue.store import AccountLimits, Accounts, AccountStatus, Budget, Call, NoSlot, RedisError, connect
 
 if TYPE_CHECKING:
     from finetune_worker.segmind.call import Ended
@@ -29,7 +29,7 @@ class Session:
     None if it did not say.
     """
 
-    def __init__(self, settings: Settings, account: str, budget: Budget) -> None:
+    def __init__(self, settings: Settings, account: str, budget: Budget, accounts: Accounts) -> None:
         from finetune_worker.segmind.client import SegmindClient
         from finetune_worker.segmind.webhooks import WebhookClient
 
@@ -37,6 +37,7 @@ class Session:
         self.account = account
         self.skew: float | None = None
         self._budget = budget
+        self._accounts = accounts
         key = settings.accounts[account].api_key
         times = (settings.segmind_connect_timeout, settings.segmind_read_timeout, settings.segmind_call_timeout)
         self.api = SegmindClient(
@@ -75,18 +76,27 @@ class Session:
     def _notice(self, call: "Ended") -> None:
         self.skew = call.skew
 
+    @property
+    def status(self) -> AccountStatus:
+        """How the account stands now."""
+        return self._accounts.status(self.account)
+
     def _slot(self) -> Call:
-        seconds = self.settings.accounts[self.account].rate_limit.seconds
         found = self._budget.take(self.account, HOLDER, 0.0)
-        end = time.monotonic() + seconds + GRACE
+        if isinstance(found, Call):
+            return found
+        patience = self.settings.accounts[self.account].rate_limit.seconds + GRACE
+        status = self.status
+        if status.paused_for > patience:
+            message = f"The account '{self.account}' is paused for {words.duration(status.paused_for)}: "
+            raise CliError(message + status.pause_reason, ExitCode.UNAVAILABLE, "account_paused")
+        said = f"Waiting for a free call of the account '{self.account}', {patience:g} s at most ..."
         errors = output.errors()
-        patience = f"Waiting for a free call of the account '{self.account}', {seconds + GRACE:g} s at most ..."
-        with errors.status(patience) if isinstance(found, NoSlot) and errors.is_terminal else nullcontext():
+        end = time.monotonic() + patience
+        with errors.status(said) if errors.is_terminal else nullcontext():
             while isinstance(found, NoSlot):
                 if time.monotonic() > end:
-                    message = (
-                        f"The account '{self.account}' had no call free in {seconds + GRACE:g} s ({found.reason})."
-                    )
+                    message = f"The account '{self.account}' had no call free in {patience:g} s ({found.reason})."
                     raise CliError(message, ExitCode.UNAVAILABLE, "no_call_free")
                 time.sleep(0.5)
                 found = self._budget.take(self.account, HOLDER, 0.0)
@@ -111,14 +121,15 @@ def open_session(settings: Settings, account: str) -> Iterator[Session]:
             backoff_base=settings.finetune_backoff_base,
             backoff_max=settings.finetune_backoff_max,
         )
+        accounts = Accounts(redis)
         try:
-            session = Session(settings, account, budget)
+            session = Session(settings, account, budget, accounts)
         except ImportError as error:
             message = f"This needs {error.name}, which is not installed: pip install 'finetune-queue[worker]'"
             raise CliError(message, ExitCode.MISSING, "not_installed") from None
         with session.api, session.hooks:
             try:
-                _announce(Accounts(redis), account, settings)
+                _announce(accounts, account, settings)
                 yield session
             except RedisError as error:
                 message = f"No call was made: the account's budget is on Redis, which is out of reach ({error})."
