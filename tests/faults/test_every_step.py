@@ -104,6 +104,8 @@ def check(trouble: dict[str, list[str]], points: list[str]) -> None:
 def test_a_worker_may_die_before_any_call_of_a_job(lanes: list[Lane]) -> None:
     points = record(lanes[0])
     assert len(points) > 80
+    answered = points.index("submit: http reply #1")
+    assert points[answered + 1] == "submit: redis end_call.lua #1"  # dies with the answer in hand
     tried = chosen(points)
     check(die_everywhere(lanes, tried), tried)
 

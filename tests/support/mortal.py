@@ -126,10 +126,14 @@ def _live(task: dict[str, Any]) -> None:
     container.announce_accounts()
     worker = _Worker(container, points)
     points.patch()
+    points.audit()
     points.part = "client"
     queue = FineTuneQueue(settings)
     queue._submitter._messenger = worker.post  # type: ignore[assignment]
     worker.work(queue.submit(task["request"]).id)
+    if points.missed:
+        message = f"no point stands for {points.missed}"
+        raise AssertionError(message)
     with points.unwatched():
         Path(task["points"]).write_text(json.dumps(points.reached))
 

@@ -2,12 +2,15 @@
 
 Patched are the narrow places that every call goes through: commands and pipelines of redis-py, the connection, the
 parts of the request and the reply of http.client, and what changes files in `os`. A point is reached *before* its
-call. What is after one call is before the next: between two of them a process changes nothing but itself.
+call. What is after one call is before the next: a worker that dies with an answer in hand dies before the call that
+would have told of it, since between two calls a process changes nothing but itself and files that have no name yet by
+which they are read. That nothing else leaves it is seen to by the interpreter's own audit events.
 """
 
 import hashlib
 import http.client
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +26,14 @@ DIED = 99
 
 _FILE_CALLS = ("write", "replace", "rename", "unlink", "ftruncate", "mkdir", "rmdir")
 
+_CHANGES = frozenset(
+    {
+        *("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.kill"),
+        *("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect", "socket.sendto"),
+    }
+)
+"""What a process does to the world outside, as the interpreter calls it (Python's table of audit events)."""
+
 
 class Points:
     """Names every call as ``part: call #n``, and ends the process at once where it is told to."""
@@ -30,10 +41,12 @@ class Points:
     def __init__(self, die_at: str | None = None) -> None:
         self.part = "start"
         self.reached: list[str] = []
+        self.missed: list[str] = []
         self._die_at = die_at
         self._times: Counter[str] = Counter()
         self._scripts = _script_names()
         self._inside = False
+        self._calling = 0
 
     def reach(self, call: str) -> None:
         """Note that a call is about to be made."""
@@ -67,6 +80,14 @@ class Points:
         for call in _FILE_CALLS:
             self._patch(os, call, lambda *_, _call=call, **__: f"file {_call}")
 
+    def audit(self) -> None:
+        """Note every change outside that no point stands for, as long as this process lives."""
+        sys.addaudithook(self._note)
+
+    def _note(self, event: str, args: tuple[Any, ...]) -> None:
+        if event in _CHANGES and not self._calling and not self._inside:
+            self.missed.append(f"{self.part}: {event} {args}")
+
     def _patch(self, owner: Any, name: str, describe: Callable[..., str]) -> None:
         original = getattr(owner, name)
 
@@ -76,7 +97,11 @@ class Points:
             call = describe(*args, **kwargs)
             self.reach(call)
             if owner not in {redis.Redis, Pipeline}:
-                return original(*args, **kwargs)
+                self._calling += 1
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    self._calling -= 1
             with self.unwatched():
                 reply = original(*args, **kwargs)
             self.passed(call)
