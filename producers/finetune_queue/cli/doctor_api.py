@@ -1,4 +1,4 @@
-"""The part of ``finetune doctor`` that asks Segmind: two calls for each account, one where no webhook is expected."""
+"""The part of ``finetune doctor`` that asks Segmind: two calls for each account, one without a FINETUNE_HOOK_SECRET."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,10 @@ _FAILURES = {
     ),
     "forbidden": ("key", "See in Segmind's console what this key and the account's plan allow."),
     "credits_exhausted": ("credits", "Add credits in Segmind's console; a paused account then goes on by itself."),
-    "rate_limited": ("limit", "Set SEGMIND_RATE_LIMIT lower, or stop what else calls with this key. It is paused now."),
+    "rate_limited": (
+        "limit",
+        "Set SEGMIND_RATE_LIMIT lower, or stop what else uses this key. The account is paused now.",
+    ),
     "no_call_free": ("api", "Run it again when fewer jobs wait."),
     "account_paused": ("api", "It goes on by itself, unless the reason is one that you must mend; then run it again."),
     "queue_unavailable": ("api", "Mend Redis first: without the account's budget no call is made."),
@@ -80,7 +83,7 @@ def _limit(session: Session) -> Finding:
 def _webhook(session: Session) -> Finding:
     account, name = session.account, f"webhook {session.account}"
     if session.settings.finetune_hook_secret is None:
-        return Finding(name, "ok", "none is expected without FINETUNE_HOOK_SECRET: trainings are seen by looking")
+        return Finding(name, "ok", "not asked for: the gateway's FINETUNE_HOOK_SECRET, if it has one, is not set here")
     try:
         registered = session.call(session.hooks.webhooks)
     except CliError as error:
