@@ -13,7 +13,7 @@ import signal
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.local.valkey import ValkeyServer, free_port
+from support.collector import Collector
 from support.images import make_dataset_zip
 from support.until import until
 
@@ -138,7 +139,7 @@ def test_the_images_are_small_and_say_how_they_run(images: dict[str, str]) -> No
 @pytest.mark.timeout(600)
 def test_a_job_goes_through_them(start: Callable[..., Container], tmp_path: Path) -> None:
     ports = {name: free_port() for name in (*TARGETS, "probe")}
-    with ValkeyServer(tmp_path / "valkey") as valkey:
+    with ValkeyServer(tmp_path / "valkey") as valkey, closing(Collector()) as collector:
         lines = (ROOT / "docker/segmind.env").read_text().splitlines()
         settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
         settings |= {
@@ -147,6 +148,7 @@ def test_a_job_goes_through_them(start: Callable[..., Container], tmp_path: Path
             "FINETUNE_PROBE_PORT": str(ports["probe"]),
             "FINETUNE_GATEWAY_TOKENS": json.dumps({"local": hashlib.sha256(b"local").hexdigest()}),
             "FLOWER_BASIC_AUTH": "finetune:local",
+            **collector.env,
         }
         containers = {target: start(target) for target in TARGETS}
         processes = {}
@@ -167,7 +169,9 @@ def test_a_job_goes_through_them(start: Callable[..., Container], tmp_path: Path
         request = {"name": "faces", "dataset": dataset, "trigger_word": "1MAN", "instance_prompt": "photo of 1MAN"}
         job = ask(f"{gateway}/v1/jobs", body=json.dumps(request).encode())["job_id"]
         until(lambda: ask(f"{gateway}/v1/jobs/{job}")["state"] in {"succeeded", "failed"}, seconds=60)
-        assert ask(f"{gateway}/v1/jobs/{job}")["state"] == "succeeded"
+        ended = ask(f"{gateway}/v1/jobs/{job}")
+        assert ended["state"] == "succeeded"
+        collector.wait_for(ended["traceparent"].split("-")[1], "POST /v1/jobs", "finetune.publish")
         [weights] = (tmp_path / "data").rglob("weights.safetensors")
         assert weights.stat().st_uid == UID
 

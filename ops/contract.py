@@ -202,6 +202,10 @@ def asyncapi() -> dict[str, Any]:
                 "description": "Becomes the job's id, so a repeat is the same job.",
             },
             "lang": {"type": "string"},
+            "traceparent": {
+                "type": "string",
+                "description": "W3C Trace Context, if there is any: the job goes on with this trace.",
+            },
         },
     }
     names = {kind: f"{kind.value.title().replace('_', '')}Event" for kind in EventType}

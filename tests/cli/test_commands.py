@@ -112,6 +112,11 @@ def test_status_of_a_job_that_ended(run: Run, worker: Worker) -> None:
     assert run("status", job.id, "--json").json["weights"]["tensors"] == 170
 
 
+def test_status_names_the_trace_of_a_traced_job(run: Run, worker: Worker) -> None:
+    job = worker.note(worker.accept(), traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    assert "trace     4bf92f3577b34da6a3ce929d0e0e4736\n" in run("status", job.id).out
+
+
 def test_status_of_a_failed_job_says_what_to_do(run: Run, worker: Worker) -> None:
     job = worker.fail(worker.bring(worker.accept(), JobState.DOWNLOADING))
     result = run("status", job.id)

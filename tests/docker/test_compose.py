@@ -80,8 +80,13 @@ def test_the_settings_files_hold_settings_that_load(name: str, compose: Any) -> 
     assert settings.segmind_is_loopback is not paid
     assert set(values) <= {row.env for row in describe()}
     for service in compose["services"].values():
-        ours = {each for each in environment(service) if not each.startswith("FLOWER_")}
+        ours = {each for each in environment(service) if not each.startswith(("FLOWER_", "OTEL_"))}
         assert ours <= {row.env for row in describe()}
+
+
+def test_all_that_records_spans_is_told_where_they_go(compose: Any) -> None:
+    told = {name for name in OURS if "OTEL_EXPORTER_OTLP_ENDPOINT" in environment(compose["services"][name])}
+    assert told == {"worker", "gateway"}
 
 
 def test_only_the_worker_is_given_the_key(compose: Any) -> None:

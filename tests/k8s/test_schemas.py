@@ -1,6 +1,7 @@
 """Every manifest is what the API server takes: no field misspelt, none of a wrong type."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jsonschema  # type: ignore[import-untyped]
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -9,6 +10,7 @@ import yaml
 
 from k8s.conftest import K8S, Manifest, Rendered, kustomize
 from k8s.crds import SCHEMAS
+from k8s.test_policies import WORKERS
 
 VERSION = "1.37"
 
@@ -32,19 +34,37 @@ def test_a_misspelt_field_does_not() -> None:
         check({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "dta": {}})
 
 
-def test_flower_can_be_made_to_keep_what_it_saw(tmp_path: Path) -> None:
-    component = K8S / "components" / "flower-persistent"
+def with_component(folder: Path, name: str) -> Rendered:
+    """Production and one more component, as an overlay of one's own in this folder."""
     # Paths in a kustomization are relative to it.
-    up = Path(*[".."] * (len(tmp_path.resolve().parts) - 1))
+    up = Path(*[".."] * (len(folder.resolve().parts) - 1))
     own = {
         "resources": [str(up / (K8S / "overlays" / "prod").relative_to("/"))],
-        "components": [str(up / component.relative_to("/"))],
+        "components": [str(up / (K8S / "components" / name).relative_to("/"))],
         "namespace": "finetune",
     }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
-    found = Rendered("own", kustomize(tmp_path))
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(own))
+    found = Rendered("own", kustomize(folder))
     for manifest in found.manifests:
         check(manifest)
+    return found
+
+
+def test_spans_may_go_where_they_are_said_to_go(tmp_path: Path) -> None:
+    found = with_component(tmp_path, "tracing")
+    collector = urlsplit(found.settings["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    assert (collector.hostname or "").split(".")[1:] == ["observability"]
+    policy = found.get("NetworkPolicy", "finetune-tracing")["spec"]
+    [rule] = policy["egress"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": collector.port}]
+    assert rule["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "observability"}}}]
+    [pods] = policy["podSelector"]["matchExpressions"]
+    assert set(pods["values"]) == {*WORKERS, "finetune-gateway"}
+    assert found.settings["FINETUNE_ARTIFACT_URL"]  # the others are still there
+
+
+def test_flower_can_be_made_to_keep_what_it_saw(tmp_path: Path) -> None:
+    found = with_component(tmp_path, "flower-persistent")
     container = found.containers["finetune-flower/flower"]
     assert "--db=/var/lib/flower/flower" in container["args"]
     assert "/var/lib/flower" in {mount["mountPath"] for mount in container["volumeMounts"]}

@@ -88,7 +88,7 @@ def test_a_job_over_http_is_one_trace_with_all_that_was_done_for_it(
     stack: LocalStack, queue: FineTuneQueue, dataset: str, collector: Collector, control: SandboxControl
 ) -> None:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
-    body = json.dumps(sample(dataset=dataset, instance_prompt=PROMPT)).encode()
+    body = json.dumps(sample(dataset=dataset, instance_prompt=PROMPT, labels={"team": "a-label"})).encode()
     headers = {"Content-Type": "application/json", "traceparent": traceparent_of(trace_id)}
     request = urllib.request.Request(f"{stack.gateway_url}/v1/jobs", data=body, headers=headers)
     with urllib.request.urlopen(request, timeout=SECONDS) as reply:
@@ -139,7 +139,8 @@ def test_a_job_over_http_is_one_trace_with_all_that_was_done_for_it(
 
     everything = b"".join(collector.bodies)
     assert job.id.encode() in everything
-    for secret in (stack.worker_env["SEGMIND_API_KEY"], "Signature", PROMPT, dataset, "1MAN", "http://", "file://"):
+    key = stack.worker_env["SEGMIND_API_KEY"]
+    for secret in (key, "Signature", PROMPT, "1MAN", "a-label", dataset, "http://", "file://"):
         assert secret.encode() not in everything, secret
 
 

@@ -56,6 +56,8 @@ def _status_facts(seen: Snapshot) -> Facts:
     if record.request.labels:
         labels = ", ".join(f"{key}={value}" for key, value in sorted(record.request.labels.items()))
         found.append(("labels", words.printable(labels)))
+    if record.traceparent:
+        found.append(("trace", record.traceparent.split("-")[1]))
     found.append(("age", words.since(record.created_ms)))
     return found
 
