@@ -1,6 +1,9 @@
 """What all stages share: claims, fencing, cancels, deadlines, attempts."""
 
+import os
+import tempfile
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +132,13 @@ def test_what_downloads_of_ended_jobs_left_is_removed_and_what_may_go_on_is_kept
     assert {path.name for path in container.work_dir.glob("*.part")} == {f"{live.id}.part", f"{failed.id}.part"}
     for job in (live, failed):
         container.part_of(job.id).unlink()
+
+
+def test_a_folder_that_a_killed_worker_left_is_removed_after_a_day(bench: Any) -> None:
+    work_dir = bench.container.work_dir
+    old, new = (Path(tempfile.mkdtemp(dir=work_dir)) for _ in range(2))
+    (old / "dataset.zip").write_bytes(b"a dataset")
+    os.utime(old, (0, 0))
+    assert bench.container.clean_work_dir() == 1
+    assert [folder for folder in work_dir.iterdir() if folder in {old, new}] == [new]
+    new.rmdir()

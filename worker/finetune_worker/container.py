@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import shutil
 import socket
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,6 +48,9 @@ from finetune_worker.transfer.limits import Limits
 log = structlog.get_logger(__name__)
 
 _PART = ".part"
+
+_LEFT_AFTER = 24 * 3600.0
+"""Seconds after which a stage's folder is one that a killed worker left: no transfer takes more than an hour."""
 
 CALL_MARGIN = 10.0
 """Seconds beyond its own time-out after which a call has ended for certain."""
@@ -124,7 +129,21 @@ class Container:
         return self.work_dir / f"{job_id}{_PART}"
 
     def clean_work_dir(self) -> int:
-        """Remove what downloads of jobs left that have ended or are gone; returns how many."""
+        """Remove what downloads of jobs left that have ended or are gone, and what killed workers left; returns how
+        many."""
+        return self._clean_folders() + self._clean_parts()
+
+    def _clean_folders(self) -> int:
+        before = time.time() - _LEFT_AFTER
+        gone = 0
+        for folder in self.work_dir.iterdir():
+            with suppress(FileNotFoundError):  # its stage has just ended, or another worker cleans up, too
+                if folder.is_dir() and folder.stat().st_mtime < before:
+                    shutil.rmtree(folder)
+                    gone += 1
+        return gone
+
+    def _clean_parts(self) -> int:
         parts = {path.name.removesuffix(_PART): path for path in self.work_dir.glob(f"*{_PART}")}
         # A failed download may be retried, so its part is kept as long as the job.
         over = {JobState.SUCCEEDED, JobState.CANCELLED}
