@@ -43,6 +43,7 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 
+_NO_ROUTE = "none"
 _PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -64,17 +65,12 @@ class Edge:
         """Handle one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif _untraced(scope):
-            await self._handle(scope, receive, send)
-        else:
-            method = scope["method"]
-            with tracing.span(
-                method,
-                kind="server",
-                parent=Headers(scope=scope).get("traceparent"),
-                attributes={"http.request.method": method},
-            ):
+        elif _traced(scope):
+            method, parent = scope["method"], Headers(scope=scope).get("traceparent")
+            with tracing.span(method, kind="server", parent=parent, attributes={"http.request.method": method}):
                 await self._handle(scope, receive, send)
+        else:
+            await self._handle(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = new_job_id()
@@ -125,9 +121,10 @@ class Edge:
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route = route_of(scope)
         self._observe(scope["method"], route, status, seconds)
-        if not _untraced(scope):
-            told: tracing.Attributes = {"http.route": route, "http.response.status_code": status}
-            tracing.tell(told, name=f"{scope['method']} {route}")
+        if _traced(scope):
+            tracing.tell({"http.response.status_code": status})
+            if route != _NO_ROUTE:
+                tracing.tell({"http.route": route}, name=f"{scope['method']} {route}")
             if status >= 500:
                 tracing.failed(str(status))
         # Others' floods and the probes' drip are for who looks for them.
@@ -141,16 +138,15 @@ class Edge:
 
 def route_of(scope: Scope) -> str:
     """Return the route's template: the path itself may hold a secret, or be one of too many for a label."""
-    return getattr(scope.get("route"), "path", "none")
+    return getattr(scope.get("route"), "path", _NO_ROUTE)
 
 
 def _endless(scope: Scope) -> bool:
     return bool(scope["path"].endswith("/stream"))
 
 
-def _untraced(scope: Scope) -> bool:
-    """Tell what is no part of any job's trace: probes, streams without end, and the webhook, which says no job."""
-    return scope["path"] in _PROBES or _endless(scope) or scope["path"].startswith("/hooks/")
+def _traced(scope: Scope) -> bool:
+    return scope["path"].startswith("/v1/") and not _endless(scope)
 
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:
