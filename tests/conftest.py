@@ -12,6 +12,8 @@ import pytest
 import redis
 
 from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.storage import drivers
+from support.clouds import environment
 
 # At import, before any fixture: a developer's key or server must never reach a test or its workers.
 for _name in [name for name in os.environ if name.upper().startswith(("FINETUNE_", "SEGMIND_", "OTEL_"))]:
@@ -82,13 +84,8 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The same API by its own library, with the environment set as a worker's would be."""
     import boto3  # type: ignore[import-untyped]
 
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
+    monkeypatch.setattr(drivers, "_filesystems", {})
+    for name, value in environment("s3", s3_server).items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
     yield client

@@ -11,10 +11,9 @@ Nothing here looks inside the ZIP; that is `datasets.check`.
 
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune_queue.datasets.errors import DatasetError, DatasetErrorCode
 from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
@@ -80,7 +79,6 @@ def resolve_dataset(
     scratch: Path,
     policy: AddressPolicy,
     fetch_public: bool = False,
-    storage_options: Mapping[str, Any] | None = None,
     max_bytes: int = MAX_ARCHIVE_BYTES,
     on_progress: Progress | None = None,
 ) -> PublicArchive | LocalArchive:
@@ -110,7 +108,7 @@ def resolve_dataset(
         address = parse_url(dataset) if scheme else Path(dataset)
         if isinstance(address, ObjectAddress):
             _check_bucket(address, buckets)
-            return _copied(address, scratch, storage_options, max_bytes, on_progress)
+            return _copied(address, scratch, max_bytes, on_progress)
     except StorageError as error:
         raise _from_storage(error) from error
     return _local(address, roots, max_bytes)
@@ -189,14 +187,13 @@ def _real(path: Path) -> Path:
 def _copied(
     address: ObjectAddress,
     scratch: Path,
-    options: Mapping[str, Any] | None,
     max_bytes: int,
     on_progress: Progress | None,
 ) -> LocalArchive:
     url = f"{address.scheme}://{address.path}"
     if not address.key:
         raise DatasetError("dataset_bad_address", f"{url} is a bucket, not a file in it.", "Add the name of the ZIP.")
-    place = Place(f"{address.scheme}://{address.bucket}", options)
+    place = Place(f"{address.scheme}://{address.bucket}")
     try:
         total = place.info(address.key).size
     except ValueError as error:

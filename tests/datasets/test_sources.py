@@ -209,9 +209,16 @@ def test_an_object_that_cannot_be_had(resolve: Resolve, bucket: str, scratch: Pa
     assert refusal(resolve, f"s3://{bucket}/sets/b.zip").code == "dataset_not_found"
     assert refusal(resolve, f"s3://{bucket}/sets").code == "dataset_not_found"
     assert refusal(resolve, f"s3://{bucket}/sets/a.zip", max_bytes=100).code == "dataset_too_large"
-    assert refusal(resolve, f"gs://{bucket}/sets/a.zip").code == "dataset_unavailable"
     assert refusal(resolve, f"s3://{bucket}/sets/a.zip", scratch=scratch / "gone").retryable
     assert list(scratch.iterdir()) == []
+
+
+def test_an_object_whose_library_is_not_installed(resolve: Resolve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(sys.modules, "gcsfs.core", raising=False)
+    error = refusal(resolve, "gs://test-datasets/sets/a.zip")
+    assert error.code == "dataset_unavailable"
+    assert "finetune-queue[gs]" in error.sentence
 
 
 @pytest.mark.parametrize("buckets", [[], ["s3://test-data"], ["s3://test-datasets/set"], ["gs://test-datasets"]])

@@ -1,14 +1,15 @@
 """Disks that are full, buckets that are gone, stores that refuse: one clear error each, and nothing half-written."""
 
 import errno
+import json
+import logging
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,11 +23,27 @@ from finetune_queue.storage import (
     PlaceMissingError,
     StorageError,
     UnavailableError,
+    drivers,
 )
 from finetune_queue.storage.errors import from_os_error
+from support.clouds import Store, environment
 from support.rights import file_modes_count
 
+large_bodies = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+VARIABLES = {
+    "s3": "AWS_ACCESS_KEY_ID",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_CONNECTION_STRING",
+}
 QUICK = {"config_kwargs": {"connect_timeout": 2, "read_timeout": 2, "retries": {"max_attempts": 0}}}
+
+
+class Refusing:
+    """A store of any kind that answers everything with `status`."""
+
+    def __init__(self) -> None:
+        self.status = 403
+        self.url = ""
 
 
 @pytest.fixture
@@ -149,43 +166,65 @@ def test_files_have_the_mode_that_the_user_chose(tmp_path: Path, local: Path) ->
     assert (tmp_path / "store" / "a").stat().st_mode & 0o777 == 0o640
 
 
-def test_a_vanished_bucket(s3: Any, bucket: str, local: Path) -> None:
-    place = Place(f"s3://{bucket}/x")
+@large_bodies
+def test_a_vanished_bucket(store: Store, local: Path, tmp_path: Path) -> None:
+    place = Place(f"{store.url}/x")
     place.put_bytes(b"x", "a")
-    s3.delete_object(Bucket=bucket, Key="x/a")
-    s3.delete_bucket(Bucket=bucket)
-    for attempt in (place.check_writable, lambda: place.put_file(local, "a"), lambda: place.put_bytes(b"", "a")):
-        with pytest.raises(PlaceMissingError, match=bucket) as caught:
+    store.vanish()
+    large = tmp_path / "large"
+    large.write_bytes(b"x" * 9_000_000)
+    for attempt in (
+        place.check_writable,
+        lambda: place.put_file(local, "a"),
+        lambda: place.put_file(large, "a"),
+        lambda: place.put_bytes(b"", "a"),
+    ):
+        with pytest.raises(PlaceMissingError, match=store.bucket) as caught:
             attempt()
         assert caught.value.code == "place_missing"
+        assert not caught.value.retryable
+    with pytest.raises(ObjectMissingError if store.scheme != "s3" else PlaceMissingError, match=store.bucket):
+        place.info("a")
 
 
-def test_no_credentials(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR"))]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(NoAccessError, match="no credentials") as caught:
-        Place("s3://bucket", {"endpoint_url": s3_server, **QUICK}).check_writable()
+    monkeypatch.setattr(drivers, "_filesystems", {})
+
+
+def test_no_credentials(scheme: str, refusing: Refusing, no_credentials: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing.status = 401
+    if scheme == "gs":  # it goes on without any, and the store says so
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", refusing.url)
+        monkeypatch.setenv("NO_GCE_CHECK", "true")
+    options = {"endpoint_url": refusing.url, **QUICK} if scheme == "s3" else {}
+    with pytest.raises(NoAccessError, match=f"no credentials.* Give .*{VARIABLES[scheme]}") as caught:
+        Place(f"{scheme}://bucket", options).check_writable()
     assert caught.value.code == "no_access"
 
 
 @pytest.fixture
-def refusing() -> Iterator[tuple[str, list[int]]]:
-    """An S3 API that answers everything with the status in the list."""
-    status = [403]
+def refusing() -> Iterator[Refusing]:
+    found = Refusing()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            code = {403: "AccessDenied", 503: "SlowDown"}[status[0]]
+            code = {401: "NoAuthenticationInformation", 403: "AccessDenied", 503: "SlowDown"}[found.status]
             body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-            self.send_response(status[0])
+            if "/storage/v1/" in self.path:
+                body = json.dumps({"error": {"code": found.status, "message": "no"}}).encode()
+            self.send_response(found.status)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Content-Type", "application/xml")
+            self.send_header("x-ms-error-code", code)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)
@@ -199,56 +238,66 @@ def refusing() -> Iterator[tuple[str, list[int]]]:
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", status
+    found.url = f"http://127.0.0.1:{server.server_port}"
+    yield found
     server.shutdown()
     server.server_close()
     thread.join(10)
 
 
-def options(endpoint: str) -> dict[str, Any]:
-    return {"endpoint_url": endpoint, "key": "k", "secret": "hush-hush", **QUICK}
+Lead = Callable[[str], Place]
 
 
-def test_a_store_that_refuses(refusing: tuple[str, list[int]]) -> None:
-    place = Place("s3://bucket", options(refusing[0]))
+@pytest.fixture
+def lead(scheme: str, monkeypatch: pytest.MonkeyPatch) -> Lead:
+    """Makes a place whose store is at an origin; its library tries again without waiting."""
+    monkeypatch.setattr(drivers, "_filesystems", {})
+    if scheme == "s3":
+        monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
+    elif scheme == "gs":
+        monkeypatch.setattr("gcsfs.retry.min", lambda *_seconds: 0, raising=False)
+    else:
+        retry = "azure.storage.blob._shared.policies_async.ExponentialRetry.get_backoff_time"
+        monkeypatch.setattr(retry, lambda *_settings: 0)
+
+    def make(origin: str) -> Place:
+        for name, value in environment(scheme, origin).items():
+            monkeypatch.setenv(name, value)
+        return Place(f"{scheme}://bucket", QUICK if scheme == "s3" else {})
+
+    return make
+
+
+def test_a_store_that_refuses(refusing: Refusing, lead: Lead, caplog: pytest.LogCaptureFixture) -> None:
+    place = lead(refusing.url)
     for attempt in (place.check_writable, lambda: place.info("a"), lambda: place.exists("a")):
-        with pytest.raises(NoAccessError) as caught:
+        with pytest.raises(NoAccessError, match="rights on the bucket") as caught:
             attempt()
-        assert "hush" not in caught.value.sentence
         assert not caught.value.retryable
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-def test_a_store_that_is_busy(refusing: tuple[str, list[int]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
-    refusing[1][0] = 503
-    with pytest.raises(UnavailableError, match="SlowDown") as caught:
-        Place("s3://bucket", options(refusing[0])).check_writable()
+def test_a_store_that_is_busy(refusing: Refusing, lead: Lead) -> None:
+    refusing.status = 503
+    with pytest.raises(UnavailableError, match=r"SlowDown|503") as caught:
+        lead(refusing.url).check_writable()
     assert caught.value.retryable
 
 
-def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
+def test_a_store_that_is_not_there(lead: Lead, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UnavailableError) as caught:
-        Place("s3://bucket", options("http://127.0.0.1:9")).check_writable()
+        lead("http://127.0.0.1:9").check_writable()
     assert caught.value.code == "unavailable"
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-@pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("az", "adlfs")])
-def test_a_driver_that_is_not_installed(scheme: str, package: str) -> None:
-    with pytest.raises(DriverMissingError, match=package):
+@pytest.mark.parametrize(("scheme", "module"), [("s3", "s3fs"), ("gs", "gcsfs"), ("az", "adlfs")])
+def test_a_driver_that_is_not_installed(scheme: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drivers, "_filesystems", {})
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, f"{module}.core", raising=False)
+    with pytest.raises(DriverMissingError, match=rf"pip install 'finetune-queue\[{scheme}\]'"):
         Place(f"{scheme}://bucket").check_writable()
-
-
-def test_s3_without_its_extra() -> None:
-    code = (
-        "import sys; sys.modules['s3fs'] = None\n"
-        "from finetune_queue.storage import Place, StorageError\n"
-        "try: Place('s3://bucket').check_writable()\n"
-        "except StorageError as error: print(error.code, error.sentence)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=30)
-    assert done.stdout.startswith("driver_missing")
-    assert "finetune-queue[s3]" in done.stdout
 
 
 def test_drivers_load_only_when_a_bucket_is_used() -> None:
@@ -260,8 +309,9 @@ def test_drivers_load_only_when_a_bucket_is_used() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_an_object_that_changes_under_a_reader(bucket: str, tmp_path: Path) -> None:
-    place = Place(f"s3://{bucket}")
+@large_bodies
+def test_an_object_that_changes_under_a_reader(store: Store, tmp_path: Path) -> None:
+    place = Place(store.url)
     path = tmp_path / "large"
     path.write_bytes(b"1" * 12_000_000)
     place.put_file(path, "a")
@@ -271,3 +321,10 @@ def test_an_object_that_changes_under_a_reader(bucket: str, tmp_path: Path) -> N
         with pytest.raises(StorageError) as caught:
             file.read()
     assert caught.value.retryable
+
+
+def test_places_share_their_connections(store: Store) -> None:
+    """adlfs keeps each of its file systems for good, and a worker makes a place for each dataset."""
+    Place(store.url).put_bytes(b"x", "a")
+    Place(f"{store.url}/b").put_bytes(b"x", "a")
+    assert len(drivers._filesystems) == 1

@@ -18,7 +18,7 @@ __all__ = ["Place", "Stored"]
 class Place:
     """A folder (`file:///srv/artifacts`, `file://./var/artifacts`) or a bucket (`s3://`, `gs://`, `az://`).
 
-    `options` go to the fsspec driver of a bucket; an S3 endpoint may also come from `AWS_ENDPOINT_URL`. Nothing is
+    `options` go to the fsspec driver of a bucket; credentials come from the environment (`docs/stores.md`). Nothing is
     opened before the first use. May be shared by threads, and used on both sides of a fork.
 
     Names are relative paths with slashes. Every method raises the errors of the tree under `StorageError`, and

@@ -1,0 +1,169 @@
+"""What each store's fsspec driver has to be told, and what its exceptions mean. Nothing is loaded before it is used."""
+
+import errno
+import importlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from finetune_queue.storage.errors import (
+    DriverMissingError,
+    NoAccessError,
+    ObjectMissingError,
+    PlaceMissingError,
+    StorageError,
+    UnavailableError,
+)
+from finetune_queue.storage.urls import ObjectAddress
+
+_PART = 8 << 20
+_READ_AHEAD = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """One scheme's library. `options`, `put` and `open` go to its file system, its `put_file` and its `open`."""
+
+    module: str
+    filesystem: str
+    credentials: str
+    """Where the library looks for them, for a sentence."""
+    options: Mapping[str, Any]
+    put: Mapping[str, Any]
+    open: Mapping[str, Any] = field(default_factory=dict)
+    log_levels: Mapping[str, int] = field(default_factory=dict)
+    """Loggers that say each request, or with a stack what they also raise."""
+
+
+# The libraries' own limits would hold up to 500 MB of one upload in memory, and wait for minutes or for ever on a dead
+# host.
+DRIVERS = {
+    "s3": Driver(
+        module="s3fs",
+        filesystem="S3FileSystem",
+        credentials="AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, a profile, or the machine's role",
+        options={"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}, "default_block_size": _READ_AHEAD},
+        put={"chunksize": _PART, "max_concurrency": 4},
+    ),
+    "gs": Driver(
+        # Not the class that the package shows first: it asks for each bucket's kind by gRPC, with threads that do not
+        # survive a fork.
+        module="gcsfs.core",
+        filesystem="GCSFileSystem",
+        credentials="GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
+        options={"requests_timeout": 120, "block_size": _READ_AHEAD},
+        put={"chunksize": _PART},
+        open={"cache_type": "readahead"},
+        log_levels={"gcsfs": logging.CRITICAL},
+    ),
+    "az": Driver(
+        module="adlfs",
+        filesystem="AzureBlobFileSystem",
+        credentials="AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key, SAS token or identity",
+        options={"blocksize": _READ_AHEAD, "max_concurrency": 4},
+        put={"overwrite": True},
+        log_levels={"azure": logging.WARNING},
+    ),
+}
+
+_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure", "adlfs")
+_NO_CREDENTIALS = frozenset(
+    {
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "ClientAuthenticationError",
+        "CredentialUnavailableError",
+        "DefaultCredentialsError",
+        "RefreshError",
+    }
+)
+_NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"})
+_BUSY = frozenset({errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)})
+
+_filesystems: dict[tuple[int, str, str], Any] = {}
+
+
+def filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
+    """The file system of this process for these options, made at first use.
+
+    Shared, because adlfs keeps each one and its connections for good; by process, because connections and event loops
+    do not survive a fork.
+
+    Raises:
+        DriverMissingError: the library is not installed.
+        NoAccessError: there are no credentials that it could begin with.
+    """
+    key = (os.getpid(), scheme, repr(sorted(options.items())))
+    if key in _filesystems:
+        return _filesystems[key]
+    # Of two threads one is used. A lock could be held for ever in a child that is forked meanwhile.
+    return _filesystems.setdefault(key, _connect(scheme, options))
+
+
+def _connect(scheme: str, options: Mapping[str, Any]) -> Any:
+    driver = DRIVERS[scheme]
+    for name, level in driver.log_levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        kind = getattr(importlib.import_module(driver.module), driver.filesystem)
+    except ImportError as error:
+        raise DriverMissingError(
+            f"{scheme}:// needs a library that is not installed: pip install 'finetune-queue[{scheme}]'."
+        ) from error
+    try:
+        return kind(skip_instance_cache=True, use_listings_cache=False, **{**driver.options, **options})
+    except ValueError as error:
+        raise NoAccessError(
+            f"{scheme}:// may not be used: there are no credentials, or not whole ones. Give {driver.credentials}."
+        ) from error
+
+
+def meaning(error: Exception, address: ObjectAddress, url: str, *, writing: bool) -> StorageError | None:
+    """What an exception of fsspec or of the store's own library means, or None when it is neither's."""
+    status, code = _answer(error)
+    # Writing needs nothing but the bucket; not every store says more than 404.
+    if code in _NO_BUCKET or (writing and isinstance(error, FileNotFoundError)):
+        return PlaceMissingError(f"The bucket {address.bucket} does not exist. Create it, or mend the setting.")
+    if isinstance(error, FileNotFoundError):
+        return ObjectMissingError(f"There is no object {url}.")
+    anonymous = status == 401 or type(error).__name__ in _NO_CREDENTIALS
+    forbidden = status == 403 or isinstance(error, PermissionError) or _refused_by_google(error)
+    if anonymous and status != 403:
+        return NoAccessError(
+            f"{url} may not be used: there are no credentials, or they are not valid. "
+            f"Give {DRIVERS[address.scheme].credentials}."
+        )
+    if forbidden:
+        return NoAccessError(
+            f"{url} may not be used: {code or 'access denied'}. Check the credentials and their rights on the bucket."
+        )
+    if isinstance(error, OSError | TimeoutError) or type(error).__module__.split(".")[0] in _LIBRARIES:
+        busy = isinstance(error, OSError) and error.errno in _BUSY
+        why = code or ("it is busy" if busy else f"HTTP {status}" if status else type(error).__name__)
+        return UnavailableError(f"The store of {url} cannot be used now: {why}.")
+    return None
+
+
+def _answer(error: BaseException | None) -> tuple[int | None, str | None]:
+    """The HTTP status and the store's own code, such as `NoSuchBucket`, that lie behind an exception."""
+    while error is not None:
+        library = type(error).__module__.partition(".")[0]
+        if library == "azure":
+            code = getattr(error, "error_code", None)
+            return getattr(error, "status_code", None), str(getattr(code, "value", code)) if code else None
+        if library == "gcsfs":
+            status = getattr(error, "code", None)
+            return (int(status) if status else None), None
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            code = response.get("Error", {}).get("Code")
+            return response.get("ResponseMetadata", {}).get("HTTPStatusCode"), str(code) if code else None
+        error = error.__cause__ or error.__context__
+    return None, None
+
+
+def _refused_by_google(error: BaseException) -> bool:
+    """gcsfs tells a 403 by the first word of a plain OSError, and reads it so itself."""
+    return type(error) is OSError and str(error).startswith("Forbidden")
