@@ -13,14 +13,17 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic import SecretStr
 
 from finetune_queue import tracing
 from finetune_queue.contract import new_job_id
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
 from finetune_queue.store import JobStore, connect
+from finetune_worker.segmind import Rejected, SegmindClient
 from support.collector import Collector
 from support.samples import sample, sample_request
+from support.web import Answer, Web
 
 
 @pytest.fixture
@@ -128,6 +131,28 @@ def test_an_exception_marks_the_span_by_its_type_alone(start: Callable[..., None
     [span] = collector.spans
     assert (span.failed, span.attributes) == (True, {"error.type": "ValueError"})
     assert b"secret" not in b"".join(collector.bodies)
+
+
+def test_nothing_is_added_to_a_call_and_its_failure_is_told_by_its_code(
+    start: Callable[..., None], collector: Collector
+) -> None:
+    body = b'{"error": "what went wrong"}'
+    path = "/v1/get-user-credits"
+    start()
+    with (
+        Web({path: Answer(body, status=404)}) as api,
+        SegmindClient(api.url(""), SecretStr("SG_0123456789abcdef")) as client,
+        tracing.span("doing"),
+    ):
+        with pytest.raises(Rejected):
+            client.credits()
+        assert "traceparent" not in {name.lower() for name in api.headers[0]}
+    tracing.stop()
+    call, doing = collector.spans
+    assert (call.name, call.parent_id, call.failed) == (f"GET {path}", doing.span_id, True)
+    assert call.attributes["http.response.status_code"] == 404
+    assert call.attributes["error.type"] == "not_found"
+    assert b"what went wrong" not in b"".join(collector.bodies)
 
 
 @pytest.mark.parametrize("incoming", [None, 17, "", "00-abc", f"00-{'0' * 32}-{'1' * 16}-01", "x" * 10_000], ids=str)

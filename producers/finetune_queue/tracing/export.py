@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from finetune_queue import __version__
+from finetune_queue.redaction import register_secrets
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -102,6 +103,13 @@ def _variable(name: str) -> str:
     return os.environ.get(name, "").strip()
 
 
+def _header_values() -> list[str]:
+    """Return what the collector is sent to let us in, readable or not."""
+    named = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+    pairs = [pair.strip() for name in named for pair in _variable(name).split(",") if pair.strip()]
+    return [value.strip() or name for name, _, value in (pair.partition("=") for pair in pairs)]
+
+
 class _Outage(logging.Filter):
     """Lets the exporter tell of an outage once; it would say several lines for every batch."""
 
@@ -121,6 +129,7 @@ def _make_provider(service: str) -> "TracerProvider":
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 
+    register_secrets(_header_values())  # the SDK logs a header that it cannot read
     logging.getLogger(trace_exporter.__name__).addFilter(_outage)
 
     class Exporter(trace_exporter.OTLPSpanExporter):
