@@ -58,14 +58,17 @@ def jobs(stack: LocalStack, times: HardTimes) -> Iterator[list[Job]]:
 
 
 def goes_on(worker: Child) -> bool:
-    """Return whether the worker has not only jobs, but a dispatcher that met no trouble in its latest pass."""
-    said = [line for line in worker.lines() if "dispatcher_waits" in line or "dispatcher_goes_on" in line]
-    return not said or "dispatcher_goes_on" in said[-1]
+    """Return whether the worker has not only jobs, but loops that met no trouble in their latest round."""
+    for loop in ("loop=dispatcher", "loop=notifier"):
+        said = [line for line in worker.lines() if loop in line and ("loop_waits" in line or "loop_goes_on" in line)]
+        if said and "loop_goes_on" not in said[-1]:
+            return False
+    return True
 
 
 def until_noticed(worker: Child, told: int) -> None:
     """Return once the worker has said, after ``told`` lines, that it cannot go on."""
-    until(lambda: any("dispatcher_waits" in line for line in worker.lines()[told:]), seconds=SECONDS)
+    until(lambda: any("loop_waits" in line for line in worker.lines()[told:]), seconds=SECONDS)
 
 
 def test_the_server_dies_and_comes_back_with_its_log(stack: LocalStack, times: HardTimes, jobs: list[Job]) -> None:

@@ -53,7 +53,7 @@ def running(bench: Any) -> Iterator[None]:
     """Run the notifier as the worker's boot step does; all of its threads end with the block."""
 
     def loop() -> None:
-        while not bench.notifier.stopping.is_set():
+        while not bench.stopping.is_set():
             bench.notifier.sleep(min(0.2, bench.notifier.step()))
 
     thread = threading.Thread(target=loop)
@@ -61,7 +61,7 @@ def running(bench: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        bench.notifier.stopping.set()
+        bench.stopping.set()
         thread.join(10)
         until(lambda: not bench.notifier._running, seconds=10)
 
@@ -126,7 +126,7 @@ def test_a_notifier_that_stops_gives_its_lines_back(make: Any, client: redis.Red
 
         def slow(handler: Any) -> None:
             started.set()
-            bench.notifier.stopping.wait(5)
+            bench.stopping.wait(5)
             handler.send_response(204)
             handler.end_headers()
 

@@ -69,7 +69,8 @@ class Deliveries:
     def __init__(self, container: Container) -> None:
         self.container = container
         self.outbox = container.outbox
-        self.notifier = Notifier(container)
+        self.stopping = threading.Event()
+        self.notifier = Notifier(container, self.stopping)
 
     def job(self, **request: Any) -> JobRecord:
         """Return a job that was just accepted: one event."""

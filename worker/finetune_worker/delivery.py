@@ -5,7 +5,6 @@ line. Both wait longer each time. What was not taken for `FINETUNE_SINK_LIMIT`, 
 """
 
 import json
-import random
 import threading
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ import structlog
 
 from finetune_queue.contract import Event, Sink
 from finetune_queue.store import DELIVERIES, Attempt, Hold, HoldLostError, SetBackError, Subject
+from finetune_worker.backoff import backoff
 from finetune_worker.container import Container
 from finetune_worker.sinks import DeliveryError, Sending
 
@@ -192,8 +192,7 @@ class _Delivery:
 
     def _backoff(self, failures: int) -> float:
         settings = self._container.settings
-        longest = min(settings.finetune_backoff_max, settings.finetune_backoff_base * 2.0 ** min(failures - 1, 60))
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
+        return backoff(failures, base=settings.finetune_backoff_base, longest=settings.finetune_backoff_max)
 
     @staticmethod
     def _now_ms() -> int:

@@ -4,14 +4,10 @@ A small thread in every worker. Any of them can do all the work; what one takes,
 next deadline or free slot, or until a change makes it come earlier.
 """
 
-import random
-import threading
 import time
 from typing import Any
 
 import structlog
-from celery import bootsteps
-from kombu.exceptions import OperationalError
 
 from finetune_queue import __version__
 from finetune_queue.contract import ACCESS, EventType, JobError, JobRecord, JobState
@@ -23,12 +19,11 @@ from finetune_queue.store import (
     Budget,
     Change,
     ConflictError,
-    RedisError,
     transfer_line,
 )
 from finetune_worker.container import Container
+from finetune_worker.loops import LoopStep
 from finetune_worker.pulse import Loop
-from finetune_worker.server_check import ServerCheckStep
 from finetune_worker.stages.errors import again
 
 log = structlog.get_logger(__name__)
@@ -57,6 +52,17 @@ class Dispatcher:
         self._clean_at = time.monotonic()
         self._seen_at = time.monotonic()
         self._put_off = container.settings.finetune_handover
+
+    def announce(self) -> None:
+        """Tell the limits of the accounts in these settings, and in the log whose money is spent here."""
+        self._container.announce_accounts()
+        settings = self._container.settings
+        log.info(
+            "dispatcher_started",
+            api=settings.segmind_base_url,
+            paid=not settings.segmind_is_loopback,
+            accounts=sorted(settings.accounts),
+        )
 
     def step(self) -> float:
         """Start everything that can start now; returns the seconds until there may be more.
@@ -206,57 +212,11 @@ def _queue_of(job: JobRecord) -> str:
     return QUEUE if job.state is JobState.ACCEPTED else stage_queue(job.stage)
 
 
-class DispatcherStep(bootsteps.StartStopStep):
-    """Runs the dispatcher beside the worker's consumer, from start to shutdown."""
+class DispatcherStep(LoopStep):
+    """Runs the dispatcher."""
 
-    requires = (ServerCheckStep,)
+    loop = Loop.DISPATCHER
 
-    def __init__(self, parent: Any, **options: Any) -> None:
-        super().__init__(parent, **options)
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self, parent: Any) -> None:
-        """Announce the accounts and start the thread."""
-        self._thread = threading.Thread(target=self._run, args=(parent.app,), name="dispatcher", daemon=True)
-        self._thread.start()
-
-    def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Ask the thread to end; it does so after the step that it is in."""
-        self._stopping.set()
-
-    def terminate(self, parent: Any) -> None:
-        """End with a worker that ends at once."""
-        self.stop(parent)
-
-    def _run(self, app: Any) -> None:
-        container: Container = app.finetune.container
-        dispatcher = Dispatcher(container)
-        trouble = 0
-        announced = False
-        while not self._stopping.is_set():
-            container.pulse.beat(Loop.DISPATCHER)
-            try:
-                if not announced:
-                    container.announce_accounts()
-                    announced = True
-                    log.info(
-                        "dispatcher_started",
-                        api=container.settings.segmind_base_url,
-                        paid=not container.settings.segmind_is_loopback,
-                        accounts=sorted(container.settings.accounts),
-                    )
-                wait = dispatcher.step()
-                if trouble:
-                    log.info("dispatcher_goes_on", tries=trouble + 1)
-                trouble = 0
-                dispatcher.sleep(wait)
-            except (RedisError, OperationalError, OSError) as error:
-                trouble += 1
-                if trouble == 1:
-                    log.warning("dispatcher_waits_for_redis", error=str(error))
-                # A random wait, so that the workers do not come back all at once.
-                self._stopping.wait(random.uniform(0.5, 1.0) * min(5.0, 0.2 * 2**trouble))  # noqa: S311
-            except Exception:
-                log.exception("dispatcher_failed")
-                self._stopping.wait(1.0)
+    def rounds(self, container: Container) -> Dispatcher:
+        """Return the dispatcher."""
+        return Dispatcher(container)

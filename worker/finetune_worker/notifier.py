@@ -4,18 +4,15 @@ A sink that hangs holds such a thread and never a place where a stage could run.
 one takes, no other gets. See docs/decisions/0006.
 """
 
-import random
 import threading
-from typing import Any
 
 import structlog
-from celery import bootsteps
 
 from finetune_queue.store import Hold, RedisError
 from finetune_worker.container import Container
 from finetune_worker.delivery import deliver_line
+from finetune_worker.loops import LoopStep
 from finetune_worker.pulse import Loop
-from finetune_worker.server_check import ServerCheckStep
 
 log = structlog.get_logger(__name__)
 
@@ -38,13 +35,18 @@ PUT_BACK = 0.5
 class Notifier:
     """One pass: move jobs with news into lines, start work on lines that are due, say how long to sleep."""
 
-    def __init__(self, container: Container) -> None:
+    def __init__(self, container: Container, stopping: threading.Event) -> None:
+        """``stopping`` ends the deliveries that are under way, each after its event."""
         self._container = container
         self._outbox = container.outbox
+        self._stopping = stopping
         self._lock = threading.Lock()
         self._running: dict[str, bool] = {}
         self._freed = threading.Event()
-        self.stopping = threading.Event()
+
+    def announce(self) -> None:
+        """Tell which kinds of events the service's own sinks want."""
+        self._outbox.announce(self._container.sinks.own)
 
     def step(self) -> float:
         """Start everything that can start now; returns the seconds until there may be more.
@@ -101,7 +103,7 @@ class Notifier:
 
     def _deliver(self, hold: Hold) -> None:
         try:
-            deliver_line(self._container, hold, self.stopping)
+            deliver_line(self._container, hold, self._stopping)
         except RedisError as error:
             log.warning("delivery_waits_for_redis", line=hold.line, error=str(error))
         except Exception:
@@ -112,49 +114,11 @@ class Notifier:
             self._freed.set()
 
 
-class NotifierStep(bootsteps.StartStopStep):
-    """Runs the notifier beside the worker's consumer, from start to shutdown."""
+class NotifierStep(LoopStep):
+    """Runs the notifier."""
 
-    requires = (ServerCheckStep,)
+    loop = Loop.NOTIFIER
 
-    def __init__(self, parent: Any, **options: Any) -> None:
-        super().__init__(parent, **options)
-        self._stopping = threading.Event()
-        self._notifier: Notifier | None = None
-
-    def start(self, parent: Any) -> None:
-        """Start the thread."""
-        threading.Thread(target=self._run, args=(parent.app,), name="notifier", daemon=True).start()
-
-    def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Ask the threads to end; they do so after the delivery that they are in."""
-        self._stopping.set()
-        if self._notifier is not None:
-            self._notifier.stopping.set()
-
-    def terminate(self, parent: Any) -> None:
-        """End with a worker that ends at once."""
-        self.stop(parent)
-
-    def _run(self, app: Any) -> None:
-        container: Container = app.finetune.container
-        notifier = self._notifier = Notifier(container)
-        trouble = 0
-        announced = False
-        while not self._stopping.is_set():
-            container.pulse.beat(Loop.NOTIFIER)
-            try:
-                if not announced:
-                    container.outbox.announce(container.sinks.own)
-                    announced = True
-                notifier.sleep(notifier.step())
-                trouble = 0
-            except (RedisError, OSError) as error:
-                trouble += 1
-                if trouble == 1:
-                    log.warning("notifier_waits_for_redis", error=str(error))
-                # A random wait, so that the workers do not come back all at once.
-                self._stopping.wait(random.uniform(0.5, 1.0) * min(5.0, 0.2 * 2**trouble))  # noqa: S311
-            except Exception:
-                log.exception("notifier_failed")
-                self._stopping.wait(1.0)
+    def rounds(self, container: Container) -> Notifier:
+        """Return the notifier, whose deliveries end with the loop."""
+        return Notifier(container, self.stopping)

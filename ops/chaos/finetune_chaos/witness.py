@@ -26,7 +26,7 @@ from segmind_sandbox.weights import Weights
 
 _SIGNATURE = re.compile(r"X-(?:Amz|Goog)-Signature(?:=|%3D)([0-9a-f]{16,})", re.IGNORECASE)
 _BODY = re.compile(r'"body": ?"([A-Za-z0-9+/=]{8,})"')
-_CRASH = re.compile(r'"event": "(\w+_crashed|dispatcher_failed|notifier_failed)"')
+_CRASH = re.compile(r'"event": "(\w+_crashed|loop_failed)"')
 """What the last handlers log, which should have nothing to do."""
 _UPLOAD = re.compile(r"\{finetune\}:job:[^:\s]+:upload")
 

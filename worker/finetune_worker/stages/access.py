@@ -28,7 +28,7 @@ from finetune_worker.stages.calls import AccountPausedError, call_api, park, par
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.outcome import Done, Fail, Retry, Wait
-from finetune_worker.stages.runner import backoff, guarded, left_alone, trace_outcome, traced
+from finetune_worker.stages.runner import guarded, left_alone, trace_outcome, traced, try_again_in
 
 log = structlog.get_logger(__name__)
 
@@ -128,7 +128,7 @@ def _conclude(container: Container, job: JobRecord, outcome: Done | Wait | Retry
             container.jobs.transition(job, change, owner="", waiting_for=outcome.reason, **outcome.fields)
             return outcome.sentence
         case Retry() if access.attempts + 1 < most:
-            delay = backoff(container, access.attempts)
+            delay = try_again_in(container, access.attempts + 1)
             tried = access.model_copy(update={"attempts": access.attempts + 1, "error": outcome.error})
             change = Change(delay=delay)
             container.jobs.transition(job, change, owner="", waiting_for=WaitReason.BACKOFF, access=tried)

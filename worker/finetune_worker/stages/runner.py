@@ -1,6 +1,5 @@
 """Runs one stage of one job: claim it, act, write down the outcome. What all stages share is here, once."""
 
-import random
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ from finetune_queue.store import (
     UnknownAccountError,
     UnreadableJobError,
 )
+from finetune_worker.backoff import backoff
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.stages.calls import StaleCallError
 from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError, seconds_to_deadline
@@ -212,7 +212,7 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             job = container.jobs.transition(job, change, **fields)
             return job, StageResult(outcome.sentence, proceed=False)
         case Retry() if job.attempts + 1 < settings.finetune_max_attempts:
-            delay = outcome.after if outcome.after is not None else backoff(container, job.attempts)
+            delay = outcome.after if outcome.after is not None else try_again_in(container, job.attempts + 1)
             fields = {**released, "waiting_for": WaitReason.BACKOFF, "error": outcome.error, **outcome.fields}
             job = container.jobs.transition(job, Change(delay=delay), attempts=job.attempts + 1, **fields)
             tries = f"try {job.attempts} of {settings.finetune_max_attempts}"
@@ -228,8 +228,7 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             return job, StageResult(outcome.sentence, proceed=False)
 
 
-def backoff(container: Container, attempts: int) -> float:
-    """Return the seconds to wait after ``attempts`` earlier failures: exponential, capped, with jitter."""
+def try_again_in(container: Container, failures: int) -> float:
+    """Return the seconds until the next try after ``failures`` in a row."""
     settings = container.settings
-    longest = min(settings.finetune_backoff_max, settings.finetune_backoff_base * 2.0**attempts)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
+    return backoff(failures, base=settings.finetune_backoff_base, longest=settings.finetune_backoff_max)

@@ -1,0 +1,73 @@
+"""A worker's own loops: they outlast every outage of Redis, however long."""
+
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from finetune_queue.store import RedisError
+from finetune_worker import loops
+from finetune_worker.backoff import backoff
+from finetune_worker.loops import LoopStep
+from finetune_worker.pulse import Loop
+
+AN_HOUR_OF_TRIES = 1100
+
+
+class Rounds:
+    """Meets an outage, then a defect, then nothing more."""
+
+    def __init__(self, step: LoopStep, outage: int) -> None:
+        self._loop = step
+        self._left = outage
+        self.announced = 0
+        self.slept: list[float] = []
+
+    def announce(self) -> None:
+        self.announced += 1
+
+    def step(self) -> float:
+        if self._left:
+            self._left -= 1
+            raise RedisError("Connection refused")
+        return 1.5
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        if len(self.slept) == 1:
+            raise ZeroDivisionError
+        self._loop.stopping.set()
+
+
+def test_a_loop_outlasts_a_long_outage_and_a_defect(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "LONGEST", 1e-6)
+    made: list[Rounds] = []
+
+    class Step(LoopStep):
+        loop = Loop.NOTIFIER
+
+        def rounds(self, container: Any) -> Rounds:
+            assert container is bench.container
+            made.append(Rounds(self, AN_HOUR_OF_TRIES))
+            return made[0]
+
+    step = Step(None)
+    with capture_logs() as logs:
+        step.run(bench.container)
+    [rounds] = made
+    assert (rounds.announced, rounds.slept) == (1, [1.5, 1.5])
+    assert bench.container.pulse.age(Loop.NOTIFIER) < 60
+    assert [(each["event"], each["loop"]) for each in logs] == [
+        ("loop_waits_for_redis", "notifier"),
+        ("loop_goes_on", "notifier"),
+        ("loop_failed", "notifier"),
+    ]
+    assert logs[1]["tries"] == AN_HOUR_OF_TRIES + 1
+
+
+@pytest.mark.parametrize(("failures", "longest"), [(1, 2.0), (2, 4.0), (4, 16.0), (9, 300.0), (100_000, 300.0)])
+def test_the_wait_doubles_up_to_its_longest(failures: int, longest: float) -> None:
+    waits = [backoff(failures, base=2.0, longest=300.0) for _ in range(50)]
+    assert longest / 2 <= min(waits)
+    assert max(waits) <= longest
+    assert len(set(waits)) > 1

@@ -1,0 +1,13 @@
+"""How long to wait before something is tried again."""
+
+import random
+
+_MOST_DOUBLINGS = 60
+"""After an hour of tries more would be no float any more."""
+
+
+def backoff(failures: int, *, base: float, longest: float) -> float:
+    """Return the seconds to wait after ``failures`` in a row, 1 or more: about ``base``, twice as long each time up to
+    ``longest``, and random, so that not all who met the same trouble come back at once."""
+    wait = min(longest, base * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
+    return wait * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
