@@ -19,6 +19,7 @@ from finetune_worker.tasks import STAGES
 from segmind_sandbox.settings import SandboxSettings
 from segmind_sandbox.testing import LiveSandbox, run_sandbox
 from support.samples import sample_request
+from support.until import until
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +105,11 @@ class Bench:
     def read(self, job: JobRecord) -> JobRecord:
         """Return the job as it is now."""
         return self.container.jobs.get(job.id)
+
+    def until_trained(self) -> None:
+        """Wait until the sandbox has no training that goes on."""
+        words = {"REQUESTED", "DATA_PROCESSING", "TRAINING_INITIATED"}
+        until(lambda: not words & {row["status"] for row in self.sandbox.control.trainings()}, seconds=8)
 
     def submits(self) -> int:
         """Return how many paid submits the sandbox accepted."""

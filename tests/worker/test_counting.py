@@ -39,7 +39,7 @@ def status(bench: Any) -> AccountStatus:
 def downloaded(bench: Any) -> Any:
     job = bench.submitting()
     bench.run(job)
-    until(lambda: bench.sandbox.control.trainings()[0]["status"] != "REQUESTED", seconds=5)
+    bench.until_trained()
     sweep(bench.container, "default")
     bench.run(job)
     return bench.container.jobs.get(job.id)

@@ -24,7 +24,7 @@ def trained(bench: Any, count: int, **settings: Any) -> list[Any]:
         bench.run(job)
     if settings.get("training_seconds"):
         return jobs
-    until(lambda: all(row["status"] != "REQUESTED" for row in bench.sandbox.control.trainings()), seconds=5)
+    bench.until_trained()
     return jobs
 
 

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from finetune_queue.setting_types import is_loopback
 from finetune_worker.segmind.call import Call, Endpoint, OnCall, WatchedBody, nobody
 from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.segmind.listing import MAX_LIST, FinetuneListing
@@ -67,11 +66,6 @@ class SegmindClient:
         # meanwhile, the body goes out before the reset comes back, and a harmless event would be an unknown outcome.
         self._endpoint.session.mount(self._endpoint.base_url + _SUBMIT, one_use_adapter())
 
-    @property
-    def on_loopback(self) -> bool:
-        """Whether the API is the sandbox on this machine, whose storage URLs are plain http on loopback too."""
-        return is_loopback(self._endpoint.host)
-
     def __enter__(self) -> Self:
         return self
 
@@ -120,14 +114,14 @@ class SegmindClient:
 
         return FinetuneListing(BoundedBody(response, call.deadline, MAX_LIST), classify=call.broken, done=done)
 
-    def presign_upload(self, name: str, *, extension: str = ".zip", public: bool = True) -> PresignedUpload:
-        """Return a URL to PUT a dataset to (section 4: a GET with a JSON body).
+    def presign_upload(self, name: str, *, public: bool = True) -> PresignedUpload:
+        """Return a URL to PUT a ZIP to (section 4: a GET with a JSON body).
 
         Raises:
             SegmindError: any leaf but OutcomeUnknown.
         """
         call = Call(self._endpoint, "presign_upload")
-        body = {"name": name, "extension": extension, "public": public}
+        body = {"name": name, "extension": ".zip", "public": public}
         return call.model(PresignedUpload, "GET", "/finetune/request/upload/pre-signed-url", json=body)
 
     def set_access(self, finetune_id: str, *, public: bool) -> None:

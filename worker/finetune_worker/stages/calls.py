@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import structlog
 
 from finetune_queue.contract import JobRecord, WaitReason
 from finetune_queue.store import Budget, Call, CallClass, NoSlot, RedisError, room_score
+from finetune_worker.container import Container
+from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import NotSent, OutcomeUnknown, RateLimited, Rejected, SegmindError, Unavailable
 from finetune_worker.stages.outcome import Wait
 
@@ -35,6 +38,25 @@ class AccountPausedError(Exception):
         super().__init__(error.detail)
         self.error = error
         self.seconds = seconds
+
+
+def ask(
+    container: Container, job: JobRecord, call: CallClass, what: str, function: Callable[[SegmindClient], T]
+) -> T | Wait:
+    """Run ``function``, which makes exactly one API call that may be repeated, to ``what`` for a job; or wait in the
+    account's room for a slot, or for the end of its pause.
+
+    Raises:
+        StaleCallError, SegmindError: see :func:`call_api`.
+    """
+    client = container.segmind(job.account)  # before the slot, as this worker may have no key for the account
+    slot = container.budget.take(job.account, job.id, room_score(call, job))
+    if isinstance(slot, NoSlot):
+        return park(job, call, slot, what)
+    try:
+        return call_api(container.budget, slot, partial(function, client))
+    except AccountPausedError as paused:
+        return park_paused(job, call, paused, what)
 
 
 def park(job: JobRecord, call: CallClass, slot: NoSlot, what: str) -> Wait:

@@ -1,7 +1,6 @@
 """Download: the weights come in with resume, are verified, and only then appear among the artifacts."""
 
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -9,10 +8,10 @@ import structlog
 from finetune_queue.contract import JobRecord, JobState, Stage
 from finetune_queue.contract.job import Weights
 from finetune_queue.storage import StorageError
-from finetune_queue.store import TRANSFERRED_BYTES, CallClass, NoSlot, room_score
+from finetune_queue.store import TRANSFERRED_BYTES, CallClass
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
-from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
+from finetune_worker.stages.calls import ask
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_storage, from_transfer
 from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry
@@ -105,14 +104,9 @@ def _store(container: Container, claim: Claim, part: Path, name: str) -> Outcome
 
 
 def _private_link(container: Container, job: JobRecord) -> Outcome | str:
-    slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
-    if isinstance(slot, NoSlot):
-        return park(job, CallClass.FINISH, slot, "ask for a link to the private weights")
-    client = container.segmind(job.account)
+    what = "ask for a link to the private weights"
     try:
-        return call_api(container.budget, slot, partial(client.private_link, job.weights_url or ""))
-    except AccountPausedError as paused:
-        return park_paused(job, CallClass.FINISH, paused, "ask for a link to the private weights")
+        return ask(container, job, CallClass.FINISH, what, lambda client: client.private_link(job.weights_url or ""))
     except Rejected as error:
         return Fail(from_api(error, Stage.DOWNLOAD))
     except MalformedReply as error:

@@ -1,12 +1,10 @@
 """Poll: a job whose training runs waits here. The account's sweep sees it; only now and then it needs a look alone."""
 
-from functools import partial
-
 from finetune_queue.contract import EventType, JobError, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.store import UNKNOWN_STATUSES, CallClass, NoSlot, room_score
+from finetune_queue.store import UNKNOWN_STATUSES, CallClass
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
-from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
+from finetune_worker.stages.calls import ask
 from finetune_worker.stages.claim import Claim, seconds_to_deadline
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.observe import observe
@@ -21,18 +19,15 @@ def poll(container: Container, claim: Claim) -> Outcome:
     unseen = job.updated_ms - job.entered_ms >= container.settings.finetune_unseen_limit * 1000
     if not (over or unseen or job.wants_details):
         return _wait(container, job)
-    slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
-    if isinstance(slot, NoSlot):
-        return park(job, CallClass.FINISH, slot, "ask for the training's details")
-    client = container.segmind(job.account)
+    what = "ask for the training's details"
     try:
-        seen = call_api(container.budget, slot, partial(client.details, job.finetune_id or ""))
-    except AccountPausedError as paused:
-        return park_paused(job, CallClass.FINISH, paused, "ask for the training's details")
+        seen = ask(container, job, CallClass.FINISH, what, lambda client: client.details(job.finetune_id or ""))
     except Rejected as error:
         return Fail(from_api(error, Stage.POLL), fields={"failed_stage": Stage.POLL})
     except MalformedReply as error:
         return Retry(from_api(error, Stage.POLL))
+    if isinstance(seen, Wait):
+        return seen
     found = observe(job, seen)
     if found.unknown_status:
         container.counters.add(UNKNOWN_STATUSES)

@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import structlog
 
 from finetune_queue.contract import JobRecord, JobState, WaitReason
-from finetune_queue.store import CallClass, Change, NoSlot, OwnedElsewhereError, room_score
+from finetune_queue.store import CallClass, Change, OwnedElsewhereError, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
-from finetune_worker.stages.calls import PARKED, AccountPausedError, call_api, park, park_paused
+from finetune_worker.stages.calls import PARKED, ask
 from finetune_worker.stages.outcome import Attention, Done, Outcome, Wait
 
 log = structlog.get_logger(__name__)
@@ -103,6 +103,16 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
     return "absent"
 
 
+def trained_by(finetune_id: str, job: JobRecord) -> dict[str, Any]:
+    """Return the fields of a job that a training now belongs to."""
+    return {
+        "finetune_id": finetune_id,
+        "submitted_ms": job.intent_ms,
+        "waiting_for": WaitReason.PROVIDER,
+        "candidates": [],
+    }
+
+
 def _adopt(container: Container, job: JobRecord, finetune_id: str) -> str:
     change = Change(delay=container.settings.finetune_unseen_limit, own=finetune_id)
     try:
@@ -110,12 +120,10 @@ def _adopt(container: Container, job: JobRecord, finetune_id: str) -> str:
             job,
             change,
             to=JobState.TRAINING,
-            finetune_id=finetune_id,
-            submitted_ms=job.intent_ms,
-            waiting_for=WaitReason.PROVIDER,
             attempts=0,
             takeovers=0,
             evidence=job.with_evidence(f"found as training {finetune_id}"),
+            **trained_by(finetune_id, job),
         )
     except OwnedElsewhereError as error:
         log.warning("candidate_owned", job_id=job.id, finetune_id=finetune_id, owner=error.owner)
@@ -133,19 +141,16 @@ def _examine_soon(container: Container, job: JobRecord, candidates: list[str]) -
 def examine_candidate(container: Container, job: JobRecord) -> Outcome:
     """Ask for the details of the first candidate: only one created when the submit was on its way is the job's."""
     candidate, *others = job.candidates
-    slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
-    if isinstance(slot, NoSlot):
-        return park(job, CallClass.FINISH, slot, f"look at training {candidate}, which may be this job's")
-    client = container.segmind(job.account)
+    what = f"look at training {candidate}, which may be this job's"
     try:
-        details = call_api(container.budget, slot, partial(client.details, candidate))
-    except AccountPausedError as paused:
-        return park_paused(job, CallClass.FINISH, paused, "look at a training that may be this job's")
+        details = ask(container, job, CallClass.FINISH, what, lambda client: client.details(candidate))
     except (Rejected, MalformedReply) as error:
         return Attention(
             f"needs attention: training {candidate} may be this job's, but it cannot be looked at",
             f"details of {candidate}: {error.detail}",
         )
+    if isinstance(details, Wait):
+        return details
     if details.created_ts is None and not (marks(job) and details.data_source_path is not None):
         return Attention(
             f"needs attention: training {candidate} may be this job's, but Segmind does not say when it was created",
@@ -157,10 +162,7 @@ def examine_candidate(container: Container, job: JobRecord) -> Outcome:
             to=JobState.TRAINING,
             own=candidate,
             fields={
-                "finetune_id": candidate,
-                "submitted_ms": job.intent_ms,
-                "candidates": [],
-                "waiting_for": WaitReason.PROVIDER,
+                **trained_by(candidate, job),
                 "evidence": job.with_evidence(f"found as training {candidate}, created {details.created_ts}"),
             },
         )

@@ -14,17 +14,11 @@ from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import OutcomeUnknown, Rejected
 from finetune_worker.segmind.models import SubmitReply, SubmitRequest
-from finetune_worker.stages.calls import (
-    AccountPausedError,
-    StaleCallError,
-    call_api,
-    park,
-    park_paused,
-)
+from finetune_worker.stages.calls import AccountPausedError, StaleCallError, call_api, park, park_paused
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
-from finetune_worker.stages.reconcile import examine_candidate
+from finetune_worker.stages.reconcile import examine_candidate, trained_by
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +34,7 @@ def submit(container: Container, claim: Claim) -> Outcome:
             return _never_found(container)
         if job.candidates:
             return examine_candidate(container, job)
-        return look_for_it(container, job, "the worker that was to send it did not come back")
+        return _look_for_it(container, job, "the worker that was to send it did not come back")
     client = container.segmind(job.account)  # before the intent, as this worker may have no key for the account
     slot = container.budget.take(job.account, job.id, room_score(CallClass.SUBMIT, job), submit=True, claimed=job)
     if isinstance(slot, NoSlot):
@@ -91,7 +85,7 @@ def _send(container: Container, claim: Claim, slot: Call, client: SegmindClient)
         return Fail(from_api(error, Stage.SUBMIT), fields={"intent_ms": None})
     except OutcomeUnknown as error:
         log.warning("submit_outcome_unknown", code=error.code, detail=error.detail)
-        return look_for_it(container, claim.job, error.detail)
+        return _look_for_it(container, claim.job, error.detail)
     return _accepted(claim.job, reply)
 
 
@@ -107,22 +101,11 @@ def _accepted(job: JobRecord, reply: SubmitReply) -> Done:
         f"submitted: training {reply.finetune_id}",
         to=JobState.TRAINING,
         own=reply.finetune_id,
-        fields=trained_by(reply.finetune_id, reply.status, job),
+        fields={**trained_by(reply.finetune_id, job), "provider_status": reply.status},
     )
 
 
-def trained_by(finetune_id: str, status: str | None, job: JobRecord) -> dict[str, object]:
-    """Return the fields of a job that a training now belongs to."""
-    return {
-        "finetune_id": finetune_id,
-        "provider_status": status,
-        "submitted_ms": job.intent_ms,
-        "waiting_for": WaitReason.PROVIDER,
-        "candidates": [],
-    }
-
-
-def look_for_it(container: Container, job: JobRecord, why: str) -> Wait:
+def _look_for_it(container: Container, job: JobRecord, why: str) -> Wait:
     """Wait for the sweeps to say whether the submit reached Segmind."""
     try:
         container.accounts.next_sweep_in(job.account, 0.0)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import tempfile
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -15,14 +14,14 @@ from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.datasets.report import DatasetReport
 from finetune_queue.public_fetch.addresses import AddressPolicy
 from finetune_queue.sources import PublicArchive, resolve_dataset
-from finetune_queue.store import TRANSFERRED_BYTES, CallClass, NoSlot, room_score
+from finetune_queue.store import TRANSFERRED_BYTES, CallClass
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import PresignedUpload
-from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
+from finetune_worker.stages.calls import ask
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_dataset, from_transfer
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError
 from finetune_worker.transfer.put import upload_presigned
@@ -166,20 +165,17 @@ def _kept_url(container: Container, job: JobRecord) -> PresignedUpload | None:
 
 
 def _presign(container: Container, job: JobRecord) -> PresignedUpload | Outcome:
-    slot = container.budget.take(job.account, job.id, room_score(CallClass.PREPARE, job))
-    if isinstance(slot, NoSlot):
-        return park(job, CallClass.PREPARE, slot, "ask for an upload URL")
-    client = container.segmind(job.account)
+    what = "ask for an upload URL"
     try:
         # Named after the job: the mark by which a submit of unknown outcome is found again.
-        presigned = call_api(container.budget, slot, partial(client.presign_upload, job.id, public=True))
-    except AccountPausedError as paused:
-        return park_paused(job, CallClass.PREPARE, paused, "ask for an upload URL")
+        found = ask(container, job, CallClass.PREPARE, what, lambda client: client.presign_upload(job.id, public=True))
     except Rejected as error:
         return Fail(from_api(error, Stage.UPLOAD))
     except MalformedReply as error:
         return Retry(from_api(error, Stage.UPLOAD))
-    ends = presigned.expires_at or datetime.now(UTC) + UNSAID_VALIDITY
-    secret = {"presigned_url": presigned.presigned_url.get_secret_value(), "s3_url": presigned.s3_url}
+    if isinstance(found, Wait):
+        return found
+    ends = found.expires_at or datetime.now(UTC) + UNSAID_VALIDITY
+    secret = {"presigned_url": found.presigned_url.get_secret_value(), "s3_url": found.s3_url}
     container.jobs.save_upload_url(job.id, json.dumps(secret), (ends - datetime.now(UTC)).total_seconds())
-    return presigned
+    return found
