@@ -328,3 +328,12 @@ def test_places_share_their_connections(store: Store) -> None:
     Place(store.url).put_bytes(b"x", "a")
     Place(f"{store.url}/b").put_bytes(b"x", "a")
     assert len(drivers._filesystems) == 1
+
+
+def test_requests_are_not_logged_one_by_one(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    place = Place(store.url)
+    place.put_bytes(b"x", "a")
+    caplog.clear()
+    place.put_bytes(b"x", "a")
+    assert [record for record in caplog.records if record.name.partition(".")[0] not in ("werkzeug", "asyncio")] == []

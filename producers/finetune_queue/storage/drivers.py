@@ -128,16 +128,14 @@ def meaning(error: Exception, address: ObjectAddress, url: str, *, writing: bool
         return PlaceMissingError(f"The bucket {address.bucket} does not exist. Create it, or mend the setting.")
     if isinstance(error, FileNotFoundError):
         return ObjectMissingError(f"There is no object {url}.")
-    anonymous = status == 401 or type(error).__name__ in _NO_CREDENTIALS
-    forbidden = status == 403 or isinstance(error, PermissionError) or _refused_by_google(error)
-    if anonymous and status != 403:
+    if status == 403 or isinstance(error, PermissionError) or _refused_by_google(error):
+        return NoAccessError(
+            f"{url} may not be used: {code or 'access denied'}. Check the credentials and their rights on the bucket."
+        )
+    if status == 401 or type(error).__name__ in _NO_CREDENTIALS:
         return NoAccessError(
             f"{url} may not be used: there are no credentials, or they are not valid. "
             f"Give {DRIVERS[address.scheme].credentials}."
-        )
-    if forbidden:
-        return NoAccessError(
-            f"{url} may not be used: {code or 'access denied'}. Check the credentials and their rights on the bucket."
         )
     if isinstance(error, OSError | TimeoutError) or type(error).__module__.split(".")[0] in _LIBRARIES:
         busy = isinstance(error, OSError) and error.errno in _BUSY
