@@ -9,7 +9,7 @@ import pytest
 from finetune_queue.storage import Place, drivers
 from support.clouds import CLOUDS, Store, emulator, environment
 
-collect_ignore = [] if CLOUDS else ["test_cloud_job.py"]
+collect_ignore = [] if CLOUDS else ["test_clouds.py"]
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ class Driver:
     put: Mapping[str, Any]
     open: Mapping[str, Any] = field(default_factory=dict)
     log_levels: Mapping[str, int] = field(default_factory=dict)
-    """Loggers that say each request, or with a stack what they also raise."""
+    """Loggers that say each request, or with a stack or on twenty lines what they also raise."""
 
 
 # The libraries' own limits would hold up to 500 MB of one upload in memory, and wait for minutes or for ever on a dead
@@ -64,7 +64,7 @@ DRIVERS = {
         credentials="AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key, SAS token or identity",
         options={"blocksize": _READ_AHEAD, "max_concurrency": 4},
         put={"overwrite": True},
-        log_levels={"azure": logging.WARNING},
+        log_levels={"azure": logging.ERROR},
     ),
 }
 
@@ -73,6 +73,7 @@ _NO_CREDENTIALS = frozenset(
     {
         "NoCredentialsError",
         "PartialCredentialsError",
+        "AzureSigningError",
         "ClientAuthenticationError",
         "CredentialUnavailableError",
         "DefaultCredentialsError",
