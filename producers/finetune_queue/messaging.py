@@ -28,7 +28,6 @@ TRANSFER_QUEUE = "finetune.transfer"
 RUN = "finetune.run"
 SWEEP = "finetune.sweep"
 ACCESS = "finetune.access"
-PING = "finetune.ping"
 
 CONTINUE, BEGIN, ACCEPT = 0, 6, 9
 """Priorities of messages; Redis hands out the lower first. What was started goes before what is new: a call slot that

@@ -69,6 +69,7 @@ def _check_api_key(key: SecretStr) -> SecretStr:
 
 
 def is_loopback(host: str | None) -> bool:
+    """Tell whether a host is this machine: a loopback address, or a name under ``localhost`` (RFC 6761, 6.3)."""
     if host is None:
         return False
     if host == "localhost" or host.endswith(".localhost"):

@@ -61,8 +61,7 @@ def test_of_every_few_messages_one_is_lost(lane: Lane, every: int) -> None:
     request = lane.start()
     post = Lossy(every)
     driver = Driver(lane.container, post=post)
-    with FineTuneQueue(lane.settings) as queue:
-        queue._submitter._messenger = post  # type: ignore[assignment]
+    with FineTuneQueue(lane.settings, messenger=post) as queue:  # type: ignore[arg-type]
         job_id = queue.submit(request).id
 
     job = driver.until_ended(job_id, seconds=SECONDS)
@@ -75,8 +74,7 @@ def test_each_message_is_delivered_twice_at_once_and_all_again_in_reverse(lane: 
     request = lane.start()
     post = Post()
     driver, other = (Driver(lane.container, post=post, name=name) for name in ("one", "another"))
-    with FineTuneQueue(lane.settings) as queue, ThreadPoolExecutor(2) as pool:
-        queue._submitter._messenger = post  # type: ignore[assignment]
+    with FineTuneQueue(lane.settings, messenger=post) as queue, ThreadPoolExecutor(2) as pool:  # type: ignore[arg-type]
         job_id = queue.submit(request).id
         delivered: list[Message] = []
 

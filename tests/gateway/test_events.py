@@ -1,19 +1,21 @@
 """Events by pages and as they come, from any place, across an outage of Redis."""
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from finetune_queue.contract import JobState, new_job_id
 from finetune_queue.gateway import hub, server
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.sdk import FineTuneQueue, Job
 from finetune_queue.settings import Settings
-from finetune_queue.store import Change, JobStore
+from finetune_queue.store import Change, JobStore, keys
 from gateway.serving import AUTH, MakeSettings, Start, run_gateway
 from gateway.sse import stream
 from support.samples import sample
@@ -101,6 +103,22 @@ def test_a_place_that_no_stream_gave_is_refused(
 
 def test_a_stream_of_no_job_is_refused_before_it_starts(http: httpx.Client) -> None:
     assert http.get(f"/v1/jobs/{new_job_id()}/stream").status_code == 404
+
+
+def test_a_stream_ends_when_only_a_newer_version_can_read_the_job(
+    http: httpx.Client, queue: FineTuneQueue, client: redis.Redis
+) -> None:
+    job = queue.submit(sample())
+    path = f"/v1/jobs/{job.id}/stream"
+    with stream(http, path) as events:
+        assert next(events).kind == "accepted"
+        client.hset(keys.job(job.id), "state", "grading")
+        move(queue, queue.submit(sample()), JobState.UPLOADING)
+        client.rpush(keys.job_events(job.id), "{}")
+        client.xadd(keys.events(), {"event": json.dumps({"subject": job.id})})
+        assert list(events) == []
+    reply = http.get(path)
+    assert (reply.status_code, reply.json()["code"]) == (409, "job-unreadable")
 
 
 def test_followers_hold_no_connection_to_redis(http: httpx.Client, queue: FineTuneQueue, client: Any, url: str) -> None:

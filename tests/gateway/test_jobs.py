@@ -176,7 +176,7 @@ def test_a_job_of_a_newer_version_is_left_alone(http: httpx.Client, client: redi
     client.hset(key, "state", "grading")
     submitted_again = http.post("/v1/jobs", json=sample(idempotency_key="order-1"))
     for reply in (http.get(links["self"]), http.post(links["cancel"]), http.post(links["retry"]), submitted_again):
-        assert "written by another version" in problem(reply, 409, "not-possible")["detail"]
+        assert "written by another version" in problem(reply, 409, "job-unreadable")["detail"]
     assert client.hget(key, "state") == "grading"
 
 

@@ -77,8 +77,7 @@ class Lane:
     def recover(self, request: dict[str, Any]) -> JobRecord:
         """Go on as a producer that asks again and a worker that finds the job by its deadline."""
         driver = Driver(self.container)
-        with FineTuneQueue(self.settings) as queue:
-            queue._submitter._messenger = driver.post  # type: ignore[assignment]
+        with FineTuneQueue(self.settings, messenger=driver.post) as queue:  # type: ignore[arg-type]
             job_id = queue.submit(request).id
         return driver.until_ended(job_id, seconds=SECONDS)
 

@@ -128,8 +128,7 @@ def _live(task: dict[str, Any]) -> None:
     points.patch()
     points.audit()
     points.part = "client"
-    queue = FineTuneQueue(settings)
-    queue._submitter._messenger = worker.post  # type: ignore[assignment]
+    queue = FineTuneQueue(settings, messenger=worker.post)  # type: ignore[arg-type]
     worker.work(queue.submit(task["request"]).id)
     if points.missed:
         message = f"no point stands for {points.missed}"

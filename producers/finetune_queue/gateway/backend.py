@@ -61,7 +61,7 @@ class Backend:
         messenger = Messenger(producer_app(settings))  # imports Celery here, not during the first submit
         return cls(
             settings=settings,
-            queue=FineTuneQueue(settings),
+            queue=FineTuneQueue(settings, messenger=messenger),
             jobs=jobs,
             feed=feed,
             probe=Accounts(connect(settings.finetune_redis_url, read_timeout=QUICK)),

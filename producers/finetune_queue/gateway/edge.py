@@ -5,7 +5,6 @@ place that can turn an exception into an answer.
 """
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from finetune_queue import tracing
 from finetune_queue.contract import new_job_id
 from finetune_queue.gateway.problems import ProblemError, explain, internal_error, later, respond
+from finetune_queue.setting_types import is_loopback
 
 log = structlog.get_logger(__name__)
 
@@ -190,7 +190,7 @@ def _foreign(scope: Scope) -> str | None:
     """
     headers = Headers(scope=scope)
     host = headers.get("host", "")
-    if not _is_loopback(host):
+    if not _names_loopback(host):
         return "The Host header names another machine. Set FINETUNE_GATEWAY_TOKENS to serve others."
     origin = headers.get("origin")
     if scope["method"] not in _SAFE and origin is not None and urlsplit(origin).netloc != host:
@@ -198,9 +198,8 @@ def _foreign(scope: Scope) -> str | None:
     return None
 
 
-def _is_loopback(host: str) -> bool:
+def _names_loopback(host: str) -> bool:
     try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+        return is_loopback(urlsplit(f"//{host}").hostname)
     except ValueError:
         return False

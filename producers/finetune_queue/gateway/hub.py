@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import structlog
 from anyio import CapacityLimiter, to_thread
 
-from finetune_queue.errors import QueueUnavailableError, UnknownJobError
 from finetune_queue.gateway.problems import later
-from finetune_queue.store import Feed, JobNotFoundError, RedisError
+from finetune_queue.store import Feed, JobNotFoundError, RedisError, UnreadableJobError
 
 log = structlog.get_logger(__name__)
 
@@ -120,12 +119,12 @@ class Hub:
                 news.clear()
                 try:
                     batch = await to_thread.run_sync(read, place, limiter=self._readers)
-                except (RedisError, QueueUnavailableError):
+                except RedisError:
                     yield b": the queue is out of reach\n\n"
                     await asyncio.sleep(_BLOCK)
                     continue
-                except (JobNotFoundError, UnknownJobError):
-                    return  # kept its time, and gone
+                except (JobNotFoundError, UnreadableJobError):
+                    return  # kept its time, and gone; or a newer version's by now, which who comes back is told
                 for place, event in batch.items:  # noqa: PLR1704 - where the follower is
                     yield f"id: {place}\ndata: {event}\n\n".encode()
                 if batch.ended:

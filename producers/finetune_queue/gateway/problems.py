@@ -17,6 +17,7 @@ from finetune_queue.errors import (
     NotPossibleError,
     StagingUnavailableError,
     UnknownJobError,
+    UnreadableJobError,
 )
 from finetune_queue.store import CursorError, JobNotFoundError, RedisError
 
@@ -31,6 +32,7 @@ TITLES: Mapping[str, tuple[int, str]] = {
     "method-not-allowed": (405, "The method is not allowed here"),
     "request-timeout": (408, "The request's body did not arrive in time"),
     "not-possible": (409, "The job's state does not allow this"),
+    "job-unreadable": (409, "Only another version of the service can read the job"),
     "too-large": (413, "The request's body is too large"),
     "unsupported-media-type": (415, "The request's body is of the wrong kind"),
     "invalid-request": (422, "The request is not valid"),
@@ -108,6 +110,8 @@ def explain(error: Exception) -> ProblemError | None:
             return ProblemError("invalid-request", text, errors=[FieldProblem(where="cursor", detail=text)])
         case UnknownJobError() | JobNotFoundError():
             return ProblemError("job-not-found", text)
+        case UnreadableJobError():
+            return ProblemError("job-unreadable", text)
         case NotPossibleError():
             return ProblemError("not-possible", text)
         case IdempotencyConflictError():

@@ -1,7 +1,6 @@
 """Running the gateway: uvicorn on one socket, with what must be true before it listens."""
 
 import asyncio
-import ipaddress
 import signal
 import socket
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from finetune_queue.gateway.app import create_app
+from finetune_queue.setting_types import is_loopback
 from finetune_queue.settings import Settings, SettingsError
 
 GRACE = 5
@@ -26,7 +26,7 @@ class GatewayServer(uvicorn.Server):
             SettingsError: without tokens it would listen where others can reach it.
             OSError: it cannot listen there.
         """
-        if not settings.finetune_gateway_tokens and not _is_loopback(host):
+        if not settings.finetune_gateway_tokens and not is_loopback(host):
             message = (
                 "FINETUNE_GATEWAY_TOKENS: missing, and without it the gateway listens on loopback addresses only, not "
                 f"on {host}. Make a token: finetune gateway token NAME"
@@ -72,10 +72,3 @@ def _listen(host: str, port: int) -> socket.socket:
     # Made again from its descriptor, which finds out the protocol: asyncio sets TCP_NODELAY only where that is said to
     # be TCP, and without it each answer on a kept connection would wait 40 ms for an acknowledgement.
     return socket.socket(fileno=listening.detach())
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -14,6 +14,7 @@ from finetune_queue.contract import (
     parse_sink,
 )
 from finetune_queue.errors import FineTuneQueueError, NotPossibleError, UnknownAccountNameError
+from finetune_queue.messaging import Messenger
 from finetune_queue.resuming import adopted, resubmitted, resume_at, with_access
 from finetune_queue.sdk.job import Job, Page, Submission, Waiting
 from finetune_queue.sdk.submitting import Submitter
@@ -36,15 +37,15 @@ from finetune_queue.store import (
 class FineTuneQueue:
     """The queue as a producer sees it. Make one and keep it; close it, or use it as a context manager."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Connects at the first use."""
+    def __init__(self, settings: Settings, *, messenger: Messenger | None = None) -> None:
+        """Connects at the first use. ``messenger`` sends the messages; None: one of its own."""
         self._settings = settings
         self._redis = connect(settings.finetune_redis_url)
         self._jobs = JobStore(self._redis, retention=settings.finetune_retention)
         self._pages = JobPages(self._redis, self._jobs)
         self._accounts = Accounts(self._redis)
         self._outbox = Outbox(self._redis)
-        self._submitter = Submitter(settings, self._jobs)
+        self._submitter = Submitter(settings, self._jobs, messenger)
 
     @classmethod
     def from_env(cls) -> Self:

@@ -54,10 +54,11 @@ Taken = tuple[JobRecord, bool] | FineTuneQueueError
 class Submitter:
     """Puts requests on the queue. Safe in threads."""
 
-    def __init__(self, settings: Settings, jobs: JobStore) -> None:
+    def __init__(self, settings: Settings, jobs: JobStore, messenger: Messenger | None) -> None:
+        """A ``messenger`` of its own is made with the first message: it takes Celery's import."""
         self._settings = settings
         self._jobs = jobs
-        self._messenger: Messenger | None = None
+        self._messenger = messenger
         self._making = threading.Lock()
 
     @tracing.span(SENT, kind="producer")

@@ -41,7 +41,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/jobs/{job_id}/events", responses=documented("job-not-found", "invalid-request"))
+@router.get("/jobs/{job_id}/events", responses=documented("job-not-found", "job-unreadable", "invalid-request"))
 def job_events(job_id: JobId, query: Annotated[EventQuery, Query()], backend: BackendDep) -> EventList:
     """List a job's events, oldest first. The event numbered n has the id `JOB-n`."""
     backend.queue.get(job_id)
@@ -52,7 +52,7 @@ def job_events(job_id: JobId, query: Annotated[EventQuery, Query()], backend: Ba
 @router.get(
     "/jobs/{job_id}/stream",
     response_class=StreamingResponse,
-    responses=_STREAM | documented("job-not-found", "invalid-request"),
+    responses=_STREAM | documented("job-not-found", "job-unreadable", "invalid-request"),
 )
 async def job_stream(job_id: JobId, backend: BackendDep, last_event_id: LastNumber = None) -> StreamingResponse:
     """Follow a job: its events from the first one, or from after `Last-Event-ID`, and those to come. After the last one

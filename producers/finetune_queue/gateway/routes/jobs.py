@@ -11,6 +11,9 @@ from finetune_queue.gateway.routes.deps import BackendDep, JobId
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
+_NO_CHANGE = ("job-not-found", "not-possible", "job-unreadable")
+"""Why a job may not be changed."""
+
 IdempotencyKey = Annotated[
     Key | SkipJsonSchema[None],
     Header(description="The same key and request give the same job, however often they are sent."),
@@ -23,7 +26,9 @@ IdempotencyKey = Annotated[
     response_model_exclude_none=True,
     responses={
         202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "The job."}}},
-        **documented("bad-request", "too-large", "request-timeout", "invalid-request", "idempotency-conflict"),
+        **documented(
+            "bad-request", "too-large", "request-timeout", "invalid-request", "idempotency-conflict", "job-unreadable"
+        ),
     },
 )
 def submit(
@@ -53,16 +58,14 @@ def list_jobs(query: Annotated[ListQuery, Query()], backend: BackendDep) -> JobL
     return JobList(jobs=[JobView.of(job) for job in page.jobs], next=page.cursor)
 
 
-@router.get("/{job_id}", response_model_exclude_none=True, responses=documented("job-not-found"))
+@router.get("/{job_id}", response_model_exclude_none=True, responses=documented("job-not-found", "job-unreadable"))
 def get_job(job_id: JobId, backend: BackendDep) -> JobView:
     """Show one job, and why it waits."""
     job = backend.queue.get(job_id)
     return JobView.of(job, backend.queue.waiting(job))
 
 
-@router.post(
-    "/{job_id}/cancel", response_model_exclude_none=True, responses=documented("job-not-found", "not-possible")
-)
+@router.post("/{job_id}/cancel", response_model_exclude_none=True, responses=documented(*_NO_CHANGE))
 def cancel(job_id: JobId, backend: BackendDep) -> JobView:
     """Stop a job; at once, or with `cancel_requested` as soon as the worker that holds it sees that. A training that
     Segmind has goes on there, and is paid: its API has no cancel.
@@ -70,7 +73,7 @@ def cancel(job_id: JobId, backend: BackendDep) -> JobView:
     return JobView.of(backend.queue.cancel(job_id))
 
 
-@router.post("/{job_id}/retry", response_model_exclude_none=True, responses=documented("job-not-found", "not-possible"))
+@router.post("/{job_id}/retry", response_model_exclude_none=True, responses=documented(*_NO_CHANGE))
 def retry(job_id: JobId, backend: BackendDep) -> JobView:
     """Resume a failed job at the stage that failed. A failed download never trains again."""
     return JobView.of(backend.queue.retry(job_id))
@@ -80,7 +83,7 @@ def retry(job_id: JobId, backend: BackendDep) -> JobView:
     "/{job_id}/access",
     status_code=202,
     response_model_exclude_none=True,
-    responses=documented("bad-request", "too-large", "request-timeout", "job-not-found", "not-possible"),
+    responses=documented("bad-request", "too-large", "request-timeout", *_NO_CHANGE),
 )
 def access(job_id: JobId, body: AccessBody, backend: BackendDep) -> JobView:
     """Have the model of an ended job made public or private at Segmind. The job's `access` says what is wanted, what
