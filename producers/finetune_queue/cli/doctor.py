@@ -2,9 +2,10 @@
 
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import groupby
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from finetune_queue import __version__
@@ -28,6 +29,9 @@ from finetune_queue.store import (
     server_facts,
     server_problems,
 )
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 PING_SECONDS = 1.5
 """How long workers have to answer."""
@@ -63,11 +67,11 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
     server = list(_server(settings))
     yield from server
     if server[0].status == "ok":
-        yield _clock(settings)
+        yield from _read(settings, "clock", _clock)
         yield _workers(settings)
-        yield from _versions(settings)
-        yield from _accounts(settings)
-        yield from _sinks(settings)
+        yield from _read(settings, "versions", _versions)
+        yield from _read(settings, "accounts", _accounts)
+        yield from _read(settings, "sinks", _sinks)
     if api:
         from finetune_queue.cli.doctor_api import api_findings
 
@@ -119,24 +123,22 @@ def _workers(settings: Settings) -> Finding:
     return Finding("workers", "ok", f"{len(names)} alive: {', '.join(map(words.printable, names))}")
 
 
-def _clock(settings: Settings) -> Finding:
+def _read(settings: Settings, name: str, look: Callable[["Redis"], Iterable[Finding]]) -> Iterator[Finding]:
+    """Say what a look at the server's data shows, or that it went away meanwhile."""
     try:
         with connect(settings.finetune_redis_url) as client:
-            skew = clock_skew(client)
+            yield from look(client)
     except RedisError as error:
-        return Finding("clock", "fail", f"cannot be read: {words.printable(error)}", "Run finetune doctor again.")
-    return clock("clock", skew, "the Redis server")
+        yield Finding(name, "fail", f"cannot be read: {words.printable(error)}", "Run finetune doctor again.")
 
 
-def _versions(settings: Settings) -> Iterator[Finding]:
+def _clock(client: "Redis") -> Iterator[Finding]:
+    yield clock("clock", clock_skew(client), "the Redis server")
+
+
+def _versions(client: "Redis") -> Iterator[Finding]:
     """Say which versions run, unless no worker has said that it is there: then the line before says what to do."""
-    try:
-        with connect(settings.finetune_redis_url) as client:
-            alive = Workers(client).alive()
-    except RedisError as error:
-        yield Finding("versions", "fail", f"cannot be read: {words.printable(error)}", "Run finetune doctor again.")
-        return
-    running = Counter(alive.values())
+    running = Counter(Workers(client).alive().values())
     if not running:
         return
     said = ", ".join(f"{count} with {words.printable(version)}" for version, count in sorted(running.items()))
@@ -172,14 +174,9 @@ def _knock(sink: Sink) -> Finding:
     return Finding(name, "ok", f"{origin} takes connections")
 
 
-def _accounts(settings: Settings) -> Iterator[Finding]:
-    try:
-        with connect(settings.finetune_redis_url) as client:
-            accounts = Accounts(client)
-            known = [accounts.status(name) for name in accounts.names()]
-    except RedisError as error:
-        yield Finding("accounts", "fail", f"cannot be read: {words.printable(error)}", "Run finetune doctor again.")
-        return
+def _accounts(client: "Redis") -> Iterator[Finding]:
+    accounts = Accounts(client)
+    known = [accounts.status(name) for name in accounts.names()]
     if not known:
         yield Finding("accounts", "warn", "no worker has announced an account yet", "Start a worker with an API key.")
     for account in known:
@@ -211,13 +208,8 @@ def _account(account: AccountStatus) -> Finding:
     return Finding(name, "ok", message)
 
 
-def _sinks(settings: Settings) -> Iterator[Finding]:
-    try:
-        with connect(settings.finetune_redis_url) as client:
-            down = [line for line in Outbox(client).lines() if line.failures]
-    except RedisError as error:
-        yield Finding("sinks", "fail", f"cannot be read: {words.printable(error)}", "Run finetune doctor again.")
-        return
+def _sinks(client: "Redis") -> Iterator[Finding]:
+    down = [line for line in Outbox(client).lines() if line.failures]
     if not down:
         yield Finding("sinks", "ok", "no sink is out of reach")
     for origin, lines in groupby(
