@@ -55,20 +55,18 @@ _STORAGE_CODES: dict[type[StorageError], DatasetErrorCode] = {
 
 @dataclass(frozen=True, slots=True)
 class PublicArchive:
-    """A ZIP that the provider reads by its URL; `size` in bytes and `etag` are what its server says of it."""
+    """A ZIP that the provider reads by its URL; `size` in bytes is what its server says of it."""
 
     url: str
     size: int
-    etag: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class LocalArchive:
-    """A ZIP on this machine; `temporary` says that it lies in the scratch folder and is nobody else's."""
+    """A ZIP on this machine."""
 
     path: Path
     size: int
-    temporary: bool
 
 
 def resolve_dataset(
@@ -122,7 +120,7 @@ def _head(url: str, policy: AddressPolicy, max_bytes: int) -> PublicArchive:
         found = fetch.head(url, max_bytes=max_bytes, policy=policy)
     except FetchError as error:
         raise _from_fetch(error) from error
-    return PublicArchive(url=found.url, size=found.size, etag=found.etag)
+    return PublicArchive(url=found.url, size=found.size)
 
 
 def _public(
@@ -137,7 +135,7 @@ def _public(
         raise _from_fetch(error) from error
     except OSError as error:
         raise _no_scratch(error) from error
-    return LocalArchive(path=path, size=found.size, temporary=True)
+    return LocalArchive(path=path, size=found.size)
 
 
 def _local(path: Path, roots: Sequence[Path], max_bytes: int) -> LocalArchive:
@@ -165,7 +163,7 @@ def _local(path: Path, roots: Sequence[Path], max_bytes: int) -> LocalArchive:
             retryable=True,
         ) from error
     _check_size(display_name(str(path)), size, max_bytes)
-    return LocalArchive(path=found, size=size, temporary=False)
+    return LocalArchive(path=found, size=size)
 
 
 def _check_bucket(address: ObjectAddress, buckets: Sequence[str]) -> None:
@@ -223,7 +221,7 @@ def _copied(
         raise DatasetError(
             "dataset_unavailable", f"{display_name(url)} changed while it was read.", "Try again.", retryable=True
         )
-    return LocalArchive(path=path, size=done, temporary=True)
+    return LocalArchive(path=path, size=done)
 
 
 def _scratch_file(scratch: Path) -> Path:

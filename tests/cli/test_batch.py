@@ -37,7 +37,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def names(worker: Worker) -> list[str]:
-    return sorted(job.request.name for job in worker.store.newest())
+    return sorted(job.request.name for job in worker.newest())
 
 
 def test_every_good_line_is_submitted_and_every_bad_one_named(run: Run, worker: Worker, write: Write) -> None:
@@ -58,7 +58,7 @@ def test_every_good_line_is_submitted_and_every_bad_one_named(run: Run, worker: 
     assert "labels" in errors[3]
     assert "idempotency key belongs to job" in errors[4]
     assert names(worker) == ["a", "e", "g"]
-    assert all((job.request.labels, job.request.priority) == ({"team": "x"}, 7) for job in worker.store.newest())
+    assert all((job.request.labels, job.request.priority) == ({"team": "x"}, 7) for job in worker.newest())
 
 
 def test_as_json_every_line_has_one_document(run: Run, worker: Worker, write: Write) -> None:
@@ -67,7 +67,7 @@ def test_as_json_every_line_has_one_document(run: Run, worker: Worker, write: Wr
     assert result.code == ExitCode.FAILED
     assert result.err == ""
     first, bad, last, refused = sorted(result.json_lines, key=lambda each: int(each["line"]))
-    jobs = {job.request.name: job for job in worker.store.newest()}
+    jobs = {job.request.name: job for job in worker.newest()}
     assert last == {"line": 3, "job_id": jobs["b"].id, "state": "accepted", "new": True, "idempotency_key": "k"}
     assert first["job_id"] == jobs["a"].id
     assert first["idempotency_key"] == jobs["a"].request.idempotency_key
@@ -78,7 +78,7 @@ def test_as_json_every_line_has_one_document(run: Run, worker: Worker, write: Wr
 
 def test_a_repeated_file_submits_only_what_is_missing(run: Run, worker: Worker, write: Write) -> None:
     assert run("submit", "--file", write(sample(name="a"), sample(name="b"))).code == ExitCode.OK
-    worker.bring(next(job for job in worker.store.newest() if job.request.name == "a"), JobState.SUCCEEDED)
+    worker.bring(next(job for job in worker.newest() if job.request.name == "a"), JobState.SUCCEEDED)
 
     again = run("submit", "--file", write(sample(name="new"), sample(name="b"), sample(name="a"), sample(name="a")))
 
@@ -97,7 +97,7 @@ def test_a_local_folder_on_each_line(run: Run, worker: Worker, write: Write, tmp
     result = run("submit", "--file", write(sample(name="a", dataset=folder), sample(name="b", dataset="gone")))
     assert result.code == ExitCode.FAILED
     assert "line 2: dataset: There is no file or folder gone" in result.err
-    [job] = worker.store.newest()
+    [job] = worker.newest()
     assert job.request.dataset.startswith("file://")
 
 

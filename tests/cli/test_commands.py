@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("queue_url")
 
 def test_submit_prints_the_job_and_how_to_follow_it(run: Run, worker: Worker) -> None:
     result = run(*SUBMIT, "--label", "team=a", "--priority", 7)
-    [job] = worker.store.newest()
+    [job] = worker.newest()
     assert result.code == ExitCode.OK
     assert result.out == f"Job {job.id} is on the queue.\nFollow it: finetune watch {job.id}\n"
     assert job.request.labels == {"team": "a"}
@@ -31,7 +31,7 @@ def test_submit_prints_the_job_and_how_to_follow_it(run: Run, worker: Worker) ->
 
 def test_submit_as_json_is_the_job_and_nothing_else(run: Run, worker: Worker) -> None:
     result = run(*SUBMIT, "--json")
-    [job] = worker.store.newest()
+    [job] = worker.newest()
     assert result.json["job_id"] == job.id
     assert result.json["state"] == "accepted"
     assert result.json["request"]["name"] == "a-face"
@@ -68,7 +68,7 @@ def test_a_request_that_cannot_be_accepted_names_everything(run: Run, worker: Wo
     assert result.err.startswith("error: The fine-tune request cannot be accepted:\n")
     for line in ("dataset (--dataset): is required", "priority: input should be less than or equal to 9"):
         assert f"\n  {line}\n" in result.err
-    assert list(worker.store.newest()) == []
+    assert worker.newest() == []
 
 
 def test_the_same_as_json(run: Run) -> None:

@@ -80,7 +80,7 @@ def test_a_time_out_says_that_the_job_goes_on(run: Run, worker: Worker) -> None:
 def test_submit_and_wait_as_json_is_one_document_also_when_the_time_is_up(run: Run, worker: Worker) -> None:
     options = ("-d", "https://example.com/x.zip", "-n", "x", "-p", "a T", "-t", "T", "--wait", "--timeout", "0.1")
     result = run("submit", *options, "--json")
-    [job] = worker.store.newest()
+    [job] = worker.newest()
     assert result.code == ExitCode.TIMEOUT
     assert result.json["job_id"] == job.id
     assert result.error["job_id"] == job.id
@@ -97,8 +97,8 @@ def test_submit_and_wait_ends_with_the_job(worker: Worker) -> None:
 
 
 def _only_job(worker: Worker) -> str:
-    until(lambda: bool(list(worker.store.newest())), seconds=20)
-    return next(iter(worker.store.newest())).id
+    until(lambda: bool(worker.newest()), seconds=20)
+    return worker.newest()[0].id
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])

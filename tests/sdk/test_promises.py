@@ -145,7 +145,7 @@ def test_the_examples_of_the_page_run(redis_url: str, number: int, jobs: int) ->
 
         def work() -> bool:
             if jobs < 10:  # the example waits for them
-                for job in list(worker.store.newest(state=JobState.ACCEPTED)):
+                for job in worker.newest(JobState.ACCEPTED):
                     worker.bring(job, JobState.SUCCEEDED)
             return program.poll() is not None
 

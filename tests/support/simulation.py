@@ -291,7 +291,7 @@ class Segmind:
 
         def resolved(dataset: str, **options: Any) -> Any:
             if dataset.startswith("https:"):
-                return PublicArchive(dataset, 1000, None)
+                return PublicArchive(dataset, 1000)
             return resolve(dataset, **options)
 
         patch.setattr(upload, "resolve_dataset", resolved)

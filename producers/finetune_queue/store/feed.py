@@ -31,11 +31,6 @@ class Feed:
         rows = cast("list[tuple[str, Any]]", self._redis.xrevrange(keys.events(), count=1))
         return rows[0][0] if rows else START
 
-    def first(self) -> str:
-        """Return the place of the oldest event that is still there."""
-        rows = cast("list[tuple[str, Any]]", self._redis.xrange(keys.events(), count=1))
-        return rows[0][0] if rows else START
-
     def after(self, place: str, limit: int) -> list[FeedItem]:
         """Return up to ``limit`` events after ``place``, oldest first."""
         rows = cast("list[tuple[str, dict[str, str]]]", self._redis.xrange(keys.events(), f"({place}", count=limit))

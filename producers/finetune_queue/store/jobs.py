@@ -88,14 +88,6 @@ class JobStore:
             problem = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
             raise UnreadableJobError(job_id, problem) from None
 
-    def newest(self, *, state: JobState | None = None) -> Iterator[JobRecord]:
-        """Yield jobs, newest first: all of them by creation, or those in a state by when they entered it."""
-        index = keys.jobs() if state is None else keys.state(state)
-        start = 0
-        while page := cast("list[str]", self._redis.zrevrange(index, start, start + _PAGE - 1)):
-            yield from self.get_many(page)
-            start += _PAGE
-
     def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state."""
         pipe = self._redis.pipeline(transaction=False)
@@ -119,7 +111,7 @@ class JobStore:
         rows = cast("list[str]", self._redis.lrange(keys.job_events(job_id), after, -1))
         return [Event.model_validate_json(row) for row in rows]
 
-    # writing
+    # new jobs
 
     def register(self, job_id: str, request: FineTuneRequest, *, delay: float) -> tuple[JobRecord, bool]:
         """Create the job in state accepted, or return the one that is there. The flag tells whether it is new.
@@ -146,6 +138,19 @@ class JobStore:
         while left := [index for index in range(len(writes)) if index not in outcomes]:
             outcomes |= self._create({index: writes[index] for index in left})
         return [outcomes[index] for index in range(len(writes))]
+
+    def _new(self, job_id: str, request: FineTuneRequest, delay: float, traceparent: str | None) -> Write:
+        job = JobRecord(
+            id=job_id, state=JobState.ACCEPTED, request=request, digest=request.digest(), traceparent=traceparent
+        )
+        return Write.prepare(
+            job,
+            Change(delay=delay),
+            entered=True,
+            previous=None,
+            event=EventType.ACCEPTED,
+            stream_length=self._stream_length,
+        )
 
     def _create(self, writes: Mapping[int, Write]) -> dict[int, Registration]:
         """Send the writes of new jobs and tell what came of each. One whose job was there, and was then kept its time
@@ -187,6 +192,8 @@ class JobStore:
         for write in writes:
             self._transition(write.names, [write.text], client=pipe)
         return _replies(pipe, len(writes))
+
+    # changes
 
     def transition(
         self,
@@ -248,19 +255,6 @@ class JobStore:
         check_durable(job, replies[1])
         return job
 
-    def _new(self, job_id: str, request: FineTuneRequest, delay: float, traceparent: str | None) -> Write:
-        job = JobRecord(
-            id=job_id, state=JobState.ACCEPTED, request=request, digest=request.digest(), traceparent=traceparent
-        )
-        return Write.prepare(
-            job,
-            Change(delay=delay),
-            entered=True,
-            previous=None,
-            event=EventType.ACCEPTED,
-            stream_length=self._stream_length,
-        )
-
     def request_cancel(self, job_id: str) -> bool:
         """Ask the worker that holds the job to cancel it; False when nobody holds it.
 
@@ -271,6 +265,8 @@ class JobStore:
         if answer == -1:
             raise JobNotFoundError(job_id)
         return bool(answer)
+
+    # what belongs to no job, or beside it
 
     def reject(self, message_id: str, message: TaskCall | RawMessage, reason: str, problems: list[str]) -> None:
         """Set aside a message that cannot become a job, as it came, and tell of it by an event."""
