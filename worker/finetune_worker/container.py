@@ -25,6 +25,7 @@ from finetune_queue.storage import Place
 from finetune_queue.store import (
     API_CALL_SECONDS,
     API_CALLS,
+    CALL_MARGIN,
     JOB_SECONDS,
     AccountLimits,
     Accounts,
@@ -51,9 +52,6 @@ _PART = ".part"
 
 _LEFT_AFTER = 24 * 3600.0
 """Seconds after which a stage's folder is one that a killed worker left: no transfer takes more than an hour."""
-
-CALL_MARGIN = 10.0
-"""Seconds beyond its own time-out after which a call has ended for certain."""
 
 
 class UnknownAccountKeyError(Exception):

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, TypeVar
 from finetune_queue.cli import output, words
 from finetune_queue.cli.output import CliError, ExitCode, usage_error
 from finetune_queue.settings import Settings
-from finetune_queue.store import AccountLimits, Accounts, AccountStatus, Budget, Call, NoSlot, RedisError, connect
+from finetune_queue.store import (
+    CALL_MARGIN,
+    AccountLimits,
+    Accounts,
+    AccountStatus,
+    Budget,
+    Call,
+    NoSlot,
+    RedisError,
+    connect,
+)
 
 if TYPE_CHECKING:
     from finetune_worker.segmind.call import Ended
@@ -115,7 +125,7 @@ def open_session(settings: Settings, account: str) -> Iterator[Session]:
     with connect(settings.finetune_redis_url) as redis:
         budget = Budget(
             redis,
-            call_timeout=settings.segmind_call_timeout + 10,
+            call_timeout=settings.segmind_call_timeout + CALL_MARGIN,
             handover=settings.finetune_handover,
             first_sweep=settings.finetune_poll_min_interval,
             backoff_base=settings.finetune_backoff_base,

@@ -3,7 +3,7 @@
 from redis import RedisError, ResponseError
 
 from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfer_line
-from finetune_queue.store.budget import SWEEP, Budget, Call, CallClass, NoSlot, room_score
+from finetune_queue.store.budget import CALL_MARGIN, SWEEP, Budget, Call, CallClass, NoSlot, room_score
 from finetune_queue.store.connection import connect
 from finetune_queue.store.counters import (
     API_CALL_SECONDS,
@@ -53,6 +53,7 @@ from finetune_queue.store.write import Change
 __all__ = [
     "API_CALLS",
     "API_CALL_SECONDS",
+    "CALL_MARGIN",
     "COUNTED",
     "CURSOR",
     "DELIVERIES",

@@ -22,6 +22,9 @@ from finetune_queue.store.errors import ConflictError
 SWEEP = "sweep"
 """The holder's name of an account's sweep, where a job has its id."""
 
+CALL_MARGIN = 10.0
+"""Seconds beyond its own time-out after which a call has ended for certain."""
+
 _AGE_SPAN = 10**13  # more than any time in milliseconds until the year 2286
 
 

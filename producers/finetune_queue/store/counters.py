@@ -76,7 +76,7 @@ STAGE_SECONDS = Metric(
 API_CALLS = Metric(
     "finetune_api_calls_total",
     "counter",
-    "Calls of Segmind's API by their result: `ok`, or the code of the error",
+    "Calls of Segmind's API that workers made, by their result: `ok`, or the code of the error",
     ("account", "endpoint", "result"),
 )
 API_CALL_SECONDS = Metric(

@@ -13,6 +13,7 @@ import structlog
 from finetune_queue import messaging
 from finetune_queue.contract import ACCESS, Access, EventType, JobRecord, WaitReason
 from finetune_queue.store import (
+    CALL_MARGIN,
     STAGE_SECONDS,
     CallClass,
     Change,
@@ -22,7 +23,7 @@ from finetune_queue.store import (
     UnreadableJobError,
     room_score,
 )
-from finetune_worker.container import CALL_MARGIN, Container
+from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected, Unavailable
 from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
 from finetune_worker.stages.claim import Claim
