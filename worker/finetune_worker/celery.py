@@ -3,11 +3,13 @@
 import logging
 import os
 import threading
+import warnings
 from typing import Any
 
 from celery import Celery, bootsteps, signals
 from celery.concurrency import get_implementation
 from celery.concurrency.prefork import TaskPool as PreforkPool
+from celery.exceptions import CPendingDeprecationWarning
 
 from finetune_queue import tracing
 from finetune_queue.logs import configure_logging
@@ -149,6 +151,13 @@ def _check_worker(**_: object) -> None:
         _settings.require_worker()
     except SettingsError as error:
         raise SystemExit(str(error)) from None
+
+
+@signals.celeryd_after_setup.connect
+def _silence_advice(**_: object) -> None:
+    # Said at each lost connection, in five lines with a path: that running tasks go on then, as they are meant to here.
+    # Not before Celery has set its own filters, which show it.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 
 @signals.worker_process_init.connect
