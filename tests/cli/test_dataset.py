@@ -12,6 +12,7 @@ def test_a_good_folder(run: Run, tmp_path: Path) -> None:
     result = run("dataset", "check", folder, "--trigger-word", "1MAN")
     assert result.code == ExitCode.OK
     assert result.out.startswith("PASS")
+    assert all(line == line.rstrip() for line in result.out.splitlines())
     report = run("dataset", "check", folder, "--json").json
     assert (report["ok"], report["images"], report["captions"]) == (True, 6, 6)
 

@@ -64,7 +64,7 @@ def test_accounts_as_the_workers_know_them(run: Run, worker: Worker) -> None:
     worker.bring(worker.accept(), JobState.TRAINING)
     account = checks(run("doctor", "--json"))["account default"]
     assert account["status"] == "ok"
-    assert account["message"] == "0 of 50 calls per 60 s in use, 0 jobs waiting, 1 trainings, 0 submits today"
+    assert account["message"] == "0 of 50 calls per 60 s in use, 0 jobs waiting, 1 training, 0 submits today"
 
 
 def test_an_account_that_is_paused(run: Run, worker: Worker, queue_url: str) -> None:

@@ -87,6 +87,10 @@ def test_each_wrong_field_is_named(http: httpx.Client, fields: dict[str, Any], w
     assert "/etc/passwd" not in body["detail"]
 
 
+def test_a_body_that_is_no_object_says_what_is_wanted(http: httpx.Client) -> None:
+    assert problem(http.post("/v1/jobs", json=[1]), 422, "invalid-request")["detail"] == "/: should be a JSON object"
+
+
 def test_a_local_path_reaches_no_file_of_the_gateway(http: httpx.Client, staging: Path, tmp_path: Path) -> None:
     (tmp_path / "secret.zip").write_bytes(b"x")
     problem(http.post("/v1/jobs", json=sample(dataset=str(tmp_path / "secret.zip"))), 422, "invalid-request")

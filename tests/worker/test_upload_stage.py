@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import EventType, JobState
+from finetune_queue.contract import EventType, JobState, Stage
+from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.store import Change, keys
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages import upload as module
+from finetune_worker.stages.errors import from_dataset
 from finetune_worker.transfer import upload_presigned
 from support.images import image_bytes, make_zip
 
@@ -118,3 +120,10 @@ def test_a_dataset_that_is_exchanged_after_its_check_is_not_uploaded(
     assert (failed.state, failed.error.code) == (JobState.FAILED, "source_changed")
     assert "changed after it was checked" in failed.error.message
     assert bench.submits() == 0
+
+
+def test_only_what_a_retry_can_mend_advises_one() -> None:
+    gone = DatasetError("dataset_not_found", "It is not there.", "Put it there.")
+    wrong = DatasetError("dataset_bad_address", "It is no address.", "Give a URL.")
+    assert from_dataset(gone, Stage.UPLOAD).action == "Put it there. Then `finetune retry JOB`, or submit again."
+    assert from_dataset(wrong, Stage.UPLOAD).action == "Give a URL. Then submit again."

@@ -39,7 +39,8 @@ def run(arguments: list[str]) -> int:
         code = typer.main.get_command(app).main(arguments, prog_name="finetune", standalone_mode=False)
     except TyperException as error:
         where = getattr(getattr(error, "ctx", None), "command_path", "finetune")
-        message = f"{error.format_message().rstrip(' .')}. See: {where} --help"
+        said = error.format_message().rstrip(" .")
+        message = f"{said}{'' if said.endswith('?') else '.'} See: {where} --help"
         failure = CliError(message, ExitCode.USAGE, "usage")
     except Exception as error:  # noqa: BLE001 - the last place that can say it in words
         failure = output.explain(error) or _unexpected(error, show="--traceback" in arguments)

@@ -25,5 +25,11 @@ def check(source: str, *, trigger_word: str | None, prompt: str | None, as_json:
     else:
         from finetune_queue.datasets.render import render_report
 
-        output.out().print(render_report(report, title=display_name(source)))
+        console, said = output.out(), render_report(report, title=display_name(source))
+        if console.is_terminal:
+            console.print(said)
+        else:  # columns are filled up with spaces, which nobody wants in a log
+            with console.capture() as text:
+                console.print(said)
+            output.say("\n".join(line.rstrip() for line in text.get().splitlines()))
     return ExitCode.OK if report.ok else ExitCode.FAILED

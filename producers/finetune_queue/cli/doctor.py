@@ -187,10 +187,10 @@ def _account(account: AccountStatus) -> Finding:
     limits = account.limits
     parts = [
         f"{account.used} of {limits.calls} calls per {limits.window:g} s in use",
-        f"{account.waiting} jobs waiting",
+        f"{account.waiting} {'job' if account.waiting == 1 else 'jobs'} waiting",
     ]
     cap = "" if limits.max_training is None else f" of {limits.max_training}"
-    parts.append(f"{account.tracked}{cap} trainings")
+    parts.append(f"{account.tracked}{cap} {'training' if account.tracked == 1 and not cap else 'trainings'}")
     cap = "" if limits.max_submits_per_day is None else f" of {limits.max_submits_per_day}"
     parts.append(f"{account.spent_today}{cap} submits today")
     name, message = f"account {account.name}", ", ".join(parts)

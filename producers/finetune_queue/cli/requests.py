@@ -200,7 +200,9 @@ def _object(body: dict[str, Any], field: str, default: dict[str, Any]) -> dict[s
 
 
 def _with_option(problem: str) -> str:
-    """Name the option beside a missing field."""
+    """Name the option beside a missing field, and what a deadline may be here alone."""
     field, _, rest = problem.partition(": ")
+    if field == "deadline":
+        return f"{problem}, or from now: 90m, 2h, 1d"
     option = _OPTIONS.get(field)
     return f"{field} ({option}): {rest}" if option and rest == "is required" else problem

@@ -161,6 +161,10 @@ def _sentence(problem: Any) -> str:
         case "extra_forbidden":
             known = ", ".join(FineTuneRequest.model_fields)
             return f"{field}: is not a field of a request (known: {known})"
+        case _ if field == "deadline":
+            return "deadline: should be a time with a time zone, like 2026-01-31T18:00:00Z"
+        case "string_pattern_mismatch" if field == "account":
+            return "account: should be letters, digits and . _ -, beginning with a letter or digit, 63 at most"
         case _:
             said = problem["msg"].removeprefix("Value error, ")
             return f"{field}: {said[0].lower()}{said[1:]}"

@@ -183,6 +183,8 @@ def _said(found: Mapping[str, Any]) -> str:
             return "is required"
         case "extra_forbidden":
             return "is not known here"
+        case "model_attributes_type":
+            return "should be a JSON object"
         case _:
             text = str(found["msg"]).removeprefix("Value error, ")
             return _printable(f"{text[:1].lower()}{text[1:]}")

@@ -29,7 +29,9 @@ def from_storage(error: StorageError, stage: Stage) -> JobError:
 
 def from_dataset(error: DatasetError, stage: Stage) -> JobError:
     """Return the job's error for a dataset that could not be had."""
-    action = error.fix if error.retryable else f"{error.fix} Then `finetune retry JOB`, or submit again."
+    # A retry has the same request: what is wrong with the address itself stays wrong.
+    then = "submit again" if error.code == "dataset_bad_address" else "`finetune retry JOB`, or submit again"
+    action = error.fix if error.retryable else f"{error.fix} Then {then}."
     return JobError(code=error.code, stage=stage, message=error.sentence, action=action, retryable=error.retryable)
 
 

@@ -32,9 +32,12 @@ function error(found) {
   const what = found.state === "failed" ? "It failed" : "The latest try failed";
   return el("div", { "data-key": "error", class: "alert" },
     el("p", {}, el("strong", {}, `${what}: `), problem.message),
-    problem.action && el("p", {}, problem.action),
+    problem.action && el("p", {}, withCommands(problem.action)),
     el("p", { class: "soft" }, `${problem.code} in ${problem.stage}`));
 }
+
+/** A text with its commands, which stand between backticks, set as code. */
+const withCommands = (text) => text.split("`").map((part, place) => (place % 2 ? el("code", {}, part) : part));
 
 /** Who may use the model now, as far as this service knows. */
 const visibility = (found) => found.access?.wanted ?? found.access?.confirmed ?? (found.request.segmind_public ? "public" : "private");
