@@ -29,6 +29,31 @@ def test_submit_prints_the_job_and_how_to_follow_it(run: Run, worker: Worker) ->
     assert job.request.priority == 7
 
 
+def test_without_a_worker_submit_status_and_watch_say_so(run: Run, queue_url: str) -> None:
+    said = "no worker runs: it waits until one is started"
+    assert run(*SUBMIT).out.endswith(f"\nNote: {said}.\n")
+    with connect(queue_url) as client:
+        worker = Worker(client)
+        [job] = worker.newest()
+        assert said in run("status", job.id).out
+        assert said in run("watch", job.id, "--timeout", 0).out
+        worker.bring(job, JobState.SUCCEEDED)
+    assert said not in run("status", job.id).out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--deadline", "tomorrow", "with a time zone, like 2026-01-31T18:00:00Z, or from now: 90m, 2h, 1d"),
+        ("--account", "a b", "account: should be letters, digits and . _ -"),
+    ],
+)
+def test_a_value_that_cannot_be_read_says_what_can(run: Run, option: str, value: str, said: str) -> None:
+    result = run(*SUBMIT, option, value)
+    assert result.code == ExitCode.USAGE
+    assert said in result.err
+
+
 def test_submit_as_json_is_the_job_and_nothing_else(run: Run, worker: Worker) -> None:
     result = run(*SUBMIT, "--json")
     [job] = worker.newest()
@@ -281,6 +306,7 @@ def test_wrong_settings_are_all_named(run: Run, monkeypatch: pytest.MonkeyPatch)
     ("arguments", "said"),
     [
         (["nonsense"], "No such command 'nonsense'. See: finetune --help"),
+        (["submt"], "No such command 'submt'. Did you mean 'submit'? See: finetune --help"),
         (["list", "--nonsense"], "No such option: --nonsense. See: finetune list --help"),
         (["status"], "Missing argument 'JOB'. See: finetune status --help"),
         (["list", "--limit", "0"], "See: finetune list --help"),

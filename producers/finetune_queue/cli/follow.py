@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from finetune_queue.cli import output, words
@@ -19,21 +19,26 @@ PROGRESS_EVERY = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A job at one look. ``trouble`` says why the look itself failed; then the rest is from the look before."""
+    """A job at one look. ``trouble`` says why the look itself failed; then the rest is from the look before.
+
+    ``stranded``: it has not ended, and no worker is there to go on with it.
+    """
 
     job: Job
     events: tuple[Event, ...]
     waiting: Waiting | None
     trouble: str | None = None
+    stranded: bool = False
 
 
 Show = Callable[[Snapshot], None]
 
 
 def look(queue: FineTuneQueue, job: Job) -> Snapshot:
-    """Read the job, all of its events and why it waits."""
+    """Read the job, all of its events, why it waits and whether anybody is there to go on with it."""
     job = queue.get(job.id)
-    return Snapshot(job, tuple(queue.events(job.id)), queue.waiting(job))
+    stranded = not job.done and not queue.workers()
+    return Snapshot(job, tuple(queue.events(job.id)), queue.waiting(job), stranded=stranded)
 
 
 def snapshots(queue: FineTuneQueue, job: Job, timeout: float | None) -> Iterator[Snapshot]:
@@ -55,7 +60,7 @@ def snapshots(queue: FineTuneQueue, job: Job, timeout: float | None) -> Iterator
         try:
             seen = look(queue, seen.job)
         except QueueUnavailableError as error:
-            seen = Snapshot(seen.job, seen.events, seen.waiting, str(error))
+            seen = replace(seen, trouble=str(error))
 
 
 def follow(queue: FineTuneQueue, job: Job, *, timeout: float | None, show: AbstractContextManager[Show]) -> Snapshot:
@@ -133,7 +138,7 @@ class _Lines:
             return
         if seen.job.done:
             return
-        self._once(now, seen, detail(seen.job.record, seen.waiting))
+        self._once(now, seen, detail(seen.job.record, seen.waiting, stranded=seen.stranded))
         self._progress(now, seen)
 
     def _progress(self, now: datetime, seen: Snapshot) -> None:

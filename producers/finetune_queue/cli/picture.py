@@ -47,7 +47,7 @@ class Picture:
         table.add_column(no_wrap=True)
         table.add_column(justify="right", no_wrap=True, min_width=6)
         table.add_column(overflow="fold")
-        for step in steps(seen.job.record, seen.events, seen.waiting, datetime.now(UTC)):
+        for step in steps(seen.job.record, seen.events, seen.waiting, datetime.now(UTC), stranded=seen.stranded):
             mark = self._mark(step.mark, ascii_only=options.ascii_only)
             state = Text(step.state, style=_STYLES[step.mark])
             elapsed = Text("" if step.seconds is None else words.duration(step.seconds), style="dim")

@@ -32,7 +32,7 @@ def status(job_id: str, *, as_json: bool) -> ExitCode:
 
         output.out().print(Picture(seen))
         return ExitCode.OK
-    for step in steps(record, seen.events, seen.waiting, datetime.now(UTC)):
+    for step in steps(record, seen.events, seen.waiting, datetime.now(UTC), stranded=seen.stranded):
         if step.seconds is not None:
             output.say(f"  {step.state:<15} {words.duration(step.seconds):>8}  {step.detail}".rstrip())
     return ExitCode.OK
@@ -115,16 +115,20 @@ def events(job_id: str, *, follow: bool, as_json: bool) -> ExitCode:
 def _following(queue: FineTuneQueue, job: Job) -> Iterator[Event]:
     """Yield the events as they come. A Redis that does not answer is waited for: what was shown stays shown."""
     seen = 0
+    told = False
     while True:
         try:
             job = queue.get(job.id)
+            told = False
             for event in job.events(after=seen):
                 seen += 1
                 yield event
             if job.done and seen >= job.record.event_seq:
                 return
         except QueueUnavailableError as error:
-            output.errors().print(f"{error} Still trying.", style="yellow", soft_wrap=True)
+            if not told:
+                output.errors().print(f"{error} Still trying.", style="yellow", soft_wrap=True)
+            told = True
             time.sleep(1.0)
         time.sleep(FOLLOW_EVERY)
 

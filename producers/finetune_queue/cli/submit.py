@@ -1,12 +1,15 @@
 """``finetune submit``: put a request on the queue, and stay with it if asked."""
 
+from contextlib import suppress
+
 from finetune_queue import tracing
-from finetune_queue.cli import output
+from finetune_queue.cli import output, words
 from finetune_queue.cli.follow import ctrl_c_leaves, display, follow
 from finetune_queue.cli.output import CliError, ExitCode
 from finetune_queue.cli.session import open_queue
 from finetune_queue.cli.summary import exit_code, print_summary
 from finetune_queue.contract import FineTuneRequest, JobState
+from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.sdk import FineTuneQueue, Job
 
 
@@ -29,6 +32,9 @@ def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_js
         elif job.state is JobState.ACCEPTED:
             output.say(f"Job {job.id} is on the queue.")
             output.say(f"Follow it: {output.program()} watch {job.id}")
+            with suppress(QueueUnavailableError):  # it is submitted, whatever the look at the workers comes to
+                if not queue.workers():
+                    output.say(f"Note: {words.NO_WORKER}.")
         else:  # the idempotency key found a job from before
             output.say(f"Job {job.id} was submitted before and is {job.state}.")
         return ExitCode.OK

@@ -25,7 +25,9 @@ class Step:
     detail: str = ""
 
 
-def steps(record: JobRecord, events: Sequence[Event], waiting: Waiting | None, now: datetime) -> list[Step]:
+def steps(
+    record: JobRecord, events: Sequence[Event], waiting: Waiting | None, now: datetime, *, stranded: bool = False
+) -> list[Step]:
     """Return the job's steps in order. A state that a retry entered again is there twice, as it happened."""
     entered = [event for event in events if event.kind in _STATES]
     found: list[Step] = []
@@ -37,12 +39,12 @@ def steps(record: JobRecord, events: Sequence[Event], waiting: Waiting | None, n
             mark = "bad"
         found.append(Step(JobState(event.kind), mark, max(0.0, seconds), _behind(event, following, record)))
     if entered:
-        found.append(_last(record, entered, waiting, now))
+        found.append(_last(entered, now, detail(record, waiting, stranded=stranded)))
     return found + [Step(state, "todo") for state in _to_come(record)]
 
 
-def detail(record: JobRecord, waiting: Waiting | None) -> str:
-    """Say in one line what a job is doing, or how it ended."""
+def detail(record: JobRecord, waiting: Waiting | None, *, stranded: bool = False) -> str:
+    """Say in one line what a job is doing, or how it ended; ``stranded``: no worker is there."""
     if record.state is JobState.SUCCEEDED:
         return words.near(record.weights.url) if record.weights else ""
     if record.state is JobState.CANCELLED and record.finetune_id is not None:
@@ -54,6 +56,8 @@ def detail(record: JobRecord, waiting: Waiting | None) -> str:
     parts = list(_live_parts(record, waiting))
     if record.cancel_requested:
         parts.insert(0, "a cancel was asked for")
+    if stranded:
+        parts.append(words.NO_WORKER)
     return "; ".join(parts)
 
 
@@ -119,7 +123,7 @@ def _behind(event: Event, following: Event, record: JobRecord) -> str:
             return ""
 
 
-def _last(record: JobRecord, entered: Sequence[Event], waiting: Waiting | None, now: datetime) -> Step:
+def _last(entered: Sequence[Event], now: datetime, doing: str) -> Step:
     event = entered[-1]
     state = JobState(event.kind)
     whole = (event.time - entered[0].time).total_seconds()
@@ -127,11 +131,11 @@ def _last(record: JobRecord, entered: Sequence[Event], waiting: Waiting | None, 
         case JobState.SUCCEEDED:
             return Step(state, "done", max(0.0, whole), "in all")
         case JobState.FAILED | JobState.CANCELLED:
-            text = _error_of(event) if state is JobState.FAILED else detail(record, None)
+            text = _error_of(event) if state is JobState.FAILED else doing
             return Step(state, "bad", max(0.0, whole), text)
         case _:
             mark: Mark = "attention" if state is JobState.NEEDS_ATTENTION else "now"
-            return Step(state, mark, max(0.0, (now - event.time).total_seconds()), detail(record, waiting))
+            return Step(state, mark, max(0.0, (now - event.time).total_seconds()), doing)
 
 
 def _error_of(event: Event) -> str:

@@ -54,9 +54,12 @@ def watch_all(*, as_json: bool) -> ExitCode:
         if not as_json and output.out().is_interactive:
             _live_table(queue)
         versions: dict[str, int] = {}
+        trouble: str | None = None
         for view in _views(queue, lambda: PIPED):
-            if view.trouble is not None:
+            if view.trouble is not None and trouble is None:  # once for an outage, not at every look
                 output.errors().print(f"{view.trouble} Still trying.", style="yellow", soft_wrap=True)
+            trouble = view.trouble
+            if trouble is not None:
                 continue
             for job, waiting in reversed(view.rows):
                 if versions.get(job.id) != job.record.version:

@@ -99,6 +99,10 @@ def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
     return text
 
 
+NO_WORKER = "no worker runs: it waits until one is started"
+"""Said of a job that nobody is there to go on with."""
+
+
 _REASONS = {
     WaitReason.API_SLOT: "waiting for an API call within the rate limit",
     WaitReason.TRANSFER: "waiting for a turn to transfer files",

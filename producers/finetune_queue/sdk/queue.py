@@ -30,6 +30,7 @@ from finetune_queue.store import (
     Outbox,
     OwnedElsewhereError,
     UnknownAccountError,
+    Workers,
     connect,
 )
 
@@ -45,6 +46,7 @@ class FineTuneQueue:
         self._pages = JobPages(self._redis, self._jobs)
         self._accounts = Accounts(self._redis)
         self._outbox = Outbox(self._redis)
+        self._workers = Workers(self._redis)
         self._submitter = Submitter(settings, self._jobs, messenger)
 
     @classmethod
@@ -121,6 +123,11 @@ class FineTuneQueue:
         """Return how many jobs are in each state."""
         with translated():
             return self._jobs.counts()
+
+    def workers(self) -> int:
+        """Return how many workers have given a sign of life within the last 35 s. Without one no job moves."""
+        with translated():
+            return len(self._workers.alive())
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
         """Return the job's events numbered above ``after``, oldest first."""
