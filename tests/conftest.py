@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import redis
 
+from finetune_queue.local.stack import LocalStack
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.storage import drivers
+from segmind_sandbox.testing import SandboxControl
 from support.clouds import environment
 
 # At import, before any fixture: a developer's key or server must never reach a test or its workers.
@@ -65,6 +67,15 @@ def redis_url(valkey: ValkeyServer) -> str:
     with redis.Redis.from_url(valkey.url, socket_timeout=5, socket_connect_timeout=5) as client:
         client.flushall()
     return valkey.url
+
+
+@pytest.fixture
+def control(stack: LocalStack) -> Iterator[SandboxControl]:
+    """What rules the sandbox of a module's own ``stack``, as it was at its start."""
+    found = SandboxControl(stack.sandbox_url)
+    found.reset()
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="session")

@@ -36,14 +36,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
 
 
 @pytest.fixture
-def control(stack: LocalStack) -> Iterator[SandboxControl]:
-    found = SandboxControl(stack.sandbox_url)
-    found.reset()
-    yield found
-    found.close()
-
-
-@pytest.fixture
 def submit(stack: LocalStack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Any, ...]:
     """The arguments that submit a local folder to the stack."""
     for name in ("FINETUNE_REDIS_URL", "FINETUNE_STAGING_URL", "FINETUNE_ARTIFACT_URL"):

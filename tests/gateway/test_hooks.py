@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from finetune_queue.gateway.hints import Hints
+from finetune_queue.gateway import hints
 from finetune_queue.gateway.hook_paths import hook_path, hook_token
 from finetune_queue.store import SWEEP, Accounts, Budget, RedisError, keys
 from gateway.serving import HOOK_SECRET, MakeSettings, Start
@@ -181,7 +181,8 @@ def test_each_account_has_a_path_of_its_own(account: str, other: str) -> None:
     assert len(tokens[0]) == 43
 
 
-def test_hints_are_told_apart_in_time_and_the_last_one_always_is() -> None:
+def test_hints_are_told_apart_in_time_and_the_last_one_always_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hints, "APART", 0.1)
     told: list[float] = []
 
     def hint(_account: str) -> float | None:
@@ -191,19 +192,15 @@ def test_hints_are_told_apart_in_time_and_the_last_one_always_is() -> None:
         return 1.0
 
     async def run() -> None:
-        hints = Hints(hint)
+        found = hints.Hints(hint)
         for _ in range(100):
-            hints.take("default")
-        await asyncio.sleep(0.2)
-        assert len(told) == 1
-        hints.take("default")
-        await asyncio.sleep(1.2)
+            found.take("default")
+        await asyncio.gather(*found._tasks.values())
         assert len(told) == 2, "the first was lost with Redis, and others came after it"
-        await asyncio.sleep(1.2)
-        assert len(told) == 2
-        hints.take("default")
-        await asyncio.sleep(0.1)
+        assert told[1] - told[0] >= 0.1
+        found.take("default")
+        await asyncio.gather(*found._tasks.values())
         assert len(told) == 3
-        await hints.close()
+        await found.close()
 
     asyncio.run(run())

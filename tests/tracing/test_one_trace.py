@@ -49,14 +49,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Ite
 
 
 @pytest.fixture
-def control(stack: LocalStack) -> Iterator[SandboxControl]:
-    found = SandboxControl(stack.sandbox_url)
-    found.reset()
-    yield found
-    found.close()
-
-
-@pytest.fixture
 def queue(stack: LocalStack) -> Iterator[FineTuneQueue]:
     with FineTuneQueue(stack.settings) as found:
         yield found
