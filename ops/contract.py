@@ -347,7 +347,7 @@ def main() -> int:
     stale = [path for path, text in files.items() if not path.exists() or path.read_text("utf-8") != text]
     if "--check" in sys.argv[1:]:
         for path in stale:
-            print(f"{path.relative_to(ROOT)} differs from the models: run `python ops/contract.py`")  # noqa: T201
+            print(f"{path.relative_to(ROOT)} differs from the models: run `python ops/contract.py`")
         return 1 if stale else 0
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def main() -> int:
     if "--check" not in sys.argv[1:]:
         PAGE.write_text(after, encoding="utf-8")
     elif before != after:
-        print("docs/metrics.md differs from the metrics: run `python ops/metrics_table.py`")  # noqa: T201
+        print("docs/metrics.md differs from the metrics: run `python ops/metrics_table.py`")
         return 1
     return 0
 

@@ -60,7 +60,7 @@ def main() -> int:
     stale = {path: text for path, text in wanted().items() if not path.exists() or path.read_text("utf-8") != text}
     if "--check" in sys.argv[1:]:
         for path in stale:
-            print(f"{path.relative_to(ROOT)} differs from the settings: run `python ops/settings_table.py`")  # noqa: T201
+            print(f"{path.relative_to(ROOT)} differs from the settings: run `python ops/settings_table.py`")
         return 1 if stale else 0
     for path, text in stale.items():
         path.write_text(text, encoding="utf-8")

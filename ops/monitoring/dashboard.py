@@ -288,7 +288,7 @@ def main() -> int:
     if "--check" not in sys.argv[1:]:
         FILE.write_text(text, encoding="utf-8")
     elif not FILE.exists() or FILE.read_text(encoding="utf-8") != text:
-        print("ops/monitoring/dashboard.json is stale: run `python ops/monitoring/dashboard.py`")  # noqa: T201
+        print("ops/monitoring/dashboard.json is stale: run `python ops/monitoring/dashboard.py`")
         return 1
     return 0
 

@@ -7,7 +7,7 @@ from kombu.transport.redis import Channel
 
 from finetune_queue.messaging import mend_channels
 
-_create_client = Channel._create_client  # type: ignore[attr-defined]  # noqa: SLF001
+_create_client = Channel._create_client  # type: ignore[attr-defined]
 
 
 OVERDUE = 5.0
@@ -22,7 +22,7 @@ def fetches(consumer: Any) -> bool:
     channel = consumer.task_consumer.channel
     if not channel.active_queues or not channel.qos.can_consume():
         return True
-    sent = channel._brpop_sent_at  # noqa: SLF001
+    sent = channel._brpop_sent_at
     return sent is not None and time.monotonic() - sent < channel.brpop_timeout + OVERDUE
 
 
@@ -34,7 +34,7 @@ def mend() -> None:
     long as the channel has the same pool.
     """
     mend_channels()
-    Channel._create_client = _kept_client  # type: ignore[attr-defined]  # noqa: SLF001
+    Channel._create_client = _kept_client  # type: ignore[attr-defined]
 
 
 def _kept_client(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature

@@ -48,17 +48,16 @@ def accept(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any],
     structlog.contextvars.bind_contextvars(job_id=job.id, account=job.account)
     if job.state is not JobState.ACCEPTED:
         return f"nothing to do: job {job.id} is {job.state}"
-    waits = has_share(container, job)
-    wait = park_for_transfer(job, CallClass.PREPARE, 0)
-    change = Change(delay=container.settings.finetune_handover)
-    if waits:
+    change, reason = Change(delay=container.settings.finetune_handover), None
+    if has_share(container, job):
         # Straight into the account's room: a backlog of one account must not fill the queue that others share.
-        change = Change(delay=wait.delay, room_score=wait.room_score, for_transfer=True)
+        wait = park_for_transfer(job, CallClass.PREPARE, 0)
+        change, reason = Change(delay=wait.delay, room_score=wait.room_score, for_transfer=True), wait.reason
     try:
-        container.jobs.transition(job, change, to=JobState.UPLOADING, waiting_for=wait.reason if waits else None)
+        container.jobs.transition(job, change, to=JobState.UPLOADING, waiting_for=reason)
     except ConflictError:
         return f"nothing to do: job {job.id} was started by another message"
-    if not waits:
+    if reason is None:
         container.messenger.start(job.id, Stage.UPLOAD.and_after(), new=True)
     log.info("job_started")
     return f"started job {job.id}"

@@ -17,7 +17,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from finetune_chaos.ground import LIST, QUEUE, Scene
-from finetune_chaos.on_processes import Act
+from finetune_chaos.on_processes import Action
 from finetune_chaos.outside import DATASET, REPLY
 from finetune_chaos.script import Order, Script, spread
 from finetune_queue import FineTuneQueue
@@ -165,7 +165,7 @@ class Callers:
     # what callers do besides
 
     @property
-    def acts(self) -> Mapping[str, Act]:
+    def acts(self) -> Mapping[str, Action]:
         """What callers do, by kind."""
         acts = {
             "caller cancels": self._cancel,
@@ -178,7 +178,7 @@ class Callers:
         }
         return {kind: partial(self._patiently, kind, act) for kind, act in acts.items()}
 
-    def _patiently(self, kind: str, act: Act, args: dict[str, Any]) -> bool:
+    def _patiently(self, kind: str, act: Action, args: dict[str, Any]) -> bool:
         try:
             return act(args)
         except (NotPossibleError, QueueUnavailableError, OperationalError, UnknownJobError, httpx.HTTPError):

@@ -10,7 +10,8 @@ from finetune_chaos.ground import Ground
 from finetune_chaos.script import spread
 from finetune_queue.local.processes import Child
 
-Act = Callable[[dict[str, Any]], bool]
+Action = Callable[[dict[str, Any]], bool]
+"""Does what an act of the script asks for, by its arguments; False if there was nothing to do it to."""
 
 
 class Workers:
@@ -27,7 +28,7 @@ class Workers:
         self._struck: set[Child] = set()
 
     @property
-    def acts(self) -> Mapping[str, Act]:
+    def acts(self) -> Mapping[str, Action]:
         """What can be done to them, by kind."""
         return {
             "worker SIGKILL": self._sending(signal.SIGKILL),
@@ -58,7 +59,7 @@ class Workers:
     def _alive(self) -> list[Child]:
         return [worker for worker in self._ground.workers if worker.running and worker not in self._stopped]
 
-    def _sending(self, number: signal.Signals) -> Act:
+    def _sending(self, number: signal.Signals) -> Action:
         def send(args: dict[str, Any]) -> bool:
             alive = self._alive()
             if not alive:
@@ -104,7 +105,7 @@ class Servers:
         self._in_trouble = False
 
     @property
-    def acts(self) -> Mapping[str, Act]:
+    def acts(self) -> Mapping[str, Action]:
         """What can be done to them, by kind."""
         return {
             "valkey killed": self._trouble(self._valkey.kill, self._start),
@@ -137,7 +138,7 @@ class Servers:
         self._valkey.start()
         self.keep_log()
 
-    def _trouble(self, begin: Callable[[], object], end: Callable[[], object]) -> Act:
+    def _trouble(self, begin: Callable[[], object], end: Callable[[], object]) -> Action:
         """Return an act that lets a trouble begin, and plans its end; not while there is another."""
 
         def over() -> bool:
@@ -155,7 +156,7 @@ class Servers:
 
         return act
 
-    def _commands(self, begin: Sequence[Any], end: Sequence[Any]) -> Act:
+    def _commands(self, begin: Sequence[Any], end: Sequence[Any]) -> Action:
         return self._trouble(lambda: self._redis.execute_command(*begin), lambda: self._redis.execute_command(*end))
 
     def _pause(self, args: dict[str, Any]) -> bool:

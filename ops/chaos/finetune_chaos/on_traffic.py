@@ -12,7 +12,7 @@ import httpx
 
 from finetune_chaos.agenda import Agenda
 from finetune_chaos.ground import Scene
-from finetune_chaos.on_processes import Act
+from finetune_chaos.on_processes import Action
 from finetune_chaos.script import FAULT_LASTS, spread
 from finetune_queue.messaging import QUEUE, RUN, TRANSFER_QUEUE
 
@@ -32,7 +32,7 @@ class Messages:
         self._chance = chance
 
     @property
-    def acts(self) -> Mapping[str, Act]:
+    def acts(self) -> Mapping[str, Action]:
         """What can be done to them, by kind."""
         return {
             "message dropped": lambda _: any(self._redis.lrem(queue, -1, text) for queue, text in self._hints()),
@@ -59,7 +59,7 @@ class Segmind:
         self._fired: Counter[str] = Counter()
 
     @property
-    def acts(self) -> Mapping[str, Act]:
+    def acts(self) -> Mapping[str, Action]:
         """What can be done to it, by kind, besides `arm`."""
         return {"training hidden": self._hide, "weights private": self._make_private}
 
@@ -121,7 +121,7 @@ class Hooks:
         self._redis = client
 
     @property
-    def acts(self) -> Mapping[str, Act]:
+    def acts(self) -> Mapping[str, Action]:
         """What can be sent, by kind."""
         return {"hooks forged": self._forge, "hooks flood": self._flood}
 

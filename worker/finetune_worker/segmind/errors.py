@@ -51,33 +51,33 @@ class SegmindError(Exception):
         return self.code in TIMED_OUT and not isinstance(self, NotSent)
 
 
-class NotSent(SegmindError):  # noqa: N818 - the names say what is known, as the design does
+class NotSent(SegmindError):
     """The name, connection or TLS handshake failed: Segmind cannot have seen the call."""
 
     retryable = True
 
 
-class Rejected(SegmindError):  # noqa: N818
+class Rejected(SegmindError):
     """Segmind said no and will say it again."""
 
 
-class RateLimited(SegmindError):  # noqa: N818
+class RateLimited(SegmindError):
     """429: the account has used its calls; this one did nothing."""
 
     retryable = True
 
 
-class Unavailable(SegmindError):  # noqa: N818
+class Unavailable(SegmindError):
     """A repeatable call timed out, broke or met a server error."""
 
     retryable = True
 
 
-class OutcomeUnknown(SegmindError):  # noqa: N818
+class OutcomeUnknown(SegmindError):
     """A submit left and its fate is not known. Never retried: to be reconciled with the list."""
 
 
-class MalformedReply(SegmindError):  # noqa: N818
+class MalformedReply(SegmindError):
     """A repeatable call was answered with something that is not the documented reply."""
 
     retryable = True

@@ -18,9 +18,7 @@ from finetune_queue.store import (
     CallClass,
     Change,
     ConflictError,
-    JobNotFoundError,
     NoSlot,
-    UnreadableJobError,
     room_score,
 )
 from finetune_worker.container import Container
@@ -29,7 +27,7 @@ from finetune_worker.stages.calls import AccountPausedError, call_api, park, par
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.outcome import Done, Fail, Retry, Wait
-from finetune_worker.stages.runner import guarded, left_alone, trace_outcome, traced, try_again_in
+from finetune_worker.stages.runner import guarded, read_job, trace_outcome, traced, try_again_in
 
 log = structlog.get_logger(__name__)
 
@@ -41,13 +39,9 @@ def change_access(container: Container, job_id: str, task_id: str) -> str:
         redis.RedisError: the store is out of reach; the job's deadline brings it back.
     """
     started = time.monotonic()
-    try:
-        job = container.jobs.get(job_id)
-    except JobNotFoundError as error:
-        log.warning("job_missing", job_id=job_id)
-        return str(error)
-    except UnreadableJobError as error:
-        return left_alone(job_id, error)
+    job = read_job(container, job_id)
+    if isinstance(job, str):
+        return job
     structlog.contextvars.bind_contextvars(account=job.account, finetune_id=job.finetune_id)
     if not job.wants_access:
         return f"nothing to do: the job is {job.state} and wants no other access"

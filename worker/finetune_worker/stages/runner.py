@@ -52,13 +52,9 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
         redis.RedisError: the store is out of reach; the job's deadline brings it back.
     """
     started = time.monotonic()
-    try:
-        job = container.jobs.get(job_id)
-    except JobNotFoundError as error:
-        log.warning("job_missing", job_id=job_id)
-        return StageResult(str(error), proceed=False)
-    except UnreadableJobError as error:
-        return StageResult(left_alone(job_id, error), proceed=False)
+    job = read_job(container, job_id)
+    if isinstance(job, str):
+        return StageResult(job, proceed=False)
     structlog.contextvars.bind_contextvars(account=job.account)
     if job.finetune_id is not None:
         structlog.contextvars.bind_contextvars(finetune_id=job.finetune_id)
@@ -110,6 +106,17 @@ def trace_outcome(outcome: Outcome, kind: str) -> None:
     tracing.tell({"finetune.outcome": kind})
     if isinstance(outcome, (Retry, Fail)):
         tracing.failed(outcome.error.code)
+
+
+def read_job(container: Container, job_id: str) -> JobRecord | str:
+    """Return the job, or say why this worker can do nothing for it."""
+    try:
+        return container.jobs.get(job_id)
+    except JobNotFoundError as error:
+        log.warning("job_missing", job_id=job_id)
+        return str(error)
+    except UnreadableJobError as error:
+        return left_alone(job_id, error)
 
 
 def left_alone(job_id: str, error: UnreadableJobError) -> str:

@@ -37,7 +37,7 @@ class TransferError(Exception):
         return f"{self.detail} [{self.code}]"
 
 
-class TryAgain(TransferError):  # noqa: N818 - the names say what to do
+class TryAgain(TransferError):
     """Nothing is wrong that time does not heal."""
 
     retryable = True
@@ -47,29 +47,29 @@ class PartBusy(TryAgain):
     """Another worker holds the part: one that was overtaken, since a job has one worker."""
 
 
-class NeedNewUrl(TransferError):  # noqa: N818
+class NeedNewUrl(TransferError):
     """The URL is of no more use."""
 
     retryable = True
 
 
-class StartOver(TransferError):  # noqa: N818
+class StartOver(TransferError):
     """What was downloaded so far is of no use and was deleted."""
 
     retryable = True
 
 
-class SourceChanged(TransferError):  # noqa: N818
+class SourceChanged(TransferError):
     """The file to upload is missing, empty or changed while it was sent; the server has no whole copy of it."""
 
 
-class NoRoom(TransferError):  # noqa: N818
+class NoRoom(TransferError):
     """The disk cannot take the file."""
 
     retryable = True
 
 
-class Refused(TransferError):  # noqa: N818
+class Refused(TransferError):
     """The other side, or a limit of ours, says no."""
 
 
