@@ -78,6 +78,7 @@ def test_make_up_says_what_is_where_and_ends_on_ctrl_c(up: Child) -> None:
     assert _is_healthy(f"{said['Sandbox'].split()[0]}/_sandbox/health")
     with redis.Redis.from_url(said["Valkey"], socket_timeout=5) as client:
         assert client.ping()
+    assert "  export SEGMIND_API_KEY=sandbox-key" in up.lines()
     children = _children(up.pid)
     assert len(children) == 5
     up.send_signal(signal.SIGINT)

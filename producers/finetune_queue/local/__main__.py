@@ -54,6 +54,9 @@ def _welcome(stack: LocalStack) -> str:
             f"  export SEGMIND_BASE_URL={stack.sandbox_url}",
             "  .venv/bin/finetune submit --help",
             "",
+            "For finetune doctor --api, which asks the sandbox with its key, also:",
+            *(f"  export {name}={stack.worker_env[name]}" for name in ("SEGMIND_API_KEY", "SEGMIND_RATE_LIMIT")),
+            "",
             "Ctrl-C ends everything.",
         ]
     )
