@@ -13,7 +13,8 @@ from pathlib import Path
 from types import FrameType
 
 from finetune_queue.cli import output, words
-from finetune_queue.cli.follow import Show, Snapshot, display, follow, look
+from finetune_queue.cli.display import display
+from finetune_queue.cli.follow import Show, Snapshot, follow, look
 from finetune_queue.cli.output import CliError, ExitCode, usage_error
 from finetune_queue.cli.session import open_queue
 from finetune_queue.cli.summary import exit_code, print_summary

@@ -4,7 +4,8 @@ from contextlib import suppress
 
 from finetune_queue import tracing
 from finetune_queue.cli import output, words
-from finetune_queue.cli.follow import ctrl_c_leaves, display, follow
+from finetune_queue.cli.display import display
+from finetune_queue.cli.follow import ctrl_c_leaves, follow
 from finetune_queue.cli.output import CliError, ExitCode
 from finetune_queue.cli.session import open_queue
 from finetune_queue.cli.summary import exit_code, print_summary
