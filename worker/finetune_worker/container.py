@@ -25,7 +25,6 @@ from finetune_queue.storage import Place
 from finetune_queue.store import (
     API_CALL_SECONDS,
     API_CALLS,
-    CALL_MARGIN,
     JOB_SECONDS,
     AccountLimits,
     Accounts,
@@ -96,14 +95,7 @@ class Container:
             jobs=JobStore(client, retention=settings.finetune_retention),
             deadlines=Deadlines(client),
             accounts=Accounts(client),
-            budget=Budget(
-                client,
-                call_timeout=settings.segmind_call_timeout + CALL_MARGIN,
-                handover=settings.finetune_handover,
-                first_sweep=settings.finetune_poll_min_interval,
-                backoff_base=settings.finetune_backoff_base,
-                backoff_max=settings.finetune_backoff_max,
-            ),
+            budget=Budget.of_calls(client, settings),
             # The same slots for another scarce thing: an account's share of the workers' transfers.
             transfers=Budget(
                 client,

@@ -9,7 +9,6 @@ from finetune_queue.cli import output, words
 from finetune_queue.cli.output import CliError, ExitCode, usage_error
 from finetune_queue.settings import Settings
 from finetune_queue.store import (
-    CALL_MARGIN,
     AccountLimits,
     Accounts,
     AccountStatus,
@@ -123,14 +122,7 @@ def open_session(settings: Settings, account: str) -> Iterator[Session]:
     if account not in settings.accounts:
         raise usage_error(f"--account {account}: no such account (known: {', '.join(settings.accounts)}).")
     with connect(settings.finetune_redis_url) as redis:
-        budget = Budget(
-            redis,
-            call_timeout=settings.segmind_call_timeout + CALL_MARGIN,
-            handover=settings.finetune_handover,
-            first_sweep=settings.finetune_poll_min_interval,
-            backoff_base=settings.finetune_backoff_base,
-            backoff_max=settings.finetune_backoff_max,
-        )
+        budget = Budget.of_calls(redis, settings)
         accounts = Accounts(redis)
         try:
             session = Session(settings, account, budget, accounts)

@@ -11,10 +11,12 @@ import time
 import uuid
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Self
 
 import redis
 
 from finetune_queue.contract.job import JobRecord, WaitReason
+from finetune_queue.settings import Settings
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.accounts import Accounts, UnknownAccountError
 from finetune_queue.store.errors import ConflictError
@@ -89,6 +91,18 @@ class Budget:
         self._end = scripts.load(client, "end_call")
         self._extend = scripts.load(client, "extend_call")
         self._reserve = scripts.load(client, "reserve")
+
+    @classmethod
+    def of_calls(cls, client: redis.Redis, settings: Settings) -> Self:
+        """Make the budget of the accounts' API calls, by the settings."""
+        return cls(
+            client,
+            call_timeout=settings.segmind_call_timeout + CALL_MARGIN,
+            handover=settings.finetune_handover,
+            first_sweep=settings.finetune_poll_min_interval,
+            backoff_base=settings.finetune_backoff_base,
+            backoff_max=settings.finetune_backoff_max,
+        )
 
     def take(
         self, account: str, holder: str, score: float, *, submit: bool = False, claimed: JobRecord | None = None

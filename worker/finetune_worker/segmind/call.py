@@ -4,11 +4,12 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 import requests
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from finetune_queue import tracing
 from finetune_queue.setting_types import is_loopback
@@ -33,6 +34,7 @@ from finetune_worker.segmind.replies import (
 from finetune_worker.wire.deadline import Deadline
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
 from finetune_worker.wire.headers import clock_skew
+from finetune_worker.wire.session import open_session
 from finetune_worker.wire.urls import require_callable
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -86,6 +88,38 @@ class Endpoint:
     read_timeout: float
     call_timeout: float
     on_call: OnCall = nobody
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        api_key: SecretStr,
+        *,
+        connect_timeout: float,
+        read_timeout: float,
+        call_timeout: float,
+        on_call: OnCall,
+        pool_size: int = 1,
+    ) -> Self:
+        """Make one with a session of its own. Connects to nothing yet.
+
+        Raises:
+            ValueError: the URL or key cannot be used; the message does not hold the key.
+        """
+        require_callable(url, allow_loopback=True)
+        key = api_key.get_secret_value()
+        if not (key.isascii() and key.isprintable() and key.strip() == key != ""):
+            raise ValueError("The Segmind API key is empty or holds a character that an HTTP header cannot carry.")
+        return cls(
+            session=open_session(pool_size),
+            base_url=url.rstrip("/"),
+            host=urlsplit(url).hostname or "",
+            key=key,
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            call_timeout=call_timeout,
+            on_call=on_call,
+        )
 
     def __repr__(self) -> str:
         return f"Endpoint({self.base_url!r})"

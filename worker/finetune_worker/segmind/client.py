@@ -6,7 +6,6 @@ No call is ever repeated here: each one uses a slot of the account's budget, so 
 import json
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -15,8 +14,7 @@ from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.segmind.listing import MAX_LIST, FinetuneListing
 from finetune_worker.segmind.models import Credits, FinetuneDetails, PresignedUpload, SubmitReply, SubmitRequest
 from finetune_worker.segmind.replies import BoundedBody
-from finetune_worker.wire.session import one_use_adapter, open_session
-from finetune_worker.wire.urls import require_callable
+from finetune_worker.wire.session import one_use_adapter
 
 _SUBMIT = "/finetune/request/submit"
 
@@ -48,19 +46,14 @@ class SegmindClient:
         pool_size: int = 10,
         on_call: OnCall = nobody,
     ) -> None:
-        require_callable(base_url, allow_loopback=True)
-        key = api_key.get_secret_value()
-        if not (key.isascii() and key.isprintable() and key.strip() == key != ""):
-            raise ValueError("The Segmind API key is empty or holds a character that an HTTP header cannot carry.")
-        self._endpoint = Endpoint(
-            session=open_session(pool_size),
-            base_url=base_url.rstrip("/"),
-            host=urlsplit(base_url).hostname or "",
-            key=key,
+        self._endpoint = Endpoint.open(
+            base_url,
+            api_key,
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             call_timeout=call_timeout,
             on_call=on_call,
+            pool_size=pool_size,
         )
         # A submit has a pool of its own whose connections are never used twice: on a kept one that the server closed
         # meanwhile, the body goes out before the reset comes back, and a harmless event would be an unknown outcome.

@@ -5,15 +5,12 @@ An account has one webhook for fine-tunes at a time (Fast Flux API, Webhooks).
 
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
 
 from finetune_queue.setting_types import is_loopback
-from finetune_worker.segmind.call import Call, Endpoint
+from finetune_worker.segmind.call import Call, Endpoint, nobody
 from finetune_worker.segmind.models import Id, LooseText
-from finetune_worker.wire.session import open_session
-from finetune_worker.wire.urls import require_callable
 
 FINETUNE = "FINETUNE"
 """The type of event that a webhook for fine-tunes asks for."""
@@ -71,20 +68,17 @@ class WebhookClient:
         """``url`` is where the API is; times in seconds.
 
         Raises:
-            ValueError: the URL cannot be used.
+            ValueError: the URL or key cannot be used.
         """
-        require_callable(url, allow_loopback=True)
-        host = urlsplit(url).hostname or ""
-        self.on_loopback = is_loopback(host)
-        self._endpoint = Endpoint(
-            session=open_session(),
-            base_url=url.rstrip("/"),
-            host=host,
-            key=api_key.get_secret_value(),
+        self._endpoint = Endpoint.open(
+            url,
+            api_key,
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             call_timeout=call_timeout,
+            on_call=nobody,
         )
+        self.on_loopback = is_loopback(self._endpoint.host)
 
     def __enter__(self) -> Self:
         return self
