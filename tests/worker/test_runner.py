@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from finetune_queue.contract import JobError, JobState, Stage, WaitReason
 from finetune_queue.store import Change, ConflictError
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
+from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
 from finetune_worker.stages.runner import run_stage
 
 ERROR = JobError(code="x", stage="upload", message="It broke.", retryable=True)
@@ -67,6 +68,15 @@ def test_a_retry_uses_an_attempt_and_the_last_one_fails_the_job(bench: Any) -> N
     job = bench.read(job)
     assert (job.state, job.error, job.failed_stage) == (JobState.FAILED, ERROR, Stage.UPLOAD)
     assert not result.proceed
+
+
+def test_what_went_wrong_is_logged_as_a_warning(bench: Any) -> None:
+    outcomes = (Wait("w", WaitReason.BACKOFF, 10), Retry(ERROR), Fail(ERROR), Attention("look", "it may be paid"))
+    for outcome, level in zip(outcomes, ("info", "warning", "warning", "warning"), strict=True):
+        job = bench.submitting() if isinstance(outcome, Attention) else bench.job()
+        with capture_logs() as logs:
+            run_stage(bench.container, job.stage, lambda *_, given=outcome: given, job.id, "task-1")
+        assert [line["log_level"] for line in logs if line["event"] == "stage_finished"] == [level], outcome
 
 
 def test_a_wait_uses_no_attempt(bench: Any) -> None:

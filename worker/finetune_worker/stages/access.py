@@ -26,7 +26,7 @@ from finetune_worker.segmind.errors import MalformedReply, Rejected, Unavailable
 from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
-from finetune_worker.stages.outcome import Done, Fail, Retry, Wait
+from finetune_worker.stages.outcome import Done, Fail, Retry, Wait, log_level
 from finetune_worker.stages.runner import guarded, read_job, trace_outcome, traced, try_again_in
 
 log = structlog.get_logger(__name__)
@@ -62,7 +62,8 @@ def _run(container: Container, job: JobRecord, task_id: str, started: float) -> 
     seconds, kind = time.monotonic() - started, type(outcome).__name__.lower()
     container.counters.observe(STAGE_SECONDS, ACCESS, kind, seconds=seconds)
     trace_outcome(outcome, kind)
-    log.info(
+    log.log(
+        log_level(outcome),
         "access_finished",
         outcome=kind,
         duration_s=round(seconds, 3),

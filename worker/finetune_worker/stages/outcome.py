@@ -1,5 +1,6 @@
 """How a stage ends: a small closed set. Each carries a sentence for people, which Flower shows as the result."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,3 +57,8 @@ class Attention:
 
 
 Outcome = Done | Wait | Retry | Fail | Attention
+
+
+def log_level(outcome: Outcome) -> int:
+    """Return how severe the log line of a stage is that ended so: a warning, if something went wrong."""
+    return logging.WARNING if isinstance(outcome, (Retry, Fail, Attention)) else logging.INFO

@@ -27,7 +27,7 @@ from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.stages.calls import StaleCallError
 from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError, seconds_to_deadline
 from finetune_worker.stages.errors import again
-from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
+from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait, log_level
 from finetune_worker.stages.shares import NoShareError
 
 log = structlog.get_logger(__name__)
@@ -91,7 +91,8 @@ def _run(
     trace_outcome(outcome, kind)
     if job.state.terminal:
         container.count_ended(job)
-    log.info(
+    log.log(
+        log_level(outcome),
         "stage_finished",
         outcome=kind,
         state=str(job.state),
