@@ -8,7 +8,7 @@ import pytest
 
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import EventType, JobError, JobState, WaitReason
-from finetune_queue.store import Change, connect, keys
+from finetune_queue.store import AccountLimits, Change, connect, keys
 from support.cli import Run, Worker
 from support.images import make_dataset_folder
 from support.samples import sample
@@ -126,6 +126,23 @@ def test_status_says_why_a_job_waits(run: Run, worker: Worker) -> None:
     assert waiting["reason"] == "api-slot"
     assert waiting["ahead"] == 1
     assert 25 < waiting["estimate_seconds"] < 35
+
+
+def test_status_and_doctor_say_whether_submits_are_stopped_or_used_up(run: Run, worker: Worker) -> None:
+    job = worker.park(worker.bring(worker.accept(), JobState.SUBMITTING), WaitReason.API_SLOT, score=1)
+    uploading = worker.park(worker.bring(worker.accept(), JobState.UPLOADING), WaitReason.API_SLOT, score=2)
+    worker.accounts.configure("default", AccountLimits(calls=5, window=60.0, max_submits_per_day=0))
+
+    assert "the account has no submits left for today (UTC)" in run("status", job.id).out
+    waiting = run("status", job.id, "--json").json["waiting"]
+    assert (waiting["reason"], waiting["submits_stopped"]) == ("spending", False)
+    assert "no submits are left for today" in run("doctor").out
+
+    worker.accounts.stop_submits("default", stopped=True)
+    assert "the account's submits are stopped (finetune account resume)" in run("status", job.id).out
+    waiting = run("status", job.id, "--json").json["waiting"]
+    assert (waiting["reason"], waiting["submits_stopped"]) == ("spending", True)
+    assert run("status", uploading.id, "--json").json["waiting"]["reason"] == "api-slot"  # no paid call
 
 
 def test_status_of_a_job_that_ended(run: Run, worker: Worker) -> None:

@@ -103,7 +103,12 @@ def test_a_job_says_why_it_waits(http: httpx.Client, queue: FineTuneQueue, accou
     change = Change(delay=60, room_score=1.0)
     store.transition(job.record, change, to=JobState.UPLOADING, waiting_for="api-slot")
     body = http.get(f"/v1/jobs/{job.id}").json()
-    assert body["waiting"] == {"reason": "api-slot", "ahead": 0, "estimate_seconds": 0.0}
+    assert body["waiting"] == {
+        "reason": "api-slot",
+        "ahead": 0,
+        "estimate_seconds": 0.0,
+        "submits_stopped": False,
+    }
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,9 @@ def test_the_first_training_is_not_swept_before_it_can_have_moved(budget: Budget
 
 def test_a_cap_of_zero_stops_submits(budget: Budget, accounts: Accounts) -> None:
     accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=0))
-    assert refused(budget, "job-1", submit=True).reason is WaitReason.SPENDING
+    assert refused(budget, "job-1", submit=True) == NoSlot(WaitReason.SPENDING, ahead=0, stopped=False)
+    accounts.stop_submits("default", stopped=True)
+    assert refused(budget, "job-1", submit=True) == NoSlot(WaitReason.SPENDING, ahead=0, stopped=True)
 
 
 def test_trainings_in_flight_are_capped_exactly(budget: Budget, accounts: Accounts) -> None:

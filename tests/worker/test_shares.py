@@ -134,7 +134,7 @@ def test_a_stopped_account_submits_nothing_and_says_so(container: Container, dat
 
     job = container.jobs.get(job.id)
     result = run_stage(container, job.stage, STAGES[job.stage], job.id, "task-2")
-    assert "submits are stopped" in result.sentence
+    assert result.sentence == "parked: the account's submits are stopped"
     assert container.budget.reserve("big", 10)[0] == []
 
     container.accounts.stop_submits("big", stopped=False)

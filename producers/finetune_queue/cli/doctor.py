@@ -201,6 +201,9 @@ def _account(account: AccountStatus) -> Finding:
             f"submits are stopped; {message}",
             f"Nothing is paid until `finetune account resume {account.name}`.",
         )
+    if account.at_cap:
+        action = "Its jobs wait for the next day (UTC), or for workers with a higher max_submits_per_day."
+        return Finding(name, "warn", f"no submits are left for today; {message}", action)
     if account.paused_for:
         why = words.printable(account.pause_reason)
         message = f"paused for {words.duration(account.paused_for)}: {why}; {message}"

@@ -137,7 +137,12 @@ def waiting_json(waiting: Waiting | None) -> dict[str, Any] | None:
     """Return why a job waits as JSON shows it."""
     if waiting is None:
         return None
-    return {"reason": waiting.reason, "ahead": waiting.ahead, "estimate_seconds": waiting.estimate}
+    return {
+        "reason": waiting.reason,
+        "ahead": waiting.ahead,
+        "estimate_seconds": waiting.estimate,
+        "submits_stopped": waiting.submits_stopped,
+    }
 
 
 WIDE = 110

@@ -89,7 +89,7 @@ def _count(number: int, word: str) -> str:
 
 def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
     """Say why a job is not moving, after which error, how many are ahead of it and how long that may take."""
-    text = _REASONS[waiting.reason]
+    text = _STOPPED if waiting.submits_stopped else _REASONS[waiting.reason]
     if waiting.reason is WaitReason.BACKOFF and error is not None:
         text = f"{text}, after: {printable(error.message)}"
     if waiting.ahead:
@@ -103,13 +103,15 @@ NO_WORKER = "no worker runs: it waits until one is started"
 """Said of a job that nobody is there to go on with."""
 
 
+_STOPPED = "the account's submits are stopped (finetune account resume)"
+
 _REASONS = {
     WaitReason.API_SLOT: "waiting for an API call within the rate limit",
     WaitReason.TRANSFER: "waiting for a turn to transfer files",
     WaitReason.BACKOFF: "waiting for the next try",
     WaitReason.PROVIDER: "waiting for Segmind",
     WaitReason.SINK: "waiting for a downstream queue to take the result",
-    WaitReason.SPENDING: "the account's submits are stopped or at their cap for today",
+    WaitReason.SPENDING: "the account has no submits left for today (UTC)",
     WaitReason.TRAININGS: "the account has as many trainings in flight as it may",
     WaitReason.PAUSED: "the account is paused after a 429 or an outage",
 }

@@ -57,16 +57,23 @@ class Links(_Model):
 
 
 class WaitingView(_Model):
-    """Why a job is not moving, how many are in front of it and about how many seconds that takes, if that is known."""
+    """Why a job is not moving, how many are in front of it and about how many seconds that takes, if that is known.
+    ``submits_stopped``: the reason `spending` is the kill switch, and not the account's cap of submits for the day."""
 
     reason: WaitReason
     ahead: int
     estimate_seconds: float | None = None
+    submits_stopped: bool = False
 
     @classmethod
     def of(cls, waiting: Waiting) -> "WaitingView":
         """Return what the SDK tells."""
-        return cls(reason=waiting.reason, ahead=waiting.ahead, estimate_seconds=waiting.estimate)
+        return cls(
+            reason=waiting.reason,
+            ahead=waiting.ahead,
+            estimate_seconds=waiting.estimate,
+            submits_stopped=waiting.submits_stopped,
+        )
 
 
 class JobView(PublicJob):

@@ -9,6 +9,7 @@ from finetune_queue.contract import (
     EventType,
     FineTuneRequest,
     JobState,
+    Stage,
     Visibility,
     WaitReason,
     parse_sink,
@@ -160,20 +161,23 @@ class FineTuneQueue:
             UnknownJobError: there is no such job.
         """
         record = job.record
-        if record.waiting_for is None:
+        reason = record.waiting_for
+        if reason is None:
             return None
+        if reason is WaitReason.SPENDING:  # whether that still holds it back is for the account to say
+            reason = WaitReason.API_SLOT
         with translated():
             ahead = self._accounts.place(record)
             if ahead is None:
-                return Waiting(record.waiting_for, 0, None)
+                return Waiting(reason, 0, None)
             try:
                 account = self._accounts.status(record.account)
             except UnknownAccountError:
-                return Waiting(record.waiting_for, ahead, None)
-            if account.stopped:
-                return Waiting(WaitReason.SPENDING, ahead, None)
+                return Waiting(reason, ahead, None)
+            if record.stage is Stage.SUBMIT and (account.stopped or account.at_cap):
+                return Waiting(WaitReason.SPENDING, ahead, None, submits_stopped=account.stopped)
             seconds = self._accounts.slot_in(account, ahead)
-        return Waiting(WaitReason.PAUSED if account.paused_for else record.waiting_for, ahead, seconds)
+        return Waiting(WaitReason.PAUSED if account.paused_for else reason, ahead, seconds)
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job, see :meth:`Job.cancel`."""

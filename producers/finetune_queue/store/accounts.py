@@ -41,6 +41,12 @@ class AccountStatus:
     unlooked: float | None
     usual_training: float | None
 
+    @property
+    def at_cap(self) -> bool:
+        """Whether it has made as many submits as it may on this day (UTC)."""
+        cap = self.limits.max_submits_per_day
+        return cap is not None and self.spent_today >= cap
+
 
 class UnknownAccountError(Exception):
     """No worker serves this account."""

@@ -52,10 +52,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class NoSlot:
-    """No call may start: why, and how many wait in front."""
+    """No call may start: why, and how many wait in front; ``stopped``: it waits for the end of the kill switch."""
 
     reason: WaitReason
     ahead: int
+    stopped: bool = False
 
 
 def room_score(call: CallClass, job: JobRecord) -> float:
@@ -133,7 +134,7 @@ class Budget:
             return Call(account, token, submit, asked, int(reply[1]))
         if reply[1] == "unknown-account":
             raise UnknownAccountError(account, self._accounts.names())
-        return NoSlot(WaitReason(reply[1]), int(reply[2]))
+        return NoSlot(WaitReason(reply[1]), int(reply[2]), stopped=len(reply) > 3)
 
     def extend(self, call: Call) -> None:
         """Keep the slot of what goes on: a transfer that shows progress."""

@@ -62,10 +62,11 @@ def ask(
 def park(job: JobRecord, call: CallClass, slot: NoSlot, what: str) -> Wait:
     """Wait in the account's room for a slot for ``what``."""
     ahead = f", {slot.ahead} ahead" if slot.ahead else ""
+    spending = "the account's submits are stopped" if slot.stopped else "the account has no submits left for today"
     sentence = {
         WaitReason.API_SLOT: f"parked: waiting for an API slot to {what}{ahead}",
         WaitReason.PAUSED: f"parked: the account is paused, then to {what}{ahead}",
-        WaitReason.SPENDING: f"parked: the account's submits are stopped or at their cap for today{ahead}",
+        WaitReason.SPENDING: f"parked: {spending}{ahead}",
         WaitReason.TRAININGS: f"parked: the account has as many trainings in flight as it may{ahead}",
     }[slot.reason]
     return Wait(sentence, slot.reason, PARKED, room_score=room_score(call, job))

@@ -13,7 +13,7 @@ export const REASONS = {
   backoff: "waits for the next try",
   provider: "waits for Segmind",
   sink: "waits for a downstream queue",
-  spending: "submits are stopped, or at their cap for today",
+  spending: "submits are stopped, or none are left for today",
   trainings: "waits for another training to end",
   paused: "the account is paused",
 };

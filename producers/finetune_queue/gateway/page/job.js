@@ -119,8 +119,8 @@ function now(found) {
   return [parts.map((text) => el("p", {}, text)), found.progress && el("p", {}, bar(found.progress))];
 }
 
-function sentence({ reason, ahead, estimate_seconds: estimate }) {
-  const text = REASONS[reason];
+function sentence({ reason, ahead, estimate_seconds: estimate, submits_stopped: stopped }) {
+  const text = reason === "spending" ? (stopped ? "the account's submits are stopped" : "the account has no submits left for today (UTC)") : REASONS[reason];
   const before = ahead ? `, ${ahead} ahead` : "";
   const long = estimate >= 1 ? `, about ${duration(estimate)}` : "";
   return `${text.startsWith("waits") ? text : `waits: ${text}`}${before}${long}`;

@@ -6,7 +6,8 @@
 --       4 timeout_ms: by when the call has ended for certain  5 "1" for a submit
 --       6 first_sweep_ms: how long after a submit the first look at it may be worth a call
 --       7 the version at which the job was claimed, "" for none
--- Returns {1, now_ms}, or {0, reason, how many are ahead}; {-1, current version or ""} when the claim was lost.
+-- Returns {1, now_ms}, or {0, reason, how many are ahead, "1" if submits are stopped by hand}; {-1, current version
+-- or ""} when the claim was lost.
 if ARGV[7] ~= '' then
   local version = redis.call('HGET', KEYS[5], 'version')
   if version ~= ARGV[7] then return {-1, version or ''} end
@@ -32,7 +33,7 @@ local submit = ARGV[5] == '1'
 local day = tostring(math.floor(now / 86400000))
 local spent = account.spent_day == day and number('spent') or 0
 if submit then
-  if account.stopped == '1' then return {0, 'spending', ahead} end
+  if account.stopped == '1' then return {0, 'spending', ahead, '1'} end
   if spent >= cap('max_submits') then return {0, 'spending', ahead} end
   local others = redis.call('ZCARD', KEYS[4])
   if redis.call('ZSCORE', KEYS[4], ARGV[1]) then others = others - 1 end
