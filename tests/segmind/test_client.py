@@ -109,7 +109,6 @@ def test_details_is_a_get_with_a_json_body(client: SegmindClient, api: Api) -> N
             "error_message": None,
             "cloud_storage_url": "https://b.example/model.safetensors",
             "created_ts": "2025-01-01T00:00:00Z",
-            "updated_ts": "yesterday",
         }
     }
     found = client.details("ft-1")
@@ -117,12 +116,13 @@ def test_details_is_a_get_with_a_json_body(client: SegmindClient, api: Api) -> N
     assert (heard.method, heard.target) == ("GET", "/finetune/request/details")
     assert json.loads(heard.body) == {"request_id": "ft-1"}
     assert heard.headers["content-type"] == "application/json"
-    assert (found.finetune_id, found.id, found.slug) == ("ft-1", "row-9", "model-slug")
+    assert (found.finetune_id, found.name) == ("ft-1", "job-1")
     assert found.available
     assert found.created_ts is not None
     assert found.created_ts.isoformat() == "2025-01-01T00:00:00+00:00"
-    assert found.updated_ts is None
-    assert found.model_extra == {"public_model": False}
+    assert found.model_extra == {"id": "row-9", "slug": "model-slug", "public_model": False}
+    api.body["finetune"]["created_ts"] = "yesterday"
+    assert client.details("ft-1").created_ts is None
 
 
 def test_presign_is_a_get_with_a_json_body_and_hides_its_url(client: SegmindClient, api: Api) -> None:

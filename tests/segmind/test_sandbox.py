@@ -124,7 +124,8 @@ def test_from_a_dataset_to_verified_weights(client: SegmindClient, sandbox: Live
     done = download(details.cloud_storage_url, part, allow_loopback=True, limits=QUICK)
     assert (done.size, done.checked) == (WEIGHTS, "crc32c")
     assert done.sha256 == hashlib.sha256(part.read_bytes()).hexdigest()
-    assert verify_safetensors(part).size == WEIGHTS
+    assert verify_safetensors(part) > 0
+    assert part.stat().st_size == WEIGHTS
     report = sandbox.control.report()
     assert report["submits"]["by_name"] == {"job-1": 1}
     assert report["key_leaks"] == 0
@@ -297,7 +298,8 @@ def test_a_download_that_fails_ends_in_the_right_bytes(
         download(url, part, allow_loopback=True, limits=impatient)
     sandbox.control.add_fault(op="download", kind="ignore_range")
     assert download(url, part, allow_loopback=True, limits=impatient).checked == "crc32c"
-    assert verify_safetensors(part).size == WEIGHTS
+    assert verify_safetensors(part) > 0
+    assert part.stat().st_size == WEIGHTS
 
 
 def test_weights_that_are_replaced_between_two_tries(
@@ -314,7 +316,8 @@ def test_weights_that_are_replaced_between_two_tries(
     done = download(url, part, allow_loopback=True, limits=QUICK)
     assert done.checked == "crc32c"
     assert done.sha256 == hashlib.sha256(part.read_bytes()).hexdigest()
-    assert verify_safetensors(part).size == WEIGHTS
+    assert verify_safetensors(part) > 0
+    assert part.stat().st_size == WEIGHTS
 
 
 def test_a_training_that_fails_and_one_with_a_new_word(

@@ -23,7 +23,7 @@ def tensor(begin: int, end: int, *, dtype: str = "U8", shape: Any = None) -> dic
     return {"dtype": dtype, "shape": [end - begin] if shape is None else shape, "data_offsets": [begin, end]}
 
 
-def check(tmp_path: Path, content: bytes) -> module.SafetensorsInfo:
+def check(tmp_path: Path, content: bytes) -> int:
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
     return verify_safetensors(path)
@@ -49,26 +49,21 @@ GOOD = build(
 )
 
 
-def test_what_a_good_file_says(tmp_path: Path) -> None:
-    info = check(tmp_path, GOOD)
-    assert info.size == len(GOOD)
-    assert info.header_bytes == len(GOOD) - 8 - 18
-    assert (info.tensors, info.parameters) == (4, 6)
-    assert info.dtypes == {"BF16": 1, "F32": 2, "F16": 1}
-    assert info.metadata == {"format": "pt", "steps": "10"}
+def test_a_good_file_with_all_that_is_allowed(tmp_path: Path) -> None:
+    assert check(tmp_path, GOOD) == 4
     deserialize(GOOD)
 
 
 def test_a_header_padded_with_spaces_is_good(tmp_path: Path) -> None:
     text = json.dumps({"a": tensor(0, 1)}).encode()
     content = build(text + b" " * 13, b"x")
-    assert check(tmp_path, content).tensors == 1
+    assert check(tmp_path, content) == 1
     deserialize(content)
 
 
 @pytest.mark.parametrize("entry", [{"__metadata__": None, "a": tensor(0, 1)}, {"a": tensor(0, 1) | {"new": 1}}])
 def test_what_a_later_version_may_add_is_let_pass(tmp_path: Path, entry: dict[str, Any]) -> None:
-    assert check(tmp_path, build(entry, b"x")).tensors == 1
+    assert check(tmp_path, build(entry, b"x")) == 1
     deserialize(build(entry, b"x"))
 
 
@@ -161,7 +156,7 @@ def test_a_missing_file_is_the_systems_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", module._BITS)
 def test_every_dtype_has_the_references_size(tmp_path: Path, dtype: str) -> None:
     content = build({"a": tensor(0, module._BITS[dtype], dtype=dtype, shape=[8])}, bytes(module._BITS[dtype]))
-    assert check(tmp_path, content).parameters == 8
+    assert check(tmp_path, content) == 1
     deserialize(content)
 
 

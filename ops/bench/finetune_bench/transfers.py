@@ -45,8 +45,6 @@ def measure(folder: Path, console: Console, asked: argparse.Namespace) -> dict[s
     served, scratch = folder / "served", folder / "scratch"
     served.mkdir(parents=True)
     scratch.mkdir()
-    (served / SMALL).write_bytes(bytes(1000))
-    _served_with(served / SMALL, {"ETag": '"small"'})
     quick: bool = asked.quick
     weights = [_weights(served, size) for size in ((MB, 20 * MB) if quick else (MB, 100 * MB, 2_000 * MB))]
     dataset = _dataset(served, (10 if quick else 99) * MB)
@@ -231,6 +229,8 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def _file_server(served: Path, scratch: Path, rate: int | None) -> Iterator[str]:
+    (served / SMALL).write_bytes(bytes(1000))  # for each step's first transfer
+    _served_with(served / SMALL, {"ETag": '"small"'})
     command = python(["finetune_bench.fileserver", str(served), *([] if rate is None else [str(rate)])])
     with Child("fileserver", command, env=clean_environment(), cwd=scratch, log=scratch / "fileserver.log") as child:
         yield child.wait_for_line(lambda line: line.startswith("http"), timeout=START).strip()

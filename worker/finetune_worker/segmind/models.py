@@ -88,7 +88,6 @@ class _Finetune(_Reply):
     """What an item of the list and the details share."""
 
     finetune_id: Id = Field(validation_alias=AliasChoices("finetune_id", "request_id"))
-    id: LooseText = None
     name: LooseText = None
     status: Annotated[str, BeforeValidator(_status_word)] = ""
     data_source_path: LooseText = None
@@ -133,9 +132,7 @@ class FinetuneItem(_Finetune):
 class FinetuneDetails(_Finetune):
     """One fine-tune's details (section 2)."""
 
-    slug: LooseText = None
     created_ts: LooseTime = None
-    updated_ts: LooseTime = None
 
     @model_validator(mode="before")
     @classmethod

@@ -56,7 +56,7 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
             on_progress=claim.progress,
             allow_loopback=container.settings.segmind_is_loopback,
         )
-        checked = verify_safetensors(part)
+        tensors = verify_safetensors(part)
     except PartBusy:
         raise
     except NeedNewUrl as error:
@@ -81,7 +81,7 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
         manifest_url=container.artifacts.url_of(manifest_name(job.id)),
         bytes=got.size,
         sha256=got.sha256,
-        tensors=checked.tensors,
+        tensors=tensors,
     )
     container.counters.add(TRANSFERRED_BYTES, "download", by=got.size)
     log.info("weights_stored", bytes=got.size, sha256=got.sha256, checked_by=got.checked)

@@ -14,7 +14,7 @@ from finetune_worker.transfer.errors import (
 )
 from finetune_worker.transfer.limits import Limits, Progress
 from finetune_worker.transfer.put import Uploaded, upload_presigned
-from finetune_worker.transfer.safetensors import SafetensorsInfo, verify_safetensors
+from finetune_worker.transfer.safetensors import verify_safetensors
 
 __all__ = [
     "Download",
@@ -25,7 +25,6 @@ __all__ = [
     "Progress",
     "Refused",
     "SafetensorsError",
-    "SafetensorsInfo",
     "SourceChanged",
     "StartOver",
     "TransferError",

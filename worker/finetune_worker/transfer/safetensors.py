@@ -6,7 +6,6 @@ a file that was cut is always found. Flipped bits are not: the format has no che
 """
 
 import json
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,27 +47,15 @@ _LARGEST = 2**64 - 1
 _SHOWN = 60
 
 
-@dataclass(frozen=True, slots=True)
-class SafetensorsInfo:
-    """What the header says. ``dtypes`` counts tensors; ``metadata`` is the trainer's free text."""
+class _Place(NamedTuple):
+    """A tensor's bytes, from the end of the header."""
 
-    size: int
-    header_bytes: int
-    tensors: int
-    parameters: int
-    dtypes: dict[str, int]
-    metadata: dict[str, str]
-
-
-class _Tensor(NamedTuple):
-    dtype: str
-    parameters: int
     begin: int
     end: int
 
 
-def verify_safetensors(path: Path) -> SafetensorsInfo:
-    """Check the file at ``path``.
+def verify_safetensors(path: Path) -> int:
+    """Check the file at ``path``; returns how many tensors it holds.
 
     Raises:
         SafetensorsError: says what is wrong with it.
@@ -86,24 +73,14 @@ def verify_safetensors(path: Path) -> SafetensorsInfo:
         if 8 + length > size:
             raise _bad("truncated", f"the file ends inside its header ({size:,} bytes)")
         header = file.read(length)
-    tensors, metadata = _parse(header)
-    if not tensors:
+    places = _parse(header)
+    if not places:
         raise _bad("no_tensors", "it holds no tensor")
-    _check_places(tensors, size - 8 - length)
-    dtypes: dict[str, int] = {}
-    for tensor in tensors.values():
-        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
-    return SafetensorsInfo(
-        size=size,
-        header_bytes=length,
-        tensors=len(tensors),
-        parameters=sum(tensor.parameters for tensor in tensors.values()),
-        dtypes=dtypes,
-        metadata=metadata,
-    )
+    _check_places(places, size - 8 - length)
+    return len(places)
 
 
-def _parse(header: bytes) -> tuple[dict[str, _Tensor], dict[str, str]]:
+def _parse(header: bytes) -> list[_Place]:
     if not header.startswith(b"{"):
         raise _bad("header_malformed", "its header does not start with a brace")
     try:
@@ -122,9 +99,9 @@ def _parse(header: bytes) -> tuple[dict[str, _Tensor], dict[str, str]]:
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise _bad("header_malformed", "its metadata is not a table of texts")
     for name, tensor in found.items():
-        if not isinstance(tensor, _Tensor):
+        if not isinstance(tensor, _Place):
             raise _bad("header_malformed", f"{_short(name)} lacks its dtype, shape or place")
-    return found, metadata
+    return list(found.values())
 
 
 class _Reader:
@@ -133,7 +110,7 @@ class _Reader:
     def __init__(self) -> None:
         self._tensors = 0
 
-    def table(self, pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Tensor:
+    def table(self, pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Place:
         found = dict(pairs)
         if len(found) != len(pairs):
             raise _bad("duplicate_name", "a name stands twice in its header")
@@ -149,7 +126,7 @@ def _refuse(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
 
 
-def _tensor(dtype: Any, shape: Any, place: Any) -> _Tensor:
+def _tensor(dtype: Any, shape: Any, place: Any) -> _Place:
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise _bad("unknown_dtype", f"a tensor has a dtype that is not known: {_short(dtype)}")
     if not _sizes(shape) or not _sizes(place) or len(place) != 2:
@@ -163,23 +140,23 @@ def _tensor(dtype: Any, shape: Any, place: Any) -> _Tensor:
     begin, end = place
     if bits % 8 or begin > end or (end - begin) * 8 != bits:
         raise _bad("size_mismatch", f"a tensor's shape {_short(shape)} of {dtype} does not fit its place {place}")
-    return _Tensor(dtype, parameters, begin, end)
+    return _Place(begin, end)
 
 
 def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= _LARGEST for item in value)
 
 
-def _check_places(tensors: dict[str, _Tensor], room: int) -> None:
-    places = sorted((tensor.begin, tensor.end) for tensor in tensors.values())
-    if places[0][0] != 0:
+def _check_places(found: list[_Place], room: int) -> None:
+    places = sorted(found)
+    if places[0].begin != 0:
         raise _bad("hole", "no tensor has its first bytes")
     for (_, end), (begin, _) in pairwise(places):
         if begin < end:
             raise _bad("overlap", f"two tensors share the byte {begin:,}")
         if begin > end:
             raise _bad("hole", f"no tensor has the bytes from {end:,} to {begin:,}")
-    end = places[-1][1]
+    end = places[-1].end
     if end > room:
         raise _bad("truncated", f"{end - room:,} bytes are missing at its end")
     if end < room:
