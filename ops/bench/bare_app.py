@@ -25,7 +25,7 @@ def submit(body: dict[str, Any]) -> dict[str, str]:
 @app.get("/v1/jobs/{job_id}")
 def get(job_id: str) -> dict[str, Any]:
     """Read it."""
-    found: dict[str, Any] = json.loads(client.get(f"bare:{job_id}"))
+    found: dict[str, Any] = json.loads(client.get(f"bare:{job_id}") or "{}")
     return found
 
 

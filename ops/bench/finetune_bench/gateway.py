@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -96,7 +97,7 @@ def targets(folder: Path) -> Iterator[tuple[Target, Target]]:
             name = module[0].partition(".")[0]
             log = folder / f"{name}.log"
             child = Child(name, python([*module, str(target.port)]), env=env, cwd=folder, log=log)
-            stack.enter_context(child).wait_until(lambda port=target.port: _listens(port), timeout=START)
+            stack.enter_context(child).wait_until(partial(_listens, target.port), timeout=START)
         yield gateway, bare
 
 

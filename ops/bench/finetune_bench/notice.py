@@ -46,7 +46,7 @@ def notices(folder: Path, count: int, changes: int, console: Console) -> list[di
         Accounts(client).learn_training("default", USUAL)
         worker = stack.start_worker("worker")
         control = SandboxControl(stack.sandbox_url)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for how in ("sweeps alone", "with the webhook"):
             if rows:
                 with WebhookClient(f"{stack.sandbox_url}/webhook", SecretStr(key)) as hooks:
