@@ -25,10 +25,7 @@ class Folder:
         self.root = root
 
     def url_of(self, name: str) -> str:
-        return self.local_path(name).as_uri()
-
-    def local_path(self, name: str) -> Path:
-        return self.root / name
+        return self._path(name).as_uri()
 
     def put_file(self, local: Path, name: str, on_progress: Progress | None) -> Stored:
         with local.open("rb") as source:
@@ -52,8 +49,11 @@ class Folder:
     def put_bytes(self, data: bytes, name: str) -> Stored:
         return self._write(name, lambda target: target.write(data))
 
+    def _path(self, name: str) -> Path:
+        return self.root / name
+
     def _write(self, name: str, fill: Callable[[io.BufferedWriter], object]) -> Stored:
-        target = self.local_path(name)
+        target = self._path(name)
         with _reported(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             _drop_stale(target)
@@ -70,12 +70,12 @@ class Folder:
         return self.info(name)
 
     def open_read(self, name: str) -> io.BufferedReader:
-        path = self.local_path(name)
+        path = self._path(name)
         with _reported(path):
             return path.open("rb")
 
     def info(self, name: str) -> Stored:
-        path = self.local_path(name)
+        path = self._path(name)
         with _reported(path):
             found = path.stat()
         return Stored(
@@ -85,12 +85,12 @@ class Folder:
         )
 
     def delete(self, name: str) -> None:
-        path = self.local_path(name)
+        path = self._path(name)
         with _reported(path):
             path.unlink(missing_ok=True)
 
     def drop_parts(self, folder: str) -> None:
-        path = self.local_path(folder)
+        path = self._path(folder)
         with _reported(path):
             for part in path.glob(".*.part"):
                 part.unlink(missing_ok=True)

@@ -26,9 +26,6 @@ class Bucket:
     def url_of(self, name: str) -> str:
         return f"{self._address.scheme}://{self._path(name)}"
 
-    def local_path(self, name: str) -> None:
-        del name
-
     def put_file(self, local: Path, name: str, on_progress: Progress | None) -> Stored:
         size = local.stat().st_size
         callback = _callback(on_progress, size)

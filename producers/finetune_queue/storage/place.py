@@ -74,10 +74,6 @@ class Place:
         """The object's full URL, as `sources.resolve_dataset` and other places read it."""
         return self._backend.url_of(checked_name(name))
 
-    def local_path(self, name: str) -> Path | None:
-        """Where the object lies on this machine, or None for a bucket."""
-        return self._backend.local_path(checked_name(name))
-
     def check_writable(self) -> None:
         """Writes and removes a small object, and so raises what a job would meet."""
         name = f".finetune-check-{uuid.uuid4().hex}"
