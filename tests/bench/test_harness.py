@@ -67,24 +67,27 @@ def test_a_run_without_a_limit_counts_what_each_process_used(bench: SimpleNamesp
 
 
 def test_the_figures_of_a_run(bench: SimpleNamespace) -> None:
-    steady = case(bench, jobs=30, calls=10, window=1.0, training=2.0)
+    steady = case(bench, jobs=30, calls=10, window=1.0, training=2.0, backlog=True)
     assert (steady.ceiling, steady.shortest) == (5.0, 8.0)
     # A perfect run: the first window's burst of five jobs at once, then five in each second.
     perfect = result(bench, steady, [2.0 + number // 5 for number in range(30)], calls=66)
     assert perfect.of_ceiling == pytest.approx(1.0)
+    # The same with its last jobs seen half a second late: one window's end does not make a tenth of the rate.
+    late = result(bench, steady, [2.0 + number // 5 for number in range(28)] + [7.5, 7.5], calls=66)
+    assert late.of_ceiling == pytest.approx(5.0 / 5.2)
+    assert result(bench, case(bench, jobs=30), [2.0] * 30, calls=60).of_ceiling is None
     assert perfect.of_shortest == pytest.approx(8.0 / 7.0)
     assert perfect.calls_per_job == pytest.approx(2.2)
 
 
 def test_a_run_that_was_stopped_is_judged_by_what_it_finished(bench: SimpleNamespace) -> None:
-    steady = case(bench, jobs=30, calls=10, window=1.0, training=2.0)
+    steady = case(bench, jobs=30, calls=10, window=1.0, training=2.0, backlog=True)
     stopped = result(bench, steady, [5.0] * 20, calls=80, rejected=40)
     assert (stopped.seconds, stopped.of_shortest) == (None, None)
-    assert stopped.of_ceiling == pytest.approx(15 / (steady.patience - 5.0) / 5.0)
+    assert stopped.of_ceiling == pytest.approx(20 / (steady.patience - 2.0) / 5.0)
     assert stopped.rejected == 40
     nothing = result(bench, steady, [], calls=80)
     assert (nothing.of_ceiling, nothing.calls_per_job) == (0.0, None)
-    assert result(bench, steady, [5.0] * 30, calls=60).of_ceiling is None  # one batch tells of no rate
 
 
 def test_the_tables_and_the_plot(bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One situation; times in (compressed) seconds. ``scale`` is how many times faster than life it is."""
+    """One situation; times in (compressed) seconds. ``scale`` is how many times faster than life it is.
+
+    With a ``backlog`` so many jobs wait that the rate at which they finish can be told.
+    """
 
     name: str
     title: str
@@ -15,6 +18,7 @@ class Case:
     training: float
     scale: float
     list_has_urls: bool = True
+    backlog: bool = False
     contestants: tuple[str, ...] = ()
 
     @property
@@ -64,12 +68,13 @@ FULL = (
     ),
     Case(
         name="backlog",
-        title="300 jobs, 50 calls per 12 s, trainings of 20 s: a backlog",
-        jobs=300,
+        title="600 jobs, 50 calls per 6 s, trainings of 10 s: a backlog",
+        jobs=600,
         calls=50,
-        window=12.0,
-        training=20.0,
-        scale=5.0,
+        window=6.0,
+        training=10.0,
+        scale=10.0,
+        backlog=True,
         contestants=ALL,
     ),
     Case(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from finetune_bench.cases import Case
@@ -36,16 +37,19 @@ class Result:
 
 
 def of_ceiling(case: Case, finish_times: Sequence[float]) -> float | None:
-    """Return how fast jobs finished, of the fastest that the limit allows; None if no rate can be told.
+    """Return how fast jobs finished while others waited, of the fastest that the limit allows; None without a backlog.
 
-    The first window's burst comes once: its jobs, and the time until the first job finished, are taken off. The time
-    ends with the last job, or when the contestant's time was over.
+    The time runs from the mean of the first window's worth of finished jobs to that of the last's. Calls come in bursts
+    and jobs are seen to finish many at once: between two single ones a window more or less would count.
+    Of a contestant that was stopped all jobs count, in all its time after the first training.
     """
-    if not finish_times:
-        return 0.0
-    end = max(finish_times) if len(finish_times) == case.jobs else case.patience
-    spread = end - min(finish_times)
-    return max(0.0, len(finish_times) - case.calls / 2) / spread / case.ceiling if spread else None
+    if not case.backlog:
+        return None
+    times = sorted(finish_times)
+    if len(times) < case.jobs:
+        return len(times) / (case.patience - case.training) / case.ceiling
+    worth = case.calls // 2
+    return (len(times) - worth) / (fmean(times[-worth:]) - fmean(times[:worth])) / case.ceiling
 
 
 def result(
