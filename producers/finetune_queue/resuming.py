@@ -71,7 +71,7 @@ def with_access(record: JobRecord, wanted: Visibility) -> dict[str, Any]:
         message = f"Job {record.id} has no training at Segmind, so there is no model to make {wanted}."
         raise NotPossibleError(message)
     if not record.state.terminal:
-        message = f"Job {record.id} is {record.state}. Its model can be made {wanted} once the job has ended."
+        message = f"Job {record.id} {record.state.sentence}. Its model can be made {wanted} once the job has ended."
         raise NotPossibleError(message)
     if record.owner:
         message = f"A change of job {record.id}'s access is on its way to Segmind. Ask again in a moment."

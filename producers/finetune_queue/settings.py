@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from finetune_queue.contract.sink import SinkKind, parse_sinks
+from finetune_queue.plain_words import in_plain_words
 from finetune_queue.setting_model import MISSING_KEY, Settings, SettingsError
 from finetune_queue.setting_sources import read_mapping, read_sources
 from finetune_queue.setting_types import AccountSettings, RateLimit, Shown
@@ -37,10 +38,9 @@ class SettingRow:
 def describe() -> Iterator[SettingRow]:
     """Yield every setting, in the order of the model."""
     for name, field in Settings.model_fields.items():
-        label = next(mark.label for mark in field.metadata if isinstance(mark, Shown))
         yield SettingRow(
             env=name.upper(),
-            type=label,
+            type=_label(field),
             default=_default_text(field.default),
             secret=not field.repr,
             meaning=field.description or "",
@@ -82,7 +82,6 @@ def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = Fa
 # pydantic's words where they would not help a person who sets a variable.
 _WORDS = {
     "Input should be a valid dictionary or instance of AccountSettings": "should be an object with an api_key",
-    "Input should be": "should be",
     "Field required": "is missing",
     "Extra inputs are not permitted": "is no field of an account",
 }
@@ -101,9 +100,11 @@ def _wrong(loc: tuple[int | str, ...], message: str, source: str) -> str:
     name = str(loc[0])
     inside = ", ".join(str(part) for part in loc[1:])
     place = f"{_INSIDE[name]} {inside}: " if name in _INSIDE and inside else ""
-    text = message.removeprefix("Value error, ")
     for theirs, ours in _WORDS.items():
-        text = text.replace(theirs, ours)
+        message = message.replace(theirs, ours)
+    text = in_plain_words(message)
+    if text == "should be a number" and _label(Settings.model_fields[name]) == "seconds":
+        text += " of seconds"
     return f"{name.upper()} ({source}): {place}{text}. {_assignment(name)}"
 
 
@@ -131,6 +132,10 @@ def _contradictions(settings: Settings, given: Iterable[str], wrong: set[str]) -
         for sink in parse_sinks(settings.finetune_sinks):
             if sink.kind is SinkKind.WEB and not settings.signing_secrets(sink.origin):
                 yield f"FINETUNE_SIGNING_SECRET: missing, and {sink.shown} in FINETUNE_SINKS needs one"
+
+
+def _label(field: FieldInfo) -> str:
+    return next(mark.label for mark in field.metadata if isinstance(mark, Shown))
 
 
 def _assignment(name: str) -> str:

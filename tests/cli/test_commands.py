@@ -225,6 +225,8 @@ def test_cancel_of_a_job_that_nobody_holds(run: Run, worker: Worker) -> None:
     again = run("cancel", job.id, "--json")
     assert again.code == ExitCode.CONFLICT
     assert again.error["code"] == "not_possible"
+    done = worker.bring(worker.accept(), JobState.SUCCEEDED)
+    assert run("cancel", done.id).err == f"error: Job {done.id} has succeeded already.\n"
 
 
 def test_cancel_says_that_segmind_goes_on(run: Run, worker: Worker) -> None:
@@ -326,6 +328,7 @@ def test_wrong_settings_are_all_named(run: Run, monkeypatch: pytest.MonkeyPatch)
         (["submt"], "No such command 'submt'. Did you mean 'submit'? See: finetune --help"),
         (["list", "--nonsense"], "No such option: --nonsense. See: finetune list --help"),
         (["status"], "Missing argument 'JOB'. See: finetune status --help"),
+        (["submit", "--steps", "abc"], "Invalid value for '--steps': should be a whole number. See: finetune submit"),
         (["list", "--limit", "0"], "See: finetune list --help"),
     ],
 )

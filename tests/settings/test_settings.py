@@ -118,7 +118,7 @@ def test_every_wrong_value_is_named_at_once_with_its_source_and_an_example(
         r"SEGMIND_API_KEY \(file in .*run-secrets\): is too short to be an API key\. Example: SEGMIND_API_KEY=\w+",
         r"SEGMIND_RATE_LIMIT \(\.env\): should be calls/seconds.* Example: SEGMIND_RATE_LIMIT=50/60",
         r"FINETUNE_REDIS_ULR \(\.env\): no such setting\. Did you mean FINETUNE_REDIS_URL\?",
-        r"FINETUNE_LEASE \(environment\): should be a valid number.* Example: FINETUNE_LEASE=30",
+        r"FINETUNE_LEASE \(environment\): should be a number of seconds\. Example: FINETUNE_LEASE=30",
         r"FINETUNE_LOG_FORMAT \(environment\): should be 'json' or 'console'\. Example: FINETUNE_LOG_FORMAT=console",
     ):
         assert re.search(line, message), f"{line} is not in:\n{message}"

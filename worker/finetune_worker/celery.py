@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import threading
 import warnings
 from typing import Any
@@ -127,7 +128,8 @@ def create_app(settings: Settings) -> Celery:
 
 def _load() -> Settings:
     try:
-        return load_settings()
+        # Flower and `celery inspect` load this module, too, and need no key.
+        return load_settings(worker="worker" in sys.argv)
     except SettingsError as error:
         raise SystemExit(str(error)) from None
 
@@ -143,14 +145,6 @@ def _set_up_logging(**_: object) -> None:
         # "received" and "succeeded" for every task: each stage says that itself, in one line with its fields.
         for name in ("celery.worker.strategy", "celery.app.trace"):
             logging.getLogger(name).setLevel(logging.WARNING)
-
-
-@signals.celeryd_init.connect
-def _check_worker(**_: object) -> None:
-    try:
-        _settings.require_worker()
-    except SettingsError as error:
-        raise SystemExit(str(error)) from None
 
 
 @signals.celeryd_after_setup.connect

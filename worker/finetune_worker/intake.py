@@ -47,7 +47,7 @@ def accept(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any],
         return left_alone(error.job_id, error)
     structlog.contextvars.bind_contextvars(job_id=job.id, account=job.account)
     if job.state is not JobState.ACCEPTED:
-        return f"nothing to do: job {job.id} is {job.state}"
+        return f"nothing to do: job {job.id} {job.state.sentence}"
     change, reason = Change(delay=container.settings.finetune_handover), None
     if has_share(container, job):
         # Straight into the account's room: a backlog of one account must not fill the queue that others share.

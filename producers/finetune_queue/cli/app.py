@@ -10,6 +10,7 @@ from typer.exceptions import TyperException
 from finetune_queue.cli import app_gateway, app_submit, output
 from finetune_queue.cli.options import AsJson, Timeout
 from finetune_queue.cli.output import CliError, ExitCode
+from finetune_queue.plain_words import in_plain_words
 
 app = typer.Typer(
     name="finetune",
@@ -35,11 +36,12 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code. Whatever goes wrong becomes one message on standard error."""
     as_json = "--json" in arguments
+    program = output.program()
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name="finetune", standalone_mode=False)
+        code = typer.main.get_command(app).main(arguments, prog_name=program, standalone_mode=False)
     except TyperException as error:
-        where = getattr(getattr(error, "ctx", None), "command_path", "finetune")
-        said = error.format_message().rstrip(" .")
+        where = getattr(getattr(error, "ctx", None), "command_path", program)
+        said = in_plain_words(error.format_message().rstrip(" ."))
         message = f"{said}{'' if said.endswith('?') else '.'} See: {where} --help"
         failure = CliError(message, ExitCode.USAGE, "usage")
     except Exception as error:  # noqa: BLE001 - the last place that can say it in words
@@ -55,7 +57,7 @@ def _unexpected(error: Exception, *, show: bool) -> CliError:
         traceback.print_exception(error)
     message = (
         f"This is a defect of finetune: {type(error).__name__}: {error}. "
-        "Please report it with what `finetune --traceback COMMAND ...` prints."
+        f"Please report it with what `{output.program()} --traceback COMMAND ...` prints."
     )
     return CliError(message, ExitCode.INTERNAL, "internal_error")
 

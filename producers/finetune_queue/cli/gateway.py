@@ -1,5 +1,6 @@
 """``finetune gateway``: the HTTP gateway, and the tokens of its clients."""
 
+import errno
 import json
 
 from finetune_queue.cli import output
@@ -25,7 +26,7 @@ def gateway(host: str, port: int) -> ExitCode:
     try:
         server = GatewayServer(settings, host, port)
     except OSError as error:
-        raise CliError(f"Cannot listen on {host}:{port}: {error.strerror}.", ExitCode.USAGE, "cannot_listen") from None
+        raise CliError(_deaf(host, port, error), ExitCode.USAGE, "cannot_listen") from None
     output.say(f"Listening on {server.url}")
     with tracing.running("finetune-gateway"):
         server.run_until_stopped()
@@ -53,6 +54,16 @@ def token(name: str, *, as_json: bool) -> ExitCode:
     output.say(f"The token of {name}, which is stored nowhere:\n\n  {secret}\n")
     output.say(f"The gateway's setting, with its hash:\n\n  FINETUNE_GATEWAY_TOKENS='{value}'")
     return ExitCode.OK
+
+
+def _deaf(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        command = f"{output.program()} gateway --port N"
+        return (
+            f"Port {port} of {host} is in use. Stop what listens there, or choose another: {command} (0: a free one)."
+        )
+    why = str(error.strerror).partition(" (while ")[0]  # socket's own words of where it was
+    return f"Cannot listen on {host}:{port}: {why}. --host and --port choose where."
 
 
 def _missing(error: ImportError) -> CliError:

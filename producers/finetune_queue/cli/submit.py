@@ -37,7 +37,7 @@ def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_js
                 if not queue.workers():
                     output.say(f"Note: {words.NO_WORKER}.")
         else:  # the idempotency key found a job from before
-            output.say(f"Job {job.id} was submitted before and is {job.state}.")
+            output.say(f"Job {job.id} was submitted before and {job.state.sentence}.")
         return ExitCode.OK
 
 

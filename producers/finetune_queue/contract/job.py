@@ -30,6 +30,19 @@ class JobState(StrEnum):
         """Whether nothing more happens by itself."""
         return self in _TERMINAL
 
+    @property
+    def sentence(self) -> str:
+        """What is said of a job in this state: ``has failed``, ``is training``."""
+        match self:
+            case JobState.SUCCEEDED | JobState.FAILED:
+                return f"has {self}"
+            case JobState.CANCELLED:
+                return "was cancelled"
+            case JobState.NEEDS_ATTENTION:
+                return "needs attention"
+            case _:
+                return f"is {self}"
+
 
 _TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 

@@ -185,7 +185,7 @@ class FineTuneQueue:
             while True:
                 record = self._jobs.get(job_id)
                 if record.state.terminal:
-                    message = f"Job {job_id} is {record.state} already."
+                    message = f"Job {job_id} {record.state.sentence} already."
                     raise NotPossibleError(message)
                 if self._jobs.request_cancel(job_id):
                     return Job(self, self._jobs.get(job_id))
@@ -202,7 +202,7 @@ class FineTuneQueue:
         with translated():
             record = self._jobs.get(job_id)
             if record.state is not JobState.FAILED or record.failed_stage is None:
-                message = f"Only a failed job can be retried; job {job_id} is {record.state}."
+                message = f"Only a failed job can be retried; job {job_id} {record.state.sentence}."
                 raise NotPossibleError(message)
             to, fields = resume_at(record)
             try:
@@ -246,7 +246,7 @@ class FineTuneQueue:
         with translated():
             record = self._jobs.get(job_id)
             if record.state is not JobState.NEEDS_ATTENTION:
-                message = f"Only a job that needs attention can be resolved; job {job_id} is {record.state}."
+                message = f"Only a job that needs attention can be resolved; job {job_id} {record.state.sentence}."
                 raise NotPossibleError(message)
             to, fields = resubmitted(record) if adopt is None else adopted(record, adopt)
             try:

@@ -44,7 +44,7 @@ def change_access(container: Container, job_id: str, task_id: str) -> str:
         return job
     structlog.contextvars.bind_contextvars(account=job.account, finetune_id=job.finetune_id)
     if not job.wants_access:
-        return f"nothing to do: the job is {job.state} and wants no other access"
+        return f"nothing to do: the job {job.state.sentence} and wants no other access"
     if job.owner:
         return "nothing to do: another worker has the job"
     with traced(job, messaging.ACCESS, _access_of(job).attempts):

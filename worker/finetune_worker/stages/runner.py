@@ -59,7 +59,7 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
     if job.finetune_id is not None:
         structlog.contextvars.bind_contextvars(finetune_id=job.finetune_id)
     if job.state.terminal or job.state is JobState.NEEDS_ATTENTION or job.stage is not stage:
-        return StageResult(f"nothing to do: the job is {job.state}", proceed=False)
+        return StageResult(f"nothing to do: the job {job.state.sentence}", proceed=False)
     if job.owner:
         return StageResult("nothing to do: another worker has the job", proceed=False)
     with traced(job, stage_task(stage), job.attempts):
