@@ -50,8 +50,10 @@ class Entry:
 
     def commands(self) -> list[list[str]]:
         """Return each worker process's command."""
-        pool = {"threads": self.pool}  # the contestants' own
-        return [python([pool.get(word, word) for word in words]) for words in CONTESTANTS[self.contestant].workers()]
+        # Celery takes `-P prefork` for its default, and then an app's own pool goes before it; this name it obeys.
+        pool = "processes" if self.pool == "prefork" else self.pool
+        workers = CONTESTANTS[self.contestant].workers()
+        return [python([pool if word == "threads" else word for word in words]) for words in workers]
 
 
 POOLS = ("threads", "prefork", "gevent")
