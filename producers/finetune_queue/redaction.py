@@ -77,7 +77,11 @@ _RAW_URL_PASSWORD = re.compile(
     r"((?:rediss?|amqps?|sentinel|redis\+socket|unix)://[^\s/\"'<>@:?#]{0,256}:)[^\s\"'<>]{1,1024}(?=@)", re.IGNORECASE
 )
 
+# What kombu writes for credentials, also where there are none: a password to look for in vain.
+_KOMBU_MASK = re.compile(r"(://)[^\s/\"'<>@:?#]{0,256}:\*\*@(?![^\s\"'<>]{0,1024}@)")
+
 _REPLACEMENTS = (
+    (_KOMBU_MASK, r"\g<1>"),
     (_RAW_URL_PASSWORD, rf"\g<1>{REDACTED}"),
     (_URL_PASSWORD, rf"\g<1>{REDACTED}"),
     (_PARAMETER, rf"\g<1>{REDACTED}"),

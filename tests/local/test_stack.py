@@ -3,12 +3,15 @@
 import os
 import signal
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
+from pydantic import SecretStr
 
+from finetune_queue.gateway.hook_paths import hook_path
 from finetune_queue.local.processes import Child, ProcessError
 from finetune_queue.local.stack import LocalStack, _is_healthy
 from finetune_queue.settings import load_settings
@@ -79,6 +82,10 @@ def test_make_up_says_what_is_where_and_ends_on_ctrl_c(up: Child) -> None:
     with redis.Redis.from_url(said["Valkey"], socket_timeout=5) as client:
         assert client.ping()
     assert "  export SEGMIND_API_KEY=sandbox-key" in up.lines()
+    [secret] = [line.partition("=")[2] for line in up.lines() if line.startswith("  export FINETUNE_HOOK_SECRET=")]
+    hook = urllib.request.Request(said["Gateway"].split()[0] + hook_path(SecretStr(secret), "default"), b"{}")
+    with urllib.request.urlopen(hook, timeout=5) as reply:
+        assert reply.status == 202
     children = _children(up.pid)
     assert len(children) == 5
     up.send_signal(signal.SIGINT)

@@ -217,6 +217,7 @@ def test_signatures_go_and_the_rest_of_the_url_stays(text: str) -> None:
         ),
         ("?X-Goog-Signature=beef&X-Goog-Credential=me", "?X-Goog-Signature=[redacted]&X-Goog-Credential=[redacted]"),
         ("redis://:s3cr3t@h:6379/0 is gone", "redis://:[redacted]@h:6379/0 is gone"),
+        ("Connected to redis://:**@h:6379/0", "Connected to redis://h:6379/0"),  # as kombu shows any URL
         ("redis://user:s3/c@r3t@h:6379/0", "redis://user:[redacted]@h:6379/0"),
         ("amqp://guest:s3cr3t@h//", "amqp://guest:[redacted]@h//"),
         ("https://me:s3cr3t@h/p", "https://me:[redacted]@h/p"),

@@ -1,6 +1,8 @@
 """No connection to a place that users may not reach, whatever leads there."""
 
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -152,13 +154,30 @@ def test_a_trusted_origin_is_reached_and_only_that(web: Web, names: Names) -> No
 
 
 def test_names_that_cannot_be_looked_up(names: Names) -> None:
-    assert refusal("https://nobody.test/").code == "unreachable"
+    nobody = refusal("https://nobody.test/")
+    assert (nobody.code, nobody.fix) == ("unreachable", "Check the host name.")
     for host in ("a" * 64 + ".test", "a..test", "xn--.test"):
         assert refusal(f"https://{host}/").code in ("unreachable", "bad_url")
 
 
 def test_nobody_answers(trap: Trap) -> None:
     assert refusal(f"http://127.0.0.1:{trap.port}/", LOOPBACK).retryable
+
+
+def _hang_up(server: socket.socket) -> None:
+    server.accept()[0].close()
+
+
+def test_what_refuses_or_breaks_the_connection_is_no_wrong_name() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as pool:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a.zip"
+        pool.submit(_hang_up, server)
+        assert "broke the connection off" in refusal(url, LOOPBACK).sentence
+        pool.submit(_hang_up, server)
+        assert "the TLS handshake failed" in refusal(url.replace("http", "https"), LOOPBACK).sentence
+    refused = refusal(url, LOOPBACK)
+    assert refused.sentence == f"{url} cannot be reached: the host takes no connection there."
+    assert refused.fix == "See that its server runs, and check the port."
 
 
 def test_a_server_that_never_ends_its_headers_is_left(web: Web) -> None:

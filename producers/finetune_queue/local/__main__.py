@@ -14,6 +14,7 @@ from finetune_queue.local.valkey import ServerNotFoundError
 
 _TICK = 0.2
 _PRODUCER = ("FINETUNE_REDIS_URL", "FINETUNE_STAGING_URL", "FINETUNE_ARTIFACT_URL")
+_ACCOUNT = ("SEGMIND_API_KEY", "SEGMIND_RATE_LIMIT", "FINETUNE_HOOK_SECRET")
 
 
 def main() -> int:
@@ -54,8 +55,8 @@ def _welcome(stack: LocalStack) -> str:
             f"  export SEGMIND_BASE_URL={stack.sandbox_url}",
             "  .venv/bin/finetune submit --help",
             "",
-            "For finetune doctor --api, which asks the sandbox with its key, also:",
-            *(f"  export {name}={stack.worker_env[name]}" for name in ("SEGMIND_API_KEY", "SEGMIND_RATE_LIMIT")),
+            "For finetune doctor --api and finetune webhooks, which ask the sandbox with its key, also:",
+            *(f"  export {name}={stack.worker_env[name]}" for name in _ACCOUNT),
             "",
             "Ctrl-C ends everything.",
         ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,7 @@ class LocalStack:
         self.flower_url = ""
         self.gateway_url = ""
         self._api_key = ""
+        self._hook_secret = secrets.token_hex(32)
 
     @property
     def settings_env(self) -> dict[str, str]:
@@ -78,6 +80,7 @@ class LocalStack:
             "FINETUNE_SECRETS_DIR": str(self.folder / "secrets"),
             "FINETUNE_LOG_FORMAT": "console",
             "FINETUNE_SIGNING_SECRET": _SIGNING_SECRET,
+            "FINETUNE_HOOK_SECRET": self._hook_secret,
             "FINETUNE_POLL_MIN_INTERVAL": "1",  # seconds: trainings in the sandbox last seconds, not minutes
             **self._more_settings,
         }

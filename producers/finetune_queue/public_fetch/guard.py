@@ -8,6 +8,7 @@ last byte, also against a server that sends a byte now and then.
 
 import ipaddress
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -203,13 +204,37 @@ def _translated(error: Exception, where: str) -> FetchError:
     match error:
         case requests.Timeout():
             return FetchError("timed_out", f"{where} does not answer in time.", "Try again later.", retryable=True)
+        case requests.exceptions.SSLError() if type(_system_error(error)) in _HANDSHAKE:
+            fix = "See that it serves https at this port."
+            return FetchError("tls_failed", f"{where} cannot be reached: the TLS handshake failed.", fix)
         case requests.exceptions.SSLError():
-            return FetchError(
-                "tls_failed",
-                f"{where} has no valid certificate for its name.",
-                "Mend the certificate, or use another host.",
-            )
+            fix = "Mend the certificate, or use another host."
+            return FetchError("tls_failed", f"{where} has no valid certificate for its name.", fix)
         case requests.ConnectionError():
-            return FetchError("unreachable", f"{where} cannot be reached.", "Check the host name.", retryable=True)
+            why, fix = _unreachable(_system_error(error))
+            return FetchError("unreachable", f"{where} cannot be reached: {why}.", fix, retryable=True)
         case _:
             return FetchError("bad_url", f"{where} cannot be used ({type(error).__name__}).", "Check the URL.")
+
+
+_HANDSHAKE = (ssl.SSLError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+
+def _system_error(error: BaseException | None) -> BaseException | None:
+    """Return what the system said below the libraries' errors, if it is one of those that tell a person something."""
+    while error is not None and not isinstance(error, (socket.gaierror, ssl.SSLError, ConnectionError)):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _unreachable(error: BaseException | None) -> tuple[str, str]:
+    """Say why there was no connection, and what to do."""
+    match error:
+        case socket.gaierror():
+            return "its host name is not known", "Check the host name."
+        case ConnectionRefusedError():
+            return "the host takes no connection there", "See that its server runs, and check the port."
+        case ConnectionError():
+            return "the host broke the connection off", "Try again later; if it stays, see its server's log."
+        case _:
+            return "there is no way to the host", "See that others on the internet can open it."

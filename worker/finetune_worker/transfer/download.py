@@ -90,19 +90,16 @@ class _Downloader:
     def run(self, path: Path) -> Download:
         began = time.monotonic()
         with PartFile(path, self._url, self._report) as part:
-            kept = part.size
+            kept, asks = part.size, not part.whole
             try:
                 meter = self._fetch(part)
                 done = _finish(part)
             finally:
-                _log.info(
-                    "transfer_get",
-                    host=self._host,
-                    status=self._status,
-                    kept=kept,
-                    size=part.size,
-                    duration_s=round(time.monotonic() - began, 3),
-                )
+                told = {"kept": kept, "size": part.size, "duration_s": round(time.monotonic() - began, 3)}
+                if asks:
+                    _log.info("transfer_get", host=self._host, status=self._status, **told)
+                else:
+                    _log.info("transfer_kept", **told)
             meter.tell()
             return done
 
