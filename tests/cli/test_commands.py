@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.cli.output import ExitCode
-from finetune_queue.contract import EventType, JobError, JobState, WaitReason
+from finetune_queue.contract import EventType, JobError, JobState, Stage, WaitReason
 from finetune_queue.store import AccountLimits, Change, connect, keys
 from support.cli import Run, Worker
 from support.images import make_dataset_folder
@@ -165,6 +165,9 @@ def test_status_of_a_failed_job_says_what_to_do(run: Run, worker: Worker) -> Non
     assert result.code == ExitCode.OK
     for line in ("error     The disk is full.", "do        Free some space.", f"again     finetune retry {job.id}"):
         assert line in result.out
+    error = JobError(code="dataset_bad_address", stage="upload", message="It is a folder.", action="Submit again.")
+    wrong = worker.move(worker.accept(), JobState.FAILED, error=error, failed_stage=Stage.UPLOAD)
+    assert "again     " not in run("status", wrong.id).out  # a retry has the same address
 
 
 def test_status_of_a_job_that_needs_a_person_gives_the_evidence(run: Run, worker: Worker) -> None:

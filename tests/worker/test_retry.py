@@ -1,6 +1,7 @@
 """What a person does to a job: cancel and retry, at any moment."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -25,6 +26,25 @@ def fail(bench: Any, job: Any, stage: Stage, **fields: Any) -> Any:
     return bench.container.jobs.transition(
         bench.read(job), Change(), to=JobState.FAILED, failed_stage=stage, owner="", **fields
     )
+
+
+def test_a_retry_after_the_caller_s_deadline_has_none_and_fetches_what_was_paid(
+    bench: Any, queue: FineTuneQueue
+) -> None:
+    job = bench.submitting(deadline=datetime.now(UTC) + timedelta(seconds=1))
+    bench.run(job)
+    until(lambda: bench.read(job).request.expired(datetime.now(UTC)), seconds=5)
+    bench.run(job)
+    assert bench.read(job).error.code == "deadline_passed"
+
+    retried = queue.retry(job.id)
+
+    assert retried.record.request.deadline is None
+    bench.until_trained()
+    sweep(bench.container, "default")
+    bench.run(job)
+    assert bench.read(job).state is JobState.DOWNLOADING
+    assert bench.submits() == 1
 
 
 def test_a_retry_does_not_submit_again_what_may_have_been_paid(bench: Any, queue: FineTuneQueue) -> None:

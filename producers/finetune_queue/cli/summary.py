@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 Facts = list[tuple[str, str]]
 
 
+_ONLY_ANEW = "dataset_bad_address"
+"""The code of what is wrong with the request itself, which a retry has again."""
+
+
 def exit_code(state: JobState) -> ExitCode:
     """Return the exit code of a command that waited for a job which ended in ``state``."""
     return ExitCode.OK if state is JobState.SUCCEEDED else ExitCode.FAILED
@@ -45,7 +49,7 @@ def facts(seen: Snapshot) -> Facts:
         found.append(("note", "Segmind's training goes on and is paid: its API has no cancel."))
     if record.access is not None:
         found += _access_facts(record.access, seen)
-    if record.state is JobState.FAILED:
+    if record.state is JobState.FAILED and (record.error is None or record.error.code != _ONLY_ANEW):
         found.append(("again", f"{output.program()} retry {record.id}"))
     found.append(("job", record.id))
     if record.finetune_id is not None:

@@ -95,7 +95,8 @@ class Job:
         return self
 
     def retry(self) -> Self:
-        """Resume a failed job at the stage that failed; a failed download never trains again.
+        """Resume a failed job at the stage that failed; a failed download never trains again. A deadline of the request
+        that has passed is lifted.
 
         Raises:
             NotPossibleError: the job has not failed.

@@ -1,6 +1,7 @@
 """The queue as a producer sees it: the door to all that can be asked of it."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -205,6 +206,8 @@ class FineTuneQueue:
                 message = f"Only a failed job can be retried; job {job_id} {record.state.sentence}."
                 raise NotPossibleError(message)
             to, fields = resume_at(record)
+            if record.request.expired(datetime.now(UTC)):  # with it, the next stage would only fail the job again
+                fields = {**fields, "request": record.request.model_copy(update={"deadline": None})}
             try:
                 record = self._jobs.transition(record, Change(delay=0.0), to=to, **fields)
             except ConflictError as error:

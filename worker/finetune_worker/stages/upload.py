@@ -152,7 +152,8 @@ def _rejected(report: DatasetReport) -> JobError:
         code="dataset_rejected",
         stage=Stage.UPLOAD,
         message=f"The dataset cannot be trained on: {said}{more}",
-        action=f"{errors[0].fix} `finetune dataset check` shows all findings. Nothing was paid.",
+        action=f"{errors[0].fix} `finetune dataset check` shows all findings. Then submit again, or "
+        "`finetune retry JOB` if the mended one has the same URL. Nothing was paid.",
     )
 
 
