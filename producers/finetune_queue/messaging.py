@@ -87,7 +87,7 @@ class Messenger:
         try:
             with self._app.producer_or_acquire() as producer, producer.batch():
                 for job_id in job_ids:
-                    self._app.send_task(RUN, args=[job_id], queue=QUEUE, priority=ACCEPT, producer=producer)
+                    self._app.send_task(RUN, args=(job_id,), queue=QUEUE, priority=ACCEPT, producer=producer)
         except (OperationalError, BatchPublishError, RedisError) as error:
             log.warning("messages_not_sent", jobs=len(job_ids), first=job_ids[0], error=str(error))
 
@@ -95,8 +95,12 @@ class Messenger:
         """Start the rest of a job's chain; that of a ``new`` job after all others."""
         from celery import chain, signature
 
+        # JSON turns the arguments of all but the first into a list: Flower would show two forms of one thing.
+        args, shown = (job_id,), repr((job_id,))
         links = [
-            signature(stage_task(stage), args=[job_id], queue=stage_queue(stage), immutable=True, app=self._app)
+            signature(
+                stage_task(stage), args=args, argsrepr=shown, queue=stage_queue(stage), immutable=True, app=self._app
+            )
             for stage in stages
         ]
         links[0].set(priority=BEGIN if new else CONTINUE)
@@ -104,11 +108,11 @@ class Messenger:
 
     def access(self, job_id: str) -> None:
         """Ask for the change of access that an ended job wants."""
-        self._app.send_task(ACCESS, args=[job_id], queue=QUEUE, priority=CONTINUE)
+        self._app.send_task(ACCESS, args=(job_id,), queue=QUEUE, priority=CONTINUE)
 
     def sweep(self, account: str) -> None:
         """Ask for one look at all of an account's trainings."""
-        self._app.send_task(SWEEP, args=[account], queue=QUEUE)
+        self._app.send_task(SWEEP, args=(account,), queue=QUEUE)
 
     def send_again(self, message_id: str, message: TaskCall | RawMessage) -> None:
         """Send what became a dead letter once more, under the same id.

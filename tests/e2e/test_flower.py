@@ -1,6 +1,7 @@
 """What Flower sees and shows: Celery's own events of a job's stages, from real workers."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -106,6 +107,8 @@ def test_flower_asks_for_a_password_and_shows_no_prompt_and_no_key(
         pages.append(http.get("/metrics").raise_for_status().text)
         runs = [task for task in tasks().values() if task["name"] == "finetune.run"]
         assert {task["args"] for task in runs} == {"(a request)"}
+        shown = {task["args"] for task in tasks().values() if task["name"] != "finetune.run" and task["args"]}
+        assert all(re.fullmatch(r"\('[\w-]+',\)", args) for args in shown), shown
         for secret in (PROMPT, TRIGGER, stack.worker_env["SEGMIND_API_KEY"], "X-Amz-Signature", PASSWORD):
             assert not any(secret in page for page in pages), secret
         assert 'flower_events_total{task="finetune.run"' in pages[-1]
