@@ -25,6 +25,9 @@ COLUMNS = (
 )
 
 
+BACKLOG_ALONE = "of the ceiling"
+
+
 def cells(result: Result) -> tuple[str, ...]:
     """Return one result as the cells of its row."""
     return (
@@ -42,12 +45,20 @@ def cells(result: Result) -> tuple[str, ...]:
 
 def print_case(case: Case, results: Iterable[Result], console: Console) -> None:
     """Print a case's results."""
+    heads, rows = _table(case, results)
     table = Table(title=case.title, title_justify="left", title_style="bold")
-    for name in COLUMNS:
+    for name in heads:
         table.add_column(name, justify="left" if name == COLUMNS[0] else "right", overflow="fold")
-    for result in results:
-        table.add_row(*cells(result))
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
+
+
+def _table(case: Case, results: Iterable[Result]) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and rows of a case's table, with the columns that it has."""
+    shown = [number for number, name in enumerate(COLUMNS) if case.backlog or name != BACKLOG_ALONE]
+    rows = [cells(result) for result in results]
+    return [COLUMNS[number] for number in shown], [[row[number] for number in shown] for row in rows]
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
@@ -82,7 +93,7 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def markdown(case: Case, results: Iterable[Result]) -> str:
     """Return a case's results in Markdown."""
-    return f"**{case.title}**\n\n{markdown_table(COLUMNS, map(cells, results))}"
+    return f"**{case.title}**\n\n{markdown_table(*_table(case, results))}"
 
 
 def machine() -> dict[str, Any]:
