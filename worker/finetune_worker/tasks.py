@@ -79,12 +79,12 @@ class DiscreetRequest(Request):
 
 
 def register(app: Celery, runtime: HasContainer) -> None:
-    """Declare every task on the app, by explicit names."""
+    """Declare every task by its explicit name, on this app alone: another of the process has a container of its own."""
     for stage, function in STAGES.items():
         _register_stage(app, runtime, stage, function)
 
     # Acks late: until the job is registered the message is all there is of a raw client's request.
-    @app.task(name=RUN, base=Recovered, bind=True, acks_late=True, Request=DiscreetRequest)
+    @app.task(name=RUN, base=Recovered, shared=False, bind=True, acks_late=True, Request=DiscreetRequest)
     def run(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
         _bind(self, "run")
         try:
@@ -96,13 +96,13 @@ def register(app: Celery, runtime: HasContainer) -> None:
             threading.Event().wait(PUT_BACK_AFTER)
             raise Reject(str(error), requeue=True) from error
 
-    @app.task(name=SWEEP, base=Recovered, bind=True)
+    @app.task(name=SWEEP, base=Recovered, shared=False, bind=True)
     def sweep_account(self: Task[..., str], account: str) -> str:
         _bind(self, "sweep", account=account)
         with tracing.span(SWEEP, kind="consumer", attributes={tracing.ACCOUNT: account}):
             return sweep(runtime.container, account)
 
-    @app.task(name=ACCESS, base=Recovered, bind=True)
+    @app.task(name=ACCESS, base=Recovered, shared=False, bind=True)
     def access(self: Task[..., str], job_id: str) -> str:
         _bind(self, "access", job_id=job_id)
         return change_access(runtime.container, job_id, self.request.id or "")
@@ -110,7 +110,7 @@ def register(app: Celery, runtime: HasContainer) -> None:
 
 def _register_stage(app: Celery, runtime: HasContainer, stage: Stage, function: StageFunction) -> None:
     # Acks early: a stage's recovery is its job's deadline, and a redelivery would only be refused by the claim.
-    @app.task(name=stage_task(stage), base=Recovered, bind=True)
+    @app.task(name=stage_task(stage), base=Recovered, shared=False, bind=True)
     def run(self: Task[..., str], job_id: str) -> str:
         _bind(self, stage, job_id=job_id)
         result = run_stage(runtime.container, stage, function, job_id, self.request.id or "")
