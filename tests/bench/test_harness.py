@@ -34,8 +34,15 @@ def seen(calls: int, rejected: int = 0) -> dict[str, Any]:
 
 
 def result(bench: SimpleNamespace, of: Any, times: list[float], **report: int) -> Any:
+    starts = [time - of.training - 0.5 for time in times]
     return bench.measures.result(
-        of, "ours-1", processes=1, finish_times=times, notice=0.5, report=seen(**report), memory=90_000_000
+        of,
+        "ours-1",
+        processes=1,
+        start_times=starts,
+        finish_times=times,
+        report=seen(**report),
+        memory=90_000_000,
     )
 
 
@@ -72,12 +79,13 @@ def test_the_figures_of_a_run(bench: SimpleNamespace) -> None:
     # A perfect run: the first window's burst of five jobs at once, then five in each second.
     perfect = result(bench, steady, [2.0 + number // 5 for number in range(30)], calls=66)
     assert perfect.of_ceiling == pytest.approx(1.0)
-    # The same with its last jobs seen half a second late: one window's end does not make a tenth of the rate.
+    # The same with its last jobs half a second late: one window's end does not make a tenth of the rate.
     late = result(bench, steady, [2.0 + number // 5 for number in range(28)] + [7.5, 7.5], calls=66)
     assert late.of_ceiling == pytest.approx(5.0 / 5.2)
     assert result(bench, case(bench, jobs=30), [2.0] * 30, calls=60).of_ceiling is None
     assert perfect.of_shortest == pytest.approx(8.0 / 7.0)
     assert perfect.calls_per_job == pytest.approx(2.2)
+    assert perfect.notice == pytest.approx(0.5)
 
 
 def test_a_run_that_was_stopped_is_judged_by_what_it_finished(bench: SimpleNamespace) -> None:

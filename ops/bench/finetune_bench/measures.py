@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from finetune_bench.cases import Case
@@ -29,6 +29,7 @@ class Result:
     limit: int
     memory: int
     calls_by_operation: dict[str, int]
+    start_times: list[float]
     finish_times: list[float]
 
     def as_dict(self) -> dict[str, Any]:
@@ -36,16 +37,16 @@ class Result:
         return asdict(self)
 
 
-def of_ceiling(case: Case, finish_times: Sequence[float]) -> float | None:
-    """Return how fast jobs finished while others waited, of the fastest that the limit allows; None without a backlog.
+def of_ceiling(case: Case, start_times: Sequence[float]) -> float | None:
+    """Return how fast jobs went through while others waited, of what the limit allows; None without a backlog.
 
-    The time runs from the mean of the first window's worth of finished jobs to that of the last's. Calls come in bursts
-    and jobs are seen to finish many at once: between two single ones a window more or less would count.
-    Of a contestant that was stopped all jobs count, in all its time after the first training.
+    Counted is when the trainings of the finished jobs were started: jobs finish as fast, but are seen to do so many at
+    once. The time runs from the mean of the first window's worth of them to that of the last's: between two single ones
+    a burst more or less would count. Of a contestant that was stopped all count, in its time after the first training.
     """
     if not case.backlog:
         return None
-    times = sorted(finish_times)
+    times = sorted(start_times)
     if len(times) < case.jobs:
         return len(times) / (case.patience - case.training) / case.ceiling
     worth = case.calls // 2
@@ -57,15 +58,19 @@ def result(
     contestant: str,
     *,
     processes: int,
+    start_times: Sequence[float],
     finish_times: Sequence[float],
-    notice: float | None,
     report: Mapping[str, Any],
     memory: int,
 ) -> Result:
-    """Work out the figures of a run from when its jobs finished and what the sandbox saw."""
+    """Work out the figures of a run from what the sandbox saw and when its jobs finished.
+
+    ``start_times`` and ``finish_times`` are those of the finished jobs, in the same order.
+    """
     [account] = report["accounts"].values()
     finished = len(finish_times)
     seconds = max(finish_times) if finished == case.jobs else None
+    notices = [end - start - case.training for start, end in zip(start_times, finish_times, strict=True)]
     operations = {name: sum(outcomes.values()) for name, outcomes in report["calls"].items()}
     return Result(
         case=case.name,
@@ -75,8 +80,8 @@ def result(
         finished=finished,
         seconds=seconds,
         of_shortest=None if seconds is None else case.shortest / seconds,
-        of_ceiling=of_ceiling(case, finish_times),
-        notice=notice,
+        of_ceiling=of_ceiling(case, start_times),
+        notice=median(notices) if notices else None,
         calls=account["calls"],
         calls_per_job=account["calls"] / finished if finished else None,
         rejected=account["rejected"],
@@ -85,5 +90,6 @@ def result(
         limit=case.calls,
         memory=memory,
         calls_by_operation=operations,
+        start_times=sorted(start_times),
         finish_times=sorted(finish_times),
     )

@@ -4,7 +4,6 @@ import time
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from statistics import median
 
 from finetune_bench import proc
 from finetune_bench.cases import Case
@@ -52,13 +51,14 @@ def run(case: Case, key: str, folder: Path) -> Result:
         finished = _wait(case, ground, contestant, began)
         used = sum(proc.peak_of_session(worker.pid) for worker in workers)
         report = ask_sandbox(ground.api_url, "report")
-        notice = _notice(case, finished, ask_sandbox(ground.api_url, "trainings")["trainings"])
+        trainings = ask_sandbox(ground.api_url, "trainings")["trainings"]
+    started = {row["name"]: datetime.fromisoformat(row["created_ts"]).timestamp() for row in trainings}
     return result(
         case,
         key,
         processes=len(workers),
+        start_times=[started[name] - began for name in finished],
         finish_times=[at - began for at in finished.values()],
-        notice=notice,
         report=report,
         memory=used,
     )
@@ -82,9 +82,3 @@ def _wait(case: Case, ground: Ground, contestant: Contestant, began: float) -> d
         if late or len(files) >= case.jobs:
             return {contestant.name_of(path): path.stat().st_mtime for path in files}
         time.sleep(LOOK_EVERY)
-
-
-def _notice(case: Case, finished: dict[str, float], trainings: list[dict[str, str]]) -> float | None:
-    """Return the median of the seconds between a training's end and its weights being in place."""
-    ends = {row["name"]: datetime.fromisoformat(row["created_ts"]).timestamp() + case.training for row in trainings}
-    return median(at - ends[name] for name, at in finished.items()) if finished else None
