@@ -7,9 +7,10 @@ each is measured too.
 """
 
 import argparse
+import json
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -57,6 +58,9 @@ class Entry:
 
 
 POOLS = ("threads", "prefork", "gevent")
+LATENCIES: Mapping[float, Sequence[str]] = {0.0: POOLS, 0.1: ("threads",)}
+"""Seconds that the sandbox waits before each answer, and the pools that are tried with it."""
+
 ENTRIES: Mapping[str, Entry] = {
     f"{who}-{pool}": Entry(f"{title}, {pool}", contestant, pool)
     for pool in POOLS
@@ -70,18 +74,31 @@ ENTRIES: Mapping[str, Entry] = {
 def measure(folder: Path, console: Console, asked: argparse.Namespace) -> dict[str, Any]:
     """Let all take turns; returns the medians."""
     case, rounds = (replace(CASE, jobs=60), 1) if asked.quick else (CASE, ROUNDS)
+    found = {}
+    for latency in LATENCIES:
+        answers = f"after {latency:g} s, as one far away" if latency else "at once"
+        title = (
+            f"{case.jobs} jobs, no limit, no training, a server that answers {answers}; one worker with 8 threads "
+            f"(or processes); medians of {rounds}"
+        )
+        found[title] = _turns(case, rounds, latency, folder / f"{latency:g}", console)
+        report.print_rows(title, found[title], Console())
+    return found
+
+
+def _turns(case: Case, rounds: int, latency: float, folder: Path, console: Console) -> list[dict[str, Any]]:
+    entries = {key: entry for key, entry in ENTRIES.items() if entry.pool in LATENCIES[latency]}
     runs: dict[str, list[dict[str, float]]] = {}
     for number in range(rounds):
-        for key, entry in ENTRIES.items():
+        for key, entry in entries.items():
             if entry.missing is not None:
                 console.print(f"overhead: {entry.title} is left out: {entry.missing}", markup=False, style="yellow")
                 continue
-            console.print(f"overhead: {entry.title}, round {number + 1} of {rounds}", style="dim")
-            runs.setdefault(key, []).append(_run(case, entry, folder / f"{key}-{number}"))
-    rows = [_row(ENTRIES[key].title, found, runs[f"bare-{ENTRIES[key].pool}"]) for key, found in runs.items()]
-    title = f"{case.jobs} jobs, no limit, no training; one worker with 8 threads (or processes); medians of {rounds}"
-    report.print_rows(title, rows, Console())
-    return {title: rows}
+            console.print(
+                f"overhead: {entry.title}, answers after {latency:g} s, {number + 1} of {rounds}", style="dim"
+            )
+            runs.setdefault(key, []).append(_run(case, entry, folder / f"{key}-{number}", latency))
+    return [_row(entries[key].title, each, runs[f"bare-{entries[key].pool}"]) for key, each in runs.items()]
 
 
 def _row(title: str, runs: list[dict[str, float]], bare: list[dict[str, float]]) -> dict[str, Any]:
@@ -98,14 +115,14 @@ def _row(title: str, runs: list[dict[str, float]], bare: list[dict[str, float]])
     }
 
 
-def _run(case: Case, entry: Entry, folder: Path) -> dict[str, float]:
+def _run(case: Case, entry: Entry, folder: Path, latency: float = 0.0) -> dict[str, float]:
     contestant = CONTESTANTS[entry.contestant]
     for part in ("weights", "secrets", "temporary"):
         (folder / part).mkdir(parents=True)
     with ExitStack() as stack:
         valkey = stack.enter_context(ValkeyServer(folder / "valkey"))
         client = stack.enter_context(connect(valkey.url))
-        sandbox, api = start_sandbox(folder, _sandbox_settings(case))
+        sandbox, api = start_sandbox(folder, _sandbox_settings(case, latency))
         stack.callback(sandbox.stop)
         dataset = make_dataset(folder / "datasets")
         ground = Ground(folder, valkey.url, api["base_url"], api["api_keys"][0], dataset)
@@ -148,8 +165,10 @@ def _wait(worker: Child, contestant: Contestant, ground: Ground, jobs: int) -> N
     worker.wait_until(done, timeout=PATIENCE)
 
 
-def _sandbox_settings(case: Case) -> dict[str, str]:
+def _sandbox_settings(case: Case, latency: float) -> dict[str, str]:
+    slow = [{"op": op, "kind": "slow", "seconds": latency, "count": None} for op in ("api", "put", "download")]
     return {
+        "SANDBOX_FAULTS": json.dumps(slow if latency else []),
         "SANDBOX_RATE_LIMIT": f"{case.calls}/{case.window:g}",
         "SANDBOX_TRAINING_SECONDS": f"{case.training:g}",
         "SANDBOX_DEPLOY_SECONDS": "3600",
