@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from finetune_bench.cases import Case
@@ -29,7 +29,6 @@ class Result:
     limit: int
     memory: int
     calls_by_operation: dict[str, int]
-    start_times: list[float]
     finish_times: list[float]
 
     def as_dict(self) -> dict[str, Any]:
@@ -37,20 +36,16 @@ class Result:
         return asdict(self)
 
 
-def of_ceiling(case: Case, start_times: Sequence[float]) -> float | None:
-    """Return how fast jobs went through while others waited, of what the limit allows; None without a backlog.
+def of_ceiling(case: Case, finish_times: Sequence[float]) -> float | None:
+    """Return how many jobs finished in the time, of those that the limit allows; None without a backlog.
 
-    Counted is when the trainings of the finished jobs were started: jobs finish as fast, but are seen to do so many at
-    once. The time runs from the mean of the first window's worth of them to that of the last's: between two single ones
-    a burst more or less would count. Of a contestant that was stopped all count, in its time after the first training.
+    One training is taken off the time, as nobody can save it. The time ends with the last job, or when the contestant's
+    time was over.
     """
     if not case.backlog:
         return None
-    times = sorted(start_times)
-    if len(times) < case.jobs:
-        return len(times) / (case.patience - case.training) / case.ceiling
-    worth = case.calls // 2
-    return (len(times) - worth) / (fmean(times[-worth:]) - fmean(times[:worth])) / case.ceiling
+    end = max(finish_times) if len(finish_times) == case.jobs else case.patience
+    return len(finish_times) / (end - case.training) / case.ceiling
 
 
 def result(
@@ -80,7 +75,7 @@ def result(
         finished=finished,
         seconds=seconds,
         of_shortest=None if seconds is None else case.shortest / seconds,
-        of_ceiling=of_ceiling(case, start_times),
+        of_ceiling=of_ceiling(case, finish_times),
         notice=median(notices) if notices else None,
         calls=account["calls"],
         calls_per_job=account["calls"] / finished if finished else None,
@@ -90,6 +85,5 @@ def result(
         limit=case.calls,
         memory=memory,
         calls_by_operation=operations,
-        start_times=sorted(start_times),
         finish_times=sorted(finish_times),
     )
