@@ -1,14 +1,16 @@
 """Blows against processes: workers, Valkey and Segmind are killed, stopped, frozen and refuse."""
 
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from finetune_chaos.agenda import Agenda
+from finetune_chaos.agenda import AGAIN, PATIENCE, Agenda
 from finetune_chaos.ground import Ground
 from finetune_chaos.script import spread
 from finetune_queue.local.processes import Child
+from finetune_queue.store import RedisError
 
 Action = Callable[[dict[str, Any]], bool]
 """Does what an act of the script asks for, by its arguments; False if there was nothing to do it to."""
@@ -128,8 +130,19 @@ class Servers:
         self._signal(signal.SIGCONT)
         if not self._valkey.process.running:
             self._start()
+        end = time.monotonic() + PATIENCE
         for over in (("CLIENT", "UNPAUSE"), ("CONFIG", "SET", "maxmemory", 0), ("REPLICAOF", "NO", "ONE")):
-            self._redis.execute_command(*over)
+            while not self._answered(over, last=time.monotonic() > end):
+                time.sleep(AGAIN)  # a server that is paused, or has just been woken, may answer too late
+
+    def _answered(self, command: Sequence[Any], *, last: bool) -> bool:
+        try:
+            self._redis.execute_command(*command)
+        except RedisError:
+            if last:
+                raise
+            return False
+        return True
 
     def _signal(self, number: signal.Signals) -> None:
         self._valkey.process.send_signal(number)
