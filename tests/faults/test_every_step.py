@@ -95,10 +95,10 @@ def die_everywhere(
 
 def check(trouble: dict[str, list[str]], points: list[str]) -> None:
     """Fail unless all went well. How often a job looks or gives a sign of life is a matter of time, so a few points
-    of the recorded run may be missing in another."""
+    of the recorded run may be missing in another, and one of a short choice."""
     wrong = {point: said for point, said in trouble.items() if said != [NOT_REACHED]}
     assert wrong == {}, f"SEED={SEED} repeats this choice of points"
-    assert len(trouble) <= len(points) / 5, sorted(trouble)
+    assert len(trouble) <= max(1, len(points) / 5), sorted(trouble)
 
 
 def test_a_worker_may_die_before_any_call_of_a_job(lanes: list[Lane]) -> None:
