@@ -163,14 +163,12 @@ print(int(report.ok), peak() - before)
 def test_hostile_archives_cost_little_memory_and_time(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.zip"
     path.write_bytes(HOSTILE[name]())
-    started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(path)], check=True, capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", _MEASURE, str(path)], check=True, capture_output=True, text=True, timeout=20
     )
     ok, grown = done.stdout.split()
     assert ok == "0"
     assert int(grown) < MEMORY_MB, f"{grown} MB for a file of {path.stat().st_size} bytes"
-    assert time.monotonic() - started < 20
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import Access, EventType, JobState, Stage, Visibility, WaitReason
+from finetune_queue.contract import Access, EventType, JobRecord, JobState, Stage, Visibility, WaitReason
 from finetune_queue.errors import NotPossibleError
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import Budget, Change, JobNotFoundError, JobStore, keys
@@ -291,12 +291,17 @@ def test_a_retry_goes_first_and_the_change_is_made_when_the_job_has_ended_again(
     assert left(bench) == (0, 0)
 
 
-def test_what_is_said_of_a_model_does_not_outlive_it(bench: Any, queue: FineTuneQueue, driver: Driver) -> None:
+def failed_training(bench: Any) -> JobRecord:
     bench.sandbox.control.change_settings(training_seconds=600)
-    job = bench.submitting()
+    job: JobRecord = bench.submitting()
     bench.run(job)
     bench.sandbox.control.change_training(bench.read(job).finetune_id, fail="no faces found")
     sweep(bench.container, "default")
+    return job
+
+
+def test_what_is_said_of_a_model_does_not_outlive_it(bench: Any, queue: FineTuneQueue, driver: Driver) -> None:
+    job = failed_training(bench)
     queue.set_public(job.id, public=True)
     driver.step()
     assert bench.read(job).access == Access(confirmed=Visibility.PUBLIC)
@@ -305,11 +310,7 @@ def test_what_is_said_of_a_model_does_not_outlive_it(bench: Any, queue: FineTune
 
 
 def test_what_is_wanted_of_a_model_is_wanted_of_the_next_one(bench: Any, queue: FineTuneQueue) -> None:
-    bench.sandbox.control.change_settings(training_seconds=600)
-    job = bench.submitting()
-    bench.run(job)
-    bench.sandbox.control.change_training(bench.read(job).finetune_id, fail="no faces found")
-    sweep(bench.container, "default")
+    job = failed_training(bench)
     queue.set_public(job.id, public=True)
 
     assert queue.retry(job.id).record.access == Access(wanted=Visibility.PUBLIC)

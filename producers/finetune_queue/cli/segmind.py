@@ -30,6 +30,9 @@ HOLDER = "finetune"
 GRACE = 5.0
 """Seconds to wait for a slot beyond the account's window, in which each slot comes free that no call is using."""
 
+ASK_AGAIN = 0.5
+"""Seconds between two tries for a slot: a command stands in no waiting room, whose places are jobs."""
+
 
 class Session:
     """One account: the clients of the API and of the webhooks, used within the account's budget.
@@ -107,7 +110,7 @@ class Session:
                 if time.monotonic() > end:
                     message = f"The account '{self.account}' had no call free in {patience:g} s ({found.reason})."
                     raise CliError(message, ExitCode.UNAVAILABLE, "no_call_free")
-                time.sleep(0.5)
+                time.sleep(ASK_AGAIN)
                 found = self._budget.take(self.account, HOLDER, 0.0)
         return found
 

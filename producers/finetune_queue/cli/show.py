@@ -129,7 +129,6 @@ def _following(queue: FineTuneQueue, job: Job) -> Iterator[Event]:
             if not told:
                 output.errors().print(f"{error} Still trying.", style="yellow", soft_wrap=True)
             told = True
-            time.sleep(1.0)
         time.sleep(FOLLOW_EVERY)
 
 
