@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError  # type: ignore[import-untyped]
 
-from finetune_queue.contract import EventType, JobRecord, JobState, RequestError, parse_request
+from finetune_queue.cli import words
+from finetune_queue.contract import EventType, JobRecord, JobState, RequestError, WaitReason, parse_request
 from finetune_queue.contract.event import Event, job_event, type_name
 from finetune_queue.contract.job import _INTERNAL
 from finetune_queue.contract.views import EVENT_DATA, PublicJob
@@ -62,6 +63,16 @@ def test_each_example_is_valid(path: Path) -> None:
 
 def test_there_is_an_example_of_every_kind_of_event() -> None:
     assert {path.name for path in EXAMPLES} >= {f"event.{kind}.json" for kind in EventType}
+
+
+def test_every_reason_to_wait_is_given_and_put_into_words() -> None:
+    worker = "".join(path.read_text("utf-8") for path in (ROOT / "worker").rglob("*.py"))
+    scripts = "".join(path.read_text("utf-8") for path in (ROOT / "producers").rglob("*.lua"))
+    given = {reason for reason in WaitReason if f"WaitReason.{reason.name}," in worker or f"'{reason}'" in scripts}
+    page = (ROOT / "producers/finetune_queue/gateway/page/board.js").read_text("utf-8")
+    block = page.partition("export const REASONS = {")[2].partition("};")[0]
+    on_page = {line.split(":")[0].strip(' "') for line in block.strip().splitlines()}
+    assert set(WaitReason) == given == on_page == set(words._REASONS)
 
 
 def test_an_event_without_what_its_type_promises_is_not_valid() -> None:

@@ -110,7 +110,6 @@ _REASONS = {
     WaitReason.TRANSFER: "waiting for a turn to transfer files",
     WaitReason.BACKOFF: "waiting for the next try",
     WaitReason.PROVIDER: "waiting for Segmind",
-    WaitReason.SINK: "waiting for a downstream queue to take the result",
     WaitReason.SPENDING: "the account has no submits left for today (UTC)",
     WaitReason.TRAININGS: "the account has as many trainings in flight as it may",
     WaitReason.PAUSED: "the account is paused after a 429 or an outage",

@@ -88,7 +88,6 @@ class WaitReason(StrEnum):
     TRANSFER = "transfer"  # for the account's share of the workers' transfers
     BACKOFF = "backoff"  # for the next try after an error
     PROVIDER = "provider"  # for Segmind
-    SINK = "sink"  # for a downstream queue to take the result
     SPENDING = "spending"  # for the account's submit cap or its kill switch
     TRAININGS = "trainings"  # for the account's cap on trainings in flight
     PAUSED = "paused"  # for the account's pause after a 429 or an outage

@@ -12,7 +12,6 @@ export const REASONS = {
   transfer: "waits for its turn to transfer",
   backoff: "waits for the next try",
   provider: "waits for Segmind",
-  sink: "waits for a downstream queue",
   spending: "submits are stopped, or none are left for today",
   trainings: "waits for another training to end",
   paused: "the account is paused",
