@@ -1,6 +1,8 @@
 """A broker that dies while messages are in hand: what Celery then does with its connection must not end the worker."""
 
 import logging
+import socketserver
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from kombu import Connection, Consumer, Queue
 from kombu.common import ignore_errors
 from kombu.transport.redis import Channel
 
+from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.messaging import QUEUE, Messenger, producer_app
 from finetune_queue.settings import Settings
@@ -79,3 +82,27 @@ def test_a_message_is_sent_though_the_declaration_before_it_met_a_lost_connectio
         Messenger(app).sweep("default")
         assert Messenger(app).queued(QUEUE) == 1
         app.close()
+
+
+def test_who_asks_a_broker_that_hangs_up_is_told_after_one_try() -> None:
+    tries = []
+
+    class HangsUp(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            tries.append(self.client_address)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), HangsUp) as broker:
+        thread = threading.Thread(target=broker.serve_forever)
+        thread.start()
+        messenger = Messenger(
+            producer_app(Settings(finetune_redis_url=f"redis://127.0.0.1:{broker.server_address[1]}"))
+        )
+        try:
+            for ask in (messenger.lengths, lambda: messenger.workers(0.1)):
+                tries.clear()
+                with pytest.raises(QueueUnavailableError):
+                    ask()
+                assert len(tries) == 1
+        finally:
+            broker.shutdown()
+            thread.join()

@@ -128,6 +128,22 @@ def test_a_redis_that_does_not_answer_does_not_stop_the_gateway(make_settings: M
             assert http.get("/livez").status_code == 200
 
 
+def test_a_broker_of_its_own_that_does_not_answer_leaves_the_numbers_of_the_jobs(
+    make_settings: MakeSettings, start: Start, queue: FineTuneQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_queue.messaging.ASKING_SECONDS", 0.1)
+    queue.submit(sample())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = start(make_settings(finetune_broker_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0"))
+        with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as http:
+            found = scrape(http)
+            assert (found["finetune_up", ""], found["finetune_jobs", "accepted"]) == (1, 1)
+            assert not [name for name, _ in found if name == "finetune_queue_messages"]
+            assert http.get("/v1/overview").json()["queues"] == {}
+            reply = http.get("/v1/load")
+            assert (reply.status_code, reply.json()["code"]) == (503, "queue-unavailable")
+
+
 def test_probes_need_no_token(url: str) -> None:
     for path in ("/livez", "/readyz"):
         reply = httpx.get(url + path, trust_env=False)

@@ -20,6 +20,7 @@ Series = dict[str, str | None]
 
 HEALTHY: Series = {
     "finetune_up": "1",
+    'finetune_queue_messages{queue="finetune"}': "0",
     'finetune_workers{version="1"}': "3",
     "finetune_overdue_seconds": "0.1",
     "finetune_dead_letters": "7",
@@ -47,7 +48,10 @@ DOWNLOADS = 'finetune_jobs_entered_total{state="downloading"}'
 # For each alert what makes it fire, and what only looks like it, on top of the healthy queue; None takes a
 # series away.
 CASES: dict[str, tuple[Series, Series]] = {
-    "FinetuneUnreadable": ({"finetune_up": "0"}, {'finetune_up{instance="another"}': "0"}),
+    "FinetuneUnreadable": (
+        {'finetune_queue_messages{queue="finetune"}': None},
+        {"finetune_up": None, 'finetune_up{instance="another"}': "0"},
+    ),
     "FinetuneNoWorkers": (
         {'finetune_workers{version="1"}': None},
         {'finetune_workers{version="1"}': None, 'finetune_jobs{state="training"}': "0"},

@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.messaging import Messenger
 from finetune_queue.store import (
     Accounts,
@@ -81,7 +83,7 @@ _UNWELL = _gauge(
     *("account", "code"),
 )
 _WORKERS = _gauge("workers", "Workers that gave a sign of life within 35 s", "version")
-_QUEUES = _gauge("queue_messages", "Messages that wait in a Celery queue", "queue")
+_QUEUES = _gauge("queue_messages", "Messages that wait in a Celery queue; none while the broker is away", "queue")
 _LINES = _gauge("sink_lines", "Lines of events to sinks: up, or down (out of reach)", "condition")
 _SINKS: dict[Metric, Read[OutboxView]] = {
     _gauge("sink_waiting", "Jobs whose events wait in those lines"): lambda view: view.waiting,
@@ -122,7 +124,7 @@ def look(queue: Queue) -> dict[Metric, Samples]:
     """Read every number but ``finetune_up``.
 
     Raises:
-        RedisError, QueueUnavailableError: Redis or the broker is out of reach.
+        RedisError: Redis is out of reach.
     """
     found: dict[Metric, Samples] = {}
     store = queue.overview.look()
@@ -130,7 +132,8 @@ def look(queue: Queue) -> dict[Metric, Samples]:
     _read(found, _STORE, [((), store)])
     versions = Counter(queue.workers.alive().values())
     found[_WORKERS] = [((version,), count) for version, count in versions.items()]
-    found[_QUEUES] = [((name,), length) for name, length in queue.messenger.lengths().items()]
+    with suppress(QueueUnavailableError):  # a broker of its own: the jobs can still be seen
+        found[_QUEUES] = [((name,), length) for name, length in queue.messenger.lengths().items()]
     accounts = [((name,), status) for name in queue.accounts.names() if (status := _status(queue, name)) is not None]
     _read(found, _ACCOUNTS, accounts)
     found[_UNWELL] = [((status.name, status.unwell), float(bool(status.unwell))) for _, status in accounts]

@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.gateway.gauges import UP, Queue, look
 from finetune_queue.store import COUNTED, Counted, Metric, RedisError
 
@@ -34,7 +33,7 @@ class QueueCollector(Collector):
         try:
             seen = look(self._queue)
             counted = self._queue.counters.read()
-        except (RedisError, QueueUnavailableError):
+        except RedisError:
             yield _family(UP, [((), 0.0)])
             return
         yield _family(UP, [((), 1.0)])
