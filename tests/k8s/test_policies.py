@@ -130,12 +130,24 @@ def test_secrets_lie_where_the_settings_look_for_them(overlay: Rendered) -> None
         assert volume["projected"]["sources"][0]["secret"]["name"].startswith("finetune-redis")  # dev: and a hash
 
 
+def mounted(pod: Manifest) -> dict[str, list[str] | None]:
+    """Return the Secrets that a pod finds as files, and which of their keys; None: all."""
+    sources = [s["secret"] for v in pod["spec"]["volumes"] for s in v.get("projected", {}).get("sources", [])]
+    return {each["name"]: [item["key"] for item in each["items"]] if "items" in each else None for each in sources}
+
+
 def test_only_workers_have_a_key_of_segmind(everything: Rendered) -> None:
     for name, pod in everything.pods.items():
-        sources = [
-            s["secret"]["name"] for v in pod["spec"]["volumes"] for s in v.get("projected", {}).get("sources", [])
-        ]
-        assert ("finetune-worker" in sources) == (name in WORKERS)
+        assert ("finetune-worker" in mounted(pod)) == (name in WORKERS)
+
+
+def test_one_pod_has_what_the_commands_about_the_webhook_need_and_no_token_of_the_gateway(overlay: Rendered) -> None:
+    def of_gateway(name: str) -> list[list[str] | None]:
+        pod = overlay.pods.get(name)
+        return [] if pod is None else [keys for found, keys in mounted(pod).items() if "finetune-gateway" in found]
+
+    assert of_gateway("finetune-worker") == [["FINETUNE_HOOK_SECRET"]]
+    assert of_gateway("finetune-worker-transfer") == []
 
 
 def test_a_secret_is_written_nowhere(overlay: Rendered) -> None:
@@ -180,6 +192,7 @@ def references(node: Any) -> Iterator[tuple[str, str | None]]:
         for name, value in node.items():
             if name in {"secretKeyRef", "secretRef", "secret", "credentials"} and "name" in value:
                 yield value["name"], value.get("key")
+                yield from ((value["name"], item["key"]) for item in value.get("items", []))
             elif name == "secretTargetRef":
                 yield from ((each["name"], each["key"]) for each in value)
             else:

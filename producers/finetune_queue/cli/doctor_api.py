@@ -83,7 +83,8 @@ def _limit(session: Session) -> Finding:
 def _webhook(session: Session) -> Finding:
     account, name = session.account, f"webhook {session.account}"
     if session.settings.finetune_hook_secret is None:
-        return Finding(name, "ok", "not asked for: the gateway's FINETUNE_HOOK_SECRET, if it has one, is not set here")
+        message = "not asked for: if the gateway has a FINETUNE_HOOK_SECRET, set it here, or run this where both are"
+        return Finding(name, "ok", message)
     try:
         registered = session.call(session.hooks.webhooks)
     except CliError as error:
