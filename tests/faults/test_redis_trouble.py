@@ -76,18 +76,21 @@ def test_the_server_dies_and_comes_back_with_its_log(stack: LocalStack, times: H
         stack.valkey.kill()
     with pytest.raises(QueueUnavailableError):
         times.submit()
-    until(lambda: bool(interrupted(stack, held)), seconds=SECONDS)
+    until(lambda: bool(logged(stack, held, "stage_interrupted")), seconds=SECONDS)
     stack.valkey.start()
     jobs.append(held)
-    [said] = interrupted(stack, held)
+    [said] = logged(stack, held, "stage_interrupted")
     assert (said["level"], said["stage"]) == ("warning", "upload")
     assert "by its deadline" in said["next"]
+    until(lambda: bool(logged(stack, held, "lease_expired")), seconds=SECONDS)
+    [said] = logged(stack, held, "lease_expired")
+    assert (said["redis_was_away"], said["takeovers"]) == (True, 0)
 
 
-def interrupted(stack: LocalStack, job: Job) -> list[dict[str, Any]]:
-    """Return what the workers said of the job's stage when Redis was not there to take its outcome."""
-    said = (json.loads(line) for each in stack.workers for line in each.lines() if "stage_interrupted" in line)
-    return [line for line in said if line["job_id"] == job.id]
+def logged(stack: LocalStack, job: Job, event: str) -> list[dict[str, Any]]:
+    """Return what the workers logged of the job under the event's name."""
+    said = (json.loads(line) for each in stack.workers for line in each.lines() if event in line)
+    return [line for line in said if line["event"] == event and line["job_id"] == job.id]
 
 
 def test_the_server_does_not_answer_for_a_while(stack: LocalStack, times: HardTimes, jobs: list[Job]) -> None:

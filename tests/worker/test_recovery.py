@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import EventType, JobState, Stage, WaitReason
-from finetune_queue.store import Change, keys
+from finetune_queue.store import TAKEOVERS, Change, RedisError, keys
 from support.driver import Driver, Message
+from support.until import until
 
 
 @pytest.fixture
@@ -57,6 +58,28 @@ def test_a_job_that_ends_its_workers_is_set_aside_after_some(bench: Any, driver:
     assert job.error.code == "worker_lost"
     assert f"{most} workers in a row" in job.error.message
     assert len(driver.post.messages) == most - 1
+
+
+def test_outages_of_redis_are_no_deaths_of_workers(bench: Any, driver: Driver) -> None:
+    jobs = bench.container.jobs
+    job = jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
+    for _ in range(bench.container.settings.finetune_max_attempts):
+        jobs.transition(bench.read(job), Change(delay=0), owner="lives")
+        jobs._redis.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(RedisError):
+                driver.dispatcher.step()
+        finally:
+            jobs._redis.config_set("maxmemory", 0)
+        until(lambda: bench.container.deadlines.now_ms() > bench.read(job).updated_ms, seconds=5)
+        driver.dispatcher.step()
+        assert (bench.read(job).takeovers, bench.read(job).owner) == (0, "")
+
+    jobs.transition(bench.read(job), Change(delay=0), owner="died")
+    driver.dispatcher.step()
+    assert bench.read(job).takeovers == 1
+    bench.container.counters.send()
+    assert bench.container.counters.read()[TAKEOVERS][()].value == 1
 
 
 def test_a_stage_that_ends_well_makes_earlier_deaths_forgotten(bench: Any, driver: Driver) -> None:

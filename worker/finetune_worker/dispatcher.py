@@ -5,6 +5,8 @@ next deadline or free slot, or until a change makes it come earlier.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -19,6 +21,7 @@ from finetune_queue.store import (
     Budget,
     Change,
     ConflictError,
+    RedisError,
     transfer_line,
 )
 from finetune_worker.container import Container
@@ -52,6 +55,9 @@ class Dispatcher:
         self._clean_at = time.monotonic()
         self._seen_at = time.monotonic()
         self._put_off = container.settings.finetune_handover
+        self._out_of_reach = False
+        self._back_ms = 0
+        """When Redis was there again after it had been out of reach, by its clock."""
 
     def announce(self) -> None:
         """Tell the limits of the accounts in these settings, and in the log whose money is spent here."""
@@ -70,6 +76,26 @@ class Dispatcher:
         Raises:
             RedisError, OperationalError: the store or the broker is out of reach.
         """
+        with self._noticing():
+            return self._step()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep for ``seconds``, or until somebody is wanted."""
+        with self._noticing():
+            self._container.deadlines.wait_for_work(seconds)
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """Notice when Redis is out of reach, as it then is for all workers."""
+        try:
+            yield
+        except RedisError:
+            self._out_of_reach = True
+            raise
+
+    def _step(self) -> float:
+        if self._out_of_reach:
+            self._back_ms, self._out_of_reach = self._container.deadlines.now_ms(), False
         if time.monotonic() >= self._clean_at:
             self._clean()  # first: it works where a full server refuses all else, and makes room there
         if time.monotonic() >= self._seen_at:
@@ -88,10 +114,6 @@ class Dispatcher:
             log.info("cleaned_up", jobs=gone, parts=parts)
         self._clean_at = time.monotonic() + CLEAN_EVERY
 
-    def sleep(self, seconds: float) -> None:
-        """Sleep for ``seconds``, or until somebody is wanted."""
-        self._container.deadlines.wait_for_work(seconds)
-
     def _start_due(self) -> float:
         due, wait = self._container.deadlines.due(BATCH, self._put_off)
         jobs = self._container.jobs.get_many(list(due))
@@ -104,7 +126,7 @@ class Dispatcher:
             except ConflictError:
                 log.info("deadline_overtaken", job_id=job.id)  # its worker lives and moved it
             else:
-                if job.owner:
+                if self._lost_its_worker(job):
                     self._container.counters.add(TAKEOVERS)
         if len(due) == BATCH:
             return 0.0
@@ -144,8 +166,16 @@ class Dispatcher:
             return  # it ended since its deadline was taken
         fields: dict[str, Any] = {"owner": ""}
         if job.owner:
-            takeovers = fields["takeovers"] = job.takeovers + 1
-            log.warning("lease_expired", job_id=job.id, state=str(job.state), owner=job.owner, takeovers=takeovers)
+            lost = self._lost_its_worker(job)
+            takeovers = fields["takeovers"] = job.takeovers + lost
+            log.warning(
+                "lease_expired",
+                job_id=job.id,
+                state=str(job.state),
+                owner=job.owner,
+                takeovers=takeovers,
+                redis_was_away=not lost,
+            )
             if takeovers >= container.settings.finetune_max_attempts:
                 self._set_aside(job, takeovers)
                 return
@@ -156,6 +186,11 @@ class Dispatcher:
         # A registered job whose message was lost is started here.
         to = JobState.UPLOADING if job.state is JobState.ACCEPTED else None
         self._start(container.jobs.transition(job, Change(delay=container.settings.finetune_handover), to=to, **fields))
+
+    def _lost_its_worker(self, job: JobRecord) -> bool:
+        """Tell whether the job's worker ended or stood still. One whose last sign of life is older than the end of an
+        outage may have lost nothing but Redis."""
+        return bool(job.owner) and job.updated_ms >= self._back_ms
 
     def _set_aside(self, job: JobRecord, takeovers: int) -> None:
         """End a job that takes its workers down with it, so that it cannot end all of them."""

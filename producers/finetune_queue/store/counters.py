@@ -97,7 +97,10 @@ DELIVERIES = Metric(
     zeros=(("delivered",), ("failed",), ("dead",)),
 )
 TAKEOVERS = Metric(
-    "finetune_takeovers_total", "counter", "Jobs taken over from a worker that gave no sign of life", zeros=((),)
+    "finetune_takeovers_total",
+    "counter",
+    "Jobs taken over from a worker that gave no sign of life while Redis was there",
+    zeros=((),),
 )
 LOST_MESSAGES = Metric(
     "finetune_lost_messages_total",

@@ -34,10 +34,14 @@ class Deadlines:
         passed = {job_id: int(float(at)) for job_id, at in zip(reply[1::2], reply[2::2], strict=True)}
         return passed, None if wait < 0 else wait / 1000
 
+    def now_ms(self) -> int:
+        """Return the time by the Redis server's clock, as jobs have it."""
+        seconds, micros = self._redis.time()
+        return int(seconds * 1000 + micros // 1000)
+
     def soon(self, seconds: float, limit: int) -> list[str]:
         """Return up to ``limit`` jobs that are due now or within ``seconds``, the next first. Takes none of them."""
-        now, micros = self._redis.time()
-        until = now * 1000 + micros // 1000 + int(seconds * 1000)
+        until = self.now_ms() + int(seconds * 1000)
         return cast("list[str]", self._redis.zrangebyscore(keys.deadlines(), "-inf", until, start=0, num=limit))
 
     def put_off(self, delays: Sequence[tuple[JobRecord, float]]) -> int:
