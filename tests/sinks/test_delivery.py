@@ -2,6 +2,8 @@
 
 import json
 import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -165,10 +167,12 @@ def test_a_line_that_works_again_is_not_in_trouble_any_more(make: Any) -> None:
         assert [(line.failures, line.reason, line.waiting) for line in bench.outbox.lines()] == [(0, "", 1)]
 
 
-def test_retry_after_is_kept(make: Any) -> None:
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_kept(make: Any, form: str) -> None:
     bench = make()
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=120), usegmt=True)
     with Receiver() as receiver:
-        receiver.refuse = [Answer(status=429, headers={"Retry-After": "120"})]
+        receiver.refuse = [Answer(status=429, headers={"Retry-After": "120" if form == "seconds" else date})]
         bench.job(reply_to=[receiver.url("/hook")])
         bench.deliver()
         [line] = bench.outbox.lines()

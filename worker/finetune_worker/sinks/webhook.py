@@ -10,13 +10,13 @@ from finetune_queue.public_fetch.addresses import AddressPolicy
 from finetune_queue.public_fetch.errors import FetchError
 from finetune_queue.public_fetch.guard import opened
 from finetune_worker.sinks.errors import DeliveryError
+from finetune_worker.wire.headers import retry_after
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 """CloudEvents' HTTP binding, structured mode."""
 
 _BUSY = frozenset({429, 502, 503, 504})
 _GONE = 410
-_LONGEST_WAIT = 3600.0
 
 # Our own words: those of the error name the URL, and its path may be a secret.
 _WHY = {
@@ -40,20 +40,19 @@ def post(sink: Sink, event: Event, text: str, *, secrets: Sequence[str], policy:
             response,
             _,
         ):
-            status, retry_after = response.status_code, response.headers.get("Retry-After", "")
+            status, wait = response.status_code, retry_after(response.headers)
     except FetchError as error:
         why = _WHY.get(error.code, "cannot be reached")
         raise DeliveryError(f"{sink.shown} {why}", unreachable=error.code in _DOWN) from error
     if 200 <= status < 300:
         return status
-    after = min(float(retry_after), _LONGEST_WAIT) if retry_after.isascii() and retry_after.isdigit() else None
     redirect = " a redirect, which is not followed," if 300 <= status < 400 else ""
     raise DeliveryError(
         f"{sink.shown} answered with{redirect} status {status}",
         status=status,
         unreachable=status in _BUSY,
         hopeless=status == _GONE,
-        after=after if status in _BUSY else None,
+        after=wait if status in _BUSY else None,
     )
 
 
