@@ -7,6 +7,7 @@ import redis
 
 from finetune_queue.contract import JobRecord
 from finetune_queue.store import keys, scripts
+from finetune_queue.store.clock import server_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,7 @@ class Accounts:
 
     def next_sweep_in(self, account: str, seconds: float) -> None:
         """Set when the account is swept next."""
-        server_seconds, micros = self._redis.time()
-        at = server_seconds * 1000 + micros // 1000 + int(seconds * 1000)
+        at = server_ms(self._redis) + int(seconds * 1000)
         pipe = self._redis.pipeline(transaction=True)
         pipe.hset(keys.account(account), mapping={"sweep_at": at, "sweep_due": at})
         _wake(pipe)
@@ -148,8 +148,7 @@ class Accounts:
 
     def slot_in(self, account: AccountStatus, ahead: int) -> float:
         """Return about how many seconds it takes until somebody with ``ahead`` in front gets a call slot."""
-        seconds, micros = self._redis.time()
-        now = seconds * 1000 + micros / 1000
+        now = server_ms(self._redis)
         calls, window = account.limits.calls, account.limits.window
         taken = cast("list[tuple[str, float]]", self._redis.zrange(keys.slots(account.name), 0, -1, withscores=True))
         waits = [0.0] * (calls - len(taken)) + [max(0.0, (free - now) / 1000) for _, free in taken]
@@ -162,8 +161,7 @@ class Accounts:
         Raises:
             UnknownAccountError: no worker has configured it.
         """
-        seconds, micros = self._redis.time()
-        now = seconds * 1000 + micros // 1000
+        now = server_ms(self._redis)
         pipe = self._redis.pipeline(transaction=True)
         pipe.hgetall(keys.account(account))
         pipe.zcount(keys.slots(account), f"({now}", "+inf")

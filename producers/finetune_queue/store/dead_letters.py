@@ -11,6 +11,9 @@ import redis
 
 from finetune_queue.store import keys
 
+MOST_LETTERS = 100_000
+"""About how many are kept; the oldest go first."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskCall:

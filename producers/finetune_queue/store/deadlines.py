@@ -8,6 +8,7 @@ import redis
 
 from finetune_queue.contract.job import JobRecord
 from finetune_queue.store import keys, scripts
+from finetune_queue.store.clock import server_ms
 
 _BATCH = 200
 
@@ -36,8 +37,7 @@ class Deadlines:
 
     def now_ms(self) -> int:
         """Return the time by the Redis server's clock, as jobs have it."""
-        seconds, micros = self._redis.time()
-        return int(seconds * 1000 + micros // 1000)
+        return server_ms(self._redis)
 
     def soon(self, seconds: float, limit: int) -> list[str]:
         """Return up to ``limit`` jobs that are due now or within ``seconds``, the next first. Takes none of them."""

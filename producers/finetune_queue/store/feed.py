@@ -7,6 +7,9 @@ import redis
 
 from finetune_queue.store import keys
 
+STREAM_LENGTH = 100_000
+"""About how many events the stream is trimmed to; each job keeps all of its own."""
+
 START = "0-0"
 """The place before the first event."""
 

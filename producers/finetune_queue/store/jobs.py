@@ -15,8 +15,10 @@ from finetune_queue.contract.job import TRANSITIONS, JobRecord, JobState
 from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.request import FineTuneRequest
 from finetune_queue.store import keys, scripts
-from finetune_queue.store.dead_letters import RawMessage, TaskCall, packed
+from finetune_queue.store.clock import server_ms
+from finetune_queue.store.dead_letters import MOST_LETTERS, RawMessage, TaskCall, packed
 from finetune_queue.store.errors import ConflictError, IdempotencyError, JobNotFoundError, UnreadableJobError
+from finetune_queue.store.feed import STREAM_LENGTH
 from finetune_queue.store.outbox import Outbox
 from finetune_queue.store.write import Change, Write, check_durable
 
@@ -33,11 +35,10 @@ connection it may be there all the same."""
 class JobStore:
     """Reads and writes jobs. One instance serves a whole process; it is safe in threads."""
 
-    def __init__(self, client: redis.Redis, *, retention: float, stream_length: int = 100_000) -> None:
-        """``retention`` is how long finished jobs are kept, in seconds; ``stream_length`` about how many events."""
+    def __init__(self, client: redis.Redis, *, retention: float) -> None:
+        """``retention`` is how long finished jobs are kept, in seconds."""
         self._redis = client
         self._retention_ms = int(retention * 1000)
-        self._stream_length = stream_length
         self._transition = scripts.load(client, "transition")
         self._request_cancel = scripts.load(client, "request_cancel")
         self._forget = scripts.load(client, "forget")
@@ -149,7 +150,6 @@ class JobStore:
             entered=True,
             previous=None,
             event=EventType.ACCEPTED,
-            stream_length=self._stream_length,
         )
 
     def _create(self, writes: Mapping[int, Write]) -> dict[int, Registration]:
@@ -237,7 +237,6 @@ class JobStore:
             previous=job.state,
             event=kind,
             fields=fields,
-            stream_length=self._stream_length,
         )
         return self._write(write, durable_within=durable_within)
 
@@ -273,10 +272,10 @@ class JobStore:
         pipe = self._redis.pipeline(transaction=True)
         about = {"kind": "message", "message_id": message_id, "reason": reason, "problems": json.dumps(problems)}
         letter: dict[Any, Any] = {**about, **packed(message)}
-        pipe.xadd(keys.dead_letters(), letter, maxlen=self._stream_length)
+        pipe.xadd(keys.dead_letters(), letter, maxlen=MOST_LETTERS)
         event = rejected_event(message_id, reason, problems)
         text = event.model_dump_json()
-        pipe.xadd(keys.events(), {"event": text}, maxlen=self._stream_length)
+        pipe.xadd(keys.events(), {"event": text}, maxlen=STREAM_LENGTH)
         pipe.execute()
         if self._outbox.wants(EventType.REJECTED):
             self._outbox.send_loose(event.id, [text])
@@ -298,8 +297,7 @@ class JobStore:
 
         Events in the stream and dead letters go after the same time. It takes no memory, so it works on a full server.
         """
-        seconds, _ = self._redis.time()
-        oldest = seconds * 1000 - self._retention_ms
+        oldest = server_ms(self._redis) - self._retention_ms
         gone = 0
         for state in JobState:
             if not state.terminal:

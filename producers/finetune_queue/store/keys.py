@@ -10,12 +10,13 @@ BROKER_PREFIX = f"{TAG}:"
 
 
 def job(job_id: str) -> str:
-    """Hash: the job's fields, see :class:`~finetune_queue.contract.job.JobRecord`. Expires once finished and kept."""
+    """Hash: the job's fields, see :class:`~finetune_queue.contract.job.JobRecord`. Removed, with the job's other keys,
+    once the job has ended and its retention (``FINETUNE_RETENTION``) is over."""
     return f"{TAG}:job:{job_id}"
 
 
 def job_events(job_id: str) -> str:
-    """List: the job's events as JSON, oldest first; the event numbered n is at index n - 1. Expires with the job."""
+    """List: the job's events as JSON, oldest first; the event numbered n is at index n - 1."""
     return f"{TAG}:job:{job_id}:events"
 
 
@@ -50,7 +51,8 @@ def events() -> str:
 
 
 def dead_letters() -> str:
-    """Stream: messages that could not become a job: ``body``, ``reason``, ``message_id``."""
+    """Stream: messages that could not become a job, and events that a sink did not take, trimmed to about a set length;
+    :mod:`finetune_queue.store.dead_letters` has the fields."""
     return f"{TAG}:dead"
 
 

@@ -17,11 +17,11 @@ import redis
 from finetune_queue.contract import EventType, Sink
 from finetune_queue.contract.job import iso_time
 from finetune_queue.store import keys, scripts
+from finetune_queue.store.clock import server_ms
+from finetune_queue.store.dead_letters import MOST_LETTERS
 
 LOG_LENGTH = 50
 """How many attempts of a job's deliveries are kept."""
-
-_DEAD_LETTERS = 100_000
 
 
 class HoldLostError(Exception):
@@ -162,7 +162,7 @@ class Outbox:
 
     def waiting(self, hold: Hold, limit: int, *, due: bool) -> list[str]:
         """Return the first jobs of the line, or only those that are ``due``."""
-        now = self._now() if due else "+inf"
+        now = server_ms(self._redis) if due else "+inf"
         ids = self._redis.zrangebyscore(keys.line(hold.line), "-inf", now, start=0, num=limit)
         return cast("list[str]", ids)
 
@@ -203,7 +203,7 @@ class Outbox:
         names = [keys.lines(), keys.job_sinks(subject_id), keys.deliveries(subject_id), keys.dead_letters()]
         letter = [text for pair in (dead or {}).items() for text in pair]
         args = [hold.line, hold.until, int(lease * 1000), attempt.sink_id, before, after, _entry(attempt), LOG_LENGTH]
-        reply = self._attempt(names, [*args, _DEAD_LETTERS, *letter])
+        reply = self._attempt(names, [*args, MOST_LETTERS, *letter])
         if reply[0] == 0:
             raise HoldLostError(hold.line)
         if reply[0] == -1:
@@ -312,10 +312,6 @@ class Outbox:
         pipe.zadd(keys.outbox(), {subject_id: 0})
         pipe.lpush(keys.wake_outbox(), "1")
         pipe.ltrim(keys.wake_outbox(), 0, 0)
-
-    def _now(self) -> int:
-        seconds, micros = self._redis.time()
-        return int(seconds * 1000 + micros // 1000)
 
 
 def _entry(attempt: Attempt) -> str:

@@ -7,6 +7,7 @@ import redis
 
 from finetune_queue.contract.job import JobState
 from finetune_queue.store import keys
+from finetune_queue.store.clock import server_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class StoreView:
     """The store at one moment (``at_ms``, of the Redis server's clock). ``overdue`` is by how many seconds the oldest
     deadline passed unseen: with a worker alive that is next to nothing."""
 
-    at_ms: float
+    at_ms: int
     states: list[StateView]
     dead_letters: int
     overdue: float
@@ -41,8 +42,7 @@ class Overview:
     def look(self, jobs_per_state: int = 0) -> StoreView:
         """Return the store as it is now, with up to ``jobs_per_state`` ids in each state: those that are longest in
         it, or in a state that ends a job the latest."""
-        seconds, micros = self._redis.time()
-        now = seconds * 1000 + micros / 1000
+        now = server_ms(self._redis)
         pipe = self._redis.pipeline(transaction=False)
         pipe.xlen(keys.dead_letters())
         pipe.zrange(keys.deadlines(), 0, 0, withscores=True)

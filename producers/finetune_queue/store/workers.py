@@ -5,6 +5,7 @@ from typing import cast
 import redis
 
 from finetune_queue.store import keys
+from finetune_queue.store.clock import server_ms
 
 GONE = 35.0
 """Seconds without a sign after which a worker counts as gone; it gives one every 10."""
@@ -35,5 +36,4 @@ class Workers:
         return {name: version for version, _, name in rows}
 
     def _now(self) -> float:
-        seconds, micros = self._redis.time()
-        return float(seconds + micros / 1e6)
+        return server_ms(self._redis) / 1000

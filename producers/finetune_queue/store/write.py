@@ -13,6 +13,7 @@ from finetune_queue.store import keys
 from finetune_queue.store.accounts import transfer_line
 from finetune_queue.store.counters import JOBS_ENTERED, JOBS_FAILED, counter_field
 from finetune_queue.store.errors import ConflictError, NotDurableError, OwnedElsewhereError
+from finetune_queue.store.feed import STREAM_LENGTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,6 @@ class Write:
         entered: bool,
         previous: JobState | None,
         event: EventType | None,
-        stream_length: int,
         fields: dict[str, Any] | None = None,
     ) -> Self:
         """Make the write that brings the stored job to ``job``; ``previous`` is None for one that is not stored yet,
@@ -78,7 +78,7 @@ class Write:
             "event": None if event is None else job_event(job, event, previous).model_dump_json(),
             "kind": event,
             "notify": any(event in sink.wanted for sink in job.request.sinks) or None,
-            "stream_length": stream_length,
+            "stream_length": STREAM_LENGTH,
             "count": counts or None,
             # Nothing of it where nobody held the job, or does now.
             "held": bool(job.owner) if job.owner or "owner" in fields else None,
