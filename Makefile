@@ -16,7 +16,7 @@ EXTRAS := --extra worker --extra sandbox --extra gateway --extra s3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-crash chaos clouds-test k8s-test image-test check bench lock clean
+.PHONY: help install demo up test test-crash chaos clouds-test node-test k8s-test image-test check bench lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ chaos: $(RUNTIME) ## Let everything go wrong at once, and judge what came of it;
 
 clouds-test: $(CLOUDS) ## Hold gs:// and az:// to what s3:// is held to, on emulators; needs npm, and takes a minute.
 	CLOUDS="gs az" $(BIN)/python -m pytest tests/storage $(ARGS)
+
+node-test: $(DEV) ## Run the samples that are written for Node; needs node.
+	@command -v node >/dev/null || { echo "make node-test needs node (https://nodejs.org)."; exit 1; }
+	$(BIN)/python -m pytest tests/contract -m node $(ARGS)
 
 k8s-test: $(DEV) ## Render the Kubernetes manifests and check them; needs kubectl or kustomize.
 	@command -v kubectl >/dev/null || command -v kustomize >/dev/null || \

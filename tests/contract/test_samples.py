@@ -1,14 +1,18 @@
 """The samples of docs/samples as they are, run as programs of their own beside the whole system."""
 
+import base64
+import json
 import os
-import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 import requests
 
 from finetune_queue.contract import JobState
@@ -20,10 +24,9 @@ from support.samples import sample
 from support.sinks import SECRET
 from support.until import until
 
-SAMPLES = Path(__file__).resolve().parents[2] / "docs" / "samples"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+SAMPLES = DOCS / "samples"
 SECONDS = 30
-
-node = pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +113,32 @@ def test_the_sdk_sample_takes_images_and_may_be_repeated(stack: LocalStack, queu
     succeeded(queue, first)
 
 
-@node
+def test_another_language_submits_and_reacts_by_commands_of_redis_alone(
+    stack: LocalStack, queue: FineTuneQueue, dataset: str
+) -> None:
+    """As docs/contract/README.md tells it, and as the Node sample does it."""
+    message = json.loads((DOCS / "contract/messages/finetune.run.json").read_text("utf-8"))
+    job_id = str(uuid.uuid4())
+    message["body"][0] = [sample(dataset=dataset, reply_to=["stream://from-elsewhere"])]
+    message["body"] = base64.b64encode(json.dumps(message["body"]).encode()).decode()
+    message["headers"] = {"task": message["headers"]["task"], "id": job_id}
+    message["properties"]["delivery_tag"] = str(uuid.uuid4())
+    with redis.Redis.from_url(stack.settings.finetune_redis_url, decode_responses=True) as client:
+        client.xgroup_create("from-elsewhere", "orders", id="0", mkstream=True)
+        client.lpush("{finetune}:finetune\x06\x169", json.dumps(message))
+        weights = succeeded(queue, job_id)
+        events: list[dict[str, Any]] = []
+
+        def read_on() -> bool:
+            for _, entries in client.xreadgroup("orders", "me", {"from-elsewhere": ">"}, block=1000):
+                events.extend(json.loads(fields["event"]) for _, fields in entries)
+            return any(event["type"].endswith(".succeeded.v1") for event in events)
+
+        until(read_on, seconds=SECONDS)
+    assert (events[-1]["subject"], events[-1]["data"]["weights"]["url"]) == (job_id, weights)
+
+
+@pytest.mark.node
 def test_node_submits_and_reacts(stack: LocalStack, queue: FineTuneQueue, dataset: str) -> None:
     weights = succeeded(queue, run(stack, "node", "submit.mjs", dataset, "B-1"))
     consumer = program(stack, "node", "consume.mjs")
@@ -130,7 +158,7 @@ def queue_job(queue: FineTuneQueue, order: str) -> str:
     return next(job.id for job in queue.list(labels={"order": order}))
 
 
-@node
+@pytest.mark.node
 def test_node_checks_signatures(stack: LocalStack, queue: FineTuneQueue, dataset: str) -> None:
     receiver = program(stack, "node", "webhook.mjs", FINETUNE_SIGNING_SECRET=SECRET)
     try:

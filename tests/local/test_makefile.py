@@ -59,7 +59,23 @@ def test_lock_says_that_it_needs_uv(tmp_path: Path) -> None:
     assert "make lock needs uv" in made.stdout
 
 
-def test_what_ci_runs_is_make_check_and_test() -> None:
+@pytest.mark.parametrize(("installed", "targets"), [([], "check test"), (["node"], "check test node-test")])
+def test_what_ci_runs_is_make(tmp_path: Path, installed: list[str], targets: str) -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    assert script.read_text().endswith("exec make check test\n")
+    for name in ("bash", "dirname"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    for name in ("chromium", "rabbitmq-server", "promtool", *installed):
+        (tmp_path / name).symlink_to("/bin/true")
+    (tmp_path / "make").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "make").chmod(0o755)
+    ran = subprocess.run([script], env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout == f"{targets}\n"
+
+
+def test_the_samples_for_node_need_node(tmp_path: Path) -> None:
+    for name in ("sh", "touch"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    made = _make("node-test", "--old-file=.venv/.installed-dev", path=tmp_path)
+    assert made.returncode != 0
+    assert "make node-test needs node" in made.stdout
