@@ -112,7 +112,7 @@ def test_a_webhook_that_is_missing(run: Run, sandbox: LiveSandbox, monkeypatch: 
     monkeypatch.setenv("FINETUNE_HOOK_SECRET", "")
     check = asked(run("doctor", "--api", "--json"))["webhook default"]
     assert (check["status"], api_calls(sandbox)) == ("ok", 1)
-    assert check["message"].startswith("not asked for: if the gateway has a FINETUNE_HOOK_SECRET, set it here")
+    assert check["message"].startswith("not asked for: this needs the gateway's FINETUNE_HOOK_SECRET")
 
 
 @pytest.mark.usefixtures("sandbox")

@@ -83,7 +83,7 @@ def _limit(session: Session) -> Finding:
 def _webhook(session: Session) -> Finding:
     account, name = session.account, f"webhook {session.account}"
     if session.settings.finetune_hook_secret is None:
-        message = "not asked for: if the gateway has a FINETUNE_HOOK_SECRET, set it here, or run this where both are"
+        message = "not asked for: this needs the gateway's FINETUNE_HOOK_SECRET, if it has one, here beside the key"
         return Finding(name, "ok", message)
     try:
         registered = session.call(session.hooks.webhooks)
