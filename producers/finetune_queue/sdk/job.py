@@ -1,4 +1,4 @@
-"""A job in a producer's hand, and what the queue tells of jobs."""
+"""One job as a producer sees it, and what the other methods of the queue return."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,10 @@ FOLLOW_EVERY = 0.25
 
 
 class Job:
-    """A job as it was when last read, and what can be done with it."""
+    """A job as it was when last read, and what can be done with it.
+
+    A method that asks the queue may also raise what every method of :class:`FineTuneQueue` may.
+    """
 
     def __init__(self, queue: "FineTuneQueue", record: JobRecord) -> None:
         self._queue = queue
@@ -99,7 +102,7 @@ class Job:
         that has passed is lifted.
 
         Raises:
-            NotPossibleError: the job has not failed.
+            NotPossibleError: the job has not failed, or was just changed by somebody else.
         """
         self._record = self._queue.retry(self.id).record
         return self
@@ -117,7 +120,8 @@ class Job:
         """Say what became of the submit of a job that needs attention, see :meth:`FineTuneQueue.resolve`.
 
         Raises:
-            NotPossibleError: the job does not need attention, or the training is another job's.
+            NotPossibleError: the job does not need attention, was just changed, or the training is another job's.
+            ValueError: neither or both of the two are given.
         """
         self._record = self._queue.resolve(self.id, adopt=adopt, resubmit=resubmit).record
         return self

@@ -1,4 +1,4 @@
-"""The queue as a producer sees it: the door to all that can be asked of it."""
+"""The queue as a producer sees it: submit requests, find jobs and change them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -38,7 +38,12 @@ from finetune_queue.store import (
 
 
 class FineTuneQueue:
-    """The queue as a producer sees it. Make one and keep it; close it, or use it as a context manager."""
+    """The queue as a producer sees it. Make one and keep it; close it, or use it as a context manager.
+
+    Every method may raise QueueUnavailableError, when Redis is out of reach. Each that takes a job's id may also raise
+    UnknownJobError, when there is no such job, and UnreadableJobError, when a newer version wrote it. What else a
+    method may raise is said there.
+    """
 
     def __init__(self, settings: Settings, *, messenger: Messenger | None = None) -> None:
         """Connects at the first use. ``messenger`` sends the messages; None: one of its own."""
@@ -82,6 +87,8 @@ class FineTuneQueue:
         Raises:
             InvalidRequestError: the request, or its local dataset, cannot be accepted.
             IdempotencyConflictError: the key was used with another request.
+            UnreadableJobError: the key belongs to a job that a newer version wrote.
+            StagingUnavailableError: the staging store did not take the local dataset; submit again.
             QueueUnavailableError: Redis is out of reach; submit again with the same key.
         """
         with translated():
@@ -113,11 +120,7 @@ class FineTuneQueue:
                 yield Submission(index, Job(self, record), new=new)
 
     def get(self, job_id: str) -> Job:
-        """Return the job.
-
-        Raises:
-            UnknownJobError: there is none with this id.
-        """
+        """Return the job."""
         with translated():
             return Job(self, self._jobs.get(job_id))
 
@@ -132,7 +135,7 @@ class FineTuneQueue:
             return len(self._workers.alive())
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
-        """Return the job's events numbered above ``after``, oldest first."""
+        """Return the job's events numbered above ``after``, oldest first; none for a job that is not there."""
         with translated():
             return self._jobs.events(job_id, after=after)
 
@@ -146,6 +149,7 @@ class FineTuneQueue:
 
         Raises:
             NotPossibleError: no such sink has had any of them.
+            ValueError: ``sink`` is a URL that cannot be one of a sink.
         """
         with translated():
             sink_id = parse_sink(sink).id if sink is not None and "://" in sink else sink
@@ -156,11 +160,8 @@ class FineTuneQueue:
         return len(found)
 
     def waiting(self, job: Job) -> Waiting | None:
-        """Tell why the job is not moving, how many are in front of it and about how long that takes; None if it moves.
-
-        Raises:
-            UnknownJobError: there is no such job.
-        """
+        """Tell why the job, as it was last read, is not moving, how many are in front of it and about how long that
+        takes; None if it moves."""
         record = job.record
         reason = record.waiting_for
         if reason is None:
@@ -181,7 +182,11 @@ class FineTuneQueue:
         return Waiting(WaitReason.PAUSED if account.paused_for else reason, ahead, seconds)
 
     def cancel(self, job_id: str) -> Job:
-        """Stop a job, see :meth:`Job.cancel`."""
+        """Stop a job, see :meth:`Job.cancel`.
+
+        Raises:
+            NotPossibleError: the job has ended.
+        """
         with translated():
             while True:
                 record = self._jobs.get(job_id)
@@ -199,7 +204,11 @@ class FineTuneQueue:
                 return Job(self, record)
 
     def retry(self, job_id: str) -> Job:
-        """Resume a failed job, see :meth:`Job.retry`."""
+        """Resume a failed job, see :meth:`Job.retry`.
+
+        Raises:
+            NotPossibleError: the job has not failed, or was just changed by somebody else.
+        """
         with translated():
             record = self._jobs.get(job_id)
             if record.state is not JobState.FAILED or record.failed_stage is None:
@@ -241,7 +250,8 @@ class FineTuneQueue:
         a new training is submitted, and paid.
 
         Raises:
-            NotPossibleError: the job does not need attention, or the training is another job's.
+            NotPossibleError: the job does not need attention, was just changed, or the training is another job's.
+            ValueError: neither or both of the two are given.
         """
         if (adopt is None) is not resubmit:
             message = "resolve takes either adopt or resubmit"
