@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_queue.datasets.errors import DatasetError, DatasetErrorCode
-from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
+from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES, TAKE_LESS
 from finetune_queue.datasets.names import display_name
 from finetune_queue.public_fetch.addresses import AddressPolicy
 from finetune_queue.public_fetch.errors import FetchError, FetchErrorCode
@@ -34,7 +34,6 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and the bytes in all, None while these are not known."""
 
 _CHUNK = 1 << 20
-_SMALLER = "Scale the images down to at most 2048 pixels on the long side, or take fewer: 10 to 30 are plenty."
 _FETCH_CODES: dict[FetchErrorCode, DatasetErrorCode] = {
     "bad_url": "dataset_bad_address",
     "address_refused": "dataset_not_allowed",
@@ -117,10 +116,10 @@ def _head(url: str, policy: AddressPolicy, max_bytes: int) -> PublicArchive:
     from finetune_queue.public_fetch import fetch
 
     try:
-        found = fetch.head(url, max_bytes=max_bytes, policy=policy)
+        size = fetch.head(url, max_bytes=max_bytes, policy=policy)
     except FetchError as error:
         raise _from_fetch(error) from error
-    return PublicArchive(url=found.url, size=found.size)
+    return PublicArchive(url=url, size=size)
 
 
 def _public(
@@ -130,12 +129,12 @@ def _public(
 
     path = _scratch_file(scratch)
     try:
-        found = fetch.fetch_to_file(url, path, max_bytes=max_bytes, policy=policy, on_progress=on_progress)
+        size = fetch.fetch_to_file(url, path, max_bytes=max_bytes, policy=policy, on_progress=on_progress)
     except FetchError as error:
         raise _from_fetch(error) from error
     except OSError as error:
         raise _no_scratch(error) from error
-    return LocalArchive(path=path, size=found.size)
+    return LocalArchive(path=path, size=size)
 
 
 def _local(path: Path, roots: Sequence[Path], max_bytes: int) -> LocalArchive:
@@ -233,7 +232,7 @@ def _check_size(name: str, size: int, max_bytes: int) -> None:
         raise DatasetError(
             "dataset_too_large",
             f"{name} has {max_bytes / 1_000_000:g} MB or more, which the API does not take.",
-            _SMALLER,
+            TAKE_LESS,
         )
 
 

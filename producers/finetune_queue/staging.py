@@ -29,15 +29,11 @@ def stage(source: Path, settings: Settings) -> str:
             raise InvalidRequestError(
                 [f"dataset: {_sentence(each)}" for each in report.findings if each.severity == "error"]
             )
-        name = f"{packed.sha256}.zip"
         try:
-            place = Place(settings.finetune_staging_url)
-            if not place.exists(name):
-                place.put_file(packed.path, name)
+            return Place(settings.finetune_staging_url).put_once(packed.path, f"{packed.sha256}.zip")
         except StorageError as error:
             message = f"The staging store {settings.finetune_staging_url} did not take the dataset: {error.sentence}"
             raise StagingUnavailableError(message) from error
-        return place.url_of(name)
 
 
 def _sentence(finding: Finding) -> str:

@@ -83,7 +83,7 @@ def test_what_is_no_zip_is_refused(
 def test_a_dataset_that_is_too_large_is_cut_off_and_leaves_nothing(
     http: httpx.Client, temporary: Path, monkeypatch: pytest.MonkeyPatch, *, declared: bool
 ) -> None:
-    monkeypatch.setattr(edge, "MAX_DATASET", 3_000_000)
+    monkeypatch.setattr(edge, "MAX_ARCHIVE_BYTES", 3_000_000)
 
     def pieces() -> Iterator[bytes]:
         for _ in range(64):

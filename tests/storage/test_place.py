@@ -3,7 +3,6 @@
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -40,8 +39,6 @@ def test_what_is_put_can_be_read(place: Place, local: Path) -> None:
     stored = place.put_file(local, "job/weights.safetensors")
     assert stored.size == 100_000
     assert stored.etag
-    assert stored.modified is not None
-    assert abs(datetime.now(UTC) - stored.modified) < timedelta(minutes=5)
     assert place.info("job/weights.safetensors") == stored
     with place.open_read("job/weights.safetensors") as file:
         assert file.read(10) + file.read() == local.read_bytes()

@@ -21,7 +21,7 @@ from typing import IO
 from finetune_queue.datasets.archive import megabytes
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.datasets.images import COMPRESSED_FORMATS, HEAD_BYTES, sniff
-from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
+from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES, TAKE_LESS
 from finetune_queue.datasets.names import (
     CAPTION_SUFFIX,
     IMAGE_SUFFIXES,
@@ -37,7 +37,6 @@ _MAX_FILES = 20_000
 _FIRST_DATE = (1980, 1, 1, 0, 0, 0)
 _MODE = (stat.S_IFREG | 0o644) << 16
 _SHOWN = 3
-_SCALE = "Scale the images down to at most 2048 pixels on the long side, or take fewer: 10 to 30 are plenty."
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ def _copy(source: Path, destination: Path, size: int, max_bytes: int) -> PackedD
         raise DatasetError(
             "dataset_too_large",
             f"{_shown(source)} has {megabytes(size)}; the API takes ZIP files under {megabytes(max_bytes)}.",
-            _SCALE,
+            TAKE_LESS,
         )
     with _written(destination) as target, source.open("rb") as file:
         shutil.copyfileobj(file, target)
@@ -252,7 +251,7 @@ def _too_large(source: Path, files: list[_File], size: int, max_bytes: int) -> D
         "dataset_too_large",
         f"{_shown(source)} makes a ZIP of {megabytes(size)}; the API takes less than {megabytes(max_bytes)}. "
         f"Its largest files: {named}.",
-        _SCALE,
+        TAKE_LESS,
     )
 
 

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune_queue import tracing
 from finetune_queue.contract import new_job_id
+from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
 from finetune_queue.gateway.problems import ProblemError, explain, internal_error, later, respond
 from finetune_queue.setting_types import is_loopback
 
@@ -24,8 +25,7 @@ log = structlog.get_logger(__name__)
 
 MAX_JSON = 256 * 1024
 MAX_HOOK = 64 * 1024
-MAX_DATASET = 100_000_000
-"""Segmind takes datasets under 100 MB (Fast Flux API, section 1)."""
+"""Bytes of a body; that of a dataset may have as many as Segmind takes."""
 
 JSON_SECONDS = 30.0
 DATASET_SECONDS = 1800.0
@@ -154,7 +154,7 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
     path = scope["path"]
     most, seconds = MAX_JSON, JSON_SECONDS
     if path == "/v1/datasets":
-        most, seconds = MAX_DATASET, DATASET_SECONDS
+        most, seconds = MAX_ARCHIVE_BYTES, DATASET_SECONDS
     elif path.startswith("/hooks/"):
         most = MAX_HOOK
     declared = Headers(scope=scope).get("content-length", "0")

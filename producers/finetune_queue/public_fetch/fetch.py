@@ -1,8 +1,6 @@
 """What is done with a public URL: ask whether the provider can use it, or download it."""
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import requests
@@ -21,27 +19,9 @@ _CHUNK = 1 << 16
 _PUBLIC = "Make the link public, or have the file fetched and uploaded by us."
 
 
-@dataclass(frozen=True, slots=True)
-class PublicFile:
-    """What a server says of a file: `size` in bytes, `etag` when it gives one."""
-
-    url: str
-    size: int
-    etag: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """A file that was downloaded whole."""
-
-    size: int
-    sha256: str
-    etag: str | None
-
-
-def head(url: str, *, max_bytes: int, policy: AddressPolicy, seconds: float = HEAD_SECONDS) -> PublicFile:
-    """Asks whether the provider can take this file by its URL: "must support GET & HEAD requests", with Content-Length,
-    and under its limit (Fast Flux API, section 1).
+def head(url: str, *, max_bytes: int, policy: AddressPolicy, seconds: float = HEAD_SECONDS) -> int:
+    """Asks whether the provider can take this file by its URL ("must support GET & HEAD requests", with Content-Length,
+    and under its limit: Fast Flux API, section 1), and returns its size in bytes, as its server says.
 
     Raises:
         FetchError: it cannot, for the reason in its code.
@@ -57,7 +37,7 @@ def head(url: str, *, max_bytes: int, policy: AddressPolicy, seconds: float = HE
         _check_is_a_file(response, where, size)
         if size >= max_bytes:
             raise _too_large(where, max_bytes)
-        return PublicFile(url=url, size=size, etag=response.headers.get("ETag"))
+        return size
 
 
 def fetch_to_file(
@@ -68,8 +48,9 @@ def fetch_to_file(
     policy: AddressPolicy,
     on_progress: Progress | None = None,
     seconds: float = GET_SECONDS,
-) -> Fetched:
-    """Downloads to `path`, which is removed again when anything fails; `max_bytes` or more are refused.
+) -> int:
+    """Downloads to `path`, which is removed again when anything fails; `max_bytes` or more are refused. Returns the
+    file's size in bytes.
 
     Raises:
         FetchError: not reached, not whole, or too large.
@@ -83,11 +64,10 @@ def fetch_to_file(
         if total is not None and total >= max_bytes:
             raise _too_large(where, max_bytes)
         try:
-            size, digest = _save(response, path, deadline, total=total, max_bytes=max_bytes, on_progress=on_progress)
+            return _save(response, path, deadline, total=total, max_bytes=max_bytes, on_progress=on_progress)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return Fetched(size=size, sha256=digest, etag=response.headers.get("ETag"))
 
 
 def _save(
@@ -98,16 +78,14 @@ def _save(
     total: int | None,
     max_bytes: int,
     on_progress: Progress | None,
-) -> tuple[int, str]:
+) -> int:
     where = shown_url(response.url)
-    digest = hashlib.sha256()
     done = 0
     with path.open("wb") as target:
         while chunk := _read(response, where, deadline):
             done += len(chunk)
             if done >= max_bytes:
                 raise _too_large(where, max_bytes)
-            digest.update(chunk)
             target.write(chunk)
             if on_progress is not None:
                 on_progress(done, total)
@@ -115,7 +93,7 @@ def _save(
         raise deadline.error()
     if total is not None and done != total:
         raise _incomplete(where)
-    return done, digest.hexdigest()
+    return done
 
 
 def _read(response: requests.Response, where: str, deadline: Deadline) -> bytes:

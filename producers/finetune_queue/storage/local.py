@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune_queue.storage.errors import IncompleteError, from_os_error
@@ -78,11 +77,7 @@ class Folder:
         path = self._path(name)
         with _reported(path):
             found = path.stat()
-        return Stored(
-            size=found.st_size,
-            etag=f"{found.st_mtime_ns:x}-{found.st_size:x}",
-            modified=datetime.fromtimestamp(found.st_mtime, UTC),
-        )
+        return Stored(size=found.st_size, etag=f"{found.st_mtime_ns:x}-{found.st_size:x}")
 
     def delete(self, name: str) -> None:
         path = self._path(name)

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -13,11 +12,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a place says of an object. `etag` changes with the content; `modified` is None where a store has no time."""
+    """What a place says of an object. `etag` changes with the content."""
 
     size: int
     etag: str | None
-    modified: datetime | None
 
 
 class Backend(Protocol):

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +53,8 @@ class Bucket:
             found = self._fs().info(self._path(name))
             if found.get("type") == "directory":
                 raise FileNotFoundError(name)
-        modified = found.get("LastModified") or found.get("last_modified") or found.get("mtime")
         etag = found.get("ETag") or found.get("etag")
-        return Stored(
-            size=int(found["size"]),
-            etag=str(etag) if etag else None,
-            modified=modified if isinstance(modified, datetime) else None,
-        )
+        return Stored(size=int(found["size"]), etag=str(etag) if etag else None)
 
     def delete(self, name: str) -> None:
         try:

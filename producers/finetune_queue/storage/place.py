@@ -42,6 +42,16 @@ class Place:
         """
         return self._backend.put_file(local, checked_name(name), on_progress)
 
+    def put_once(self, local: Path, name: str) -> str:
+        """Stores a copy of a local file whose content decides the name, unless it is there already; returns its URL.
+
+        Raises:
+            OSError: `local` itself cannot be read.
+        """
+        if not self.exists(name):
+            self.put_file(local, name)
+        return self.url_of(name)
+
     def put_bytes(self, data: bytes, name: str) -> Stored:
         """Stores a small object, such as a manifest, in the same way."""
         return self._backend.put_bytes(data, checked_name(name))

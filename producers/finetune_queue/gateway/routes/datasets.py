@@ -8,8 +8,8 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
+from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
 from finetune_queue.errors import StagingUnavailableError
-from finetune_queue.gateway.edge import MAX_DATASET
 from finetune_queue.gateway.models import Dataset
 from finetune_queue.gateway.problems import ProblemError, documented, later
 from finetune_queue.gateway.routes.deps import BackendDep
@@ -59,15 +59,12 @@ async def upload(request: Request, backend: BackendDep) -> Dataset:
 
 
 def _store(path: Path, digest: str, size: int, settings: Settings) -> Dataset:
-    if size >= MAX_DATASET:
+    if size >= MAX_ARCHIVE_BYTES:
         raise ProblemError("too-large", "Segmind takes datasets under 100 MB.")
     if not zipfile.is_zipfile(path):
         raise ProblemError("invalid-request", "The body is not a ZIP file.")
-    name = f"{digest}.zip"
     try:
-        place = Place(settings.finetune_staging_url)
-        if not place.exists(name):
-            place.put_file(path, name)
-        return Dataset(dataset=place.url_of(name), bytes=size, sha256=digest)
+        url = Place(settings.finetune_staging_url).put_once(path, f"{digest}.zip")
     except StorageError as error:
         raise StagingUnavailableError(f"The staging store did not take the dataset: {error.sentence}") from error
+    return Dataset(dataset=url, bytes=size, sha256=digest)
