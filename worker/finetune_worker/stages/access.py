@@ -26,7 +26,7 @@ from finetune_worker.segmind.errors import MalformedReply, Rejected, Unavailable
 from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
-from finetune_worker.stages.outcome import Done, Fail, Retry, Wait, log_level
+from finetune_worker.stages.outcome import Done, Fail, Retry, Wait, after_error, log_level
 from finetune_worker.stages.runner import guarded, read_job, trace_outcome, traced, try_again_in
 
 log = structlog.get_logger(__name__)
@@ -95,10 +95,8 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
             why = f"{paused.error.detail} It may still act on it, then to make the model {wanted}"
             return _settle(slot.at_ms + int(longest * 1000), left, why)
         return park_paused(job, CallClass.FINISH, paused, f"make the model {wanted}")
-    except Rejected as error:
-        return Fail(from_api(error, ACCESS))
-    except MalformedReply as error:
-        return Retry(from_api(error, ACCESS))
+    except (Rejected, MalformedReply) as error:
+        return after_error(from_api(error, ACCESS))
     return Done(f"the model is {wanted}")
 
 

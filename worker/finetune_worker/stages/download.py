@@ -14,7 +14,7 @@ from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.stages.calls import ask
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_storage, from_transfer
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error
 from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.download import discard
@@ -98,8 +98,7 @@ def _store(container: Container, claim: Claim, part: Path, name: str) -> Outcome
     try:
         container.artifacts.put_file(part, name, on_progress=claim.progress)
     except StorageError as error:
-        problem = from_storage(error, Stage.DOWNLOAD)
-        return Retry(problem) if error.retryable else Fail(problem)
+        return after_error(from_storage(error, Stage.DOWNLOAD))
     return None
 
 
@@ -107,7 +106,5 @@ def _private_link(container: Container, job: JobRecord) -> Outcome | str:
     what = "ask for a link to the private weights"
     try:
         return ask(container, job, CallClass.FINISH, what, lambda client: client.private_link(job.weights_url or ""))
-    except Rejected as error:
-        return Fail(from_api(error, Stage.DOWNLOAD))
-    except MalformedReply as error:
-        return Retry(from_api(error, Stage.DOWNLOAD))
+    except (Rejected, MalformedReply) as error:
+        return after_error(from_api(error, Stage.DOWNLOAD))

@@ -59,6 +59,11 @@ class Attention:
 Outcome = Done | Wait | Retry | Fail | Attention
 
 
+def after_error(error: JobError) -> Retry | Fail:
+    """Return how a stage ends that met an error: it is tried again if the error may pass."""
+    return Retry(error) if error.retryable else Fail(error)
+
+
 def log_level(outcome: Outcome) -> int:
     """Return how severe the log line of a stage is that ended so: a warning, if something went wrong."""
     return logging.WARNING if isinstance(outcome, (Retry, Fail, Attention)) else logging.INFO

@@ -8,7 +8,7 @@ from finetune_worker.stages.calls import ask
 from finetune_worker.stages.claim import Claim, seconds_to_deadline
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.observe import observe
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait, after_error
 
 
 def poll(container: Container, claim: Claim) -> Outcome:
@@ -22,10 +22,8 @@ def poll(container: Container, claim: Claim) -> Outcome:
     what = "ask for the training's details"
     try:
         seen = ask(container, job, CallClass.FINISH, what, lambda client: client.details(job.finetune_id or ""))
-    except Rejected as error:
-        return Fail(from_api(error, Stage.POLL), fields={"failed_stage": Stage.POLL})
-    except MalformedReply as error:
-        return Retry(from_api(error, Stage.POLL))
+    except (Rejected, MalformedReply) as error:
+        return after_error(from_api(error, Stage.POLL))
     if isinstance(seen, Wait):
         return seen
     found = observe(job, seen)

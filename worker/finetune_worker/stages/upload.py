@@ -21,7 +21,7 @@ from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages.calls import ask
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_dataset, from_transfer
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait, after_error
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError
 from finetune_worker.transfer.put import upload_presigned
@@ -56,8 +56,7 @@ def upload(container: Container, claim: Claim) -> Outcome:
         try:
             return _prepare(container, claim, Path(scratch), upload_to)
         except DatasetError as error:
-            problem = from_dataset(error, Stage.UPLOAD)
-            return Retry(problem) if error.retryable else Fail(problem)
+            return after_error(from_dataset(error, Stage.UPLOAD))
 
 
 def _unreachable_sink(refusal: str) -> JobError:
@@ -170,10 +169,8 @@ def _presign(container: Container, job: JobRecord) -> PresignedUpload | Outcome:
     try:
         # Named after the job: the mark by which a submit of unknown outcome is found again.
         found = ask(container, job, CallClass.PREPARE, what, lambda client: client.presign_upload(job.id, public=True))
-    except Rejected as error:
-        return Fail(from_api(error, Stage.UPLOAD))
-    except MalformedReply as error:
-        return Retry(from_api(error, Stage.UPLOAD))
+    except (Rejected, MalformedReply) as error:
+        return after_error(from_api(error, Stage.UPLOAD))
     if isinstance(found, Wait):
         return found
     ends = found.expires_at or datetime.now(UTC) + UNSAID_VALIDITY
