@@ -31,7 +31,7 @@ def downloading(bench: Any) -> Any:
 
 def test_a_worker_that_stands_still_on_the_part_does_not_keep_the_next_one_from_downloading(bench: Any) -> None:
     job = downloading(bench)
-    part: Path = bench.container.part_of(job.id)
+    part: Path = bench.container.work_folder.part_of(job.id)
     with part.open("wb") as held:
         held.write(b"some bytes")
         held.flush()
@@ -95,7 +95,7 @@ def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(benc
     assert job.weights.url == f"s3://{bucket}/weights/{job.id}/weights.safetensors"
     assert s3.head_object(Bucket=bucket, Key=f"weights/{job.id}/weights.safetensors")["ContentLength"] == 65536
     assert (downloads(bench), bench.submits()) == (1, 1)
-    assert not bench.container.part_of(job.id).exists()
+    assert not bench.container.work_folder.part_of(job.id).exists()
 
 
 def test_a_full_disk_keeps_what_came_and_the_job_tries_again(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:

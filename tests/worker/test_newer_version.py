@@ -52,10 +52,10 @@ def test_what_cannot_be_read_is_left_alone(bench: Any, driver: Driver, field: st
 
 def test_what_came_in_of_its_weights_is_kept(bench: Any) -> None:
     job = bench.submitting()
-    part = bench.container.part_of(job.id)
+    part = bench.container.work_folder.part_of(job.id)
     part.write_bytes(b"half of it")
     write(bench, job, "state", "grading")
-    assert bench.container.clean_work_dir() == 0
+    assert bench.container.work_folder.clean() == 0
     part.unlink()
 
 

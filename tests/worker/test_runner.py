@@ -135,20 +135,20 @@ def test_what_downloads_of_ended_jobs_left_is_removed_and_what_may_go_on_is_kept
     container.jobs.transition(failed, Change(), to=JobState.FAILED, failed_stage=Stage.DOWNLOAD)
     container.jobs.transition(cancelled, Change(), to=JobState.CANCELLED)
     for job_id in (live.id, failed.id, cancelled.id, "gone"):
-        container.part_of(job_id).write_bytes(b"part")
+        container.work_folder.part_of(job_id).write_bytes(b"part")
 
-    assert container.clean_work_dir() == 2
+    assert container.work_folder.clean() == 2
 
-    assert {path.name for path in container.work_dir.glob("*.part")} == {f"{live.id}.part", f"{failed.id}.part"}
+    assert {path.name for path in container.work_folder.path.glob("*.part")} == {f"{live.id}.part", f"{failed.id}.part"}
     for job in (live, failed):
-        container.part_of(job.id).unlink()
+        container.work_folder.part_of(job.id).unlink()
 
 
 def test_a_folder_that_a_killed_worker_left_is_removed_after_a_day(bench: Any) -> None:
-    work_dir = bench.container.work_dir
+    work_dir = bench.container.work_folder.path
     old, new = (Path(tempfile.mkdtemp(dir=work_dir)) for _ in range(2))
     (old / "dataset.zip").write_bytes(b"a dataset")
     os.utime(old, (0, 0))
-    assert bench.container.clean_work_dir() == 1
+    assert bench.container.work_folder.clean() == 1
     assert [folder for folder in work_dir.iterdir() if folder in {old, new}] == [new]
     new.rmdir()

@@ -1,13 +1,9 @@
 """The composition root: everything a worker process is made of, built once from the settings."""
 
-import hashlib
 import os
-import shutil
 import socket
-import tempfile
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +14,7 @@ import structlog
 from celery import Celery
 
 from finetune_queue import __version__
-from finetune_queue.contract import JobRecord, JobState
+from finetune_queue.contract import JobRecord
 from finetune_queue.messaging import Messenger
 from finetune_queue.settings import Settings
 from finetune_queue.storage import Place
@@ -42,15 +38,10 @@ from finetune_worker.pulse import Pulse
 from finetune_worker.segmind.call import Ended
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.sinks import Senders
-from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.limits import Limits
+from finetune_worker.work_folder import WorkFolder
 
 log = structlog.get_logger(__name__)
-
-_PART = ".part"
-
-_LEFT_AFTER = 24 * 3600.0
-"""Seconds after which a stage's folder is one that a killed worker left: no transfer takes more than an hour."""
 
 
 class UnknownAccountKeyError(Exception):
@@ -74,7 +65,7 @@ class Container:
     workers: Workers
     sinks: Senders
     artifacts: Place
-    work_dir: Path
+    work_folder: WorkFolder
     pulse: Pulse = field(default_factory=Pulse)
     _clients: dict[str, SegmindClient] = field(default_factory=dict)
     _stopping: list[float] = field(default_factory=list)
@@ -85,14 +76,11 @@ class Container:
         """Build everything from the settings. Connects to nothing yet."""
         settings.require_worker()
         client = connect(settings.finetune_redis_url)
-        # One folder for each queue, since the clean-up goes by what this queue knows.
-        queue = hashlib.sha256(settings.finetune_redis_url.encode()).hexdigest()[:12]
-        work_dir = Path(tempfile.gettempdir()) / f"finetune-queue-{queue}"
-        work_dir.mkdir(mode=0o700, exist_ok=True)
+        jobs = JobStore(client, retention=settings.finetune_retention)
         return cls(
             settings=settings,
             name=f"{socket.gethostname()}:{os.getpid()}",
-            jobs=JobStore(client, retention=settings.finetune_retention),
+            jobs=jobs,
             deadlines=Deadlines(client),
             accounts=Accounts(client),
             budget=Budget.of_calls(client, settings),
@@ -111,38 +99,8 @@ class Container:
             workers=Workers(client),
             sinks=Senders(settings, app, LocalQueues(client)),
             artifacts=Place(settings.finetune_artifact_url),
-            work_dir=work_dir,
+            work_folder=WorkFolder(settings.finetune_redis_url, jobs),
         )
-
-    def part_of(self, job_id: str) -> Path:
-        """Return where a job's weights are while they come in."""
-        return self.work_dir / f"{job_id}{_PART}"
-
-    def clean_work_dir(self) -> int:
-        """Remove what downloads of jobs left that have ended or are gone, and what killed workers left; returns how
-        many."""
-        return self._clean_folders() + self._clean_parts()
-
-    def _clean_folders(self) -> int:
-        before = time.time() - _LEFT_AFTER
-        gone = 0
-        for folder in self.work_dir.iterdir():
-            with suppress(FileNotFoundError):  # its stage has just ended, or another worker cleans up, too
-                if folder.is_dir() and folder.stat().st_mtime < before:
-                    shutil.rmtree(folder)
-                    gone += 1
-        return gone
-
-    def _clean_parts(self) -> int:
-        parts = {path.name.removesuffix(_PART): path for path in self.work_dir.glob(f"*{_PART}")}
-        # A failed download may be retried, so its part is kept as long as the job.
-        over = {JobState.SUCCEEDED, JobState.CANCELLED}
-        jobs, unreadable = self.jobs.read_many(list(parts))
-        kept = {job.id for job in jobs if job.state not in over} | unreadable  # a newer worker goes on with those
-        gone = [path for job_id, path in parts.items() if job_id not in kept]
-        for path in gone:
-            discard(path)
-        return len(gone)
 
     def stop_soon(self) -> None:
         """Give running stages the shutdown time-out from now; those that can then park their job."""

@@ -109,7 +109,7 @@ class Dispatcher:
 
     def _clean(self) -> None:
         gone = self._container.jobs.forget_finished()
-        parts = self._container.clean_work_dir()
+        parts = self._container.work_folder.clean()
         if gone or parts:
             log.info("cleaned_up", jobs=gone, parts=parts)
         self._clean_at = time.monotonic() + CLEAN_EVERY

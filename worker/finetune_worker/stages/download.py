@@ -1,6 +1,5 @@
 """Download: the weights come in with resume, are verified, and only then appear among the artifacts."""
 
-import tempfile
 from pathlib import Path
 
 import structlog
@@ -38,12 +37,12 @@ def download(container: Container, claim: Claim) -> Outcome:
         url = link
     with transfer_share(container, claim, CallClass.FINISH):
         try:
-            return _fetch(container, claim, url, container.part_of(job.id))
+            return _fetch(container, claim, url, container.work_folder.part_of(job.id))
         except PartBusy:
             # A worker that was overtaken, and perhaps stands still for long, holds the part that could be resumed.
             log.warning("part_busy", job_id=job.id)
-            with tempfile.TemporaryDirectory(dir=container.work_dir) as scratch:
-                return _fetch(container, claim, url, Path(scratch) / container.part_of(job.id).name)
+            with container.work_folder.scratch() as scratch:
+                return _fetch(container, claim, url, Path(scratch) / container.work_folder.part_of(job.id).name)
 
 
 def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def upload(container: Container, claim: Claim) -> Outcome:
         upload_to = presigned
     with (
         transfer_share(container, claim, CallClass.PREPARE),
-        tempfile.TemporaryDirectory(dir=container.work_dir) as scratch,
+        container.work_folder.scratch() as scratch,
     ):
         try:
             return _prepare(container, claim, Path(scratch), upload_to)

@@ -1,0 +1,68 @@
+"""The folder of a queue's files on this machine: the weights that are coming in, and scratch folders of running stages.
+
+All workers of a queue on one machine share it, so that a download goes on where another worker's broke off.
+"""
+
+import hashlib
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from finetune_queue.contract import JobState
+from finetune_queue.store import JobStore
+from finetune_worker.transfer.download import discard
+
+_PART = ".part"
+
+_LEFT_AFTER = 24 * 3600.0
+"""Seconds after which a scratch folder is one that a killed worker left: no transfer takes more than an hour."""
+
+
+class WorkFolder:
+    """The folder, and its clean-up."""
+
+    def __init__(self, redis_url: str, jobs: JobStore) -> None:
+        """Make the folder if it is not there; one for each queue, since the clean-up goes by what its queue knows."""
+        self._jobs = jobs
+        queue = hashlib.sha256(redis_url.encode()).hexdigest()[:12]
+        self.path = Path(tempfile.gettempdir()) / f"finetune-queue-{queue}"
+        self.path.mkdir(mode=0o700, exist_ok=True)
+
+    def part_of(self, job_id: str) -> Path:
+        """Return where a job's weights are while they come in."""
+        return self.path / f"{job_id}{_PART}"
+
+    def scratch(self) -> "tempfile.TemporaryDirectory[str]":
+        """Make a folder that is removed when its ``with`` block ends."""
+        return tempfile.TemporaryDirectory(dir=self.path)
+
+    def clean(self) -> int:
+        """Remove the parts of jobs that need them no more, and what killed workers left; returns how many there were.
+
+        Raises:
+            RedisError: the store cannot be asked which jobs there are.
+        """
+        return self._clean_scratch() + self._clean_parts()
+
+    def _clean_scratch(self) -> int:
+        before = time.time() - _LEFT_AFTER
+        gone = 0
+        for folder in self.path.iterdir():
+            with suppress(FileNotFoundError):  # its stage has just ended, or another worker cleans up, too
+                if folder.is_dir() and folder.stat().st_mtime < before:
+                    shutil.rmtree(folder)
+                    gone += 1
+        return gone
+
+    def _clean_parts(self) -> int:
+        parts = {path.name.removesuffix(_PART): path for path in self.path.glob(f"*{_PART}")}
+        # A failed download may be retried, so its part is kept as long as the job.
+        over = {JobState.SUCCEEDED, JobState.CANCELLED}
+        jobs, unreadable = self._jobs.read_many(list(parts))
+        kept = {job.id for job in jobs if job.state not in over} | unreadable  # a newer worker goes on with those
+        gone = [path for job_id, path in parts.items() if job_id not in kept]
+        for path in gone:
+            discard(path)
+        return len(gone)
