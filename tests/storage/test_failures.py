@@ -127,6 +127,22 @@ def test_a_copy_is_brought_to_the_disk_as_it_goes(tmp_path: Path, local: Path, m
     assert synced[:3] == [1 << 20, 2 << 20, 3_000_000]
 
 
+def test_what_is_put_is_on_the_disk_by_each_of_its_names(
+    tmp_path: Path, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes before they have their name, then that name, then that of the folder, which may be new."""
+    fsync, synced, store = os.fsync, [], tmp_path / "store"
+
+    def watched(handle: int) -> None:
+        fsync(handle)
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        synced.append((path if path.is_dir() else path.suffix, (store / "job" / "a").exists()))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    Place(store.as_uri()).put_file(local, "job/a")
+    assert synced == [(".part", False), (store / "job", True), (store, True)]
+
+
 def test_a_source_that_shrinks_is_noticed(tmp_path: Path, local: Path) -> None:
     def shrink(done: int, _total: int) -> None:
         os.truncate(local, done)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_worker.transfer import digests
 from finetune_worker.transfer.beside import Beside
 from finetune_worker.transfer.digests import Checksum, Hashing, checksum_of, etag_md5
 
@@ -66,14 +67,29 @@ def test_known_values(algorithm: str, data: bytes, value: str) -> None:
 @given(st.lists(st.integers(0, 100_000), max_size=6))
 def test_digests_of_blocks_of_any_size_are_those_of_the_whole(sizes: list[int]) -> None:
     blocks = [hashlib.shake_128(str(number).encode()).digest(size) for number, size in enumerate(sizes)]
-    digests = (hashlib.sha256(), hashlib.md5())
-    hashing = Hashing(*digests)
-    for block in blocks:
-        hashing.update(block)
+    found = (hashlib.sha256(), hashlib.md5())
+    hashing = Hashing(*found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digests, "_WORTH_A_THREAD", 100_000)
+        for block in blocks:
+            hashing.update(block)
     hashing.wait()
     hashing.close()
     whole = b"".join(blocks)
-    assert [each.digest() for each in digests] == [hashlib.sha256(whole).digest(), hashlib.md5(whole).digest()]
+    assert [each.digest() for each in found] == [hashlib.sha256(whole).digest(), hashlib.md5(whole).digest()]
+
+
+def test_only_a_large_transfer_starts_a_thread() -> None:
+    def threads() -> list[str]:
+        return [each.name for each in threading.enumerate() if each.name.startswith("checksum")]
+
+    hashing = Hashing(hashlib.sha256())
+    hashing.update(bytes(4 << 20))
+    assert threads() == []
+    hashing.update(bytes(1 << 20))
+    assert len(threads()) == 1
+    hashing.close()
+    assert threads() == []
 
 
 def test_one_call_at_a_time_goes_on_beside_and_its_error_comes_back() -> None:

@@ -5,6 +5,8 @@ import json
 import os
 import resource
 import shutil
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -24,7 +26,9 @@ from transfer.bucket import CONTENT, SIGNATURE, Bucket, digest, failure, get
 from wire.rawserver import Heard, RawServer, Wire
 
 
-@pytest.mark.parametrize("spoil", ["cut short", "emptied", "nonsense", "another version", "of another URL", "missing"])
+@pytest.mark.parametrize(
+    "spoil", ["cut short", "emptied", "nonsense", "another version", "of another URL", "of another object", "missing"]
+)
 def test_a_note_that_cannot_be_trusted_means_starting_again(
     server: RawServer, part: Path, bucket: Bucket, spoil: str
 ) -> None:
@@ -38,75 +42,83 @@ def test_a_note_that_cannot_be_trusted_means_starting_again(
         case "emptied":
             note.write_text("")
         case "nonsense":
-            note.write_text(json.dumps(kept | {"synced": "many"}))
+            note.write_text(json.dumps(kept | {"total": "many"}))
         case "another version":
             note.write_text(json.dumps(kept | {"new": 1}))
         case "of another URL":
             note.write_text(json.dumps(kept | {"source": "https://x.example/"}))
+        case "of another object":
+            note.write_text(json.dumps(kept | {"total": 299_999}))
         case "missing":
             note.unlink()
     assert get(server, part).sha256 == digest(CONTENT)
     assert "range" not in bucket.heard[1].headers
 
 
-def test_bytes_after_the_last_checkpoint_do_not_count(server: RawServer, part: Path, bucket: Bucket) -> None:
-    """After a power cut the file may be long and full of zeros: only what was synced is kept."""
+def test_after_a_power_cut_nothing_counts(server: RawServer, part: Path, bucket: Bucket) -> None:
+    """The file may be of any length and full of zeros: a part is of use only as long as the system runs."""
     bucket.cuts = [300_000]
     failure(server, part)
-    with part.open("ab") as file:
-        file.write(bytes(200_000))
-    assert get(server, part).sha256 == digest(CONTENT)
-    assert bucket.heard[1].headers["range"] == "bytes=300000-"
-
-
-def test_a_part_shorter_than_its_note_is_not_trusted(server: RawServer, part: Path, bucket: Bucket) -> None:
-    bucket.cuts = [300_000]
-    failure(server, part)
-    os.truncate(part, 100)
+    note = part.with_name("w.part.json")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"boot": "an earlier one"}))
+    os.truncate(part, 100_000)
+    os.truncate(part, 300_000)
     assert get(server, part).sha256 == digest(CONTENT)
     assert "range" not in bucket.heard[1].headers
 
 
-def test_checkpoints_are_written_on_the_way(
-    server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A kill at any time costs little: the note grows while the transfer goes on, and does not hold it up."""
-    monkeypatch.setattr(partfile, "CHECKPOINT_BYTES", 100_000)
-    monkeypatch.setattr("finetune_worker.transfer.limits.STEP_BYTES", 1)
-    half, seen = 300_000, threading.Event()
+_WORKER = """
+import sys
+from pathlib import Path
+from finetune_worker.transfer import download
+download(sys.argv[1], Path(sys.argv[2]), allow_loopback=True)
+"""
+
+
+def test_a_killed_worker_s_bytes_are_all_taken_up(server: RawServer, part: Path, bucket: Bucket) -> None:
+    """Also a small download's, and without a word to the disk: the system has them."""
+    done, killed = 300_000, threading.Event()
 
     def in_halves(wire: Wire, heard: Heard) -> bool:
+        if len(bucket.heard) > 1:
+            return False
         wire.say(f'HTTP/1.1 200 X\r\nContent-Length: {len(CONTENT)}\r\nETag: "v1"\r\n\r\n'.encode())
-        wire.say(CONTENT[:half])
-        assert seen.wait(10)
-        wire.say(CONTENT[half:])
+        wire.say(CONTENT[:done])
+        assert killed.wait(30)
         return True
 
-    def synced() -> int:
-        return int(json.loads(part.with_name("w.part.json").read_text())["synced"])
-
-    def on_progress(done: int, total: int | None) -> None:
-        if done == half:
-            until(lambda: 100_000 <= synced() <= half, seconds=10)
-            seen.set()
-
     bucket.answer = in_halves
-    get(server, part, on_progress=on_progress)
-    assert synced() == len(CONTENT)
+    with subprocess.Popen([sys.executable, "-c", _WORKER, f"{server.url}/m.safetensors", str(part)]) as worker:
+        until(lambda: part.exists() and part.stat().st_size == done, seconds=30)
+        worker.kill()
+        assert worker.wait(10) == -signal.SIGKILL
+    killed.set()
+    assert get(server, part).sha256 == digest(CONTENT)
+    assert bucket.heard[1].headers["range"] == f"bytes={done}-"
+
+
+def test_a_small_download_does_not_wait_for_the_disk(
+    server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(handle: int) -> None:
+        raise AssertionError(handle)
+
+    monkeypatch.setattr(os, "fsync", never)
+    assert get(server, part).sha256 == digest(CONTENT)
 
 
 def test_a_disk_that_is_slower_than_the_network_is_waited_for(
     server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first checkpoint ends only when the download has come to wait for it, or never within ten seconds."""
-    monkeypatch.setattr(partfile, "CHECKPOINT_BYTES", 1)
+    """The first sync ends only when the download has come to wait for it, or never within ten seconds."""
+    monkeypatch.setattr(partfile, "SYNC_BYTES", 1)
     monkeypatch.setattr(partfile, "MAX_UNSYNCED", 100_000)
     monkeypatch.setattr("finetune_worker.transfer.limits.STEP_BYTES", 1)
     monkeypatch.setattr(sys.modules["finetune_worker.transfer.download"], "BLOCK", 50_000)
     fsync, start, waited, seen = os.fsync, Beside.start, threading.Event(), [0]
 
     def slow(handle: int) -> None:
-        if threading.current_thread().name.startswith("checkpoint"):
+        if threading.current_thread().name.startswith("sync"):
             assert waited.wait(10)
         fsync(handle)
 
@@ -126,22 +138,33 @@ def test_a_disk_that_is_slower_than_the_network_is_waited_for(
     assert seen[0] <= 150_000
 
 
-def test_a_disk_that_fails_at_a_checkpoint_ends_the_download(
+def test_a_disk_that_loses_bytes_ends_the_download_and_none_is_taken_up(
     server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checkpoint runs in a thread of its own; its failure must not stay there."""
-    monkeypatch.setattr(partfile, "CHECKPOINT_BYTES", 100_000)
-
-    def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, "x")
-
-    def on_progress(done: int, total: int | None) -> None:
-        monkeypatch.setattr(os, "fsync", full)
-
-    error = failure(server, part, on_progress=on_progress)
+    """It is heard of in a thread of its own, and must not stay there."""
+    monkeypatch.setattr(partfile, "SYNC_BYTES", 100_000)
+    monkeypatch.setattr(os, "fsync", _full)
+    error = failure(server, part)
     assert (type(error), error.code) == (NoRoom, "disk_full")
     monkeypatch.undo()
     assert get(server, part).sha256 == digest(CONTENT)
+    assert "range" not in bucket.heard[1].headers
+
+
+def test_a_disk_that_has_lost_what_was_kept_is_heard_of_before_it_is_taken_up(
+    server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.cuts = [300_000]
+    failure(server, part)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _full)
+        assert failure(server, part).code == "disk_full"
+    assert get(server, part).sha256 == digest(CONTENT)
+    assert "range" not in bucket.heard[1].headers
+
+
+def _full(handle: int) -> None:
+    raise OSError(errno.ENOSPC, "x")
 
 
 def test_the_signature_is_not_kept_on_the_disk(server: RawServer, part: Path, bucket: Bucket) -> None:

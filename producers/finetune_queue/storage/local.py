@@ -65,7 +65,10 @@ class Folder:
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
-            _sync_folder(target.parent)
+            for folder in target.parents:
+                _sync_folder(folder)
+                if folder == self.root:
+                    break
         return self.info(name)
 
     def open_read(self, name: str) -> io.BufferedReader:
@@ -113,7 +116,7 @@ def _sync(file: io.BufferedWriter) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable."""
+    """Makes the names in it durable: of a file that was renamed, of a folder that is new."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -11,7 +11,8 @@ class Beside:
     """Runs one call after the other in a thread of its own, which the first one starts."""
 
     def __init__(self, name: str) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._name = name
+        self._thread: ThreadPoolExecutor | None = None
         self._running: Future[None] | None = None
 
     @property
@@ -22,6 +23,8 @@ class Beside:
     def start(self, call: Callable[[*Given], None], *args: *Given) -> None:
         """Wait for the call before, then run this one; what it raises is raised by the next `start` or `wait`."""
         self.wait()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
         self._running = self._thread.submit(call, *args)
 
     def wait(self) -> None:
@@ -32,4 +35,5 @@ class Beside:
 
     def close(self) -> None:
         """End the thread, after the call at work."""
-        self._thread.shutdown()
+        if self._thread is not None:
+            self._thread.shutdown()

@@ -12,8 +12,10 @@ from crc32c import CRC32CHash
 
 from finetune_worker.transfer.beside import Beside
 
-_WORTH_A_THREAD = 32 * 1024
+_WORTH_HANDING_OVER = 32 * 1024
 """Bytes; a smaller block is hashed sooner than it is handed over."""
+_WORTH_A_THREAD = 4 * 1024 * 1024
+"""Bytes; a smaller transfer is hashed sooner than a thread has started, while the network fills the socket's buffer."""
 
 _MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')
 _GOOGLE = re.compile(r"\b(crc32c|md5)=([A-Za-z0-9+/]+=*)")
@@ -75,17 +77,19 @@ def etag_md5(headers: Mapping[str, str]) -> str | None:
 
 
 class Hashing:
-    """Feeds bytes to digests in a thread of its own, so that they cost a transfer no time (`hashlib` and crc32c let
-    other threads run). At most one block is in work: memory stays flat.
+    """Feeds bytes to digests, from a few megabytes on in a thread of its own, so that they cost a transfer no time
+    (`hashlib` and crc32c let other threads run). At most one block is in work: memory stays flat.
     """
 
     def __init__(self, *digests: Digest) -> None:
         self._digests = digests
         self._beside = Beside("checksum")
+        self._size = 0
 
     def update(self, block: bytes | memoryview) -> None:
         """Take the next bytes, which must not change any more."""
-        if len(block) < _WORTH_A_THREAD:
+        self._size += len(block)
+        if len(block) < _WORTH_HANDING_OVER or self._size <= _WORTH_A_THREAD:
             self._beside.wait()
             self._step(block)
         else:

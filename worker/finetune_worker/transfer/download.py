@@ -56,7 +56,7 @@ def download(
     on_progress: Progress | None = None,
     allow_loopback: bool = False,
 ) -> Download:
-    """Download ``url`` to ``part``, going on where an earlier call broke off, and bring it to the disk.
+    """Download ``url`` to ``part``, going on where an earlier call broke off.
 
     Whatever ends the call early, also an exception of ``on_progress``, leaves a part that the next call takes up. The
     caller moves a whole part to its place and then calls `discard`.
@@ -232,8 +232,8 @@ def _classify(part: PartFile, response: requests.Response, host: str) -> Transfe
 
 
 def _finish(part: PartFile) -> Download:
-    """Bring the whole file to the disk and compare it with what the storage said of it."""
-    part.checkpoint()
+    """Compare the whole file with what the storage said of it."""
+    part.settle()
     named = None if part.checksum is None else part.checksum.algorithm
     if part.damaged:
         part.drop()

@@ -1,8 +1,12 @@
 """A download that is not whole yet: the bytes, and beside them what is known of the object they belong to.
 
-`x.part` grows; `x.part.json` names the object (its strong ETag and length) and says how many of the bytes were on the
-disk for sure at the last checkpoint. After a crash only those count: a power cut may leave a file of the right length
-with holes in it. The bytes kept are hashed again when the download goes on, so that the digests are those of the file.
+`x.part` grows; `x.part.json` names the object (its strong ETag and length) and this start of the system. A killed
+worker leaves the bytes that it wrote and no others, so as long as the system runs the whole file counts. A power cut
+may leave a file of the right length with holes in it: a part of an earlier start is never taken up.
+
+So nothing here has to be on the disk, neither the note nor the folder nor the last bytes. What must be there before
+the job is told of it is the artifact store's copy, which the store syncs itself (`finetune_queue.storage`). The bytes
+kept are hashed again when the download goes on, so that the digests are those of the file.
 """
 
 import errno
@@ -10,9 +14,11 @@ import fcntl
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,9 +32,11 @@ from finetune_worker.transfer.errors import NoRoom, PartBusy
 from finetune_worker.transfer.limits import Progress
 from finetune_worker.wire.urls import safe_url
 
-CHECKPOINT_BYTES = 64 * 1024 * 1024
-MAX_UNSYNCED = 4 * CHECKPOINT_BYTES
-"""A disk that is slower than the network is waited for from here on: the last checkpoint must not take too long."""
+SYNC_BYTES = 64 * 1024 * 1024
+"""After so many, what is in memory is brought to the disk, beside the transfer: what a disk loses is heard of, and
+memory does not fill up with what it has not taken. The last ones, and a file of fewer, are copied out of memory."""
+MAX_UNSYNCED = 4 * SYNC_BYTES
+"""A disk that is slower than the network is waited for from here on."""
 SPARE_BYTES = 16 * 1024 * 1024
 """Kept free on the disk, for the sidecar and for others."""
 
@@ -54,7 +62,7 @@ class _Note(BaseModel):
     etag: str
     total: NonNegativeInt
     checksum: Checksum | None
-    synced: NonNegativeInt
+    boot: str
 
 
 class PartFile:
@@ -78,7 +86,7 @@ class PartFile:
         """Bytes in the file."""
         self._source = safe_url(url)
         self._synced = 0
-        self._syncing = Beside("checkpoint")
+        self._syncing = Beside("sync")
         self._hashing = Hashing()
         self._hash(None)
         with _disk():
@@ -99,17 +107,9 @@ class PartFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if self.known is not None:
-                self.checkpoint()
-        except NoRoom as failed:
-            if error is None:
-                raise
-            # What ended the download is the news; the last checkpoint still holds.
-            _log.warning("part_checkpoint_failed", part=self.path.name, code=failed.code)
-        finally:
-            self._syncing.close()
-            self._hashing.close()
+        self._syncing.close()
+        self._hashing.close()
+        with self._or_lost():  # some network file systems tell of a full disk only now
             os.close(self._file)
 
     @property
@@ -132,13 +132,14 @@ class PartFile:
         """Start from the first byte of an object; without ``known`` it cannot be resumed."""
         self._syncing.wait()
         with _disk():
-            _sidecar(self.path).unlink(missing_ok=True)
+            _sidecar(self.path).unlink(missing_ok=True)  # first: a worker killed here leaves no note with other bytes
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
         self.known, self.size, self._synced, self.etag = known, 0, 0, None
         self._hash(checksum)
         if known is not None:
-            self._sync(0)
+            with _disk():
+                self._write_note(known)
 
     def require_room(self, total: int) -> None:
         """Check that the disk can take the rest of ``total`` bytes."""
@@ -157,33 +158,36 @@ class PartFile:
             self.size += written
             view = view[written:]
         unsynced = self.size - self._synced
-        if unsynced >= CHECKPOINT_BYTES and (not self._syncing.busy or unsynced >= MAX_UNSYNCED):
+        if unsynced >= SYNC_BYTES and (not self._syncing.busy or unsynced >= MAX_UNSYNCED):
             self._syncing.start(self._sync, self.size)
 
-    def checkpoint(self) -> None:
-        """Bring all bytes to the disk, then the note that they are there."""
+    def settle(self) -> None:
+        """Wait for what is being brought to the disk."""
         self._syncing.wait()
-        if self._synced != self.size:
-            self._sync(self.size)
 
     def _sync(self, size: int) -> None:
-        """Bring the first ``size`` bytes to the disk, and perhaps some that came meanwhile, then the note of them."""
-        with _disk():
+        """Bring the first ``size`` bytes to the disk, and perhaps some that came meanwhile."""
+        with self._or_lost():
             os.fsync(self._file)
-            if self.known is not None:
-                self._write_note(self.known, size)
         self._synced = size
 
-    def _write_note(self, known: Known, size: int) -> None:
-        note = _Note(source=self._source, etag=known.etag, total=known.total, checksum=self.checksum, synced=size)
+    @contextmanager
+    def _or_lost(self) -> Iterator[None]:
+        """Nobody knows which bytes a disk has lost that fails late: none of them is taken up again."""
+        try:
+            with _disk():
+                yield
+        except NoRoom as failed:
+            _sidecar(self.path).unlink(missing_ok=True)
+            _log.warning("part_lost", part=self.path.name, code=failed.code)
+            raise
+
+    def _write_note(self, known: Known) -> None:
+        note = _Note(source=self._source, etag=known.etag, total=known.total, checksum=self.checksum, boot=_boot())
         path = _sidecar(self.path)
         fresh = path.with_name(path.name + ".new")
-        with fresh.open("w") as file:
-            file.write(note.model_dump_json())
-            file.flush()
-            os.fsync(file.fileno())
+        fresh.write_text(note.model_dump_json())
         fresh.replace(path)
-        _sync_folder(path.parent)
 
     def drop(self) -> None:
         """Forget the bytes."""
@@ -207,7 +211,7 @@ class PartFile:
         """Return the note of an earlier download, if it is sure what its bytes are."""
         note = _read(_sidecar(self.path))
         length = os.fstat(self._file).st_size
-        if note is None or note.source != self._source or not note.synced <= min(length, note.total):
+        if note is None or note.source != self._source or note.boot != _boot() or length > note.total:
             return None
         return note
 
@@ -220,14 +224,13 @@ class PartFile:
         self.etag = note.etag
         self._hash(note.checksum)
         with _disk():
-            os.ftruncate(self._file, note.synced)
             os.lseek(self._file, 0, os.SEEK_SET)
+        self._sync(os.fstat(self._file).st_size)
         while data := self._read_on():
             self._hashing.update(data)
             self.size += len(data)
             if report is not None:
                 report(self.size, note.total)
-        self._synced = self.size
 
     def _read_on(self) -> bytes:
         with _disk():
@@ -263,11 +266,10 @@ def _read(path: Path) -> _Note | None:
         return None  # none, or cut short by a crash: then the bytes are of unknown origin
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+@cache
+def _boot() -> str:
+    """Name this start of the system, as Linux does (random(4)); where nothing does, no part outlives its process."""
     try:
-        # Some network file systems cannot sync a folder; the file's own sync has been done.
-        with suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except FileNotFoundError:
+        return uuid.uuid4().hex
