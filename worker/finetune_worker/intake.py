@@ -7,7 +7,7 @@ import structlog
 from celery import bootsteps
 
 from finetune_queue.contract import JobState, RequestError, Stage, derived_job_id, new_job_id, parse_request
-from finetune_queue.contract.ids import is_job_id
+from finetune_queue.contract.ids import is_job_id, message_job_id
 from finetune_queue.store import (
     CallClass,
     Change,
@@ -67,13 +67,15 @@ def _register(container: Container, args: Sequence[Any], kwargs: Mapping[str, An
     if len(args) != 1 or kwargs:
         raise RequestError([f"finetune.run takes one argument, the request (got {len(args)} and {len(kwargs)} named)"])
     if isinstance(args[0], str):
+        if not is_job_id(args[0]):  # it would become part of a key
+            raise RequestError(["finetune.run takes a request, or the id of a registered job (got another text)"])
         return args[0]  # the SDK registered the job before it sent the message
     request = parse_request(args[0])
     if request.idempotency_key is not None:
         job_id = derived_job_id(request.account, request.idempotency_key)
     else:
-        # The message's own id, so that a redelivered message finds the job it made the first time.
-        job_id = message_id if is_job_id(message_id) else new_job_id()
+        # So that a redelivered message finds the job it made the first time.
+        job_id = message_job_id(request.account, message_id)
     container.jobs.register(job_id, request, delay=container.settings.finetune_handover)
     return job_id
 

@@ -5,6 +5,7 @@ import uuid
 import uuid_utils.compat
 
 _IDEMPOTENCY_NAMESPACE = uuid.UUID("6f0d5f0e-2b0a-4c6e-9a37-5b1d9d1c7f5e")
+_MESSAGE_NAMESPACE = uuid.UUID("0b6f4a53-8f0e-4e0c-8d1b-3a3c5f6f2d47")
 
 
 def new_job_id() -> str:
@@ -15,6 +16,14 @@ def new_job_id() -> str:
 def derived_job_id(account: str, idempotency_key: str) -> str:
     """Return the id that this key always gives in this account (UUIDv5), so that a repeated submit finds its job."""
     return str(uuid.uuid5(_IDEMPOTENCY_NAMESPACE, f"{account}\x00{idempotency_key}"))
+
+
+def message_job_id(account: str, message_id: str) -> str:
+    """Return the id of the job that a message makes, the same each time that it comes: its own, or a UUIDv5 of one
+    that is no UUID. A message without an id gets a fresh one."""
+    if is_job_id(message_id):
+        return message_id
+    return str(uuid.uuid5(_MESSAGE_NAMESPACE, f"{account}\x00{message_id}")) if message_id else new_job_id()
 
 
 def is_job_id(text: str) -> bool:
