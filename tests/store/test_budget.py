@@ -1,5 +1,6 @@
 """The account's budget: slots, the waiting room, pauses and caps."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,6 +130,42 @@ def test_a_pause_stops_all_then_lets_one_probe_go_first(budget: Budget, client: 
     take(budget)
 
 
+def over(client: Any) -> None:
+    """Let the account's pause be over."""
+    client.hset(keys.account("default"), "paused_until", "0")
+
+
+def test_a_call_from_before_the_pause_that_went_well_does_not_spare_the_probe(budget: Budget, client: Any) -> None:
+    refused_one, good_one = take(budget), take(budget)
+    budget.pause(refused_one, "429", 30.0)
+    budget.end(good_one)
+    client.delete(keys.slots("default"))
+    over(client)
+    take(budget)
+    assert refused(budget).reason is WaitReason.PAUSED
+
+
+def test_slots_reserved_before_a_pause_do_not_go_as_probes_after_it(
+    budget: Budget, jobs: JobStore, client: Any
+) -> None:
+    call = take(budget)
+    handed_out = [parked(jobs) for _ in range(2)]
+    assert len(budget.reserve("default", 10)[0]) == 2
+    budget.pause(call, "503", None)
+    over(client)
+    take(budget, handed_out[0].id)
+    assert refused(budget, handed_out[1].id).reason is WaitReason.PAUSED
+
+
+def test_a_probe_that_was_not_sent_lets_one_other_go(budget: Budget, accounts: Accounts, client: Any) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0))
+    budget.pause(take(budget), "503", None)
+    over(client)
+    budget.unsent(take(budget))
+    take(budget)
+    assert refused(budget).reason is WaitReason.PAUSED
+
+
 def test_a_pause_is_one_account_s_own(budget: Budget, accounts: Accounts) -> None:
     accounts.configure("other", AccountLimits(calls=3, window=60.0))
     budget.pause(take(budget), "429", 120.0)
@@ -182,6 +219,15 @@ def test_a_cap_on_submits_holds_submits_only(budget: Budget, jobs: JobStore, acc
 
     budget.end(call, refund=True)  # it was not sent after all
     take(budget, "job-2", submit=True)
+
+
+def test_a_submit_of_yesterday_that_was_not_sent_is_not_taken_off_today_s_count(
+    budget: Budget, accounts: Accounts
+) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=1))
+    call = take(budget, "job-1", submit=True)
+    budget.end(replace(call, token="begun before midnight", at_ms=call.at_ms - 24 * 3_600_000), refund=True)
+    assert refused(budget, "job-2", submit=True).reason is WaitReason.SPENDING
 
 
 def test_the_first_training_is_not_swept_before_it_can_have_moved(budget: Budget, accounts: Accounts) -> None:

@@ -141,8 +141,13 @@ class Budget:
         self._extend([keys.slots(call.account), keys.account(call.account)], [call.token, self._call_timeout_ms])
 
     def end(self, call: Call, *, refund: bool = False) -> None:
-        """End a call after which the provider seems well. ``refund`` takes a submit that was not sent off the count."""
-        self._finish(call, unwell=None, retry_after=None, refund=refund)
+        """End a call after which the provider seems well. ``refund`` takes a submit that started nothing off its day's
+        count."""
+        self._finish(call, "well", refund=refund)
+
+    def unsent(self, call: Call) -> None:
+        """End a call that was not sent, and so shows nothing of the provider."""
+        self._finish(call, "unsent", refund=call.submit)
 
     def pause(
         self,
@@ -156,24 +161,26 @@ class Budget:
     ) -> float:
         """End a call that met a 429 or an outage and pause its account; returns for how many seconds. ``why`` is for
         people, ``code`` for programs. ``under_way``: it was given up and may still reach the provider."""
-        return self._finish(call, unwell=why, code=code, retry_after=retry_after, refund=refund, under_way=under_way)
+        return self._finish(
+            call, "unwell", refund=refund, why=why, code=code, retry_after=retry_after, under_way=under_way
+        )
 
     def _finish(
         self,
         call: Call,
+        health: str,
         *,
-        unwell: str | None,
-        retry_after: float | None,
         refund: bool,
+        why: str = "",
+        retry_after: float | None = None,
         code: str = "",
         under_way: bool = False,
     ) -> float:
         names = [keys.slots(call.account), keys.room(call.account), keys.account(call.account), keys.wake()]
         asked = "" if retry_after is None else str(int(retry_after * 1000))
-        health = "well" if unwell is None else "unwell"
         jitter = random.random()  # noqa: S311 - spreads load, keeps no secret
-        flags = ["1" if refund else "0", code, "1" if under_way else "0"]
-        args = [call.token, health, asked, *self._backoff_ms, jitter, unwell or "", *flags]
+        flags = [call.at_ms if refund else "", code, "1" if under_way else "0"]
+        args = [call.token, health, asked, *self._backoff_ms, jitter, why, *flags]
         return int(self._end(names, args)) / 1000
 
     def reserve(self, account: str, limit: int) -> tuple[list[str], float | None]:

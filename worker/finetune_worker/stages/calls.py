@@ -88,7 +88,7 @@ def call_api(budget: Budget, call: Call, function: Callable[[], T]) -> T:
     """
     try:
         if time.monotonic() - call.asked > FRESH:
-            _end(budget, call, refund=call.submit)
+            _unsent(budget, call)
             raise StaleCallError
         result = function()
     except (RateLimited, NotSent, Unavailable) as error:
@@ -126,6 +126,13 @@ def _pause(budget: Budget, call: Call, error: SegmindError, *, refund: bool) -> 
 def _end(budget: Budget, call: Call, *, refund: bool) -> None:
     try:
         budget.end(call, refund=refund)
+    except RedisError as trouble:
+        _log_not_ended(call, trouble)
+
+
+def _unsent(budget: Budget, call: Call) -> None:
+    try:
+        budget.unsent(call)
     except RedisError as trouble:
         _log_not_ended(call, trouble)
 

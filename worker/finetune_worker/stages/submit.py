@@ -46,7 +46,7 @@ def _send(container: Container, claim: Claim, slot: Call, client: SegmindClient)
     try:
         claim.write(intent_ms=slot.at_ms, looks=0, durable_within=DURABLE_WITHIN)
     except NotDurableError as error:
-        container.budget.end(slot, refund=True)
+        container.budget.unsent(slot)
         return Retry(
             JobError(
                 code="store_not_durable",
