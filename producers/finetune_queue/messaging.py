@@ -198,14 +198,14 @@ def producer_app(settings: Settings) -> "Celery":
     """Make a Celery app that only sends. Celery is imported here, late, to keep the SDK's import light."""
     from celery import Celery
 
-    mend_channels()
+    patch_channels()
     app = Celery("finetune-producer", set_as_current=False)
     app.conf.update(transport_config(settings))
     return app
 
 
-def mend_channels() -> None:
-    """Let a channel of kombu 5.7 that lost its connection say so, in the whole process.
+def patch_channels() -> None:
+    """Patch kombu 5.7 in this process, so that a channel that lost its connection says so.
 
     When a broker dies, kombu closes the connection's channels one by one and stops at the first that fails. One that is
     left is closed, or acknowledges a message, when its transport is gone. And when the declaration of a queue meets the
@@ -217,7 +217,7 @@ def mend_channels() -> None:
 
     channel: Any = Channel
     original = channel._connparams  # noqa: SLF001 - the one place that all uses of a dead channel come through
-    if getattr(original, "mended", False):
+    if getattr(original, "patched", False):
         return
 
     def living(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature
@@ -226,5 +226,5 @@ def mend_channels() -> None:
             raise ConnectionError(message)
         return original(self, asynchronous=asynchronous)
 
-    living.mended = True  # type: ignore[attr-defined]
+    living.patched = True  # type: ignore[attr-defined]
     channel._connparams = living  # noqa: SLF001

@@ -9,7 +9,7 @@ from celery.concurrency.thread import TaskPool
 from kombu.asynchronous import Hub, set_event_loop
 from kombu.asynchronous.timer import Timer
 
-from finetune_worker.thread_pool import mend_pool
+from finetune_worker.thread_pool import patch_thread_pool
 from support.until import until
 
 
@@ -44,7 +44,7 @@ def rounds() -> Iterator[list[None]]:
 
 
 def test_the_end_of_a_task_wakes_the_event_loop(rounds: list[None]) -> None:
-    mend_pool()
+    patch_thread_pool()
     pool = TaskPool(limit=1)
     pool.on_start()
     go, begun = threading.Event(), threading.Event()

@@ -1,11 +1,12 @@
-"""What must be known of kombu 5.7: how it gives up a connection, what a command costs, if it waits for messages."""
+"""What this worker needs of kombu 5.7's Redis transport and has to take from inside it: whether it still waits for
+messages, and two patches."""
 
 import time
 from typing import Any
 
 from kombu.transport.redis import Channel
 
-from finetune_queue.messaging import mend_channels
+from finetune_queue.messaging import patch_channels
 
 _create_client = Channel._create_client  # type: ignore[attr-defined]
 
@@ -15,8 +16,11 @@ OVERDUE = 5.0
 
 
 def fetches(consumer: Any) -> bool:
-    """Tell whether a worker's consumer gets answers to its waiting for messages, or has no reason to wait: all its
-    threads are busy, or it was told to take from no queue."""
+    """Tell whether the broker answers when a worker's consumer waits for messages.
+
+    So it counts as well if the consumer has no reason to wait: all its threads are busy, or it was told to take from no
+    queue.
+    """
     if consumer is None or consumer.connection is None or consumer.task_consumer is None:
         return False
     channel = consumer.task_consumer.channel
@@ -26,14 +30,15 @@ def fetches(consumer: Any) -> bool:
     return sent is not None and time.monotonic() - sent < channel.brpop_timeout + OVERDUE
 
 
-def mend() -> None:
-    """Let a channel that lost its connection say so, see :func:`mend_channels`, and keep its client.
+def patch_kombu() -> None:
+    """Patch kombu's channels in this process: one that lost its connection says so (:func:`patch_channels`), and each
+    keeps its Redis client.
 
     kombu makes a client for every message that it sends or acknowledges, and for every task event: a tenth of the CPU
-    of a busy worker went into their tables. A client holds nothing but its pool of connections, so one will do for as
+    of a busy worker went into making them. A client holds nothing but its pool of connections, so one will do for as
     long as the channel has the same pool.
     """
-    mend_channels()
+    patch_channels()
     Channel._create_client = _kept_client  # type: ignore[attr-defined]
 
 

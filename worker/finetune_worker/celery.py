@@ -16,7 +16,7 @@ from finetune_queue import tracing
 from finetune_queue.logs import configure_logging
 from finetune_queue.messaging import ACCESS, QUEUE, RUN, SWEEP, TRANSFER_QUEUE, transport_config
 from finetune_queue.settings import Settings, SettingsError, load_settings
-from finetune_worker.broker import mend
+from finetune_worker.broker import patch_kombu
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import DispatcherStep
 from finetune_worker.intake import DeadLetterStep
@@ -25,7 +25,7 @@ from finetune_worker.probes import ProbeStep
 from finetune_worker.server_check import ServerCheckStep
 from finetune_worker.stopping import StopSignalStep
 from finetune_worker.tasks import register
-from finetune_worker.thread_pool import mend_pool
+from finetune_worker.thread_pool import patch_thread_pool
 
 SERVICE = "finetune-worker"
 """What traces call a worker that has no name of its own."""
@@ -108,8 +108,8 @@ def worker_config(settings: Settings) -> dict[str, Any]:
 
 def create_app(settings: Settings) -> Celery:
     """Build the application with its tasks and its boot steps. Connects to nothing."""
-    mend()
-    mend_pool()
+    patch_kombu()
+    patch_thread_pool()
     app = Celery("finetune_worker", set_as_current=False)
     app.conf.update(worker_config(settings))
     runtime = Runtime(settings, app)

@@ -1,4 +1,4 @@
-"""A loop beside the worker's consumer, in a thread of its own: it goes round until the worker stops."""
+"""What the dispatcher and the notifier share: a loop in a thread of its own, from the worker's start to its stop."""
 
 import threading
 from typing import Any, ClassVar, Protocol
@@ -15,26 +15,25 @@ from finetune_worker.server_check import ServerCheckStep
 
 log = structlog.get_logger(__name__)
 
-AGAIN = 0.4
-LONGEST = 5.0
-"""Seconds until the next round after the first one that met trouble, and at most."""
+FIRST_RETRY, LONGEST_RETRY = 0.4, 5.0
+"""Seconds until the next round after the first that Redis or the broker interrupted, and at most after several."""
 
 
 class Rounds(Protocol):
-    """What a loop does."""
+    """What a loop does: ``announce`` once, then ``step`` and ``sleep`` in turn."""
 
     def announce(self) -> None:
-        """Tell once, before the first step, what all must know."""
+        """Write to Redis and the log what others have to know of this worker's settings."""
 
     def step(self) -> float:
         """Do all that can be done now; returns the seconds until there may be more."""
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, or until somebody is wanted."""
+        """Sleep for ``seconds``, or until there is something to do."""
 
 
 class LoopStep(bootsteps.StartStopStep):
-    """Runs a loop from the worker's start to its shutdown."""
+    """The boot step that runs a loop."""
 
     requires = (ServerCheckStep,)
     loop: ClassVar[Loop]
@@ -61,7 +60,8 @@ class LoopStep(bootsteps.StartStopStep):
         self.stop(parent)
 
     def run(self, container: Container) -> None:
-        """Go round. A server that is away is told of once, and waited for; what nobody expects is told each time."""
+        """Run the loop. A server that is away is logged once and waited for; an unexpected error is logged
+        each time."""
         rounds = self.rounds(container)
         trouble = 0
         announced = False
@@ -80,7 +80,7 @@ class LoopStep(bootsteps.StartStopStep):
                 trouble += 1
                 if trouble == 1:
                     log.warning("loop_waits_for_redis", loop=str(self.loop), error=str(error))
-                self.stopping.wait(backoff(trouble, base=AGAIN, longest=LONGEST))
+                self.stopping.wait(backoff(trouble, base=FIRST_RETRY, longest=LONGEST_RETRY))
             except Exception:
                 log.exception("loop_failed", loop=str(self.loop))
                 self.stopping.wait(1.0)

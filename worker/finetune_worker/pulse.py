@@ -1,4 +1,4 @@
-"""Signs of life of a worker's loops: when each last went round, and which has not for too long."""
+"""Signs of life of a worker's loops: when each last went round, and which is stuck."""
 
 import math
 import time
@@ -43,7 +43,7 @@ class Pulse:
         return time.monotonic() - self._beats.get(loop, -math.inf)
 
     def excuse(self) -> None:
-        """Count from now on: until now something else kept the loops waiting."""
+        """Count silence from now on only: what kept the loops waiting until now was no fault of theirs."""
         self._since = time.monotonic()
 
     def stuck(self) -> dict[Loop, float]:

@@ -1,4 +1,4 @@
-"""What must be known of Celery 5.7's thread pool: how it meets a stop, and that a free thread tells nobody."""
+"""Patches of Celery 5.7's thread pool: for a worker that stops, and for a thread that is free again."""
 
 from typing import Any
 
@@ -11,15 +11,16 @@ log = structlog.get_logger(__name__)
 _apply = TaskPool.on_apply
 
 
-def mend_pool() -> None:
-    """Let the pool take what comes to it while the worker is stopped, and fetch the next message when a thread is free.
+def patch_thread_pool() -> None:
+    """Patch the thread pool in this process, so that neither a stop nor a busy time does harm.
 
-    What comes while the worker is stopped would end it as "Unrecoverable error". After the soft shutdown Celery cancels
-    what still runs. A thread cannot be ended: its stage parks by itself, soon. And the signal's handler closes the pool
-    wherever it met the main thread, which may have a message in hand.
+    While a worker stops, Celery does two things that this pool answers with an error, which would end the worker as an
+    "Unrecoverable error". After the soft shutdown it cancels what still runs: a thread cannot be cancelled, and need
+    not be, as its stage parks by itself, soon. And the signal's handler closes the pool wherever it met the main
+    thread, which may be about to hand a message to it: that message is given back to its queue.
 
-    With ``worker_disable_prefetch`` the event loop asks for no message while all threads are busy. It looks again when
-    something wakes it, and the end of a task, in its thread, did not: up to a second went by for each.
+    With ``worker_disable_prefetch`` the event loop asks for no message while all threads are busy, and looks again only
+    when something wakes it. The end of a task, in its thread, did not: up to a second went by each time. Now it does.
     """
     TaskPool.terminate_job = _let_alone  # type: ignore[method-assign]
     TaskPool.on_apply = _apply_or_give_back  # type: ignore[method-assign]

@@ -1,6 +1,8 @@
-"""When an account is worth the next look. A look costs a call; a training that nobody looks at is noticed late.
+"""How long until an account's trainings are looked at again. A look costs an API call; the longer the time between two
+looks, the later it is noticed that a training has ended.
 
-What is late is measured against the training itself: a minute is nothing after half an hour and much after two.
+How late is too late depends on how long the training ran: a minute is little after half an hour, and much after two
+minutes.
 """
 
 from collections.abc import Iterable
@@ -18,7 +20,7 @@ EARLIEST = 0.75
 """The share of the usual time before which hardly any training ends."""
 
 GLANCES = 8
-"""How often to look until then, for the steps on the way and for early failures."""
+"""How many looks to spread over the usual time, for the steps on the way and for early failures."""
 
 
 def affordable(limits: AccountLimits, *, busy: bool, busy_share: float) -> float:

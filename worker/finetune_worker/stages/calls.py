@@ -23,8 +23,8 @@ FRESH = 5.0
 not send: its slot, or its job, may be another's by then."""
 
 PARKED = 3600.0
-"""Seconds after which a parked job is looked at even if nothing woke it; its place in the waiting room is what counts,
-this is the net below."""
+"""Seconds after which a parked job is looked at even if nothing woke it: a safety net, as its turn in the waiting room
+does that much earlier."""
 
 
 class StaleCallError(Exception):

@@ -29,7 +29,7 @@ def seconds_to_deadline(job: JobRecord) -> float:
 
 
 def _begun(job: JobRecord) -> dict[str, Any]:
-    """Return the trace that begins here, with the first stage of a job whose producer traces nothing."""
+    """Return the trace to store with the job: this first stage's, if its producer recorded none."""
     current = tracing.traceparent() if job.traceparent is None else None
     return {} if current is None else {"traceparent": current}
 
