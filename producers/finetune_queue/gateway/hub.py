@@ -124,7 +124,7 @@ class Hub:
                     await asyncio.sleep(_BLOCK)
                     continue
                 except (JobNotFoundError, UnreadableJobError):
-                    return  # kept its time, and gone; or a newer version's by now, which who comes back is told
+                    return  # removed, or written by a newer version: a client that comes back is told which
                 for place, event in batch.items:  # noqa: PLR1704 - where the follower is
                     yield f"id: {place}\ndata: {event}\n\n".encode()
                 if batch.ended:

@@ -1,5 +1,7 @@
-"""Dead letters: messages that could not become a job, and events that a sink did not take. Each is as it came, with the
-reason, and kept for as long as jobs are."""
+"""Dead letters: messages that could not become a job, and events that a sink did not take.
+
+Each is kept as it came, with the reason, for as long as ended jobs are.
+"""
 
 import base64
 import json
@@ -12,7 +14,7 @@ import redis
 from finetune_queue.store import keys
 
 MOST_LETTERS = 100_000
-"""About how many are kept; the oldest go first."""
+"""About how many dead letters are kept; the oldest go first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class TaskCall:
 
 @dataclass(frozen=True, slots=True)
 class RawMessage:
-    """A message that it could not read, or had no task for: its bytes, and what stood on the envelope."""
+    """A message that Celery could not read, or had no task for: its bytes, and what came with them."""
 
     body: bytes
     headers: dict[str, Any]
@@ -45,7 +47,7 @@ class LostDelivery:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One of them. ``id`` is its place in the stream, ``body`` is for people, ``content`` is what can be sent again."""
+    """A dead letter. ``id`` is its place in the stream, ``body`` is for people, ``content`` can be sent again."""
 
     id: str
     message_id: str
@@ -61,7 +63,7 @@ class DeadLetter:
 
     @classmethod
     def read(cls, place: str, fields: dict[str, str]) -> Self:
-        """Read it from the stream."""
+        """Read a dead letter from the fields of its entry in the stream, whose id is ``place``."""
         return cls(
             id=place,
             message_id=fields["message_id"],
@@ -100,23 +102,23 @@ def _unpacked(fields: dict[str, str]) -> TaskCall | RawMessage | LostDelivery:
 
 
 class DeadLetters:
-    """Reads and removes them."""
+    """Reads and removes dead letters."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
     def newest(self, limit: int) -> list[DeadLetter]:
-        """Return up to ``limit`` of them, newest first."""
+        """Return up to ``limit`` dead letters, newest first."""
         rows = cast("list[tuple[str, dict[str, str]]]", self._redis.xrevrange(keys.dead_letters(), count=limit))
         return [DeadLetter.read(place, fields) for place, fields in rows]
 
     def get(self, letter_id: str) -> DeadLetter | None:
-        """Return one, None if there is none with this id."""
+        """Return the dead letter with this id, None if there is none."""
         rows = cast(
             "list[tuple[str, dict[str, str]]]", self._redis.xrange(keys.dead_letters(), letter_id, letter_id, count=1)
         )
         return DeadLetter.read(*rows[0]) if rows else None
 
     def remove(self, letter_id: str) -> None:
-        """Remove one: it was sent again."""
+        """Remove a dead letter that was sent again."""
         self._redis.xdel(keys.dead_letters(), letter_id)

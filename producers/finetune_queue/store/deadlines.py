@@ -57,7 +57,8 @@ class Deadlines:
         return moved
 
     def wait_for_work(self, seconds: float) -> None:
-        """Sleep until a dispatcher is wanted, or for ``seconds``; who is wanted in the last tick of them is so late."""
+        """Sleep for ``seconds``, or until there is work for a dispatcher. Work that comes in the last 0.1 s of them
+        does not shorten the sleep."""
         end = time.monotonic() + seconds
         if seconds > _TICK and self._redis.blpop([keys.wake()], timeout=seconds - _TICK):
             return

@@ -12,7 +12,7 @@ class JobNotFoundError(StoreError):
     """There is no job with this id."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"There is no job {job_id}. It never existed, or finished and was kept its time.")
+        super().__init__(f"There is no job {job_id}. It never existed, or ended longer ago than jobs are kept.")
         self.job_id = job_id
 
 

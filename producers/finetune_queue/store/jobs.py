@@ -153,8 +153,8 @@ class JobStore:
         )
 
     def _create(self, writes: Mapping[int, Write]) -> dict[int, Registration]:
-        """Send the writes of new jobs and tell what came of each. One whose job was there, and was then kept its time
-        and forgotten before it was read, is left out: it is to be sent again.
+        """Send the writes of new jobs and return what came of each. Left out, to be sent again, is one whose job was
+        there already and was removed, as its retention was over, before it could be read.
         """
         found: dict[int, Registration] = {}
         there: dict[int, Write] = {}

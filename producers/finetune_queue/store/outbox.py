@@ -29,7 +29,7 @@ class HoldLostError(Exception):
 
 
 class SetBackError(Exception):
-    """Somebody asked for the sink's events again: what is left to deliver has to be read anew."""
+    """Somebody asked for the sink's events to be delivered again: what there is to deliver has to be read anew."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,11 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a line has to deliver: a job's sinks as far as they are, and how many events there are."""
+    """What there is to deliver of one job, or of events without a job: its events in order, and how many each sink has.
+
+    ``reached`` has for each sink's id how many of the events it has, ``waiting_since`` the times (ms) that
+    :func:`keys.job_sinks` names. ``only`` is the URL of the one sink that events without a job are for, if it is one.
+    """
 
     id: str
     reached: dict[str, int]
@@ -193,8 +197,9 @@ class Outbox:
         lease: float,
         dead: Mapping[str, str] | None = None,
     ) -> int:
-        """Write an attempt down, and with it how many of the events the sink has now; equal numbers tell of a failure.
-        ``dead`` sets a dead letter aside in the same step. Returns how often in a row the sink failed for this job.
+        """Record an attempt, and that the sink now has ``after`` of the events, where it had ``before``; if the two are
+        equal, the attempt failed. ``dead`` adds a dead letter in the same step. Returns how often in a row the sink
+        failed for this job.
 
         Raises:
             HoldLostError: the line is somebody else's now; nothing was written.
