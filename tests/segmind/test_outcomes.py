@@ -145,12 +145,10 @@ def test_a_connection_that_is_never_accepted_sent_nothing() -> None:
 
 
 def test_a_connection_lost_while_the_headers_leave_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_worker.wire import deadline
-
     def broken(self: socket.socket, data: bytes, flags: int = 0) -> int:
         raise ConnectionResetError(104, "Connection reset by peer")
 
-    monkeypatch.setattr(deadline.TimedSocket, "send", broken)
+    monkeypatch.setattr("finetune_queue.timed_sockets.TimedSocket.send", broken)
     with RawServer(Wire.wait_closed) as server:
         assert type(failure(server.url, submit, read_timeout=0.2)) is NotSent
 

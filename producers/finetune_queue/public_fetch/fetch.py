@@ -8,7 +8,8 @@ import urllib3
 
 from finetune_queue.public_fetch.addresses import AddressPolicy, shown_url
 from finetune_queue.public_fetch.errors import FetchError
-from finetune_queue.public_fetch.guard import Deadline, opened
+from finetune_queue.public_fetch.guard import opened, too_slow
+from finetune_queue.timed_sockets import Deadline
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and the bytes in all, None while these are not known."""
@@ -89,8 +90,6 @@ def _save(
             target.write(chunk)
             if on_progress is not None:
                 on_progress(done, total)
-    if deadline.expired:
-        raise deadline.error()
     if total is not None and done != total:
         raise _incomplete(where)
     return done
@@ -101,8 +100,8 @@ def _read(response: requests.Response, where: str, deadline: Deadline) -> bytes:
         # One read of the connection: a slow server cannot hold us for longer than its time.
         chunk: bytes = response.raw.read1(_CHUNK, decode_content=False)
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        if deadline.expired:
-            raise deadline.error() from error
+        if deadline.passed:
+            raise too_slow(deadline) from error
         if isinstance(error, urllib3.exceptions.ReadTimeoutError):
             raise FetchError("timed_out", f"{where} stopped sending.", "Try again later.", retryable=True) from error
         raise _incomplete(where) from error

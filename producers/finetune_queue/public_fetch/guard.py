@@ -9,19 +9,20 @@ last byte, also against a server that sends a byte now and then.
 import ipaddress
 import socket
 import ssl
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import Any, Self
+from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urljoin
 
 import requests
 from requests.adapters import HTTPAdapter
 from requests_hardened.ip_filter import InvalidIPAddress  # type: ignore[import-untyped]
 from requests_hardened.ip_filter_adapter import IPFilterAdapter  # type: ignore[import-untyped]
+from urllib3.util import create_urllib3_context
 
 from finetune_queue.public_fetch.addresses import AddressPolicy, check_url, is_public, shown_url
 from finetune_queue.public_fetch.errors import FetchError
+from finetune_queue.timed_sockets import Deadline, TimedSocket, TimedTLSSocket
 
 MAX_REDIRECTS = 3
 CONNECT_SECONDS = 10.0
@@ -29,79 +30,32 @@ READ_SECONDS = 30.0
 _HEADERS = {"User-Agent": "finetune-queue", "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
 
 
-class Deadline:
-    """Ends the connections it watches when the time is over, also in the middle of a read."""
+class _TimedAdapter(HTTPAdapter):
+    """Opens connections that keep to the running deadline."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._lock = threading.Lock()
-        self._watched: list[socket.socket] = []
-        self.expired = False
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-
-    def __enter__(self) -> Self:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._timer.cancel()
-        with self._lock:
-            for each in self._watched:
-                each.close()
-            self._watched.clear()
-
-    def watch(self, connection: socket.socket) -> None:
-        """Takes a second handle on the connection, which stays good when TLS wraps the first."""
-        with self._lock:
-            self._watched.append(connection.dup())
-        if self.expired:
-            self._expire()
-
-    def error(self) -> FetchError:
-        return FetchError(
-            "timed_out",
-            f"The server took more than {self._seconds:g} s.",
-            "Try again, or use a faster host.",
-            retryable=True,
-        )
-
-    def _expire(self) -> None:
-        self.expired = True
-        with self._lock:
-            for each in self._watched:
-                # A connection that is already gone needs no end.
-                with suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
-
-
-class _WatchedAdapter(HTTPAdapter):
-    """Tells a deadline of every connection that it opens."""
-
-    def __init__(self, deadline: Deadline, **options: Any) -> None:
-        self._deadline = deadline
-        super().__init__(**options)
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        context = create_urllib3_context()
+        context.sslsocket_class = TimedTLSSocket
+        super().init_poolmanager(*args, ssl_context=context, **options)
 
     def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **options)
-        deadline = self._deadline
         plain: Any = type(pool).ConnectionCls
 
-        class Watched(plain):  # type: ignore[misc]  # the class depends on the scheme
+        class Timed(plain):  # type: ignore[misc]  # the class depends on the scheme
             def _new_conn(self) -> socket.socket:
-                connection: socket.socket = super()._new_conn()
-                deadline.watch(connection)
-                return connection
+                return TimedSocket.of(super()._new_conn())
 
-        pool.ConnectionCls = Watched
+        pool.ConnectionCls = Timed
         return pool
 
 
-class GuardedAdapter(_WatchedAdapter, IPFilterAdapter):  # type: ignore[misc]  # the base has no types
+class GuardedAdapter(_TimedAdapter, IPFilterAdapter):  # type: ignore[misc]  # the base has no types
     """Connects to public addresses over https on port 443; to loopback over anything, where the policy allows it."""
 
-    def __init__(self, deadline: Deadline, policy: AddressPolicy, *, scheme: str) -> None:
-        super().__init__(deadline, is_https_proto=scheme == "https", allow_loopback=policy.allow_loopback)
+    def __init__(self, policy: AddressPolicy, *, scheme: str) -> None:
+        https = scheme == "https"
+        super().__init__(is_https_proto=https, allow_loopback=policy.allow_loopback)  # type: ignore[call-arg]  # as above
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
         host, pool = super().build_connection_pool_key_attributes(request, verify, cert)
@@ -113,14 +67,14 @@ class GuardedAdapter(_WatchedAdapter, IPFilterAdapter):  # type: ignore[misc]  #
         return host, pool
 
 
-def _session(policy: AddressPolicy, deadline: Deadline) -> requests.Session:
+def _session(policy: AddressPolicy) -> requests.Session:
     session = requests.Session()
     # Proxies and credentials from the environment would lead around the filter.
     session.trust_env = False
     session.headers.clear()
     session.headers.update(_HEADERS)
     for scheme in ("https", "http"):
-        session.mount(f"{scheme}://", GuardedAdapter(deadline, policy, scheme=scheme))
+        session.mount(f"{scheme}://", GuardedAdapter(policy, scheme=scheme))
     return session
 
 
@@ -142,7 +96,8 @@ def opened(
     Raises:
         FetchError: no answer; a status of 400 or more is one.
     """
-    with Deadline(seconds) as deadline, _session(policy, deadline) as session:
+    deadline = Deadline(seconds, idle=READ_SECONDS)
+    with deadline.running(), _session(policy) as session:
         request = requests.Request(method, url, headers=dict(headers or {}), data=body)
         response = _follow(session, request, policy, deadline, redirects)
         with response:
@@ -183,7 +138,7 @@ def _send(
         # What is sent may differ from what was given, as names are normalised.
         check_url(final, policy)
         if policy.trusts(final):
-            session.mount(final, _WatchedAdapter(deadline))
+            session.mount(final, _TimedAdapter())
         response = session.send(prepared, stream=True, allow_redirects=False, timeout=(CONNECT_SECONDS, READ_SECONDS))
     except InvalidIPAddress as error:
         raise FetchError(
@@ -192,12 +147,18 @@ def _send(
             "Give an https:// address that anybody on the internet can open.",
         ) from error
     except (requests.RequestException, UnicodeError, ValueError) as error:
-        raise deadline.error() if deadline.expired else _translated(error, where) from error
-    if deadline.expired:
-        # Headers that were cut by the deadline look complete to the library.
-        response.close()
-        raise deadline.error()
+        raise too_slow(deadline) if deadline.passed else _translated(error, where) from error
     return response
+
+
+def too_slow(deadline: Deadline) -> FetchError:
+    """What to say when the deadline has passed."""
+    return FetchError(
+        "timed_out",
+        f"The server took more than {deadline.total:g} s.",
+        "Try again, or use a faster host.",
+        retryable=True,
+    )
 
 
 def _translated(error: Exception, where: str) -> FetchError:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from finetune_queue import tracing
 from finetune_queue.setting_types import is_loopback
+from finetune_queue.timed_sockets import Deadline
 from finetune_worker.segmind.errors import (
     MalformedReply,
     NotSent,
@@ -31,7 +32,6 @@ from finetune_worker.segmind.replies import (
     parse_json,
     says_error,
 )
-from finetune_worker.wire.deadline import Deadline
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
 from finetune_worker.wire.headers import clock_skew
 from finetune_worker.wire.session import open_session

@@ -6,7 +6,7 @@ from typing import Any
 
 import requests
 
-from finetune_worker.wire.deadline import Deadline
+from finetune_queue.timed_sockets import Deadline
 from finetune_worker.wire.urls import without_queries
 
 MAX_JSON = 4 * 1024 * 1024

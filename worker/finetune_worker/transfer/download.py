@@ -15,11 +15,11 @@ import requests
 import structlog
 
 from finetune_queue import tracing
+from finetune_queue.timed_sockets import Deadline
 from finetune_worker.transfer.digests import checksum_of
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, StartOver, TransferError, TryAgain
 from finetune_worker.transfer.limits import Limits, Meter, Progress
 from finetune_worker.transfer.partfile import Known, PartFile, discard
-from finetune_worker.wire.deadline import Deadline
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
 from finetune_worker.wire.headers import retry_after
 from finetune_worker.wire.session import open_session

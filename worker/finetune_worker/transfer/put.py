@@ -16,11 +16,11 @@ import requests
 import structlog
 
 from finetune_queue import tracing
+from finetune_queue.timed_sockets import Deadline
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.transfer.digests import Hashing, etag_md5
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError, TryAgain
 from finetune_worker.transfer.limits import Limits, Meter, Progress
-from finetune_worker.wire.deadline import Deadline
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
 from finetune_worker.wire.headers import retry_after
 from finetune_worker.wire.session import BLOCK, open_session

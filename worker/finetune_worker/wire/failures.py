@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import requests
 import urllib3.exceptions as u3
 
-from finetune_worker.wire.deadline import Deadline
+from finetune_queue.timed_sockets import Deadline
 
 WIRE_ERRORS = (requests.RequestException, u3.HTTPError, OSError)
 """What sending a request and reading its reply can raise. Their texts hold full URLs: never pass them on."""

@@ -14,7 +14,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util import create_urllib3_context
 
-from finetune_worker.wire.deadline import TimedSocket, TimedTLSSocket, current
+from finetune_queue.timed_sockets import TimedSocket, TimedTLSSocket, current
 from finetune_worker.wire.names import resolve
 from finetune_worker.wire.urls import safe_url, without_queries
 

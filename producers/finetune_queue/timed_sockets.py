@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -28,6 +28,7 @@ class Deadline:
     """
 
     def __init__(self, total: float, *, idle: float) -> None:
+        self.total = total
         self._end = time.monotonic() + total
         self.idle = idle
         self.sending = False
@@ -72,6 +73,14 @@ def current() -> Deadline | None:
 class TimedSocket(socket.socket):
     """A socket whose sends and receives end by the running call's deadline."""
 
+    @classmethod
+    def of(cls, plain: socket.socket) -> Self:
+        """Take over a connection that was opened as another socket."""
+        patience = plain.gettimeout()
+        timed = cls(fileno=plain.detach())
+        timed.settimeout(patience)
+        return timed
+
     def recv_into(self, buffer: "WriteableBuffer", nbytes: int | None = None, flags: int = 0) -> int:
         self._arm()
         return super().recv_into(buffer, nbytes or 0, flags)
@@ -95,3 +104,9 @@ class TimedSocket(socket.socket):
 
 class TimedTLSSocket(TimedSocket, ssl.SSLSocket):
     """The same over TLS; made by an SSL context (its ``sslsocket_class``)."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the signature of ssl
+        deadline = current()
+        if deadline is not None:
+            self.settimeout(deadline.patience(self.gettimeout() or deadline.idle))  # its own is that to connect
+        super().do_handshake(block)
