@@ -14,7 +14,6 @@ from finetune_queue import messaging
 from finetune_queue.contract import ACCESS, Access, EventType, JobRecord, WaitReason
 from finetune_queue.store import (
     CALL_MARGIN,
-    STAGE_SECONDS,
     CallClass,
     Change,
     ConflictError,
@@ -26,10 +25,8 @@ from finetune_worker.segmind.errors import MalformedReply, Rejected, Unavailable
 from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
-from finetune_worker.stages.outcome import Done, Fail, Retry, Wait, after_error, log_level
-from finetune_worker.stages.runner import guarded, read_job, trace_outcome, traced, try_again_in
-
-log = structlog.get_logger(__name__)
+from finetune_worker.stages.outcome import Done, Fail, Retry, Wait, after_error
+from finetune_worker.stages.runner import claim_lost, guarded, read_job, record, traced, try_again_in
 
 
 def change_access(container: Container, job_id: str, task_id: str) -> str:
@@ -57,18 +54,8 @@ def _run(container: Container, job: JobRecord, task_id: str, started: float) -> 
         outcome = guarded(container, ACCESS, _call, claim)
         sentence = _conclude(container, claim.job, outcome)
     except ConflictError as error:
-        log.warning("claim_lost", detail=str(error))
-        return "the job went on without this worker, whose writes were refused"
-    seconds, kind = time.monotonic() - started, type(outcome).__name__.lower()
-    container.counters.observe(STAGE_SECONDS, ACCESS, kind, seconds=seconds)
-    trace_outcome(outcome, kind)
-    log.log(
-        log_level(outcome),
-        "access_finished",
-        outcome=kind,
-        duration_s=round(seconds, 3),
-        result=sentence,
-    )
+        return claim_lost(error)
+    record(container, ACCESS, outcome, started, event="access_finished", result=sentence)
     return sentence
 
 

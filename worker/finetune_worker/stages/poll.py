@@ -4,6 +4,7 @@ from finetune_queue.contract import EventType, JobError, JobRecord, JobState, St
 from finetune_queue.store import UNKNOWN_STATUSES, CallClass
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
+from finetune_worker.segmind.models import FinetuneDetails
 from finetune_worker.stages.calls import ask
 from finetune_worker.stages.claim import Claim, seconds_to_deadline
 from finetune_worker.stages.errors import from_api
@@ -26,6 +27,17 @@ def poll(container: Container, claim: Claim) -> Outcome:
         return after_error(from_api(error, Stage.POLL))
     if isinstance(seen, Wait):
         return seen
+    outcome = _act_on(container, claim, seen)
+    if outcome is not None:
+        return outcome
+    if over:  # by a look just now: it may have ended while nobody could look, or was adopted late
+        return Fail(_too_long(container, claim.job))
+    return _wait(container, claim.job, wants_details=False)
+
+
+def _act_on(container: Container, claim: Claim, seen: FinetuneDetails) -> Outcome | None:
+    """Return the outcome that the training's details decide, after noting what is new in them; None if it goes on."""
+    job = claim.job
     found = observe(job, seen)
     if found.unknown_status:
         container.counters.add(UNKNOWN_STATUSES)
@@ -38,18 +50,8 @@ def poll(container: Container, claim: Claim) -> Outcome:
     if found.fields:
         claim.write(event=EventType.PROGRESS, **found.fields)
     if seen.trained and job.state is JobState.TRAINING:
-        return Retry(
-            JobError(
-                code="weights_missing",
-                stage=Stage.POLL,
-                message=f"Segmind says {seen.status} but gives no URL of the weights.",
-                action="Look at the fine-tune in Segmind's console; then `finetune retry JOB`.",
-                retryable=True,
-            )
-        )
-    if over:  # by a look just now: it may have ended while nobody could look, or was adopted late
-        return Fail(_too_long(container, claim.job))
-    return _wait(container, claim.job, wants_details=False)
+        return Retry(_weights_missing(seen))
+    return None
 
 
 def training_time_left(container: Container, job: JobRecord, now_ms: int) -> float:
@@ -68,6 +70,16 @@ def _wait(container: Container, job: JobRecord, **fields: object) -> Wait:
     what = "deploy" if job.state is JobState.DEPLOYING else "train"
     sentence = f"parked: waiting for Segmind to {what} {job.finetune_id} ({job.provider_status or 'no status yet'})"
     return Wait(sentence, WaitReason.PROVIDER, look_again_in(container, job, job.updated_ms), fields=fields)
+
+
+def _weights_missing(seen: FinetuneDetails) -> JobError:
+    return JobError(
+        code="weights_missing",
+        stage=Stage.POLL,
+        message=f"Segmind says {seen.status} but gives no URL of the weights.",
+        action="Look at the fine-tune in Segmind's console; then `finetune retry JOB`.",
+        retryable=True,
+    )
 
 
 def _too_long(container: Container, job: JobRecord) -> JobError:

@@ -84,29 +84,27 @@ def _run(
             outcome = Attention(f"needs attention: {error}", str(error))
             job, result = _conclude(container, claim.job, stage, outcome)
     except ConflictError as error:
-        log.warning("claim_lost", detail=str(error))
-        return StageResult("the job went on without this worker, whose writes were refused", proceed=False)
-    seconds, kind = time.monotonic() - started, type(outcome).__name__.lower()
-    container.counters.observe(STAGE_SECONDS, stage, kind, seconds=seconds)
-    trace_outcome(outcome, kind)
+        return StageResult(claim_lost(error), proceed=False)
     if job.state.terminal:
         container.count_ended(job)
-    log.log(
-        log_level(outcome),
-        "stage_finished",
-        outcome=kind,
-        state=str(job.state),
-        duration_s=round(seconds, 3),
-        result=result.sentence,
-    )
+    record(container, stage, outcome, started, event="stage_finished", result=result.sentence, state=str(job.state))
     return result
 
 
-def trace_outcome(outcome: Outcome, kind: str) -> None:
-    """Tell in the trace what came of a task's work on a job."""
+def claim_lost(error: ConflictError) -> str:
+    """Say that the job is another worker's by now, or was cancelled: nothing that this one did is recorded."""
+    log.warning("claim_lost", detail=str(error))
+    return "the job went on without this worker, whose writes were refused"
+
+
+def record(container: Container, doing: str, outcome: Outcome, started: float, *, event: str, **fields: str) -> None:
+    """Count, trace and log, as ``event`` with ``fields``, what came of a task that began at ``started`` (monotonic)."""
+    seconds, kind = time.monotonic() - started, type(outcome).__name__.lower()
+    container.counters.observe(STAGE_SECONDS, doing, kind, seconds=seconds)
     tracing.tell({"finetune.outcome": kind})
     if isinstance(outcome, (Retry, Fail)):
         tracing.failed(outcome.error.code)
+    log.log(log_level(outcome), event, outcome=kind, duration_s=round(seconds, 3), **fields)
 
 
 def read_job(container: Container, job_id: str) -> JobRecord | str:

@@ -57,19 +57,8 @@ def _send(container: Container, claim: Claim, slot: Call, client: SegmindClient)
             ),
             fields={"intent_ms": None},
         )
-    request = claim.job.request
-    body = SubmitRequest(
-        name=request.name,
-        data_source_path=claim.job.dataset_url or "",
-        instance_prompt=request.instance_prompt,
-        trigger_word=request.trigger_word,
-        base_model=request.base_model,
-        theme=request.theme,
-        segmind_public=request.segmind_public,
-        advance_parameters=request.advance_parameters,
-    )
     try:
-        reply = call_api(container.budget, slot, partial(client.submit, body))
+        reply = call_api(container.budget, slot, partial(client.submit, _body(claim.job)))
     except AccountPausedError as paused:
         waiting = park_paused(claim.job, CallClass.SUBMIT, paused, "submit")
         waiting.fields["intent_ms"] = None
@@ -87,6 +76,20 @@ def _send(container: Container, claim: Claim, slot: Call, client: SegmindClient)
         log.warning("submit_outcome_unknown", code=error.code, detail=error.detail)
         return _look_for_it(container, claim.job, error.detail)
     return _accepted(claim.job, reply)
+
+
+def _body(job: JobRecord) -> SubmitRequest:
+    request = job.request
+    return SubmitRequest(
+        name=request.name,
+        data_source_path=job.dataset_url or "",
+        instance_prompt=request.instance_prompt,
+        trigger_word=request.trigger_word,
+        base_model=request.base_model,
+        theme=request.theme,
+        segmind_public=request.segmind_public,
+        advance_parameters=request.advance_parameters,
+    )
 
 
 def _never_found(container: Container) -> Attention:
