@@ -2,14 +2,13 @@
 
 | HOW | does |
 |---|---|
-| `download URL FILE` | downloads weights and verifies them |
-| `weights URL FILE` | the same, and stores them: the whole of a worker's way |
+| `weights URL FILE` | downloads weights, verifies and stores them: the whole of a worker's way |
 | `upload URL FILE` | puts a dataset to a presigned URL |
 | `check FILE` | checks a dataset |
 | `testzip FILE` | lets Python's zipfile test it |
 
-It prints what that took as a line of JSON. The start, the imports and a first small transfer are not counted, as a
-worker runs already.
+It prints what that took as a line of JSON, and when weights were downloaded and verified. The start, the imports and a
+first small transfer are not counted, as a worker runs already.
 """
 
 import json
@@ -34,14 +33,12 @@ SMALL = "small.bin"
 """The file beside the others that the first transfer is made with."""
 
 
-def _download(url: str, file: str) -> None:
+def _weights(url: str, file: str) -> float:
     download(url, Path(file), allow_loopback=True)
     verify_safetensors(Path(file))
-
-
-def _weights(url: str, file: str) -> None:
-    _download(url, file)
+    downloaded = time.perf_counter()
     Place(Path(file).with_suffix(".stored").absolute().as_uri()).put_file(Path(file), "weights.safetensors")
+    return downloaded
 
 
 def _upload(url: str, file: str) -> None:
@@ -55,6 +52,7 @@ def _warm_up(url: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         got = Path(folder) / SMALL
         download(small, got, allow_loopback=True)
+        Place(Path(folder).as_uri()).put_file(got, "stored")
         _upload(small, str(got))
 
 
@@ -69,8 +67,7 @@ def _testzip(file: str) -> None:
             raise ValueError(file)
 
 
-_STEPS: dict[str, Callable[..., None]] = {
-    "download": _download,
+_STEPS: dict[str, Callable[..., float | None]] = {
     "weights": _weights,
     "upload": _upload,
     "check": _check,
@@ -87,10 +84,12 @@ def main() -> None:
     before = proc.resident(os.getpid())
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports (proc(5))
     began = time.perf_counter()
-    step(*sys.argv[2:])
-    took = time.perf_counter() - began
+    downloaded = step(*sys.argv[2:])
+    took = {"seconds": time.perf_counter() - began}
+    if downloaded is not None:
+        took["downloaded"] = downloaded - began
     peak = proc.peak(os.getpid())
-    sys.stdout.write(json.dumps({"seconds": took, "grown": peak - before, "peak": peak}) + "\n")
+    sys.stdout.write(json.dumps({**took, "grown": peak - before, "peak": peak}) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,9 +30,13 @@ LINKS = {"1 Gbit/s": GIGABIT, "as fast as the machine": None}
 MB = 1_000_000
 _PIECE = 1 << 20
 
+CURL, CURL_SYNC = "curl", "curl, sync"
+OURS, OURS_STORED = "ours", "ours, stored"
+"""Downloaded, hashed and verified; and then in its place in an artifact folder, on the disk by its bytes and name."""
+
 Rows = list[dict[str, Any]]
-Run = Callable[[], float]
-"""Does a transfer once and returns the seconds that it took."""
+Times = dict[str, float]
+"""Seconds of each way to do the same transfer."""
 
 
 def measure(folder: Path, console: Console, asked: argparse.Namespace) -> dict[str, Rows]:
@@ -49,7 +54,8 @@ def measure(folder: Path, console: Console, asked: argparse.Namespace) -> dict[s
     weights = [_weights(served, size) for size in ((MB, 20 * MB) if quick else (MB, 100 * MB, 2_000 * MB))]
     dataset = _dataset(served, (10 if quick else 99) * MB)
     found = {
-        "Throughput beside curl": _throughput(served, scratch, [*weights, dataset], console, quick=quick),
+        "Downloads beside curl, MB/s": _throughput(served, scratch, weights, console, quick=quick),
+        "Uploads beside curl, MB/s": _throughput(served, scratch, [dataset], console, quick=quick),
         "Memory of the process that does it": _memory(served, scratch, weights, dataset, console),
         "The check of a dataset": _checks(dataset, console, runs=2 if quick else 5),
     }
@@ -103,48 +109,48 @@ def _throughput(served: Path, scratch: Path, files: Sequence[Path], console: Con
                 size = file.stat().st_size
                 runs = 2 if quick else 3 if size > 500 * MB else 7
                 console.print(f"transfers: {file.name}, {link}, {runs} times each", style="dim")
-                rows.append(_beside_curl(f"{url}/{file.name}", file, scratch / "got", link, runs=runs))
+                found = [_once(f"{url}/{file.name}", file, scratch) for _ in range(runs)]
+                rows.append({"transfer": f"{size / MB:.0f} MB, {link}", **_compare(found, size)})
     return rows
 
 
-def _beside_curl(url: str, file: Path, got: Path, link: str, *, runs: int) -> dict[str, Any]:
-    contestants = _up(url, file) if file.suffix == ".zip" else _down(url, got)
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(runs):
-        for name, run in contestants.items():
-            for path in got.parent.glob(f"{got.name}*"):
-                path.unlink()
-            times[name].append(run())
-    size = file.stat().st_size
-    of_curl = median(curl / ours for curl, ours in zip(times["curl"], times["ours"], strict=True))
-    return {
-        "transfer": f"{'upload' if file.suffix == '.zip' else 'download'} of {size / MB:.0f} MB, {link}",
-        **{f"{name}, MB/s": round(size / median(times[name]) / MB) if name in times else "-" for name in _COLUMNS},
-        "of curl": round(of_curl, 2),
-    }
+def _once(url: str, file: Path, scratch: Path) -> Times:
+    """Transfer a file by the usual tools, then by ours."""
+    if file.suffix == ".zip":
+        return _up_by_tools(url, file) | {OURS: float(_step("upload", url, str(file))["seconds"])}
+    times: Times = {}
+    for run in (_down_by_tools, _down_by_ours):
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:  # what the one wrote and nobody reads is forgotten
+            times |= run(url, Path(folder) / "got")
+    return times
 
 
-_COLUMNS = ("curl", "curl, sha256sum, sync", "ours")
+def _down_by_tools(url: str, got: Path) -> Times:
+    curl = _curl(["-o", str(got), url])
+    began = time.perf_counter()
+    with got.open("rb") as file:
+        os.fsync(file.fileno())  # as sync(1) does, without the start of a process
+    synced = curl + time.perf_counter() - began
+    return {CURL: curl, CURL_SYNC: synced, f"{CURL_SYNC}, sha256sum": synced + _timed("sha256sum", got)}
 
 
-def _down(url: str, got: Path) -> dict[str, Run]:
-    return {
-        "curl": lambda: _curl_down(url, got),
-        "curl, sha256sum, sync": lambda: _script(url, got),
-        "ours": lambda: float(_step("download", url, str(got))["seconds"]),
-    }
+def _down_by_ours(url: str, got: Path) -> Times:
+    took = _step("weights", url, str(got))
+    return {OURS: float(took["downloaded"]), OURS_STORED: float(took["seconds"])}
 
 
-def _up(url: str, file: Path) -> dict[str, Run]:
-    headers = ["-H", "Content-Type: application/zip", "-H", "x-amz-acl: public-read"]
-    return {
-        "curl": lambda: _curl(["-T", str(file), *headers, url]),
-        "ours": lambda: float(_step("upload", url, str(file))["seconds"]),
-    }
+def _up_by_tools(url: str, file: Path) -> Times:
+    curl = _curl(["-T", str(file), "-H", "Content-Type: application/zip", "-H", "x-amz-acl: public-read", url])
+    return {CURL: curl, f"{CURL}, sha256sum, md5sum": curl + _timed("sha256sum", file) + _timed("md5sum", file)}
 
 
-def _curl_down(url: str, got: Path) -> float:
-    return _curl(["-o", str(got), url])
+def _compare(found: Sequence[Times], size: int) -> dict[str, Any]:
+    """Return the rate of each way, and of ours beside that of curl which gives as much."""
+    row: dict[str, Any] = {name: round(size / median(each[name] for each in found) / MB) for name in found[0]}
+    for ours, curl in ((OURS, CURL), (OURS_STORED, CURL_SYNC)):
+        if ours in found[0]:
+            row[f"{ours} of {curl}"] = round(median(each[curl] / each[ours] for each in found), 2)
+    return row
 
 
 def _curl(arguments: Sequence[str]) -> float:
@@ -152,12 +158,9 @@ def _curl(arguments: Sequence[str]) -> float:
     return float(_run(["curl", "--silent", "--fail", "--write-out", "%{stderr}%{time_total}", *arguments]).stderr)
 
 
-def _script(url: str, got: Path) -> float:
-    """Do what ours does by the usual tools: the file is hashed and certainly on the disk."""
+def _timed(tool: str, file: Path) -> float:
     began = time.perf_counter()
-    _curl_down(url, got)
-    _run(["sha256sum", str(got)])
-    _run(["sync", str(got)])
+    _run([tool, str(file)])
     return time.perf_counter() - began
 
 
