@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from finetune_queue import tracing
-from finetune_queue.cli import output
+from finetune_queue.cli import output, words
 from finetune_queue.cli.lines import Lines
 from finetune_queue.cli.output import CliError, ExitCode
 from finetune_queue.cli.requests import Options, file_name, parse_deadline
@@ -125,12 +125,12 @@ class Tally:
         return CliError(f"{why} {so_far} {again}", exit_code, code, **details)
 
     def _sentences(self) -> Iterator[str]:
-        yield f"{_count(self.new, 'new job')} on the queue."
+        yield f"{words.count(self.new, 'new job')} on the queue."
         if self.known:
             states = ", ".join(f"{number:,} {state}" for state, number in self.known.most_common())
-            yield f"{_count(self.known.total(), 'line')} had a job already ({states})."
+            yield f"{words.count(self.known.total(), 'line')} had a job already ({states})."
         if self.refused:
-            yield f"{_count(self.refused, 'line')} {'was' if self.refused == 1 else 'were'} refused."
+            yield f"{words.count(self.refused, 'line')} {'was' if self.refused == 1 else 'were'} refused."
 
 
 @contextmanager
@@ -147,15 +147,11 @@ def bar(lines: Lines, tally: Tally) -> Iterator[Callable[[], None]]:
         task = progress.add_task("Submitting", total=lines.size)
 
         def tick() -> None:
-            jobs = _count(tally.new + tally.known.total(), "job")
+            jobs = words.count(tally.new + tally.known.total(), "job")
             refused = f", {tally.refused:,} refused" if tally.refused else ""
             progress.update(task, completed=lines.done, description=f"{jobs}{refused}")
 
         yield tick
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _emit_error(number: int, error: CliError) -> None:

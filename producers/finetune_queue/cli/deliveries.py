@@ -38,5 +38,5 @@ def redeliver(job_id: str, *, sink: str | None, as_json: bool) -> ExitCode:
     if as_json:
         output.emit({"job_id": job_id, "sinks": count})
     else:
-        output.say(f"All events of job {job_id} are sent again, to {count} sink{'s' if count != 1 else ''}.")
+        output.say(f"All events of job {job_id} are sent again, to {words.count(count, 'sink')}.")
     return ExitCode.OK

@@ -77,8 +77,8 @@ def _open_box() -> DeadLetterBox:
 
 def _subject(letter: DeadLetter) -> str:
     if isinstance(letter.content, LostDelivery):
-        count = len(letter.content.events)
-        return f"{count} event{'s' if count != 1 else ''} of job {letter.content.job_id} for {letter.content.sink}"
+        lost = letter.content
+        return f"{words.count(len(lost.events), 'event')} of job {lost.job_id} for {lost.sink}"
     return f"message {words.printable(letter.message_id)}"
 
 

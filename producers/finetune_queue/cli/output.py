@@ -125,6 +125,11 @@ def say(text: str) -> None:
     out().print(text, soft_wrap=True)
 
 
+def still_trying(why: str) -> None:
+    """Say on standard error that a look failed, and is made again."""
+    errors().print(f"{why} Still trying.", style="yellow", soft_wrap=True)
+
+
 def emit(document: Mapping[str, Any] | list[Any]) -> None:
     """Print one JSON document, indented on a terminal and otherwise on one line."""
     indent = 2 if sys.stdout.isatty() else None

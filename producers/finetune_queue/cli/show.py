@@ -1,20 +1,18 @@
 """Reading the queue: ``status``, ``list`` and ``events``."""
 
-import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from finetune_queue.cli import output, words
-from finetune_queue.cli.follow import Snapshot, look
+from finetune_queue.cli.follow import Snapshot, look, snapshots
 from finetune_queue.cli.output import ExitCode, usage_error
 from finetune_queue.cli.requests import parse_labels
 from finetune_queue.cli.session import open_queue
 from finetune_queue.cli.summary import Facts, facts, print_facts
 from finetune_queue.cli.timeline import detail, event_line, steps
 from finetune_queue.contract import Event, JobState
-from finetune_queue.errors import QueueUnavailableError
-from finetune_queue.sdk import FOLLOW_EVERY, FineTuneQueue, Job, Waiting
+from finetune_queue.sdk import FineTuneQueue, Job, Waiting
 
 
 def status(job_id: str, *, as_json: bool) -> ExitCode:
@@ -113,23 +111,15 @@ def events(job_id: str, *, follow: bool, as_json: bool) -> ExitCode:
 
 
 def _following(queue: FineTuneQueue, job: Job) -> Iterator[Event]:
-    """Yield the events as they come. A Redis that does not answer is waited for: what was shown stays shown."""
-    seen = 0
-    told = False
-    while True:
-        try:
-            job = queue.get(job.id)
-            told = False
-            for event in job.events(after=seen):
-                seen += 1
-                yield event
-            if job.done and seen >= job.record.event_seq:
-                return
-        except QueueUnavailableError as error:
-            if not told:
-                output.errors().print(f"{error} Still trying.", style="yellow", soft_wrap=True)
-            told = True
-        time.sleep(FOLLOW_EVERY)
+    """Yield the events as they come. A Redis that does not answer is waited for, and told of once."""
+    shown = 0
+    trouble: str | None = None
+    for seen in snapshots(queue, job, None):
+        if seen.trouble is not None and trouble is None:
+            output.still_trying(seen.trouble)
+        trouble = seen.trouble
+        yield from seen.events[shown:]
+        shown = len(seen.events)
 
 
 def waiting_json(waiting: Waiting | None) -> dict[str, Any] | None:

@@ -57,7 +57,7 @@ def watch_all(*, as_json: bool) -> ExitCode:
         trouble: str | None = None
         for view in _views(queue, lambda: PIPED):
             if view.trouble is not None and trouble is None:  # once for an outage, not at every look
-                output.errors().print(f"{view.trouble} Still trying.", style="yellow", soft_wrap=True)
+                output.still_trying(view.trouble)
             trouble = view.trouble
             if trouble is not None:
                 continue

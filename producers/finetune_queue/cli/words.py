@@ -40,9 +40,9 @@ def since(milliseconds: int) -> str:
     return duration(datetime.now(UTC).timestamp() - milliseconds / 1000)
 
 
-def size(count: int) -> str:
+def size(number: int) -> str:
     """Return a number of bytes in the decimal units that storage is sold and limited in."""
-    value = float(count)
+    value = float(number)
     for unit in ("bytes", "kB", "MB"):
         if value < 1000:
             return f"{value:.0f} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
@@ -71,20 +71,21 @@ def report_line(report: dict[str, Any]) -> str:
     """Return a dataset report in a few words; a report of another version than this one may lack some."""
     parts = []
     if "images" in report:
-        parts.append(_count(report["images"], "image"))
+        parts.append(count(report["images"], "image"))
     if report.get("captions"):
-        parts.append(_count(report["captions"], "caption"))
+        parts.append(count(report["captions"], "caption"))
     if report.get("bytes"):
         parts.append(size(int(report["bytes"])))
     severities = [finding.get("severity") for finding in report.get("findings") or []]
     parts += [
-        _count(severities.count(severity), severity) for severity in ("error", "warning") if severity in severities
+        count(severities.count(severity), severity) for severity in ("error", "warning") if severity in severities
     ]
     return ", ".join(parts)
 
 
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+def count(number: int, what: str) -> str:
+    """Return how many of something there are, ``what`` being the word for one: ``1 job``, ``2,000 jobs``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
