@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import signal
 import socket
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ from support.clouds import environment
 # At import, before any fixture: a developer's key or server must never reach a test or its workers.
 for _name in [name for name in os.environ if name.upper().startswith(("FINETUNE_", "SEGMIND_", "OTEL_"))]:
     del os.environ[_name]
+
+# A shell that starts the tests in the background lets them, and all they start, ignore Ctrl-C, which some tests press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -41,6 +41,7 @@ def test_what_was_written_survives_a_kill_and_a_restart_on_the_same_port(tmp_pat
         port = server.port
         with _client(server) as client:
             client.set("job", "accepted")
+            client.waitaof(1, 0, 5000)
         server.kill()
         with pytest.raises(redis.ConnectionError), _client(server) as client:
             client.ping()

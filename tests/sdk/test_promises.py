@@ -118,6 +118,7 @@ def test_a_wait_goes_on_through_a_restart_of_redis(tmp_path: Path) -> None:
         with ThreadPoolExecutor(1) as pool, connect(server.url) as client:
             waiting = pool.submit(job.wait, 60, events.append)
             until(lambda: len(events) == 1, seconds=20)
+            client.waitaof(1, 0, 5000)  # a busy disk would lose the job with the server
             server.kill()
             with pytest.raises(
                 WaitTimeoutError, match=r"was still accepted after 0 s\. It goes on\. It was not seen since"

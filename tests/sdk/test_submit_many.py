@@ -171,7 +171,7 @@ def test_a_batch_that_redis_left_is_finished_by_repeating_it(tmp_path: Path) -> 
     ):
         results = queue.submit_many(requests, batch="x")
         before = [job_of(next(results)).id for _ in range(3)]
-        server.kill()
+        server.stop()
         assert [type(next(results).error) for _ in range(3)] == [QueueUnavailableError] * 3
         with pytest.raises(QueueUnavailableError, match="out of reach"):
             next(results)
@@ -190,7 +190,7 @@ def test_without_the_broker_the_jobs_are_registered_all_the_same(redis_url: str,
         settings = Settings(finetune_redis_url=redis_url, finetune_broker_url=broker.url)
         with FineTuneQueue(settings) as queue:
             assert [each.new for each in queue.submit_many(requests)] == [True, True]
-            broker.kill()
+            broker.stop()
             for _ in range(2):  # with a connection that was open, and without one
                 assert [each.new for each in queue.submit_many(requests)] == [True, True]
             broker.start()
