@@ -199,9 +199,24 @@ def _copied(
         ) from error
     _check_size(display_name(url), total, max_bytes)
     path = _scratch_file(scratch)
+    try:
+        _copy(place, address.key, path, total, on_progress)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return LocalArchive(path=path, size=total)
+
+
+def _copy(place: Place, key: str, path: Path, total: int, on_progress: Progress | None) -> None:
+    """Copies an object of `total` bytes to `path`.
+
+    Raises:
+        DatasetError: it has another size by now, or the copy cannot be kept.
+        StorageError: it cannot be read.
+    """
     done = 0
     try:
-        with place.open_read(address.key) as source, path.open("wb") as target:
+        with place.open_read(key) as source, path.open("wb") as target:
             while chunk := source.read(_CHUNK):
                 done += len(chunk)
                 if done > total:
@@ -210,17 +225,10 @@ def _copied(
                 if on_progress is not None:
                     on_progress(done, total)
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise _no_scratch(error) from error
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
     if done != total:
-        path.unlink(missing_ok=True)
-        raise DatasetError(
-            "dataset_unavailable", f"{display_name(url)} changed while it was read.", "Try again.", retryable=True
-        )
-    return LocalArchive(path=path, size=done)
+        name = display_name(place.url_of(key))
+        raise DatasetError("dataset_unavailable", f"{name} changed while it was read.", "Try again.", retryable=True)
 
 
 def _scratch_file(scratch: Path) -> Path:

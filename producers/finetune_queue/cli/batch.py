@@ -34,24 +34,12 @@ def submit_lines(file: str, options: Options, *, batch: str | None, as_json: boo
         raise output.usage_error(message)
     with open_queue() as queue, tracing.running("finetune-cli"), Lines.of(file) as lines:
         tally = Tally(as_json=as_json)
-        numbers: deque[int] = deque()  # of the lines that are on their way
-
-        def requests() -> Iterator[dict[str, Any]]:
-            for number, body in lines:
-                try:
-                    if isinstance(body, CliError):
-                        raise body
-                    request = options.over(body, keyed=True)
-                except CliError as error:
-                    tally.refuse(number, error)
-                    continue
-                numbers.append(number)
-                yield request
-
+        under_way: deque[int] = deque()  # the numbers of the lines that were taken and not yet answered
+        requests = _requests(lines, options, tally, under_way)
         try:
             with bar(lines, tally) as tick:
-                for submission in queue.submit_many(requests(), batch=BATCH if batch is None else batch):
-                    tally.add(numbers.popleft(), submission)
+                for submission in queue.submit_many(requests, batch=BATCH if batch is None else batch):
+                    tally.add(under_way.popleft(), submission)
                     tick()
         except KeyboardInterrupt:
             raise tally.cut_short("Interrupted.", ExitCode.INTERRUPTED, "interrupted") from None
@@ -131,6 +119,20 @@ class Tally:
             yield f"{words.count(self.known.total(), 'line')} had a job already ({states})."
         if self.refused:
             yield f"{words.count(self.refused, 'line')} {'was' if self.refused == 1 else 'were'} refused."
+
+
+def _requests(lines: Lines, options: Options, tally: Tally, under_way: deque[int]) -> Iterator[dict[str, Any]]:
+    """Yield the request of each line, with the line's number put into ``under_way``; a line without one is refused."""
+    for number, body in lines:
+        try:
+            if isinstance(body, CliError):
+                raise body
+            request = options.over(body, keyed=True)
+        except CliError as error:
+            tally.refuse(number, error)
+        else:
+            under_way.append(number)
+            yield request
 
 
 @contextmanager
