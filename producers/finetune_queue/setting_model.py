@@ -21,6 +21,7 @@ from finetune_queue.setting_types import (
     AccountSettings,
     ApiKey,
     BaseUrl,
+    BucketUrls,
     Count,
     Folders,
     Fraction,
@@ -137,10 +138,10 @@ class Settings(BaseSettings):
         example="/srv/datasets",
     )
 
-    finetune_dataset_buckets: Words = _setting(
+    finetune_dataset_buckets: BucketUrls = _setting(
         (),
-        "Buckets, or prefixes in them, that `s3://`, `gs://` and `az://` datasets may be read from with the workers' "
-        "credentials. Empty: none may. The staging store always may.",
+        "Buckets (`s3://my-bucket`), or prefixes in them, that `s3://`, `gs://` and `az://` datasets may be read from "
+        "with the workers' credentials. Empty: none may. The staging store always may.",
         example="s3://my-bucket/datasets",
     )
     finetune_dataset_hosts: Words = _setting(

@@ -131,6 +131,16 @@ def _check_storage_url(url: str) -> str:
     return url
 
 
+def _check_bucket_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
+    for url in urls:
+        parts = _split(url)
+        if parts.scheme not in {"s3", "gs", "az"} or not parts.netloc:
+            raise ValueError("should be URLs of buckets or of prefixes in them, like s3://my-bucket/datasets")
+        if parts.username is not None:
+            raise ValueError("should hold no user name or password: the storage's own environment variables carry them")
+    return urls
+
+
 def _split_words(value: object) -> object:
     return tuple(value.split()) if isinstance(value, str) else value
 
@@ -258,6 +268,9 @@ RedisUrl = Annotated[str, AfterValidator(_check_redis_url), Shown("URL")]
 Accounts = Annotated[dict[str, AccountSettings], BeforeValidator(_parse_object), Shown("JSON object")]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_paths), Shown("folders")]
 Words = Annotated[tuple[str, ...], BeforeValidator(_split_words), Shown("words, spaces between")]
+BucketUrls = Annotated[
+    tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_bucket_urls), Shown("URLs, spaces between")
+]
 Sinks = Annotated[
     tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_sinks), Shown("URLs, spaces between")
 ]

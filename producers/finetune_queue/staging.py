@@ -5,14 +5,14 @@ from pathlib import Path
 
 from finetune_queue.datasets.check import check_archive
 from finetune_queue.datasets.errors import DatasetError
-from finetune_queue.datasets.pack import pack
+from finetune_queue.datasets.pack import local_path, pack
 from finetune_queue.datasets.report import Finding
 from finetune_queue.errors import InvalidRequestError, StagingUnavailableError
 from finetune_queue.settings import Settings
 from finetune_queue.storage import Place, StorageError
 
 
-def stage(source: Path, settings: Settings) -> str:
+def stage(source: str, settings: Settings) -> str:
     """Pack and check ``source``, put it into the staging store and return its URL, which its content decides.
 
     Raises:
@@ -21,7 +21,7 @@ def stage(source: Path, settings: Settings) -> str:
     """
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
         try:
-            packed = pack(source.expanduser(), Path(folder) / "dataset.zip")
+            packed = pack(local_path(source), Path(folder) / "dataset.zip")
             report = check_archive(packed.path)
         except DatasetError as error:
             raise InvalidRequestError([f"dataset: {error}"]) from error

@@ -109,6 +109,15 @@ def test_a_dataset_that_is_not_there(run: Run) -> None:
     assert "There is no file or folder no/such/folder" in result.err
 
 
+def test_a_url_where_a_folder_or_zip_on_this_machine_is_meant(run: Run) -> None:
+    for result in (
+        run("dataset", "check", "https://example.com/a.zip"),
+        run(*SUBMIT[:2], "ftp://host/a.zip", *SUBMIT[3:]),
+    ):
+        assert result.code == ExitCode.USAGE
+        assert "is not a folder or ZIP on this machine. A job takes https://" in result.err
+
+
 def test_a_time_out_without_waiting_makes_no_sense(run: Run) -> None:
     assert run(*SUBMIT, "--timeout", 3).code == ExitCode.USAGE
     assert run("watch", "--timeout", 3).code == ExitCode.USAGE
@@ -136,13 +145,37 @@ def test_status_and_doctor_say_whether_submits_are_stopped_or_used_up(run: Run, 
     assert "the account has no submits left for today (UTC)" in run("status", job.id).out
     waiting = run("status", job.id, "--json").json["waiting"]
     assert (waiting["reason"], waiting["submits_stopped"]) == ("spending", False)
-    assert "no submits are left for today" in run("doctor").out
+    assert "its workers are set to submit nothing" in run("doctor").out
 
     worker.accounts.stop_submits("default", stopped=True)
     assert "the account's submits are stopped (finetune account resume)" in run("status", job.id).out
     waiting = run("status", job.id, "--json").json["waiting"]
     assert (waiting["reason"], waiting["submits_stopped"]) == ("spending", True)
     assert run("status", uploading.id, "--json").json["waiting"]["reason"] == "api-slot"  # no paid call
+
+
+def test_status_tells_no_time_where_a_training_has_to_end_first(run: Run, worker: Worker) -> None:
+    job = worker.park(worker.bring(worker.accept(), JobState.SUBMITTING), WaitReason.TRAININGS, score=1)
+    worker.bring(worker.accept(), JobState.TRAINING)
+    worker.accounts.configure("default", AccountLimits(calls=1, window=60.0, max_training=1))
+    waiting = run("status", job.id, "--json").json["waiting"]
+    assert (waiting["reason"], waiting["estimate_seconds"]) == ("trainings", None)
+
+    worker.accounts.configure("default", AccountLimits(calls=1, window=60.0, max_training=2))
+    waiting = run("status", job.id, "--json").json["waiting"]
+    assert waiting["reason"] == "api-slot"  # whatever held it back when it was parked
+    assert waiting["estimate_seconds"] is not None
+
+
+def test_status_says_that_a_submit_without_an_answer_is_looked_for(run: Run, worker: Worker) -> None:
+    job = worker.note(worker.bring(worker.accept(), JobState.SUBMITTING), waiting_for=WaitReason.PROVIDER)
+    assert "its training is looked for at Segmind before it may be sent again" in run("status", job.id).out
+
+
+def test_a_pause_that_is_over_is_no_reason_to_wait(run: Run, worker: Worker) -> None:
+    worker.announce()
+    job = worker.park(worker.accept(), WaitReason.PAUSED, score=1)
+    assert run("status", job.id, "--json").json["waiting"]["reason"] == "api-slot"
 
 
 def test_status_of_a_job_that_ended(run: Run, worker: Worker) -> None:

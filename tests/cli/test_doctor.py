@@ -75,10 +75,11 @@ def test_an_account_that_is_paused(run: Run, worker: Worker, queue_url: str) -> 
         budget = Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
         call = budget.take("default", "someone", float(CallClass.SUBMIT))
         assert isinstance(call, Call)
-        budget.pause(call, "Segmind answered 429.", 30.0)
+        budget.pause(call, "Segmind answered 429.", 30.0, code="rate_limited")
     account = checks(run("doctor", "--json"))["account default"]
     assert account["status"] == "warn"
     assert "Segmind answered 429." in account["message"]
+    assert "lower its rate_limit" in account["action"]
 
 
 def test_a_server_that_may_lose_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -227,6 +227,13 @@ def test_folder_entries_are_no_files(tmp_path: Path) -> None:
     assert check(path).findings == ()
 
 
+def test_what_is_refused_is_still_the_image_or_the_caption_of_the_other(tmp_path: Path) -> None:
+    files = {"a.jpg": b"broken", "a.txt": b"1MAN", "b.jpg": image_bytes(9, GOOD_SIZE), "b.txt": b"1MAN\xff"}
+    files |= {"c.heic": b"\x00\x00\x00\x18ftypheic" + bytes(40), "c.txt": b"1MAN"}
+    report = check(make_zip(tmp_path / "a.zip", {**files, **good_files()}))
+    assert codes(report) == {"image_unreadable", "image_unsupported", "caption_not_text"}
+
+
 def test_words_and_no_images(tmp_path: Path) -> None:
     report = check(make_zip(tmp_path / "a.zip", {"a.txt": b"1MAN"}))
     assert codes(report) == {"no_images", "caption_orphan"}

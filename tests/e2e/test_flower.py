@@ -117,6 +117,6 @@ def test_flower_asks_for_a_password_and_shows_no_prompt_and_no_key(
 def send_raw(stack: LocalStack, images: Path) -> None:
     """Send a whole request as a client without our package does, its representation included."""
     app = producer_app(stack.settings)
-    body = sample(dataset=stage(images, stack.settings), instance_prompt=PROMPT, trigger_word=TRIGGER)
+    body = sample(dataset=stage(str(images), stack.settings), instance_prompt=PROMPT, trigger_word=TRIGGER)
     app.send_task("finetune.run", args=[body], queue="finetune")
     app.close()

@@ -25,7 +25,7 @@ def test_a_raw_request_survives_an_outage_of_the_store(tmp_path: Path) -> None:
         )
         with running as stack:
             settings = load_settings(stack.settings_env)
-            staged = stage(images, settings)
+            staged = stage(str(images), settings)
             stack.valkey.kill()
             sent = producer_app(settings).send_task(RUN, [sample(dataset=staged)], queue=QUEUE)
             [worker] = stack.workers

@@ -12,8 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_queue.contract import JobState
 from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.store import Accounts, Change, JobStore, TaskCall, keys, room_score
-from finetune_queue.store.budget import CallClass
+from finetune_queue.store import Accounts, CallClass, Change, JobStore, TaskCall, keys, room_score
 from gateway.serving import AUTH, MakeSettings, Start
 from support.samples import sample
 

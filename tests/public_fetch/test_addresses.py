@@ -138,6 +138,7 @@ def test_loopback_for_the_sandbox() -> None:
 def test_a_url_is_shown_without_its_secrets() -> None:
     assert shown_url("https://u:p@host.com:444/a/b.zip?X-Amz-Signature=1#f") == "https://host.com:444/a/b.zip"
     assert shown_url("https://[::1") == "the URL"
+    assert shown_url("https://[::1]:444/a.zip") == "https://[::1]:444/a.zip"
     assert len(shown_url("https://host/" + "a" * 900)) == 200
 
 

@@ -330,6 +330,18 @@ def test_other_storage_urls_are_refused(value: str) -> None:
     assert "hidden-word" not in problem
 
 
+def test_dataset_buckets_are_urls() -> None:
+    settings = load_settings({"FINETUNE_DATASET_BUCKETS": "s3://a gs://b/sets/ az://c"})
+    assert settings.finetune_dataset_buckets == ("s3://a", "gs://b/sets/", "az://c")
+
+
+@pytest.mark.parametrize("value", ["my-bucket", "s3://a my-bucket", "s3:///sets", "s3://key:hidden-word@bucket"])
+def test_other_dataset_buckets_are_refused(value: str) -> None:  # they would match no dataset, and nobody would know
+    problem = _problem({"FINETUNE_DATASET_BUCKETS": value})
+    assert problem.startswith("FINETUNE_DATASET_BUCKETS (given): should")
+    assert "hidden-word" not in problem
+
+
 def test_dataset_roots_are_written_like_a_path_variable() -> None:
     settings = load_settings({"FINETUNE_DATASET_ROOTS": os.pathsep.join(["/srv/a", " ", "b"])})
     assert settings.finetune_dataset_roots == (Path("/srv/a"), Path.cwd() / "b")

@@ -109,6 +109,26 @@ def test_free_slots_go_to_the_best_placed_and_stay_theirs(budget: Budget, jobs: 
     assert accounts.place(presign) == 0
 
 
+def test_the_estimate_counts_the_submits_that_those_in_front_have_to_come(
+    jobs: JobStore, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=4, window=60.0))
+    parked(jobs)
+    for _ in range(20):
+        last = parked(jobs, CallClass.PREPARE)
+
+    def estimate() -> float:
+        ahead = accounts.place(last)
+        assert ahead == 20
+        return accounts.slot_in(accounts.status("default"), ahead)
+
+    assert (
+        estimate() == 9 * 60
+    )  # 1 submit, 19 presigned uploads and the submits of all but the last 2: 37 calls, 9 fours
+    accounts.stop_submits("default", stopped=True)
+    assert estimate() == 4 * 60  # 19 presigned uploads
+
+
 def test_a_reservation_that_nobody_takes_frees_the_slot(budget: Budget, jobs: JobStore, client: Any) -> None:
     lost = parked(jobs)
     budget.reserve("default", 10)

@@ -59,7 +59,7 @@ def dataset(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A dataset in the stack's staging store."""
     from finetune_queue.staging import stage
 
-    return stage(make_dataset_folder(tmp_path_factory.mktemp("images"), count=6), stack.settings)
+    return stage(str(make_dataset_folder(tmp_path_factory.mktemp("images"), count=6)), stack.settings)
 
 
 def traceparent_of(trace_id: str) -> str:

@@ -7,7 +7,7 @@ from finetune_queue.cli import output
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.datasets.check import check_archive
 from finetune_queue.datasets.names import display_name
-from finetune_queue.datasets.pack import pack
+from finetune_queue.datasets.pack import local_path, pack
 
 
 def check(source: str, *, trigger_word: str | None, prompt: str | None, as_json: bool) -> ExitCode:
@@ -17,7 +17,7 @@ def check(source: str, *, trigger_word: str | None, prompt: str | None, as_json:
         DatasetError: there is nothing to check.
     """
     with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
-        packed = pack(Path(source).expanduser(), Path(folder) / "dataset.zip")
+        packed = pack(local_path(source), Path(folder) / "dataset.zip")
         report = check_archive(packed.path, trigger_word=trigger_word, instance_prompt=prompt)
     report = report.with_findings(packed.notes)
     if as_json:

@@ -202,12 +202,19 @@ def _account(account: AccountStatus) -> Finding:
             f"Nothing is paid until `finetune account resume {account.name}`.",
         )
     if account.at_cap:
-        action = "Its jobs wait for the next day (UTC), or for workers with a higher max_submits_per_day."
-        return Finding(name, "warn", f"no submits are left for today; {message}", action)
+        if limits.max_submits_per_day == 0:
+            why, until = "its workers are set to submit nothing", ""
+        else:
+            why, until = "no submits are left for today", "the next day (UTC), or for "
+        action = f"Its jobs wait for {until}workers with a higher max_submits_per_day."
+        return Finding(name, "warn", f"{why}; {message}", action)
     if account.paused_for:
         why = words.printable(account.pause_reason)
         message = f"paused for {words.duration(account.paused_for)}: {why}; {message}"
-        return Finding(name, "warn", message, "It goes on by itself, unless the reason is one that you must mend.")
+        action = "It goes on by itself, unless the reason is one that you must mend."
+        if account.unwell == "rate_limited":
+            action = "It goes on by itself. If it happens again, lower its rate_limit, or stop what else uses its key."
+        return Finding(name, "warn", message, action)
     return Finding(name, "ok", message)
 
 

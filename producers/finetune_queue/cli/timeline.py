@@ -95,7 +95,9 @@ def _live_parts(record: JobRecord, waiting: Waiting | None) -> Iterator[str]:
         # That it waits for Segmind is what the status says already.
         if waiting is not None and waiting.reason == "provider":
             return
-    if waiting is not None:
+    if waiting is not None and waiting.reason == "provider" and record.state is JobState.SUBMITTING:
+        yield "the submit had no clear answer: its training is looked for at Segmind before it may be sent again"
+    elif waiting is not None:
         yield words.waiting_line(waiting, record.error)
 
 

@@ -223,7 +223,7 @@ def _entry(file: io.BufferedReader, size: int, info: zipfile.ZipInfo) -> Entry:
     """Checks what the list says of one file, and that the header before its bytes says the same."""
     name = info.orig_filename
     if reason := unsafe_path(name):
-        raise EntryRefusedError("entry_unsafe_path", f"This path could end up anywhere when unpacked: {reason}.")
+        raise EntryRefusedError("entry_unsafe_path", f"This path is not safe to unpack: {reason}.")
     if info.flag_bits & (_FLAG_ENCRYPTED | _FLAG_STRONG_ENCRYPTION | _FLAG_MASKED_HEADER):
         raise EntryRefusedError("entry_encrypted", "The file is encrypted.")
     kind = stat.S_IFMT(info.external_attr >> 16)

@@ -93,6 +93,8 @@ class _Seen:
     images: dict[str, str] = field(default_factory=dict)
     """By stem, one image with it."""
     captions: dict[str, str] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    """Stems of images and captions that cannot be used: what belongs to one does not lack it."""
     hashes: dict[bytes, str] = field(default_factory=dict)
     looks: list[tuple[bytes, str]] = field(default_factory=list)
     junk: list[str] = field(default_factory=list)
@@ -175,7 +177,11 @@ class _Check:
             else:
                 self._image(name, data)
         except (EntryRefusedError, ImageRefusedError) as refused:
-            self._collector.add(refused.code, refused.message, name)
+            self._refuse(refused.code, refused.message, name)
+
+    def _refuse(self, code: str, message: str, name: str) -> None:
+        self._collector.add(code, message, name)
+        self._seen.refused.add(stem_of(name))
 
     def _image(self, name: str, data: bytes) -> None:
         kind = sniff(data[:HEAD_BYTES])
@@ -185,14 +191,12 @@ class _Check:
                 self._collector.add("archive_nested", f"It is {archive} inside the ZIP.", name)
             elif suffix in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES:
                 what = "It is empty" if not data else "It is named as an image, but is none that can be read"
-                self._collector.add(
-                    "image_unreadable" if suffix in IMAGE_SUFFIXES else "image_unsupported", f"{what}.", name
-                )
+                self._refuse("image_unreadable" if suffix in IMAGE_SUFFIXES else "image_unsupported", f"{what}.", name)
             else:
                 self._collector.add("file_ignored", "It is neither an image nor a .txt caption.", name)
             return
         if kind not in READABLE_FORMATS:
-            self._collector.add("image_unsupported", f"It is a {kind} picture, which the training may not read.", name)
+            self._refuse("image_unsupported", f"It is a picture in {kind}, which the training may not read.", name)
             return
         facts = inspect_image(data, kind, self._pixels)
         self._seen.short_sides.append(facts.short_side)
@@ -219,7 +223,7 @@ class _Check:
         size = f"{facts.width} x {facts.height} pixels"
         suffix = suffix_of(name)
         if facts.kind not in TRAINABLE_FORMATS:
-            add("image_format", f"It is a {facts.kind} picture, which trainers often skip.", name)
+            add("image_format", f"It is a picture in {facts.kind}, which trainers often skip.", name)
         elif suffix not in IMAGE_SUFFIXES:
             add("image_suffix", f"It is a {facts.kind} picture under another suffix.", name)
         elif suffix not in SUFFIXES[facts.kind]:
@@ -245,10 +249,11 @@ class _Check:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             kind = sniff(data[:HEAD_BYTES])
-            add("caption_not_text", f"It is a {kind} picture." if kind else "It is not UTF-8 text.", name)
+            what = f"a picture in {kind}" if kind else "not UTF-8 text"
+            self._refuse("caption_not_text", f"It is {what}.", name)
             return
         if "\0" in text:
-            add("caption_not_text", "It has zero bytes, so it is not plain text.", name)
+            self._refuse("caption_not_text", "It has zero bytes, so it is not plain text.", name)
             return
         self._seen.captions[stem_of(name)] = name
         if not text.strip():
@@ -275,11 +280,11 @@ class _Check:
             )
 
     def _judge_captions(self) -> None:
-        images, captions = self._seen.images, self._seen.captions
+        images, captions, refused = self._seen.images, self._seen.captions, self._seen.refused
         for stem, name in captions.items():
-            if stem not in images:
+            if stem not in images and stem not in refused:
                 self._collector.add("caption_orphan", "There is no image of the same name.", name)
-        without = [name for stem, name in images.items() if stem not in captions]
+        without = [name for stem, name in images.items() if stem not in captions and stem not in refused]
         if images and len(without) == len(images):
             self._collector.add("no_captions", "No image has a caption: the instance prompt stands for all of them.")
         else:

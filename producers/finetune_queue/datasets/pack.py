@@ -70,6 +70,21 @@ class _File:
         return self.kind is not None or suffix_of(self.name) in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES
 
 
+def local_path(source: str) -> Path:
+    """The folder or ZIP on this machine that a person named, `~` included.
+
+    Raises:
+        DatasetError: it is a URL.
+    """
+    if "://" in source:
+        raise DatasetError(
+            "dataset_bad_address",
+            f"{display_name(source)} is not a folder or ZIP on this machine.",
+            "A job takes https://, s3://, gs://, az:// and file:// URLs; a check needs the file itself.",
+        )
+    return Path(source).expanduser()
+
+
 def pack(source: Path, destination: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES) -> PackedDataset:
     """Makes `destination`, at once and whole, from a folder, or copies a ZIP there as it is.
 
@@ -86,11 +101,11 @@ def pack(source: Path, destination: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES)
             raise DatasetError("dataset_bad_address", f"{_shown(source)} is no file or folder.", "Give one of these.")
         return _copy(source, destination, found.st_size, max_bytes)
     except FileNotFoundError as error:
-        raise DatasetError(
-            "dataset_not_found",
-            f"There is no file or folder {_shown(Path(error.filename or source))}.",
-            "Check the path.",
-        ) from error
+        missing = Path(error.filename or source)
+        sentence, fix = f"There is no file or folder {_shown(missing)}.", "Check the path."
+        if missing.is_symlink():
+            sentence, fix = f"{_shown(missing)} is a link to a file that is not there.", "Mend the link, or remove it."
+        raise DatasetError("dataset_not_found", sentence, fix) from error
     except OSError as error:
         raise DatasetError(
             "dataset_unreadable",

@@ -25,7 +25,7 @@ class Rule(NamedTuple):
     fix: str
 
 
-_REPACK = "Make the ZIP again from the original files, for example with `finetune submit FOLDER`, which packs a folder."
+_REPACK = "Make the ZIP again from the original files, or give the folder: `finetune submit --dataset FOLDER` packs it."
 _SMALLER = "Scale the images down to at most 2048 pixels on the long side: the training uses no more."
 _CONVERT = "Save it as JPEG or PNG, or leave it out."
 
@@ -42,7 +42,7 @@ RULES: dict[str, Rule] = {
     "check_too_slow": Rule("error", _SMALLER),
     # one entry
     "entry_encrypted": Rule("error", "Pack again without a password: the training could not open it."),
-    "entry_unsafe_path": Rule("error", _REPACK),
+    "entry_unsafe_path": Rule("error", f"Give the file a plain name. {_REPACK}"),
     "entry_link": Rule("error", "Put the file itself in the ZIP in place of the link."),
     "entry_repeated": Rule("error", "Keep one of the two: tools differ in which one they would take."),
     "entry_damaged": Rule("error", _REPACK),

@@ -83,6 +83,7 @@ def shown_url(url: str) -> str:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return "the URL"
+    host = f"[{host}]" if ":" in host else host
     shown = f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path}"
     return shown if len(shown) <= 200 else f"{shown[:199]}…"
 

@@ -166,7 +166,7 @@ class FineTuneQueue:
         reason = record.waiting_for
         if reason is None:
             return None
-        if reason is WaitReason.SPENDING:  # whether that still holds it back is for the account to say
+        if reason in (WaitReason.SPENDING, WaitReason.TRAININGS, WaitReason.PAUSED):  # for the account to say, below
             reason = WaitReason.API_SLOT
         with translated():
             ahead = self._accounts.place(record)
@@ -176,8 +176,10 @@ class FineTuneQueue:
                 account = self._accounts.status(record.account)
             except UnknownAccountError:
                 return Waiting(reason, ahead, None)
-            if record.stage is Stage.SUBMIT and (account.stopped or account.at_cap):
-                return Waiting(WaitReason.SPENDING, ahead, None, submits_stopped=account.stopped)
+            if record.stage is Stage.SUBMIT and account.submits_held:
+                if account.stopped or account.at_cap:
+                    return Waiting(WaitReason.SPENDING, ahead, None, submits_stopped=account.stopped)
+                return Waiting(WaitReason.TRAININGS, ahead, None)
             seconds = self._accounts.slot_in(account, ahead)
         return Waiting(WaitReason.PAUSED if account.paused_for else reason, ahead, seconds)
 

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -115,7 +114,7 @@ class Submitter:
         # Imported late: packing needs Pillow, which other producers do not pay for.
         from finetune_queue.staging import stage
 
-        return stage(Path(path), self._settings)
+        return stage(path, self._settings)
 
 
 def _groups(

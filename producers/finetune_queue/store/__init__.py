@@ -3,7 +3,7 @@
 from redis import RedisError, ResponseError
 
 from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfer_line
-from finetune_queue.store.budget import CALL_MARGIN, SWEEP, Budget, Call, CallClass, NoSlot, room_score
+from finetune_queue.store.budget import CALL_MARGIN, SWEEP, Budget, Call, NoSlot
 from finetune_queue.store.connection import connect
 from finetune_queue.store.counters import (
     API_CALL_SECONDS,
@@ -46,6 +46,7 @@ from finetune_queue.store.outbox import (
     Subject,
 )
 from finetune_queue.store.overview import Overview, StateView, StoreView
+from finetune_queue.store.room import CallClass, room_score
 from finetune_queue.store.server import ServerFacts, ServerProblem, answers, clock_skew, server_facts, server_problems
 from finetune_queue.store.workers import Workers
 from finetune_queue.store.write import Change

@@ -8,6 +8,7 @@ import redis
 from finetune_queue.contract import JobRecord
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.clock import server_ms
+from finetune_queue.store.room import CallClass, room_score_floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,17 @@ class AccountStatus:
         """Whether it has made as many submits as it may on this day (UTC)."""
         cap = self.limits.max_submits_per_day
         return cap is not None and self.spent_today >= cap
+
+    @property
+    def full(self) -> bool:
+        """Whether it has as many trainings in flight as it may."""
+        cap = self.limits.max_training
+        return cap is not None and self.tracked >= cap
+
+    @property
+    def submits_held(self) -> bool:
+        """Whether submits wait for something else than a call."""
+        return self.stopped or self.at_cap or self.full
 
 
 class UnknownAccountError(Exception):
@@ -150,7 +162,14 @@ class Accounts:
         """Return about how many seconds it takes until somebody with ``ahead`` in front gets a call slot."""
         now = server_ms(self._redis)
         calls, window = account.limits.calls, account.limits.window
-        taken = cast("list[tuple[str, float]]", self._redis.zrange(keys.slots(account.name), 0, -1, withscores=True))
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.zrange(keys.slots(account.name), 0, -1, withscores=True)
+        pipe.zcount(keys.room(account.name), "-inf", f"({room_score_floor(CallClass.PREPARE)}")
+        taken, before_prepares = cast("tuple[list[tuple[str, float]], int]", tuple(pipe.execute()))
+        if (prepares := ahead - before_prepares) > 0:
+            # Each of these has its submit to come, which goes first; but for the last, as half of a busy window's calls
+            # are submits. Submits that are held take none.
+            ahead = prepares if account.submits_held else ahead + max(0, prepares - calls // 2)
         waits = [0.0] * (calls - len(taken)) + [max(0.0, (free - now) / 1000) for _, free in taken]
         rounds, place = divmod(ahead, calls)
         return max(account.paused_for, waits[min(place, len(waits) - 1)] + rounds * window)

@@ -10,7 +10,6 @@ import random
 import time
 import uuid
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Self
 
 import redis
@@ -20,22 +19,13 @@ from finetune_queue.settings import Settings
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.accounts import Accounts, UnknownAccountError
 from finetune_queue.store.errors import ConflictError
+from finetune_queue.store.room import CallClass, room_score_floor
 
 SWEEP = "sweep"
 """The holder's name of an account's sweep, where a job has its id."""
 
 CALL_MARGIN = 10.0
 """Seconds beyond its own time-out after which a call has ended for certain."""
-
-_AGE_SPAN = 10**13  # more than any time in milliseconds until the year 2286
-
-
-class CallClass(IntEnum):
-    """What goes first in a waiting room: finish what was started before starting more."""
-
-    FINISH = 0  # one call from its weights
-    SUBMIT = 1
-    PREPARE = 2  # presign an upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +47,6 @@ class NoSlot:
     reason: WaitReason
     ahead: int
     stopped: bool = False
-
-
-def room_score(call: CallClass, job: JobRecord) -> float:
-    """Return the job's place in its account's waiting room; lower goes first. Exact in a double."""
-    return float((call * 10 + 9 - job.request.priority) * _AGE_SPAN + job.created_ms)
 
 
 class Budget:
@@ -202,8 +187,3 @@ class Budget:
         )
         wait = int(reply[0])
         return reply[1:], None if wait < 0 else wait / 1000
-
-
-def room_score_floor(call: CallClass) -> int:
-    """Return the lowest score of a class of calls."""
-    return call * 10 * _AGE_SPAN

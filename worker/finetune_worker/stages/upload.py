@@ -144,8 +144,8 @@ def _checked(claim: Claim, path: Path) -> DatasetReport:
 
 def _rejected(report: DatasetReport) -> JobError:
     errors = [finding for finding in report.findings if finding.severity == "error"]
-    said = "; ".join(f"{each.file}: {each.message}" if each.file else each.message for each in errors[:3])
-    more = f" (and {len(errors) - 3} more)" if len(errors) > 3 else ""
+    said = " ".join(f"{each.file}: {each.message}" if each.file else each.message for each in errors[:3])
+    more = f" And {len(errors) - 3} more." if len(errors) > 3 else ""
     return JobError(
         code="dataset_rejected",
         stage=Stage.UPLOAD,
