@@ -23,11 +23,13 @@ def _is_ours(name: str) -> bool:
 
 
 def read_mapping(model: type[BaseSettings], environ: Mapping[str, str]) -> tuple[Given, list[str]]:
+    """Return the settings among these variables, and what begins like one; no problems, as nothing is read."""
     found = {name.lower(): (value, "given") for name, value in environ.items() if value}
     return {name: pair for name, pair in found.items() if name in model.model_fields or _is_ours(name)}, []
 
 
 def read_sources(model: type[BaseSettings]) -> tuple[Given, list[str]]:
+    """Return the settings of all sources, and what begins like one; also a sentence for each unreadable source."""
     problems: list[str] = []
     env = EnvSettingsSource(model)
     try:

@@ -79,7 +79,7 @@ def resolve_dataset(
     max_bytes: int = MAX_ARCHIVE_BYTES,
     on_progress: Progress | None = None,
 ) -> PublicArchive | LocalArchive:
-    """Finds what `dataset` names, and copies it to `scratch` (a folder of the caller, who removes it) where it must.
+    """Find what `dataset` names, and copy it to `scratch` (a folder of the caller, who removes it) where it must.
 
     `fetch_public` downloads an `https://` address instead of passing it on: to check it, or because the provider could
     not read it. `roots` are the folders that files may lie under, whatever links lead to them; `buckets` the buckets,
@@ -177,7 +177,7 @@ def _check_bucket(address: ObjectAddress, buckets: Sequence[str]) -> None:
 
 
 def _real(path: Path) -> Path:
-    """Without links; unlike `Path.resolve`, this has an answer for links that lead in a circle."""
+    """Return the path without links; unlike `Path.resolve`, also for links that lead in a circle."""
     return Path(os.path.realpath(path))
 
 
@@ -208,7 +208,7 @@ def _copied(
 
 
 def _copy(place: Place, key: str, path: Path, total: int, on_progress: Progress | None) -> None:
-    """Copies an object of `total` bytes to `path`.
+    """Copy an object of `total` bytes to `path`.
 
     Raises:
         DatasetError: it has another size by now, or the copy cannot be kept.

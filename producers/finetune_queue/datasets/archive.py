@@ -83,14 +83,18 @@ class Meter:
         self._until = time.monotonic() + limits.max_seconds
 
     def tick(self) -> None:
-        """Raises: ArchiveRefusedError when the time is over."""
+        """Report the progress, and see whether there is time left.
+
+        Raises:
+            ArchiveRefusedError: the time is over.
+        """
         if self._on_progress is not None:
             self._on_progress(self._inflated, None)
         if time.monotonic() > self._until:
             raise ArchiveRefusedError("check_too_slow", f"The check took more than {self.limits.max_seconds:g} s.")
 
     def add(self, count: int, entry: Entry, so_far: int) -> None:
-        """Counts `count` more inflated bytes of `entry`, which has now given `so_far`.
+        """Count `count` more inflated bytes of `entry`, which has now given `so_far`.
 
         Raises:
             ArchiveRefusedError: a bomb, or the time is over.
@@ -110,7 +114,7 @@ class Meter:
 
 
 def megabytes(count: int) -> str:
-    """A size for people: megabytes of a million bytes, as the API's limit is read; kilobytes or bytes below."""
+    """Return a size for people: megabytes of a million bytes, as the API's limit is read; kilobytes or bytes below."""
     if count < 1_000:
         return f"{count} byte{'' if count == 1 else 's'}"
     if count < 1_000_000:
@@ -119,7 +123,7 @@ def megabytes(count: int) -> str:
 
 
 def other_kind(head: bytes) -> str | None:
-    """What kind of archive these first bytes belong to, as words, or None; a tar file shows in the first 262 bytes."""
+    """Return what kind of archive begins with these bytes, in words, or None; a tar file takes 262 bytes to tell."""
     if head[257:262] == b"ustar":
         return "a tar file"
     return next((words for magic, words in _OTHER_KINDS if head.startswith(magic)), None)
@@ -159,7 +163,7 @@ class _SeekError(OSError, zipfile.BadZipFile):
 
 
 def read_entries(file: io.BufferedReader, size: int, limits: Limits, collector: Collector) -> list[Entry]:
-    """The files of the archive that may be read, in the order of its list; the others become findings.
+    """Return the files of the archive that may be read, in the order of its list; the others become findings.
 
     Raises:
         ArchiveRefusedError: it is no ZIP, or is one that should not be read any further.
@@ -220,7 +224,7 @@ def _describe(head: bytes) -> str:
 
 
 def _entry(file: io.BufferedReader, size: int, info: zipfile.ZipInfo) -> Entry:
-    """Checks what the list says of one file, and that the header before its bytes says the same."""
+    """Check what the list says of one file, and that the header before its bytes says the same."""
     name = info.orig_filename
     if reason := unsafe_path(name):
         raise EntryRefusedError("entry_unsafe_path", f"This path is not safe to unpack: {reason}.")
@@ -241,7 +245,7 @@ def _entry(file: io.BufferedReader, size: int, info: zipfile.ZipInfo) -> Entry:
 
 
 def _data_start(file: io.BufferedReader, size: int, info: zipfile.ZipInfo) -> int:
-    """Where the compressed bytes begin, by the entry's own header, which must agree with the list."""
+    """Return where the compressed bytes begin, by the entry's own header, which must agree with the list."""
     if not 0 <= info.header_offset <= size - _LOCAL_HEADER.size:
         raise EntryRefusedError("entry_damaged", "The list of files points outside the ZIP.")
     file.seek(info.header_offset)
@@ -259,7 +263,7 @@ def _data_start(file: io.BufferedReader, size: int, info: zipfile.ZipInfo) -> in
 
 
 def _refuse_overlap(entries: list[Entry]) -> None:
-    """No byte may belong to two files: that is how a small ZIP inflates without end (Fifield, "A better zip bomb")."""
+    """Refuse bytes that belong to two files: so a small ZIP inflates without end (Fifield, "A better zip bomb")."""
     end = 0
     for entry in sorted(entries, key=lambda each: each.info.header_offset):
         if entry.info.header_offset < end:
@@ -268,7 +272,7 @@ def _refuse_overlap(entries: list[Entry]) -> None:
 
 
 def inflate(file: io.BufferedReader, entry: Entry, meter: Meter) -> Iterator[bytes]:
-    """The bytes of one file, in pieces of at most 64 KiB, checked against its stated size and CRC at the end.
+    """Yield the bytes of one file, in pieces of at most 64 KiB, checked against its stated size and CRC at the end.
 
     Raises:
         EntryRefusedError: damaged, or too large.

@@ -63,7 +63,7 @@ def check_archive(
     limits: Limits = DEFAULT_LIMITS,
     on_progress: Progress | None = None,
 ) -> DatasetReport:
-    """Judges a ZIP against the Fast Flux API (section 1, "Dataset") and against what is known to train badly.
+    """Judge a ZIP against the Fast Flux API (section 1, "Dataset") and against what is known to train badly.
 
     Whatever the file holds, the answer is a report; `trigger_word` and `instance_prompt` are those of the request.
 
@@ -123,6 +123,7 @@ class _Check:
         self._seen = _Seen()
 
     def run(self) -> DatasetReport:
+        """Read the file once and return what was found."""
         size = os.fstat(self._file.fileno()).st_size
         digest: str | None = None
         if size >= self._limits.max_bytes:
@@ -300,6 +301,7 @@ class _Trigger:
         self._pattern = re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE)
 
     def within(self, text: str) -> bool:
+        """Tell whether the text has the word."""
         return self._pattern.search(text) is not None
 
 

@@ -94,7 +94,7 @@ class ImageFacts:
 
 
 def sniff(head: bytes) -> str | None:
-    """The picture format that these first `HEAD_BYTES` bytes belong to, or None for no picture."""
+    """Return the picture format that these first `HEAD_BYTES` bytes belong to, or None for no picture."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[4:8] == b"ftyp":
@@ -113,7 +113,11 @@ class PixelBudget:
         self._left = limits.max_total_pixels
 
     def take(self, pixels: int) -> None:
-        """Raises: ImageRefusedError when this picture, or all of them together, are too much."""
+        """Use up the pixels of one more picture.
+
+        Raises:
+            ImageRefusedError: this picture, or all of them together, have too many.
+        """
         limit = self.limits.max_pixels
         if pixels > limit:
             raise ImageRefusedError(
@@ -126,7 +130,7 @@ class PixelBudget:
 
 
 def inspect_image(data: bytes, kind: str, budget: PixelBudget) -> ImageFacts:
-    """Decodes one picture and says what it is. `kind` is what `sniff` said, one of `READABLE_FORMATS`.
+    """Decode one picture and return what it is. `kind` is what `sniff` said, one of `READABLE_FORMATS`.
 
     Raises:
         ImageRefusedError: it does not decode, or is too large to try.
@@ -185,7 +189,7 @@ def _look_of(image: Image.Image) -> bytes | None:
 
 
 def alike(one: bytes, other: bytes) -> bool:
-    """Whether two looks are those of one picture, perhaps in other sizes or formats."""
+    """Tell whether two looks are those of one picture, perhaps in other sizes or formats."""
     difference: int = sum(map(abs, map(sub, one, other)))  # of each picture with each, so no loop in Python
     return difference <= _ALIKE * len(one)
 

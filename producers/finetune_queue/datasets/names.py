@@ -22,24 +22,24 @@ _MAX_PART_BYTES = 255
 
 
 def suffix_of(name: str) -> str:
-    """The suffix in lower case, with its dot; empty when there is none."""
+    """Return the suffix in lower case, with its dot; empty when there is none."""
     base = name.rpartition("/")[2]
     stem, dot, suffix = base.rpartition(".")
     return f".{suffix.lower()}" if dot and stem else ""
 
 
 def stem_of(name: str) -> str:
-    """The path without its suffix: what an image and its caption have in common."""
+    """Return the path without its suffix: what an image and its caption have in common."""
     return name[: len(name) - len(suffix_of(name))]
 
 
 def is_junk(name: str) -> bool:
-    """Whether a system left this file behind: hidden files, AppleDouble, thumbnails."""
+    """Tell whether a system left this file behind: hidden files, AppleDouble, thumbnails."""
     return any(part.startswith(".") or part.lower() in _JUNK_NAMES for part in name.split("/") if part)
 
 
 def unsafe_path(name: str) -> str | None:
-    """Why a name must not be unpacked, as the end of a sentence, or None when it is safe.
+    """Say why a name must not be unpacked, as the end of a sentence, or None when it is safe.
 
     Refused is what "zip slip" reports show: a path that is absolute, climbs out, or differs between systems.
     """
@@ -56,7 +56,7 @@ def unsafe_path(name: str) -> str | None:
 
 
 def display_name(name: str) -> str:
-    """A name fit for a terminal, a log and JSON: unprintable characters escaped, the middle of a long one left out.
+    """Make a name fit for a terminal, a log and JSON: unprintable characters are escaped, long names lose their middle.
 
     Names come from whoever made the archive, and an escape sequence in one could rewrite what a terminal shows.
     """

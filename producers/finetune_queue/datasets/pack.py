@@ -71,7 +71,7 @@ class _File:
 
 
 def local_path(source: str) -> Path:
-    """The folder or ZIP on this machine that a person named, `~` included.
+    """Return the folder or ZIP on this machine that a person named, `~` included.
 
     Raises:
         DatasetError: it is a URL.
@@ -86,7 +86,7 @@ def local_path(source: str) -> Path:
 
 
 def pack(source: Path, destination: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES) -> PackedDataset:
-    """Makes `destination`, at once and whole, from a folder, or copies a ZIP there as it is.
+    """Make `destination`, at once and whole, from a folder, or copies a ZIP there as it is.
 
     Folders inside (as kohya's `10_token`) are flattened. Links to files are followed, links to folders are not.
 
@@ -150,7 +150,7 @@ def _pack_folder(source: Path, destination: Path, max_bytes: int) -> PackedDatas
 
 
 def _scan(source: Path) -> tuple[list[_File], list[str]]:
-    """What belongs into the ZIP, and the names of what does not."""
+    """Return what belongs into the ZIP, and the names of what does not."""
     files: list[_File] = []
     left_out: list[str] = []
     for folder, folders, names in os.walk(source, onerror=_raise):
@@ -182,7 +182,7 @@ def _raise(error: OSError) -> None:
 
 
 def _file(path: Path, relative: str) -> _File | None:
-    """The file, or None when it is neither an image nor a caption."""
+    """Return the file, or None when it is neither an image nor a caption."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         return None
@@ -200,7 +200,7 @@ def _file(path: Path, relative: str) -> _File | None:
 
 
 def _flatten(files: list[_File]) -> tuple[list[tuple[str, _File]], list[Finding]]:
-    """A name at the top of the ZIP for each file, sorted; where names repeat, the folder becomes part of them."""
+    """Give each file a name at the top of the ZIP, sorted; where names repeat, the folder becomes part of them."""
     by_stem: dict[str, list[_File]] = defaultdict(list)
     for each in files:
         by_stem[stem_of(each.base)].append(each)
@@ -241,7 +241,7 @@ def _add(archive: zipfile.ZipFile, name: str, each: _File) -> None:
 
 @contextmanager
 def _written(destination: Path) -> Iterator[IO[bytes]]:
-    """A file that becomes `destination` when the block ends well, and is gone when it does not."""
+    """Open a file that becomes `destination` when the block ends well, and is gone when it does not."""
     with tempfile.NamedTemporaryFile(dir=destination.parent, prefix=f".{destination.name}.", delete=False) as target:
         part = Path(target.name)
         try:

@@ -16,7 +16,7 @@ _FILES_SHOWN = 5
 
 
 def render_report(report: DatasetReport, *, title: str | None = None) -> RenderableType:
-    """What `Console.print` takes; made for 80 columns, and readable without colours. `title` names what was checked."""
+    """Return what `Console.print` takes, for 80 columns, readable without colours. `title` names what was checked."""
     parts: list[RenderableType] = [_verdict(report, title), Padding(_facts(report), (1, 0, 0, 2))]
     for (_, code), group in groupby(report.findings, key=lambda each: (each.severity, each.code)):
         findings = list(group)
@@ -58,7 +58,7 @@ def _facts(report: DatasetReport) -> Table:
 
 
 def _finding(findings: list[Finding], omitted: int) -> Table:
-    """One code: what it is about once, then each file with its own words."""
+    """Show one code: what it is about once, then each file with its own words."""
     first = findings[0]
     table = Table.grid(padding=(0, 2), expand=False)
     table.add_column(no_wrap=True, min_width=len("warning"))

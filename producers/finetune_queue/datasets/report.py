@@ -99,7 +99,7 @@ class Finding(BaseModel):
 
 
 def finding(code: str, message: str, file: str | None = None) -> Finding:
-    """A finding with the severity and the fix that the catalogue has for `code`.
+    """Make a finding with the severity and the fix that the catalogue has for `code`.
 
     Raises:
         KeyError: `code` is not in `RULES`.
@@ -127,13 +127,13 @@ class DatasetReport(BaseModel):
     """How many more findings of a code there are than are listed."""
 
     def count(self, severity: Severity) -> int:
-        """How many findings there are of that severity, with those that are not listed."""
+        """Return how many findings of that severity there are, with those that are not listed."""
         listed = sum(1 for each in self.findings if each.severity == severity)
         codes = {code for code, rule in RULES.items() if rule.severity == severity}
         return listed + sum(more for code, more in self.omitted.items() if code in codes)
 
     def with_findings(self, more: Iterable[Finding]) -> "DatasetReport":
-        """The same report with findings made elsewhere (while packing, say), in their place by severity."""
+        """Return this report with findings made elsewhere (while packing, say), in their place by severity."""
         added = tuple(more)
         findings = sorted((*self.findings, *added), key=lambda each: _ORDER[each.severity])
         ok = self.ok and all(each.severity != "error" for each in added)
@@ -149,6 +149,7 @@ class Collector:
         self._seen: Counter[str] = Counter()
 
     def add(self, code: str, message: str, file: str | None = None) -> None:
+        """Note a finding; beyond the limit for its code it is only counted."""
         self._seen[code] += 1
         kept = self._kept.setdefault(code, [])
         if len(kept) < self._limits.max_findings_per_code:
@@ -156,14 +157,16 @@ class Collector:
 
     @property
     def ok(self) -> bool:
+        """Whether no finding is an error."""
         return all(RULES[code].severity != "error" for code in self._seen)
 
     def findings(self) -> tuple[Finding, ...]:
-        """Errors first; within a severity by code, in the order in which the codes first came up."""
+        """Return the kept ones: errors first, within a severity by code, in the order in which the codes came up."""
         everything = [each for kept in self._kept.values() for each in kept]
         everything.sort(key=lambda each: _ORDER[each.severity])
         return tuple(everything[: self._limits.max_findings])
 
     def omitted(self) -> dict[str, int]:
+        """Return for each code how many more findings there were than are kept."""
         listed = Counter(each.code for each in self.findings())
         return {code: seen - listed[code] for code, seen in self._seen.items() if seen > listed[code]}

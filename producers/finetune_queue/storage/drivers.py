@@ -87,7 +87,7 @@ _filesystems: dict[tuple[int, str, str], Any] = {}
 
 
 def filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
-    """The file system of this process for these options, made at first use.
+    """Return the file system of this process for these options, made at first use.
 
     Shared, because adlfs keeps each one and its connections for good; by process, because connections and event loops
     do not survive a fork.
@@ -122,7 +122,7 @@ def _connect(scheme: str, options: Mapping[str, Any]) -> Any:
 
 
 def meaning(error: Exception, address: ObjectAddress, url: str, *, writing: bool) -> StorageError | None:
-    """What an exception of fsspec or of the store's own library means, or None when it is neither's."""
+    """Return what an exception of fsspec or of the store's own library means, or None when it is neither's."""
     status, code = _answer(error)
     # Writing needs nothing but the bucket; not every store says more than 404.
     if code in _NO_BUCKET or (writing and isinstance(error, FileNotFoundError)):
@@ -146,7 +146,7 @@ def meaning(error: Exception, address: ObjectAddress, url: str, *, writing: bool
 
 
 def _answer(error: BaseException | None) -> tuple[int | None, str | None]:
-    """The HTTP status and the store's own code, such as `NoSuchBucket`, that lie behind an exception."""
+    """Return the HTTP status and the store's own code, such as `NoSuchBucket`, that lie behind an exception."""
     while error is not None:
         library = type(error).__module__.partition(".")[0]
         if library == "azure":
@@ -164,5 +164,5 @@ def _answer(error: BaseException | None) -> tuple[int | None, str | None]:
 
 
 def _refused_by_google(error: BaseException) -> bool:
-    """gcsfs tells a 403 by the first word of a plain OSError, and reads it so itself."""
+    """Tell whether it is a 403 of Google's: gcsfs itself knows one only by the first word of a plain OSError."""
     return type(error) is OSError and str(error).startswith("Forbidden")

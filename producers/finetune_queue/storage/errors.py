@@ -85,7 +85,7 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 
 
 def from_os_error(error: OSError, what: str) -> StorageError:
-    """The error of a local file system; `what` is the path, as the sentence shall name it."""
+    """Return what an error of a local file system means; `what` is the path, as the sentence shall name it."""
     if error.errno in _FULL:
         return DiskFullError(f"There is no space left for {what}. Free some, or give the volume more.")
     if error.errno in _REFUSED:

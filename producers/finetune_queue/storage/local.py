@@ -103,7 +103,7 @@ def _reported(path: Path) -> Iterator[None]:
 
 
 def _drop_stale(target: Path) -> None:
-    """Removes what a killed process left behind under this name: weights are large, and nobody else would."""
+    """Remove what a killed process left behind under this name: weights are large, and nobody else would."""
     before = time.time() - _STALE_SECONDS
     for part in target.parent.glob(".*.part"):
         if part.name.startswith(f".{target.name}.") and part.stat().st_mtime < before:
@@ -116,7 +116,7 @@ def _sync(file: io.BufferedWriter) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the names in it durable: of a file that was renamed, of a folder that is new."""
+    """Make the names in it durable: of a file that was renamed, of a folder that is new."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

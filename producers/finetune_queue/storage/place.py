@@ -26,7 +26,11 @@ class Place:
     """
 
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
-        """Raises: BadUrlError."""
+        """Open nothing yet.
+
+        Raises:
+            BadUrlError: the URL names no place.
+        """
         address = parse_url(url)
         self._backend: Backend = Folder(address) if isinstance(address, Path) else Bucket(address, dict(options or {}))
         self.url = self._backend.url_of("").rstrip("/")
@@ -35,7 +39,7 @@ class Place:
         return f"Place({self.url!r})"
 
     def put_file(self, local: Path, name: str, on_progress: Progress | None = None) -> Stored:
-        """Stores a copy of a local file: the name appears at once and whole, replacing what was there.
+        """Store a copy of a local file: the name appears at once and whole, replacing what was there.
 
         Raises:
             OSError: `local` itself cannot be read.
@@ -43,7 +47,7 @@ class Place:
         return self._backend.put_file(local, checked_name(name), on_progress)
 
     def put_once(self, local: Path, name: str) -> str:
-        """Stores a copy of a local file whose content decides the name, unless it is there already; returns its URL.
+        """Store a copy of a local file whose content decides the name, unless it is there already; returns its URL.
 
         Raises:
             OSError: `local` itself cannot be read.
@@ -53,18 +57,23 @@ class Place:
         return self.url_of(name)
 
     def put_bytes(self, data: bytes, name: str) -> Stored:
-        """Stores a small object, such as a manifest, in the same way."""
+        """Store a small object, such as a manifest, in the same way."""
         return self._backend.put_bytes(data, checked_name(name))
 
     def open_read(self, name: str) -> io.BufferedReader:
-        """A stream of an object's bytes, to be closed by the caller; read ahead by a few megabytes at most."""
+        """Return a stream of an object's bytes, which the caller closes; it reads ahead by a few megabytes at most."""
         return self._backend.open_read(checked_name(name))
 
     def info(self, name: str) -> Stored:
-        """Raises: ObjectMissingError when there is nothing of this name."""
+        """Return what the place says of an object.
+
+        Raises:
+            ObjectMissingError: there is nothing of this name.
+        """
         return self._backend.info(checked_name(name))
 
     def exists(self, name: str) -> bool:
+        """Tell whether there is an object of this name."""
         try:
             self._backend.info(checked_name(name))
         except ObjectMissingError:
@@ -72,27 +81,27 @@ class Place:
         return True
 
     def delete(self, name: str) -> None:
-        """Removes an object; one that is not there is no error."""
+        """Remove an object; one that is not there is no error."""
         self._backend.delete(checked_name(name))
 
     def drop_parts(self, folder: str) -> None:
-        """Removes what writers that were killed left in a folder; one that still writes there fails. In a bucket that
+        """Remove what writers that were killed left in a folder; one that still writes there fails. In a bucket that
         is the work of a lifecycle rule."""
         self._backend.drop_parts(checked_name(folder))
 
     def url_of(self, name: str) -> str:
-        """The object's full URL, as `sources.resolve_dataset` and other places read it."""
+        """Return the object's full URL, as `sources.resolve_dataset` and other places read it."""
         return self._backend.url_of(checked_name(name))
 
     def check_writable(self) -> None:
-        """Writes and removes a small object, and so raises what a job would meet."""
+        """Write and remove a small object, and so raise what a job would meet."""
         name = f".finetune-check-{uuid.uuid4().hex}"
         self._backend.put_bytes(b"finetune-queue was here", name)
         self._backend.delete(name)
 
 
 def checked_name(name: str) -> str:
-    """The name itself.
+    """Return the name, if it can be that of an object inside a place.
 
     Raises:
         ValueError: it is empty, absolute, or has a part that is empty, `.` or `..`.

@@ -25,7 +25,7 @@ class ObjectAddress:
 
 
 def parse_url(url: str) -> Path | ObjectAddress:
-    """The local path, made absolute, or the object address.
+    """Return the local path, made absolute, or the object address.
 
     Raises:
         BadUrlError: another scheme, no bucket, or credentials inside the URL.
