@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from finetune_queue.loopback import is_loopback
 from finetune_queue.setting_sources import DEFAULT_SECRETS_DIR
 from finetune_queue.setting_types import (
     ANY_ORIGIN,
@@ -39,7 +40,6 @@ from finetune_queue.setting_types import (
     TokenHashes,
     Upper,
     Words,
-    is_loopback,
 )
 
 MISSING_KEY = (

@@ -4,7 +4,6 @@ No check quotes the value it refuses: any of them may hold a secret, or one past
 """
 
 import base64
-import ipaddress
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from pydantic import (
 )
 
 from finetune_queue.contract.sink import BROKERS, parse_sink
+from finetune_queue.loopback import is_loopback
 
 ANY_ORIGIN = "*"
 """Stands for every origin that has no signing secret of its own."""
@@ -66,18 +66,6 @@ def _check_api_key(key: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]+", text):
         raise ValueError("holds a character that an HTTP header cannot carry (a space or line break copied along?)")
     return SecretStr(text)
-
-
-def is_loopback(host: str | None) -> bool:
-    """Tell whether a host is this machine: a loopback address, or a name under ``localhost`` (RFC 6761, 6.3)."""
-    if host is None:
-        return False
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _split(url: str) -> SplitResult:

@@ -10,7 +10,7 @@ from finetune_queue.cli.output import CliError, ExitCode, usage_error
 from finetune_queue.cli.segmind import Session, knock, open_session
 from finetune_queue.cli.session import quiet_logs
 from finetune_queue.gateway.hook_paths import hook_path
-from finetune_queue.setting_types import is_loopback
+from finetune_queue.loopback import is_loopback
 from finetune_queue.settings import load_settings
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from finetune_queue import tracing
 from finetune_queue.contract import new_job_id
 from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
 from finetune_queue.gateway.problems import ProblemError, explain, internal_error, later, respond
-from finetune_queue.setting_types import is_loopback
+from finetune_queue.loopback import is_loopback
 
 log = structlog.get_logger(__name__)
 

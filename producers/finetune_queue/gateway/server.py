@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from finetune_queue.gateway.app import create_app
-from finetune_queue.setting_types import is_loopback
+from finetune_queue.loopback import is_loopback
 from finetune_queue.settings import Settings, SettingsError
 
 GRACE = 5

@@ -12,7 +12,7 @@ import structlog
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from finetune_queue import tracing
-from finetune_queue.setting_types import is_loopback
+from finetune_queue.loopback import is_loopback
 from finetune_queue.timed_sockets import Deadline
 from finetune_worker.segmind.errors import (
     MalformedReply,

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
 
-from finetune_queue.setting_types import is_loopback
+from finetune_queue.loopback import is_loopback
 from finetune_worker.segmind.call import Call, Endpoint, nobody
 from finetune_worker.segmind.models import Id, LooseText
 

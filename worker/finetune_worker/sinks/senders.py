@@ -10,8 +10,8 @@ from celery import Celery
 
 from finetune_queue.contract import Event, FineTuneRequest, Sink, SinkKind, parse_sink, parse_sinks
 from finetune_queue.contract.sink import allowed
+from finetune_queue.loopback import is_loopback
 from finetune_queue.public_fetch.addresses import AddressPolicy
-from finetune_queue.setting_types import is_loopback
 from finetune_queue.settings import Settings
 from finetune_queue.store import LocalQueues, QueueFullError, RedisError
 from finetune_worker.sinks.brokers import Broker, CeleryQueue

@@ -3,7 +3,7 @@
 import re
 from urllib.parse import urlsplit
 
-from finetune_queue.setting_types import is_loopback
+from finetune_queue.loopback import is_loopback
 
 _URL = re.compile(r"(?i)\b(https?://)([^\s\"'<>?#]*)([?#][^\s\"'<>]*)?")
 _PARAMETER = re.compile(r"(?i)\b(x-(?:amz|goog)-[a-z-]+|signature)=[^\s\"'<>&]+")
