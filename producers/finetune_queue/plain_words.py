@@ -1,4 +1,4 @@
-"""What is wrong with a value, for the person who wrote it."""
+"""Texts from elsewhere, made fit for people."""
 
 _WORDS = {
     "Value error, ": "",
@@ -6,6 +6,14 @@ _WORDS = {
     "Input should be a valid number, unable to parse string as a number": "should be a number",
     "Input should be": "should be",
 }
+
+
+def escaped(text: str) -> str:
+    """Return a text that cannot steer a terminal: what is not printable becomes an escape sequence in letters."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
 
 
 def in_plain_words(message: str) -> str:

@@ -1,5 +1,6 @@
 """``finetune doctor --api`` against the sandbox: what it asks, what it finds, and that it keeps to the budget."""
 
+import json
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +90,18 @@ def test_a_limit_that_workers_do_not_keep_to(run: Run, queue_url: str) -> None:
     check = asked(run("doctor", "--api", "--json"))["limit default"]
     assert check["status"] == "warn"
     assert check["message"] == "workers keep to 5 calls per 60 s, these settings say 50/60"
+
+
+def test_where_no_worker_was_yet_the_account_has_its_caps_too(
+    run: Run, sandbox: LiveSandbox, queue_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SEGMIND_API_KEY", "SEGMIND_RATE_LIMIT"):
+        monkeypatch.delenv(name)
+    account = {"api_key": sandbox.api_key, "rate_limit": "50/60", "max_training": 3, "max_submits_per_day": 20}
+    monkeypatch.setenv("SEGMIND_ACCOUNTS", json.dumps({"default": {**account, "max_transfers": 2}}))
+    run("doctor", "--api", "--json")
+    with connect(queue_url) as client:
+        assert Accounts(client).status("default").limits == AccountLimits(50, 60.0, 3, 20, 2)
 
 
 @pytest.mark.usefixtures("sandbox")

@@ -118,16 +118,7 @@ class Container:
     def announce_accounts(self) -> None:
         """Tell every worker the limits of the accounts in these settings."""
         for name, account in self.settings.accounts.items():
-            self.accounts.configure(
-                name,
-                AccountLimits(
-                    calls=account.rate_limit.calls,
-                    window=account.rate_limit.seconds,
-                    max_training=account.max_training,
-                    max_submits_per_day=account.max_submits_per_day,
-                    max_transfers=account.max_transfers,
-                ),
-            )
+            self.accounts.configure(name, AccountLimits.of(account))
 
     def segmind(self, account: str) -> SegmindClient:
         """Return the account's API client, one connection pool for the process.

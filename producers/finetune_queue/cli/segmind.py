@@ -142,10 +142,9 @@ def open_session(settings: Settings, account: str) -> Iterator[Session]:
 
 
 def _announce(accounts: Accounts, name: str, settings: Settings) -> None:
-    """Make the account's limit known where no worker has been yet."""
+    """Make the account's limits known where no worker has been yet."""
     if name not in accounts.names():
-        limit = settings.accounts[name].rate_limit
-        accounts.configure(name, AccountLimits(limit.calls, limit.seconds))
+        accounts.configure(name, AccountLimits.of(settings.accounts[name]))
 
 
 def knock(url: str, settings: Settings) -> tuple[int | None, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from finetune_queue.contract import JobError, WaitReason
+from finetune_queue.plain_words import escaped
 
 if TYPE_CHECKING:
     from finetune_queue.sdk import Waiting
@@ -13,11 +14,7 @@ if TYPE_CHECKING:
 
 def printable(text: object) -> str:
     """Return a text on one line that cannot steer a terminal: names and messages come from callers and servers."""
-    line = " ".join(str(text).split())
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in line
-    )
+    return escaped(" ".join(str(text).split()))
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,8 @@
 
 import re
 
+from finetune_queue.plain_words import escaped
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 """Suffixes that trainers look for."""
 
@@ -62,7 +64,4 @@ def display_name(name: str) -> str:
     """
     if len(name) > _SHOWN:
         name = f"{name[: _SHOWN // 2]}…{name[-_SHOWN // 2 + 1 :]}"
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in name
-    )
+    return escaped(name)

@@ -1,11 +1,12 @@
 """The accounts: their limits as every worker sees them, when each is swept next, and how they stand."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import redis
 
 from finetune_queue.contract import JobRecord
+from finetune_queue.settings import AccountSettings
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.clock import server_ms
 from finetune_queue.store.room import CallClass, room_score_floor
@@ -20,6 +21,17 @@ class AccountLimits:
     max_training: int | None = None
     max_submits_per_day: int | None = None
     max_transfers: int | None = None
+
+    @classmethod
+    def of(cls, account: AccountSettings) -> Self:
+        """Return the limits that an account's settings say."""
+        return cls(
+            calls=account.rate_limit.calls,
+            window=account.rate_limit.seconds,
+            max_training=account.max_training,
+            max_submits_per_day=account.max_submits_per_day,
+            max_transfers=account.max_transfers,
+        )
 
 
 @dataclass(frozen=True, slots=True)
