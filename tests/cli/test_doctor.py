@@ -68,13 +68,13 @@ def test_accounts_as_the_workers_know_them(run: Run, worker: Worker) -> None:
 
 
 def test_an_account_that_is_paused(run: Run, worker: Worker, queue_url: str) -> None:
-    from finetune_queue.store import Budget, Call
+    from finetune_queue.store import Budget, Slot
 
     worker.announce()
     with connect(queue_url) as client:
         budget = Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
         call = budget.take("default", "someone", float(CallClass.SUBMIT))
-        assert isinstance(call, Call)
+        assert isinstance(call, Slot)
         budget.pause(call, "Segmind answered 429.", 30.0, code="rate_limited")
     account = checks(run("doctor", "--json"))["account default"]
     assert account["status"] == "warn"

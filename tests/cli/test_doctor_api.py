@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from finetune_queue.cli.output import ExitCode
-from finetune_queue.store import AccountLimits, Accounts, Budget, Call, connect, keys
+from finetune_queue.store import AccountLimits, Accounts, Budget, Slot, connect, keys
 from segmind_sandbox.testing import LiveSandbox
 from support.cli import Result, Run
 
@@ -184,7 +184,7 @@ def test_a_budget_without_a_free_call(run: Run, queue_url: str, monkeypatch: pyt
     with connect(queue_url) as client:
         Accounts(client).configure("default", AccountLimits(calls=1, window=0.2))
         budget = Budget(client, call_timeout=60, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
-        assert isinstance(budget.take("default", "a-job", 0.0), Call)
+        assert isinstance(budget.take("default", "a-job", 0.0), Slot)
     result = run("doctor", "--api", "--json")
     found = asked(result)
     assert (result.code, list(found)) == (ExitCode.FAILED, ["api default"])

@@ -11,12 +11,12 @@ from finetune_queue.store import (
     AccountLimits,
     Accounts,
     Budget,
-    Call,
     CallClass,
     Change,
     JobStore,
     NoSlot,
     RedisError,
+    Slot,
     UnknownAccountError,
     connect,
     keys,
@@ -27,9 +27,9 @@ from support.samples import sample_request
 ANYTIME = 9e15
 
 
-def take(budget: Budget, holder: str = "h", score: float = ANYTIME, *, submit: bool = False) -> Call:
+def take(budget: Budget, holder: str = "h", score: float = ANYTIME, *, submit: bool = False) -> Slot:
     slot = budget.take("default", holder, score, submit=submit)
-    assert isinstance(slot, Call)
+    assert isinstance(slot, Slot)
     return slot
 
 
@@ -190,7 +190,7 @@ def test_a_pause_is_one_account_s_own(budget: Budget, accounts: Accounts) -> Non
     accounts.configure("other", AccountLimits(calls=3, window=60.0))
     budget.pause(take(budget), "429", 120.0)
     assert refused(budget).reason is WaitReason.PAUSED
-    assert isinstance(budget.take("other", "h", ANYTIME), Call)
+    assert isinstance(budget.take("other", "h", ANYTIME), Slot)
 
 
 def test_pauses_without_a_retry_after_grow_and_are_capped(budget: Budget, client: Any) -> None:

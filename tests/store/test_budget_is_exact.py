@@ -9,7 +9,7 @@ from multiprocessing.queues import Queue
 
 import pytest
 
-from finetune_queue.store import AccountLimits, Accounts, Budget, Call, connect, keys
+from finetune_queue.store import AccountLimits, Accounts, Budget, Slot, connect, keys
 
 CALLS = 5
 WINDOW = 0.4
@@ -32,7 +32,7 @@ def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
     )
     end = time.monotonic() + SECONDS
 
-    def call(slot: Call, mine: random.Random) -> None:
+    def call(slot: Slot, mine: random.Random) -> None:
         time.sleep(mine.choice([0.0, 0.0, mine.uniform(0, 0.05)]))
         arrivals.put(time.monotonic())  # one clock for all processes of a machine
         time.sleep(mine.choice([0.0, mine.uniform(0, 0.05)]))
@@ -47,7 +47,7 @@ def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
         mine = random.Random(seed * 100 + number)
         while time.monotonic() < end:
             slot = budget.take("default", f"{seed}-{number}", 1.0)
-            if isinstance(slot, Call):
+            if isinstance(slot, Slot):
                 call(slot, mine)
                 continue
             if mine.random() < 0.2:
@@ -63,7 +63,7 @@ def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
                     mine.choice([0.0, 0.0, mine.uniform(0, 0.05)])
                 )  # some come when the slot is no longer theirs
                 slot = budget.take("default", holder, mine.random())
-                if isinstance(slot, Call):
+                if isinstance(slot, Slot):
                     call(slot, mine)
             time.sleep(mine.uniform(0.001, 0.01))
 

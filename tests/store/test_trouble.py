@@ -16,11 +16,11 @@ from finetune_queue.store import (
     AccountLimits,
     Accounts,
     Budget,
-    Call,
     Change,
     JobNotFoundError,
     JobStore,
     NoSlot,
+    Slot,
     connect,
     keys,
 )
@@ -91,7 +91,7 @@ def test_slots_in_use_still_count_after_a_restart(tmp_path: Path) -> None:
         Accounts(client).configure("default", AccountLimits(calls=1, window=600))
         budget = Budget(client, call_timeout=5, handover=1, first_sweep=10, backoff_base=1, backoff_max=8)
         call = budget.take("default", "job-1", 0.0)
-        assert isinstance(call, Call)
+        assert isinstance(call, Slot)
         budget.end(call)
         client.waitaof(1, 0, 5000)
         server.kill()

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_queue.contract import JobRecord, JobState, WaitReason, new_job_id
 from finetune_queue.messaging import producer_app
-from finetune_queue.store import Call, CallClass, room_score, transfer_line
+from finetune_queue.store import CallClass, Slot, room_score, transfer_line
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.intake import accept
@@ -88,7 +88,7 @@ def test_a_transfer_without_a_place_parks_and_keeps_its_upload_url(container: Co
     job = accepted(container, "big", dataset)
     line = transfer_line("big")
     other = container.transfers.take(line, "other", 0.0)
-    assert isinstance(other, Call)
+    assert isinstance(other, Slot)
 
     result = run_stage(container, job.stage, STAGES[job.stage], job.id, "task-1")
 
@@ -107,7 +107,7 @@ def test_a_transfer_without_a_place_parks_and_keeps_its_upload_url(container: Co
 def test_a_transfer_in_progress_keeps_its_place_beyond_its_lease(container: Container) -> None:
     line = transfer_line("big")
     call = container.transfers.take(line, "job", 0.0)
-    assert isinstance(call, Call)
+    assert isinstance(call, Slot)
     slots: Any = container.jobs._redis
     slots.zadd("{finetune}:slots:" + line, {call.token: 1.0 + call.at_ms})
     container.transfers.extend(call)

@@ -13,9 +13,9 @@ from finetune_queue.store import (
     Accounts,
     AccountStatus,
     Budget,
-    Call,
     NoSlot,
     RedisError,
+    Slot,
     connect,
 )
 
@@ -93,9 +93,9 @@ class Session:
         """How the account stands now."""
         return self._accounts.status(self.account)
 
-    def _slot(self) -> Call:
+    def _slot(self) -> Slot:
         found = self._budget.take(self.account, HOLDER, 0.0)
-        if isinstance(found, Call):
+        if isinstance(found, Slot):
             return found
         patience = self.settings.accounts[self.account].rate_limit.seconds + GRACE
         status = self.status

@@ -3,7 +3,7 @@
 from redis import RedisError, ResponseError
 
 from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfer_line
-from finetune_queue.store.budget import CALL_MARGIN, SWEEP, Budget, Call, NoSlot
+from finetune_queue.store.budget import CALL_MARGIN, SWEEP, Budget, NoSlot, Slot
 from finetune_queue.store.connection import connect
 from finetune_queue.store.counters import (
     API_CALL_SECONDS,
@@ -70,7 +70,6 @@ __all__ = [
     "Accounts",
     "Attempt",
     "Budget",
-    "Call",
     "CallClass",
     "Change",
     "ConflictError",
@@ -106,6 +105,7 @@ __all__ = [
     "ServerFacts",
     "ServerProblem",
     "SetBackError",
+    "Slot",
     "StateView",
     "StoreError",
     "StoreView",

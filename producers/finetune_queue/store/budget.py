@@ -29,7 +29,7 @@ CALL_MARGIN = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Slot:
     """A slot in use: the call may start now. ``asked`` is the monotonic time before the slot was taken, ``at_ms`` the
     Redis server's time when it was."""
 
@@ -92,7 +92,7 @@ class Budget:
 
     def take(
         self, account: str, holder: str, score: float, *, submit: bool = False, claimed: JobRecord | None = None
-    ) -> Call | NoSlot:
+    ) -> Slot | NoSlot:
         """Take a slot for a call that starts at once. For a ``claimed`` job only while the claim holds: a worker that
         was overtaken would leave an ended job among those that Segmind works on.
 
@@ -116,27 +116,27 @@ class Budget:
         if claimed is not None and reply[0] == -1:
             raise ConflictError(claimed, reply[1])
         if reply[0] == 1:
-            return Call(account, token, submit, asked, int(reply[1]))
+            return Slot(account, token, submit, asked, int(reply[1]))
         if reply[1] == "unknown-account":
             raise UnknownAccountError(account, self._accounts.names())
         return NoSlot(WaitReason(reply[1]), int(reply[2]), stopped=len(reply) > 3)
 
-    def extend(self, call: Call) -> None:
+    def extend(self, slot: Slot) -> None:
         """Keep the slot of what goes on: a transfer that shows progress."""
-        self._extend([keys.slots(call.account), keys.account(call.account)], [call.token, self._call_timeout_ms])
+        self._extend([keys.slots(slot.account), keys.account(slot.account)], [slot.token, self._call_timeout_ms])
 
-    def end(self, call: Call, *, refund: bool = False) -> None:
+    def end(self, slot: Slot, *, refund: bool = False) -> None:
         """End a call after which the provider seems well. ``refund`` takes a submit that started nothing off its day's
         count."""
-        self._finish(call, "well", refund=refund)
+        self._finish(slot, "well", refund=refund)
 
-    def unsent(self, call: Call) -> None:
+    def unsent(self, slot: Slot) -> None:
         """End a call that was not sent, and so shows nothing of the provider."""
-        self._finish(call, "unsent", refund=call.submit)
+        self._finish(slot, "unsent", refund=slot.submit)
 
     def pause(
         self,
-        call: Call,
+        slot: Slot,
         why: str,
         retry_after: float | None,
         *,
@@ -147,12 +147,12 @@ class Budget:
         """End a call that met a 429 or an outage and pause its account; returns for how many seconds. ``why`` is for
         people, ``code`` for programs. ``under_way``: it was given up and may still reach the provider."""
         return self._finish(
-            call, "unwell", refund=refund, why=why, code=code, retry_after=retry_after, under_way=under_way
+            slot, "unwell", refund=refund, why=why, code=code, retry_after=retry_after, under_way=under_way
         )
 
     def _finish(
         self,
-        call: Call,
+        slot: Slot,
         health: str,
         *,
         refund: bool,
@@ -161,11 +161,11 @@ class Budget:
         code: str = "",
         under_way: bool = False,
     ) -> float:
-        names = [keys.slots(call.account), keys.room(call.account), keys.account(call.account), keys.wake()]
+        names = [keys.slots(slot.account), keys.room(slot.account), keys.account(slot.account), keys.wake()]
         asked = "" if retry_after is None else str(int(retry_after * 1000))
         jitter = random.random()  # noqa: S311 - spreads load, keeps no secret
-        flags = [call.at_ms if refund else "", code, "1" if under_way else "0"]
-        args = [call.token, health, asked, *self._backoff_ms, jitter, why, *flags]
+        flags = [slot.at_ms if refund else "", code, "1" if under_way else "0"]
+        args = [slot.token, health, asked, *self._backoff_ms, jitter, why, *flags]
         return int(self._end(names, args)) / 1000
 
     def reserve(self, account: str, limit: int) -> tuple[list[str], float | None]:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import structlog
 
 from finetune_queue.contract import JobRecord, WaitReason
-from finetune_queue.store import Budget, Call, CallClass, NoSlot, RedisError, room_score
+from finetune_queue.store import Budget, CallClass, NoSlot, RedisError, Slot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import NotSent, OutcomeUnknown, RateLimited, Rejected, SegmindError, Unavailable
@@ -78,8 +78,8 @@ def park_paused(job: JobRecord, call: CallClass, paused: AccountPausedError, wha
     return Wait(sentence, WaitReason.PAUSED, PARKED, room_score=room_score(call, job))
 
 
-def call_api(budget: Budget, call: Call, function: Callable[[], T]) -> T:
-    """Run ``function``, which makes exactly one API call, in the slot of ``call``.
+def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:
+    """Run ``function``, which makes exactly one API call, in ``slot``.
 
     Raises:
         AccountPausedError: a 429, an outage, or an account that Segmind refuses; the account is paused.
@@ -87,56 +87,56 @@ def call_api(budget: Budget, call: Call, function: Callable[[], T]) -> T:
         SegmindError: any other error of the call.
     """
     try:
-        if time.monotonic() - call.asked > FRESH:
-            _unsent(budget, call)
+        if time.monotonic() - slot.asked > FRESH:
+            _unsent(budget, slot)
             raise StaleCallError
         result = function()
     except (RateLimited, NotSent, Unavailable) as error:
         unsent = not isinstance(error, Unavailable)
-        raise AccountPausedError(error, _pause(budget, call, error, refund=call.submit and unsent)) from error
+        raise AccountPausedError(error, _pause(budget, slot, error, refund=slot.submit and unsent)) from error
     except OutcomeUnknown as error:
-        _pause(budget, call, error, refund=False)
+        _pause(budget, slot, error, refund=False)
         raise
     except Rejected as error:
         if error.status in {401, 402, 403}:
             # The account is refused, not this job: hold the others back instead of failing them one by one.
-            _pause(budget, call, error, refund=call.submit)
+            _pause(budget, slot, error, refund=slot.submit)
         else:
-            _end(budget, call, refund=call.submit)
+            _end(budget, slot, refund=slot.submit)
         raise
     except SegmindError:
-        _end(budget, call, refund=False)
+        _end(budget, slot, refund=False)
         raise
-    _end(budget, call, refund=False)
+    _end(budget, slot, refund=False)
     return result
 
 
-def _pause(budget: Budget, call: Call, error: SegmindError, *, refund: bool) -> float:
+def _pause(budget: Budget, slot: Slot, error: SegmindError, *, refund: bool) -> float:
     try:
         seconds = budget.pause(
-            call, error.detail, error.retry_after, code=error.code, refund=refund, under_way=error.under_way
+            slot, error.detail, error.retry_after, code=error.code, refund=refund, under_way=error.under_way
         )
     except RedisError as trouble:
-        _log_not_ended(call, trouble)
+        _log_not_ended(slot, trouble)
         return 0.0
-    log.warning("account_paused", account=call.account, seconds=round(seconds, 1), code=error.code, why=error.detail)
+    log.warning("account_paused", account=slot.account, seconds=round(seconds, 1), code=error.code, why=error.detail)
     return seconds
 
 
-def _end(budget: Budget, call: Call, *, refund: bool) -> None:
+def _end(budget: Budget, slot: Slot, *, refund: bool) -> None:
     try:
-        budget.end(call, refund=refund)
+        budget.end(slot, refund=refund)
     except RedisError as trouble:
-        _log_not_ended(call, trouble)
+        _log_not_ended(slot, trouble)
 
 
-def _unsent(budget: Budget, call: Call) -> None:
+def _unsent(budget: Budget, slot: Slot) -> None:
     try:
-        budget.unsent(call)
+        budget.unsent(slot)
     except RedisError as trouble:
-        _log_not_ended(call, trouble)
+        _log_not_ended(slot, trouble)
 
 
-def _log_not_ended(call: Call, trouble: RedisError) -> None:
+def _log_not_ended(slot: Slot, trouble: RedisError) -> None:
     # What the call answered must still be recorded; the slot is free again by its own time-out.
-    log.warning("slot_not_ended", account=call.account, error=str(trouble))
+    log.warning("slot_not_ended", account=slot.account, error=str(trouble))

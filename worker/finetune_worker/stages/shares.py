@@ -7,7 +7,7 @@ from functools import partial
 import structlog
 
 from finetune_queue.contract import JobRecord, WaitReason
-from finetune_queue.store import Call, CallClass, NoSlot, RedisError, room_score, transfer_line
+from finetune_queue.store import CallClass, NoSlot, RedisError, Slot, room_score, transfer_line
 from finetune_worker.container import Container
 from finetune_worker.stages.calls import PARKED
 from finetune_worker.stages.claim import Claim
@@ -59,7 +59,7 @@ def park_for_transfer(job: JobRecord, call: CallClass, ahead: int) -> Wait:
     return Wait(sentence, WaitReason.TRANSFER, PARKED, room_score=room_score(call, job), for_transfer=True)
 
 
-def _give_back(container: Container, slot: Call) -> None:
+def _give_back(container: Container, slot: Slot) -> None:
     try:
         container.transfers.end(slot)
     except RedisError as error:

@@ -9,7 +9,7 @@ from functools import partial
 import structlog
 
 from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.store import Call, CallClass, NoSlot, NotDurableError, RedisError, room_score
+from finetune_queue.store import CallClass, NoSlot, NotDurableError, RedisError, Slot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import OutcomeUnknown, Rejected
@@ -42,7 +42,7 @@ def submit(container: Container, claim: Claim) -> Outcome:
     return _send(container, claim, slot, client)
 
 
-def _send(container: Container, claim: Claim, slot: Call, client: SegmindClient) -> Outcome:
+def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient) -> Outcome:
     try:
         claim.write(intent_ms=slot.at_ms, looks=0, durable_within=DURABLE_WITHIN)
     except NotDurableError as error:
