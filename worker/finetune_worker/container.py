@@ -35,7 +35,7 @@ from finetune_queue.store import (
     connect,
 )
 from finetune_worker.pulse import Pulse
-from finetune_worker.segmind.call import Ended
+from finetune_worker.segmind.call import EndedCall
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.sinks import Senders
 from finetune_worker.transfer.limits import Limits
@@ -143,7 +143,7 @@ class Container:
                 )
             return self._clients[account]
 
-    def _count_call(self, account: str, call: Ended) -> None:
+    def _count_call(self, account: str, call: EndedCall) -> None:
         self.counters.add(API_CALLS, account, call.operation, call.result)
         self.counters.observe(API_CALL_SECONDS, call.operation, seconds=call.seconds)
 

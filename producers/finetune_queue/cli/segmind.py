@@ -20,7 +20,7 @@ from finetune_queue.store import (
 )
 
 if TYPE_CHECKING:
-    from finetune_worker.segmind.call import Ended
+    from finetune_worker.segmind.call import EndedCall
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ class Session:
         self._budget.end(slot)
         return result
 
-    def _notice(self, call: "Ended") -> None:
+    def _notice(self, call: "EndedCall") -> None:
         self.skew = call.skew
 
     @property

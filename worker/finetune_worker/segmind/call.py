@@ -41,7 +41,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedCall:
     """A call that ended. ``result`` is ``ok`` or the error's code, ``skew`` by how many seconds this machine's clock is
     ahead of Segmind's at least, None without a reply that says its time."""
 
@@ -51,11 +51,11 @@ class Ended:
     skew: float | None
 
 
-OnCall = Callable[[Ended], None]
+OnCall = Callable[[EndedCall], None]
 """Is told of a call that ended."""
 
 
-def nobody(_ended: Ended) -> None:
+def nobody(_ended: EndedCall) -> None:
     """Tell nobody of a call."""
 
 
@@ -232,7 +232,7 @@ class Call:
     def log(self, failure: SegmindError | None, **fields: Any) -> None:
         """Write the call's one line, and tell who counts it."""
         seconds, result = time.monotonic() - self._started, failure.code if failure else "ok"
-        self._endpoint.on_call(Ended(self._operation, result, seconds, self._skew))
+        self._endpoint.on_call(EndedCall(self._operation, result, seconds, self._skew))
         self._trace(seconds, failure)
         _log.info(
             "segmind_call",
