@@ -1,5 +1,6 @@
 """The sweep and the poll stage: one call sees every training, and each moves as soon as it can."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 
 from finetune_queue.contract import EventType, JobState, WaitReason
 from finetune_queue.resuming import adopted
-from finetune_queue.store import Change, keys
+from finetune_queue.store import CallClass, Change, keys
+from finetune_queue.store.room import room_score_floor
 from finetune_worker.stages.sweep import sweep
 from support.until import until
 
@@ -269,13 +271,20 @@ def test_a_busy_budget_is_looked_at_less_often(bench: Any) -> None:
     sweep(bench.container, "default")
     assert next_sweep_in(bench) < 3  # half of 50 calls a minute
     client = bench.container.jobs._redis
-    client.zadd(keys.room("default"), {"somebody": 1})  # for the account's cap on trainings, say
+    client.zadd(keys.room("default"), {"somebody": room_score_floor(CallClass.SUBMIT)})
     sweep(bench.container, "default")
     assert next_sweep_in(bench) < 3
     free = 50 - client.zcard(keys.slots("default"))
     client.zadd(keys.slots("default"), {f"call-{number}": 9e15 for number in range(free - 1)})
     sweep(bench.container, "default")
     assert 55 < next_sweep_in(bench) <= 61  # 2 % of them, see the settings
+
+    accounts = bench.container.accounts
+    limits = accounts.status("default").limits
+    accounts.configure("default", replace(limits, max_training=2))
+    client.zrem(keys.slots("default"), "call-0")  # for the look itself
+    sweep(bench.container, "default")
+    assert next_sweep_in(bench) < 3  # it waits for a training to end, which only a look shows
 
 
 def test_the_usual_training_time_is_learned_and_used(bench: Any) -> None:

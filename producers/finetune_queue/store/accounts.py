@@ -46,6 +46,7 @@ class AccountStatus:
     limits: AccountLimits
     used: int
     waiting: int
+    waiting_to_submit: int
     tracked: int
     spent_today: int
     stopped: bool
@@ -71,6 +72,12 @@ class AccountStatus:
     def submits_held(self) -> bool:
         """Whether submits wait for something else than a call."""
         return self.stopped or self.at_cap or self.full
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for a call, and not for something else: no slot is free, and submits are not held."""
+        held = self.waiting_to_submit if self.submits_held else 0
+        return self.waiting > held and self.used >= self.limits.calls
 
 
 class UnknownAccountError(Exception):
@@ -197,9 +204,10 @@ class Accounts:
         pipe.hgetall(keys.account(account))
         pipe.zcount(keys.slots(account), f"({now}", "+inf")
         pipe.zcard(keys.room(account))
+        pipe.zcount(keys.room(account), room_score_floor(CallClass.SUBMIT), f"({room_score_floor(CallClass.PREPARE)}")
         pipe.zcard(keys.tracked(account))
         pipe.zrange(keys.tracked(account), 0, 0, withscores=True)
-        fields, used, waiting, tracked, first = pipe.execute()
+        fields, used, waiting, waiting_to_submit, tracked, first = pipe.execute()
         if "limit" not in fields:
             raise UnknownAccountError(account, self.names())
 
@@ -217,6 +225,7 @@ class Accounts:
             ),
             used=used,
             waiting=waiting,
+            waiting_to_submit=waiting_to_submit,
             tracked=tracked,
             spent_today=number("spent") if number("spent_day") == now // 86_400_000 else 0,
             stopped=fields.get("stopped") == "1",

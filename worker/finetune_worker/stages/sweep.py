@@ -198,8 +198,7 @@ def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, 
     if usual is not None and usual != status.usual_training:
         container.accounts.learn_training(account, usual)
     settings = container.settings
-    # Who waits while slots are free waits for something else, perhaps for what a look would see, or gets one just now.
-    busy = status.waiting > 0 and status.used >= status.limits.calls
+    # Who waits for something else than a call perhaps waits for what a look would see.
     busy_share = settings.finetune_poll_share
     shortest = settings.finetune_poll_min_interval
     between = interval(
@@ -209,10 +208,10 @@ def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, 
             for since in (*(job.began_ms for job in jobs if job.id not in ended), *map(began_ms, look.unsure))
         ],
         usual=usual,
-        busy=busy,
+        busy=status.busy,
         shortest=shortest,
         longest=settings.finetune_unseen_limit / 3,
         busy_share=busy_share,
     )
-    share = affordable(status.limits, busy=busy, busy_share=busy_share)
+    share = affordable(status.limits, busy=status.busy, busy_share=busy_share)
     container.accounts.swept(account, between, affordable=share, gap=shortest, looked=looked)
