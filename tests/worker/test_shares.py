@@ -1,6 +1,7 @@
 """Several accounts: each has its own budget, caps and share of the workers' transfers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from finetune_queue.contract import JobRecord, JobState, WaitReason, new_job_id
 from finetune_queue.messaging import producer_app
 from finetune_queue.store import CallClass, Slot, room_score, transfer_line
+from finetune_worker import dispatcher as dispatcher_module
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.intake import accept
@@ -102,6 +104,27 @@ def test_a_transfer_without_a_place_parks_and_keeps_its_upload_url(container: Co
         return queued(container) == 1
 
     until(started, seconds=2)
+
+
+def test_a_share_that_is_lifted_lets_all_go_who_waited_for_it(
+    container: Container, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "BATCH", 2)
+    old_worker_s = accepted(container, "big", dataset)
+    dispatcher = Dispatcher(container)
+    dispatcher.step()
+    assert [accepted(container, "big", dataset) for _ in range(3)]
+    dispatcher.step()
+    assert queued(container) == 1
+
+    limits = container.accounts.status("big").limits
+    container.accounts.configure("big", replace(limits, max_transfers=None))
+    assert dispatcher.step() == 0.0  # there are more than it takes at once
+    dispatcher.step()
+    assert queued(container) == 4
+
+    result = run_stage(container, old_worker_s.stage, STAGES[old_worker_s.stage], old_worker_s.id, "task-1")
+    assert result.sentence.startswith("uploaded")
 
 
 def test_a_transfer_in_progress_keeps_its_place_beyond_its_lease(container: Container) -> None:

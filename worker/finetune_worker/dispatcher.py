@@ -232,6 +232,8 @@ class Dispatcher:
         for job in self._container.jobs.get_many(ids):
             if not job.settled:
                 self._start(job)
+        if len(holders) == BATCH:
+            return 0.0
         return LONGEST_SLEEP if wait is None else wait
 
     def _start(self, job: JobRecord) -> None:

@@ -12,6 +12,10 @@ from finetune_queue.store.clock import server_ms
 from finetune_queue.store.room import CallClass, room_score_floor
 
 
+_NO_SHARE = 1_000_000
+"""The places for transfers of an account that is held to no share: more than workers have."""
+
+
 @dataclass(frozen=True, slots=True)
 class AccountLimits:
     """What an account may do; None is no cap."""
@@ -114,11 +118,9 @@ class Accounts:
                 "max_transfers": "" if limits.max_transfers is None else limits.max_transfers,
             },
         )
-        if limits.max_transfers is None:
-            pipe.delete(keys.account(transfer_line(name)))
-        else:
-            line: dict[Any, Any] = {"limit": limits.max_transfers, "window_ms": 0}
-            pipe.hset(keys.account(transfer_line(name)), mapping=line)
+        # Never deleted: jobs may wait for the share that there was, and a worker with the old settings ask for it.
+        line: dict[Any, Any] = {"limit": limits.max_transfers or _NO_SHARE, "window_ms": 0}
+        pipe.hset(keys.account(transfer_line(name)), mapping=line)
         _wake(pipe)  # a higher limit has slots for those who wait
         pipe.execute()
 
