@@ -10,7 +10,7 @@ from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.intake import accept
 from finetune_worker.stages.access import change_access
 from finetune_worker.stages.runner import StageResult, run_stage
-from finetune_worker.stages.sweep import sweep
+from finetune_worker.stages.sweep import sweep_if_due
 from finetune_worker.tasks import STAGES
 
 
@@ -78,7 +78,7 @@ class Driver:
     def deliver(self, message: Message) -> str:
         """Do what a message asks for, and return the last sentence of it."""
         if message.sweep:
-            return sweep(self.container, message.subject)
+            return sweep_if_due(self.container, message.subject)
         if message.access:
             return change_access(self.container, message.subject, self._name)
         if not message.stages:

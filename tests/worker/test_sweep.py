@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_queue.contract import EventType, JobState, WaitReason
 from finetune_queue.resuming import adopted
-from finetune_queue.store import CallClass, Change, keys
+from finetune_queue.store import SWEEP, CallClass, Change, keys
 from finetune_queue.store.room import room_score_floor
-from finetune_worker.stages.sweep import sweep
+from finetune_worker.stages.sweep import sweep, sweep_if_due
 from support.until import until
+from worker.conftest import make_settings
 
 
 def calls_of(bench: Any, operation: str) -> int:
@@ -39,6 +41,41 @@ def test_one_list_call_moves_every_finished_training(bench: Any) -> None:
     assert calls_of(bench, "details") == 0
     assert {bench.read(job).state for job in jobs} == {JobState.DOWNLOADING}
     assert all(bench.read(job).weights_url for job in jobs)
+
+
+def test_of_the_messages_that_piled_up_while_no_thread_was_free_one_makes_the_look(bench: Any) -> None:
+    trained(bench, 2, training_seconds=600)
+    for _ in range(3):
+        bench.container.accounts.next_sweep_in("default", 0.0)
+        assert bench.container.budget.reserve("default", 5)[0] == [SWEEP]
+
+    sentences = [sweep_if_due(bench.container, "default") for _ in range(3)]
+
+    assert sentences[0].startswith("saw 2 of 2")
+    assert sentences[1:] == ["nothing to do: another message brought the look"] * 2
+    assert calls_of(bench, "list") == 1
+
+
+def test_a_message_that_came_after_its_slot_lapsed_still_makes_the_look(bench: Any) -> None:
+    trained(bench, 2, training_seconds=600)
+    bench.container.accounts.next_sweep_in("default", 0.0)
+    assert sweep_if_due(bench.container, "default").startswith("saw 2 of 2")
+
+
+def test_a_worker_without_the_account_s_key_takes_no_slot_for_its_sweep(bench: Any) -> None:
+    trained(bench, 1, training_seconds=600)
+    used = bench.container.accounts.status("default").used
+    elsewhere = make_settings(
+        bench.sandbox,
+        bench.container.settings.finetune_redis_url,
+        Path("/nowhere"),
+        segmind_api_key=None,
+        segmind_accounts={"other": {"api_key": bench.sandbox.api_key}},
+    )
+    other = replace(bench.container, settings=elsewhere, _clients={})
+
+    assert sweep(other, "default").startswith("no look: The account 'default' is not configured on this worker")
+    assert bench.container.accounts.status("default").used == used
 
 
 def test_more_trainings_than_a_page_all_move(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from finetune_worker.stages.poll import poll
 from finetune_worker.stages.publish import publish
 from finetune_worker.stages.runner import StageFunction, run_stage
 from finetune_worker.stages.submit import submit
-from finetune_worker.stages.sweep import sweep
+from finetune_worker.stages.sweep import sweep_if_due
 from finetune_worker.stages.upload import upload
 
 log = structlog.get_logger(__name__)
@@ -100,7 +100,7 @@ def register(app: Celery, runtime: HasContainer) -> None:
     def sweep_account(self: Task[..., str], account: str) -> str:
         _bind(self, "sweep", account=account)
         with tracing.span(SWEEP, kind="consumer", attributes={tracing.ACCOUNT: account}):
-            return sweep(runtime.container, account)
+            return sweep_if_due(runtime.container, account)
 
     @app.task(name=ACCESS, base=Recovered, shared=False, bind=True)
     def access(self: Task[..., str], job_id: str) -> str:

@@ -11,7 +11,6 @@ from finetune_queue.store import keys, scripts
 from finetune_queue.store.clock import server_ms
 from finetune_queue.store.room import CallClass, room_score_floor
 
-
 _NO_SHARE = 1_000_000
 """The places for transfers of an account that is held to no share: more than workers have."""
 

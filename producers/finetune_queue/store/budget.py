@@ -77,6 +77,7 @@ class Budget:
         self._end = scripts.load(client, "end_call")
         self._extend = scripts.load(client, "extend_call")
         self._reserve = scripts.load(client, "reserve")
+        self._wants_sweep = scripts.load(client, "wants_sweep")
 
     @classmethod
     def of_calls(cls, client: redis.Redis, settings: Settings) -> Self:
@@ -120,6 +121,10 @@ class Budget:
         if reply[1] == "unknown-account":
             raise UnknownAccountError(account, self._accounts.names())
         return NoSlot(WaitReason(reply[1]), int(reply[2]), stopped=len(reply) > 3)
+
+    def wants_sweep(self, account: str) -> bool:
+        """Tell whether the sweep that was handed out last was not made yet."""
+        return bool(self._wants_sweep([keys.slots(account), keys.account(account)], [SWEEP]))
 
     def extend(self, slot: Slot) -> None:
         """Keep the slot of what goes on: a transfer that shows progress."""

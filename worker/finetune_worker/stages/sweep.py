@@ -13,7 +13,7 @@ import structlog
 from finetune_queue import tracing
 from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
 from finetune_queue.store import SWEEP, UNKNOWN_STATUSES, CallClass, Change, ConflictError, NoSlot, room_score
-from finetune_worker.container import Container
+from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
@@ -80,8 +80,21 @@ class _Look:
                 sight(doubtful, item, self.sightings[doubtful.id])
 
 
+def sweep_if_due(container: Container, account: str) -> str:
+    """Sweep if that was not done by another message. While transfers keep all threads busy a new one is sent for each
+    that is not picked up; all but one of them would cost a call for nothing."""
+    if not container.budget.wants_sweep(account):
+        return "nothing to do: another message brought the look"
+    return sweep(container, account)
+
+
 def sweep(container: Container, account: str) -> str:
     """Look at all trainings of the account with one call; returns a sentence on what it showed."""
+    try:
+        client = container.segmind(account)  # before the slot, as this worker may have no key for the account
+    except UnknownAccountKeyError as error:
+        log.warning("sweep_without_key", account=account, detail=str(error))
+        return f"no look: {error}"
     look = _Look()
     tracked = 0
     for job in container.jobs.tracked(account):
@@ -99,7 +112,6 @@ def sweep(container: Container, account: str) -> str:
         return f"waiting for an API slot ({slot.reason})"
     trouble: str | None = None
     try:
-        client = container.segmind(account)
         call_api(container.budget, slot, lambda: look.run(client))
     except (AccountPausedError, StaleCallError, SegmindError) as error:
         trouble = str(error)
