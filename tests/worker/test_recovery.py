@@ -42,6 +42,25 @@ def test_a_job_that_ended_while_it_was_taken_gets_no_new_deadline(bench: Any, dr
     assert bench.read(job) == ended
 
 
+@pytest.mark.parametrize("to", [JobState.NEEDS_ATTENTION, None], ids=["left to a person", "its worker died"])
+def test_a_cancel_asked_of_a_worker_that_could_not_heed_it_is_not_forgotten(
+    bench: Any, driver: Driver, to: JobState | None
+) -> None:
+    jobs = bench.container.jobs
+    job = jobs.transition(bench.submitting(), Change(delay=60), owner="w", intent_ms=1)
+    assert jobs.request_cancel(job.id)
+    if to is not None:
+        jobs.transition(job, Change(delay=60), to=to, owner="")
+    else:
+        make_due(bench, job)
+
+    driver.dispatcher.step()
+
+    job = bench.read(job)
+    assert (job.state, job.owner) == (JobState.CANCELLED, "")
+    assert driver.post.messages == []
+
+
 def test_a_job_that_ends_its_workers_is_set_aside_after_some(bench: Any, driver: Driver) -> None:
     job = bench.container.jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
     most = bench.container.settings.finetune_max_attempts

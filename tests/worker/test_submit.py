@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -148,6 +149,18 @@ def test_a_list_that_lags_does_not_make_a_submit_absent(bench: Any) -> None:
     until(found, seconds=20, pause=0.3)
     assert bench.submits() == 1
     bench.sandbox.control.change_settings(list_lag_seconds=0)
+
+
+def test_a_submit_that_may_go_again_waits_for_its_slot_until_the_caller_s_deadline_only(bench: Any) -> None:
+    deadline = datetime.now(UTC) + timedelta(seconds=60)
+    job = dead_in_the_middle(bench, bench.submitting(deadline=deadline.isoformat()))
+    bench.container.jobs.transition(job, Change(delay=60), intent_ms=1, looks=50)
+
+    sweep(bench.container, "default")
+
+    assert bench.read(job).intent_ms is None
+    due_ms = bench.container.jobs._redis.zscore(keys.deadlines(), job.id)
+    assert due_ms / 1000 <= deadline.timestamp() + 1
 
 
 def test_a_partial_list_says_nothing_about_absence(bench: Any) -> None:

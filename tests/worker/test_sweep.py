@@ -78,6 +78,19 @@ def test_a_worker_without_the_account_s_key_takes_no_slot_for_its_sweep(bench: A
     assert bench.container.accounts.status("default").used == used
 
 
+def test_a_sweep_does_not_put_off_the_lease_of_a_worker_that_holds_the_job(bench: Any) -> None:
+    jobs = trained(bench, 2, training_seconds=600)
+    sweep(bench.container, "default")
+    held = bench.container.jobs.transition(bench.read(jobs[0]), Change(delay=30), owner="died")
+    deadlines = bench.container.jobs._redis
+    lease = deadlines.zscore(keys.deadlines(), held.id)
+
+    sweep(bench.container, "default")
+
+    assert bench.read(held) == held
+    assert deadlines.zscore(keys.deadlines(), held.id) == lease
+
+
 def test_more_trainings_than_a_page_all_move(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_worker.stages.sweep.PAGE", 2)
     monkeypatch.setattr("finetune_queue.store.jobs._PAGE", 2)

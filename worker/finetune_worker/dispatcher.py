@@ -165,6 +165,7 @@ class Dispatcher:
         if job.settled:
             return  # it ended since its deadline was taken
         fields: dict[str, Any] = {"owner": ""}
+        takeovers = 0
         if job.owner:
             lost = self._lost_its_worker(job)
             takeovers = fields["takeovers"] = job.takeovers + lost
@@ -176,9 +177,14 @@ class Dispatcher:
                 takeovers=takeovers,
                 redis_was_away=not lost,
             )
-            if takeovers >= container.settings.finetune_max_attempts:
-                self._set_aside(job, takeovers)
-                return
+        if job.cancel_requested and not job.state.terminal:
+            # While a worker held it that then died, or left it to a person.
+            fields |= {"progress": None, "waiting_for": None, "error": None}
+            container.count_ended(container.jobs.transition(job, Change(), to=JobState.CANCELLED, **fields))
+            return
+        if takeovers >= container.settings.finetune_max_attempts:
+            self._set_aside(job, takeovers)
+            return
         if job.state is JobState.NEEDS_ATTENTION:
             container.jobs.transition(job, Change(delay=container.settings.finetune_training_limit), **fields)
             return

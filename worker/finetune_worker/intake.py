@@ -20,6 +20,7 @@ from finetune_queue.store import (
     UnreadableJobError,
 )
 from finetune_worker.container import Container
+from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.runner import left_alone
 from finetune_worker.stages.shares import has_share, park_for_transfer
 
@@ -52,7 +53,8 @@ def accept(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any],
     if has_share(container, job):
         # Straight into the account's room: a backlog of one account must not fill the queue that others share.
         wait = park_for_transfer(job, CallClass.PREPARE, 0)
-        change, reason = Change(delay=wait.delay, room_score=wait.room_score, for_transfer=True), wait.reason
+        delay = until_deadline(job, wait.delay)
+        change, reason = Change(delay=delay, room_score=wait.room_score, for_transfer=True), wait.reason
     try:
         container.jobs.transition(job, change, to=JobState.UPLOADING, waiting_for=reason)
     except ConflictError:

@@ -28,6 +28,11 @@ def seconds_to_deadline(job: JobRecord) -> float:
     return math.inf if deadline is None else (deadline - datetime.now(UTC)).total_seconds()
 
 
+def until_deadline(job: JobRecord, delay: float) -> float:
+    """Return ``delay`` seconds, or those that are left until the caller gives up: no job may wait beyond that."""
+    return max(0.0, min(delay, seconds_to_deadline(job)))
+
+
 def _begun(job: JobRecord) -> dict[str, Any]:
     """Return the trace to store with the job: this first stage's, if its producer recorded none."""
     current = tracing.traceparent() if job.traceparent is None else None

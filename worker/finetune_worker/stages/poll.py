@@ -6,7 +6,7 @@ from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import FinetuneDetails
 from finetune_worker.stages.calls import ask
-from finetune_worker.stages.claim import Claim, seconds_to_deadline
+from finetune_worker.stages.claim import Claim, until_deadline
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.observe import observe
 from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait, after_error
@@ -62,8 +62,8 @@ def training_time_left(container: Container, job: JobRecord, now_ms: int) -> flo
 
 def look_again_in(container: Container, job: JobRecord, now_ms: int) -> float:
     """Return the seconds until the job is looked at alone, if no sweep sees it before."""
-    left = min(training_time_left(container, job, now_ms), seconds_to_deadline(job))
-    return max(0.0, min(container.settings.finetune_unseen_limit, left))
+    left = training_time_left(container, job, now_ms)
+    return until_deadline(job, min(container.settings.finetune_unseen_limit, left))
 
 
 def _wait(container: Container, job: JobRecord, **fields: object) -> Wait:

@@ -13,6 +13,7 @@ from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
 from finetune_worker.stages.calls import PARKED, ask
+from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.outcome import Attention, Done, Outcome, Wait
 
 log = structlog.get_logger(__name__)
@@ -84,6 +85,8 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
         return "too early to say"
     looks = job.looks + 1
     delay = settings.finetune_unseen_limit
+    if job.state is not JobState.NEEDS_ATTENTION:  # which waits for a person, however long
+        delay = until_deadline(job, delay)
     if (
         looks < LOOKS
         or asked_ms <= over_ms + int(settings.finetune_settle_time * 1000)
@@ -94,7 +97,7 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
     log.warning("submit_absent", job_id=job.id, looks=looks)
     container.jobs.transition(
         job,
-        Change(delay=PARKED, room_score=room_score(CallClass.SUBMIT, job)),
+        Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.SUBMIT, job)),
         intent_ms=None,
         looks=0,
         waiting_for=WaitReason.API_SLOT,
@@ -114,7 +117,7 @@ def trained_by(finetune_id: str, job: JobRecord) -> dict[str, Any]:
 
 
 def _adopt(container: Container, job: JobRecord, finetune_id: str) -> str:
-    change = Change(delay=container.settings.finetune_unseen_limit, own=finetune_id)
+    change = Change(delay=until_deadline(job, container.settings.finetune_unseen_limit), own=finetune_id)
     try:
         container.jobs.transition(
             job,
@@ -134,7 +137,7 @@ def _adopt(container: Container, job: JobRecord, finetune_id: str) -> str:
 
 
 def _examine_soon(container: Container, job: JobRecord, candidates: list[str]) -> None:
-    change = Change(delay=PARKED, room_score=room_score(CallClass.FINISH, job))
+    change = Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.FINISH, job))
     container.jobs.transition(job, change, candidates=candidates, waiting_for=WaitReason.API_SLOT)
 
 

@@ -25,7 +25,7 @@ from finetune_queue.store import (
 from finetune_worker.backoff import backoff
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.stages.calls import StaleCallError
-from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError, seconds_to_deadline
+from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError, until_deadline
 from finetune_worker.stages.errors import again
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait, log_level
 from finetune_worker.stages.shares import NoShareError
@@ -211,8 +211,7 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             job = container.jobs.transition(job, change, to=outcome.to, **fields)
             return job, StageResult(outcome.sentence, proceed=not ended)
         case Wait():
-            # A job may not wait beyond the time at which its caller gives up.
-            delay = max(0.0, min(outcome.delay, seconds_to_deadline(job)))
+            delay = until_deadline(job, outcome.delay)
             change = Change(delay=delay, room_score=outcome.room_score, for_transfer=outcome.for_transfer)
             fields = {**released, "waiting_for": outcome.reason, **outcome.fields}
             job = container.jobs.transition(job, change, **fields)
@@ -220,7 +219,8 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
         case Retry() if job.attempts + 1 < settings.finetune_max_attempts:
             delay = outcome.after if outcome.after is not None else try_again_in(container, job.attempts + 1)
             fields = {**released, "waiting_for": WaitReason.BACKOFF, "error": outcome.error, **outcome.fields}
-            job = container.jobs.transition(job, Change(delay=delay), attempts=job.attempts + 1, **fields)
+            change = Change(delay=until_deadline(job, delay))
+            job = container.jobs.transition(job, change, attempts=job.attempts + 1, **fields)
             tries = f"try {job.attempts} of {settings.finetune_max_attempts}"
             return job, StageResult(f"{tries} failed: {outcome.error.message} Again in {delay:.0f} s", proceed=False)
         case Retry() | Fail():

@@ -19,7 +19,7 @@ from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
 from finetune_worker.stages.cadence import affordable, began_ms, interval, usual_time
 from finetune_worker.stages.calls import PARKED, AccountPausedError, StaleCallError, call_api
-from finetune_worker.stages.claim import seconds_to_deadline
+from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.observe import Observation, observe
 from finetune_worker.stages.poll import look_again_in
 from finetune_worker.stages.reconcile import Sightings, reconcile, sight
@@ -152,7 +152,8 @@ def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, ask
         if observation.unknown_status:
             container.counters.add(UNKNOWN_STATUSES)
         if not observation.news:
-            if job.waiting_for is WaitReason.PROVIDER:
+            # Not one that a worker holds: its deadline is the lease, by which a dead one is noticed.
+            if job.waiting_for is WaitReason.PROVIDER and not job.owner:
                 unchanged.append((job, look_again_in(container, job, asked_ms)))
             continue
         try:
@@ -179,8 +180,7 @@ def _move(container: Container, job: JobRecord, observation: Observation, asked_
         event = EventType.PROGRESS if fields else None
         change = Change(delay=look_again_in(container, job, asked_ms))
         if observation.wants_details or job.wants_details:
-            delay = max(0.0, min(PARKED, seconds_to_deadline(job)))
-            change = Change(delay=delay, room_score=room_score(CallClass.FINISH, job))
+            change = Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.FINISH, job))
             fields = {**fields, "wants_details": True, "waiting_for": WaitReason.API_SLOT}
         container.jobs.transition(job, change, event=event, owner="", **fields)
 
