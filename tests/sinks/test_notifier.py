@@ -11,6 +11,7 @@ from typing import Any, Self
 import pytest
 import redis
 
+from finetune_worker import notifier
 from finetune_worker.notifier import FOR_TROUBLE, THREADS
 from support.sinks import Receiver
 from support.until import until
@@ -99,6 +100,21 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(make: Any, client: re
         bench.job(reply_to=["list://fine"])
         until(others_get_theirs, seconds=1)
         assert 0 < busy <= FOR_TROUBLE
+
+
+def test_a_redis_that_came_back_without_its_data_is_told_again_which_events_are_wanted(
+    make: Any, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notifier, "ANNOUNCE_EVERY", 0.05)
+    bench = make(FINETUNE_SINKS="list://fine")
+    with running(bench):
+        client.flushdb()
+
+        def told() -> bool:
+            bench.job()
+            return bool(client.llen("fine"))
+
+        until(told, seconds=5)
 
 
 def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: Any) -> None:

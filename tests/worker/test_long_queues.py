@@ -7,7 +7,7 @@ import pytest
 
 from finetune_queue.contract import JobState, Stage, WaitReason
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
-from finetune_queue.store import Change, keys
+from finetune_queue.store import CallClass, Change, keys, room_score
 from finetune_worker.dispatcher import BATCH, Dispatcher
 
 
@@ -64,6 +64,39 @@ def test_what_waited_by_itself_is_started_however_long_the_queues_are(bench: Any
 
     assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
     assert bench.read(job).waiting_for is None
+
+
+def in_the_room(bench: Any, **request: Any) -> Any:
+    jobs, job = bench.container.jobs, bench.submitting(**request)
+    change = Change(delay=3600, room_score=room_score(CallClass.SUBMIT, job))
+    return jobs.transition(job, change, waiting_for=WaitReason.SPENDING)
+
+
+def test_a_job_that_still_waits_in_its_account_s_room_is_left_there(bench: Any, dispatcher: Dispatcher) -> None:
+    bench.container.accounts.stop_submits("default", stopped=True)
+    job = in_the_room(bench)
+    overdue(bench, job, 3600)
+    before = bench.read(job)
+
+    dispatcher.step()
+
+    assert bench.read(job) == before
+    assert bench.container.messenger.queued(QUEUE) == 0
+    assert bench.container.accounts.place(job) == 0
+    client = bench.container.jobs._redis
+    assert client.zscore(keys.deadlines(), job.id) > (client.time()[0] + 3000) * 1000
+
+
+def test_a_job_that_lost_its_place_or_its_time_is_started(bench: Any, dispatcher: Dispatcher) -> None:
+    bench.container.accounts.stop_submits("default", stopped=True)
+    taken_out, too_late = in_the_room(bench), in_the_room(bench, deadline="2026-01-01T00:00:00Z")
+    bench.container.jobs._redis.zrem(keys.room("default"), taken_out.id)
+    for job in (taken_out, too_late):
+        overdue(bench, job, 3600)
+
+    dispatcher.step()
+
+    assert bench.container.messenger.queued(QUEUE) == 2
 
 
 def test_a_lease_that_ran_out_does_not_wait_for_the_queues(bench: Any, dispatcher: Dispatcher) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import EventType, JobState, Stage, WaitReason
-from finetune_queue.store import TAKEOVERS, Change, RedisError, keys
+from finetune_queue.store import TAKEOVERS, AccountLimits, Change, RedisError, keys
 from support.driver import Driver, Message
 from support.until import until
 
@@ -59,6 +59,20 @@ def test_a_cancel_asked_of_a_worker_that_could_not_heed_it_is_not_forgotten(
     job = bench.read(job)
     assert (job.state, job.owner) == (JobState.CANCELLED, "")
     assert driver.post.messages == []
+
+
+def test_an_account_that_redis_has_forgotten_is_told_again_but_no_other_s_limit_is_touched(
+    bench: Any, driver: Driver
+) -> None:
+    accounts = bench.container.accounts
+    driver.dispatcher.announce()
+    accounts.configure("default", AccountLimits(calls=7, window=60.0))  # by a worker with newer settings
+    driver.dispatcher.step()
+    assert accounts.status("default").limits.calls == 7
+
+    bench.container.jobs._redis.flushdb()
+    driver.dispatcher.step()
+    assert accounts.status("default").limits.calls == 50
 
 
 def test_a_job_that_ends_its_workers_is_set_aside_after_some(bench: Any, driver: Driver) -> None:

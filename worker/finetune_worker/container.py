@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -115,10 +116,11 @@ class Container:
         """Tell whether the worker is being stopped and its running stages have had their time."""
         return bool(self._stopping) and time.monotonic() >= self._stopping[0]
 
-    def announce_accounts(self) -> None:
-        """Tell every worker the limits of the accounts in these settings."""
-        for name, account in self.settings.accounts.items():
-            self.accounts.configure(name, AccountLimits.of(account))
+    def announce_accounts(self, names: Iterable[str] | None = None) -> None:
+        """Tell every worker the limits of these accounts in the settings, or of all."""
+        accounts = self.settings.accounts
+        for name in accounts if names is None else names:
+            self.accounts.configure(name, AccountLimits.of(accounts[name]))
 
     def segmind(self, account: str) -> SegmindClient:
         """Return the account's API client, one connection pool for the process.

@@ -27,6 +27,8 @@ from finetune_queue.store import (
 from finetune_worker.container import Container
 from finetune_worker.loops import LoopStep
 from finetune_worker.pulse import Loop
+from finetune_worker.stages.calls import PARKED
+from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.errors import again
 
 log = structlog.get_logger(__name__)
@@ -102,7 +104,11 @@ class Dispatcher:
             self._container.workers.seen(self._container.name, __version__)
             self._seen_at = time.monotonic() + SEEN_EVERY
         waits = [LONGEST_SLEEP, self._start_due()]
-        for account in self._container.accounts.names():
+        names = self._container.accounts.names()
+        if lost := self._container.settings.accounts.keys() - set(names):
+            log.warning("accounts_forgotten", accounts=sorted(lost))  # by a Redis that came back without its data
+            self._container.announce_accounts(lost)
+        for account in names:
             waits.append(self._hand_out(self._container.budget, account))
             waits.append(self._hand_out(self._container.transfers, transfer_line(account)))
         return min(waits)
@@ -117,9 +123,9 @@ class Dispatcher:
     def _start_due(self) -> float:
         due, wait = self._container.deadlines.due(BATCH, self._put_off)
         jobs = self._container.jobs.get_many(list(due))
-        late = self._still_queued(jobs, due)
+        left = self._still_queued(jobs, due) | self._still_parked(jobs)
         for job in jobs:
-            if job.id in late:
+            if job.id in left:
                 continue
             try:
                 self._resume(job)
@@ -159,6 +165,19 @@ class Dispatcher:
         if len(late) < len(sent):
             self._container.counters.add(LOST_MESSAGES, by=len(sent) - len(late))
         return late
+
+    def _still_parked(self, jobs: list[JobRecord]) -> set[str]:
+        """Return the jobs that keep their place in a waiting room, put off again.
+
+        Started, each would only park once more, and thousands that wait for a day's cap would together keep the queue
+        from all other accounts, every hour.
+        """
+        waits = [
+            (job, until_deadline(job, PARKED))
+            for job in jobs
+            if job.waiting_for is not None and not job.owner and not job.cancel_requested
+        ]
+        return self._container.deadlines.put_off_parked([(job, delay) for job, delay in waits if delay > 0.0])
 
     def _resume(self, job: JobRecord) -> None:
         container = self._container

@@ -5,6 +5,7 @@ one takes, no other gets. See docs/decisions/0006.
 """
 
 import threading
+import time
 
 import structlog
 
@@ -28,6 +29,9 @@ THREADS = 12
 FOR_TROUBLE = 4
 """How many of them may be lines whose sinks were out of reach, so that those never keep the others waiting."""
 
+ANNOUNCE_EVERY = 10.0
+"""Seconds until it is said again which events are wanted: a Redis that came back without its data has forgotten it."""
+
 PUT_BACK = 0.5
 """Seconds until a line is looked at again that was taken without a thread for it."""
 
@@ -40,6 +44,7 @@ class Notifier:
         self._container = container
         self._outbox = container.outbox
         self._stopping = stopping
+        self._announce_at = time.monotonic()
         self._lock = threading.Lock()
         self._running: dict[str, bool] = {}
         self._freed = threading.Event()
@@ -47,6 +52,7 @@ class Notifier:
     def announce(self) -> None:
         """Tell which kinds of events the service's own sinks want."""
         self._outbox.announce(self._container.sinks.own)
+        self._announce_at = time.monotonic() + ANNOUNCE_EVERY
 
     def step(self) -> float:
         """Start everything that can start now; returns the seconds until there may be more.
@@ -54,6 +60,8 @@ class Notifier:
         Raises:
             RedisError: the store is out of reach.
         """
+        if time.monotonic() >= self._announce_at:
+            self.announce()
         return min(LONGEST_SLEEP, self._line_up(), self._start_lines())
 
     def sleep(self, seconds: float) -> None:

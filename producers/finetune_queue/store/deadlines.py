@@ -8,6 +8,7 @@ import redis
 
 from finetune_queue.contract.job import JobRecord
 from finetune_queue.store import keys, scripts
+from finetune_queue.store.accounts import transfer_line
 from finetune_queue.store.clock import server_ms
 
 _BATCH = 200
@@ -24,6 +25,7 @@ class Deadlines:
         self._redis = client
         self._due = scripts.load(client, "due")
         self._put_off = scripts.load(client, "put_off")
+        self._stay = scripts.load(client, "stay")
 
     def due(self, limit: int, handover: float) -> tuple[dict[str, int], float | None]:
         """Take up to ``limit`` jobs whose deadline passed; nobody else gets them for ``handover`` seconds.
@@ -55,6 +57,12 @@ class Deadlines:
             args = [text for job, delay in batch for text in (str(int(delay * 1000)), job.id, str(job.version))]
             moved += self._put_off([keys.deadlines(), *(keys.job(job.id) for job, _ in batch)], args)
         return moved
+
+    def put_off_parked(self, delays: Sequence[tuple[JobRecord, float]]) -> set[str]:
+        """Move the deadlines of those jobs that still have a place in a waiting room; returns their ids."""
+        rooms = [key for job, _ in delays for key in (keys.room(job.account), keys.room(transfer_line(job.account)))]
+        args = [text for job, delay in delays for text in (job.id, str(int(delay * 1000)))]
+        return set(self._stay([keys.deadlines(), *rooms], args)) if delays else set()
 
     def wait_for_work(self, seconds: float) -> None:
         """Sleep for ``seconds``, or until there is work for a dispatcher. Work that comes in the last 0.1 s of them
