@@ -15,6 +15,7 @@ from finetune_queue.public_fetch.addresses import AddressPolicy
 from finetune_queue.public_fetch.errors import FetchError
 from finetune_queue.public_fetch.fetch import fetch_to_file, head
 from support.names import Names
+from support.tls import trusting
 from support.web import Answer, Route, Web
 
 POLICY = AddressPolicy(allow_loopback=True)
@@ -207,9 +208,7 @@ def test_a_place_that_cannot_be_written_is_no_fault_of_the_url(web: Web, tmp_pat
         download(web, tmp_path / "no" / "a")
 
 
-def test_over_tls_the_name_is_still_the_name(
-    tmp_path: Path, names: Names, tls: tuple[ssl.SSLContext, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_over_tls_the_name_is_still_the_name(tmp_path: Path, names: Names, tls: tuple[ssl.SSLContext, Path]) -> None:
     names.answers["files.test"] = names.answers["other.test"] = [["127.0.0.1"]]
     server, authority = tls
     with Web({"/a.zip": Answer(BODY)}, tls=server) as web:
@@ -217,13 +216,17 @@ def test_over_tls_the_name_is_still_the_name(
         with pytest.raises(FetchError) as caught:
             head(urls["files.test"], max_bytes=LIMIT, policy=POLICY)
         assert caught.value.code == "tls_failed"
-        monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(authority))
-        assert head(urls["files.test"], max_bytes=LIMIT, policy=POLICY) == len(BODY)
-        assert fetch_to_file(urls["files.test"], tmp_path / "a", max_bytes=LIMIT, policy=POLICY) == len(BODY)
-        assert web.headers[-1]["Host"] == f"files.test:{web.port}"
-        with pytest.raises(FetchError) as caught:
-            head(urls["other.test"], max_bytes=LIMIT, policy=POLICY)
-        assert caught.value.code == "tls_failed"
+        with trusting(authority):
+            assert head(urls["files.test"], max_bytes=LIMIT, policy=POLICY) == len(BODY)
+            authority.unlink()  # read once in a process
+            assert fetch_to_file(urls["files.test"], tmp_path / "a", max_bytes=LIMIT, policy=POLICY) == len(BODY)
+            assert web.headers[-1]["Host"] == f"files.test:{web.port}"
+            trusted = AddressPolicy(trusted_origins=frozenset(f"https://{name}:{web.port}" for name in urls))
+            assert head(urls["files.test"], max_bytes=LIMIT, policy=trusted) == len(BODY)
+            for policy in (POLICY, trusted):
+                with pytest.raises(FetchError) as caught:
+                    head(urls["other.test"], max_bytes=LIMIT, policy=policy)
+                assert caught.value.code == "tls_failed"
 
 
 def test_a_handshake_that_never_ends(trap_port: int) -> None:

@@ -11,18 +11,17 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from urllib.parse import urljoin
 
 import requests
-from requests.adapters import HTTPAdapter
 from requests_hardened.ip_filter import InvalidIPAddress  # type: ignore[import-untyped]
 from requests_hardened.ip_filter_adapter import IPFilterAdapter  # type: ignore[import-untyped]
-from urllib3.util import create_urllib3_context
 
 from finetune_queue.public_fetch.addresses import AddressPolicy, check_url, is_public, shown_url
 from finetune_queue.public_fetch.errors import FetchError
-from finetune_queue.timed_sockets import Deadline, TimedSocket, TimedTLSSocket
+from finetune_queue.timed_sockets import Deadline, TimedSocket, TimedTLSAdapter, timed_tls_context
 
 MAX_REDIRECTS = 3
 CONNECT_SECONDS = 10.0
@@ -30,13 +29,17 @@ READ_SECONDS = 30.0
 _HEADERS = {"User-Agent": "finetune-queue", "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
 
 
-class _TimedAdapter(HTTPAdapter):
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Return the process's TLS context for public URLs, which no other connections may share: where the address filter
+    has put an address in the name's place, urllib3 lets the context check no name, and does it itself."""
+    return timed_tls_context()
+
+
+class _TimedAdapter(TimedTLSAdapter):
     """Opens connections that keep to the running deadline."""
 
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        context = create_urllib3_context()
-        context.sslsocket_class = TimedTLSSocket
-        super().init_poolmanager(*args, ssl_context=context, **options)
+    tls_context = staticmethod(tls_context)
 
     def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
         pool: Any = super().get_connection_with_tls_context(*args, **options)

@@ -3,6 +3,7 @@
 import logging
 import socket
 import ssl
+from functools import cache
 from http.cookiejar import DefaultCookiePolicy
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
-from urllib3.util import create_urllib3_context
 
-from finetune_queue.timed_sockets import TimedSocket, TimedTLSSocket, current
+from finetune_queue.timed_sockets import TimedSocket, TimedTLSAdapter, current, timed_tls_context
 from finetune_worker.wire.names import resolve
 from finetune_worker.wire.urls import safe_url, without_queries
 
@@ -93,17 +93,23 @@ class _OneUseTLSPool(_OneUse, _TLSPool):
     """TLS connections for one call each."""
 
 
-class _Adapter(HTTPAdapter):
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Return the process's TLS context for calls and transfers."""
+    return timed_tls_context()
+
+
+class _Adapter(TimedTLSAdapter):
     """urllib3 with the pools above. ``max_retries`` stays 0: calling again is a decision, never a default."""
+
+    tls_context = staticmethod(tls_context)
 
     def __init__(self, pools: dict[str, type[HTTPConnectionPool]], kept: int) -> None:
         self._pools = pools
         super().__init__(pool_connections=4, pool_maxsize=kept)
 
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **kwargs: Any) -> None:  # noqa: FBT001, FBT002 - requests' signature
-        context: ssl.SSLContext = create_urllib3_context()
-        context.sslsocket_class = TimedTLSSocket
-        super().init_poolmanager(connections, maxsize, block, ssl_context=context, blocksize=BLOCK, **kwargs)
+        super().init_poolmanager(connections, maxsize, block, blocksize=BLOCK, **kwargs)
         self.poolmanager.pool_classes_by_scheme = self._pools
 
 
