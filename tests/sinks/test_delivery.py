@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -11,6 +12,7 @@ import redis
 
 from finetune_queue.contract import JobState, parse_sink
 from finetune_queue.store import HoldLostError, TaskCall
+from finetune_worker import delivery
 from finetune_worker.delivery import deliver_line
 from support.sinks import Receiver, kinds
 from support.until import until
@@ -196,6 +198,20 @@ def test_what_is_not_taken_in_the_end_becomes_one_dead_letter_in_order(
     assert kinds(json.loads(letter["body"])) == THREE
     assert (len(receiver.seen) == 1) is (status == 410)
     assert bench.outbox.deliveries(job.id)[0].outcome == "dead"
+
+
+def test_a_worker_whose_clock_is_wrong_gives_nothing_up_before_its_time(
+    make: Any, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make()
+    in_two_days = time.time() + 48 * 3600
+    monkeypatch.setattr(delivery._Delivery, "_now_ms", staticmethod(lambda: int(in_two_days * 1000)))
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=500)]
+        bench.job(reply_to=[receiver.url("/hook")])
+        bench.until_done()
+        assert kinds(receiver.got) == ["accepted"]
+    assert client.xlen("{finetune}:dead") == 0
 
 
 def test_what_waits_behind_a_sink_that_stays_down_is_given_up_too(make: Any, client: redis.Redis) -> None:

@@ -117,6 +117,17 @@ def test_a_redis_that_came_back_without_its_data_is_told_again_which_events_are_
         until(told, seconds=5)
 
 
+def test_a_line_that_this_worker_took_again_after_a_standstill_ends_quietly_twice(
+    make: Any, client: redis.Redis
+) -> None:
+    bench = make()
+    bench.job(reply_to=["list://fine"])
+    bench.notifier._line_up()
+    [hold], _ = bench.outbox.take_lines(1, 60)
+    bench.notifier._deliver(hold)  # the other thread has ended, and said that the line is done
+    assert client.llen("fine") == 1
+
+
 def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: Any) -> None:
     bench = make(FINETUNE_LEASE="60", FINETUNE_BACKOFF_BASE="0.01", FINETUNE_BACKOFF_MAX="0.01")
     with Receiver() as receiver:

@@ -144,7 +144,10 @@ class _Delivery:
 
     def _expired(self, subject: Subject, sink: Sink) -> bool:
         since = subject.since(sink, self._hold.line)
-        return since is not None and self._now_ms() - since >= self._container.settings.finetune_sink_limit * 1000
+        if since is None:
+            return False
+        # Since then by the server's clock, so by no other: a machine with a wrong date would give all up at once.
+        return self._container.deadlines.now_ms() - since >= self._container.settings.finetune_sink_limit * 1000
 
     def _give_up(self, subject: Subject, sink: Sink, attempt: Attempt) -> None:
         """Make a dead letter of what the sink lacks, in order, so that it can be sent again also without the job."""

@@ -118,7 +118,7 @@ class Notifier:
             log.exception("delivery_crashed", line=hold.line)
         finally:
             with self._lock:
-                del self._running[hold.line]
+                self._running.pop(hold.line, None)  # may have been taken again, by this worker, after a standstill
             self._freed.set()
 
 
