@@ -11,7 +11,7 @@ PRO, FREE = AccountLimits(50, 60.0), AccountLimits(5, 60.0)
 
 
 def seconds(limits: AccountLimits, *running: float, **given: Any) -> float:
-    settings = {"usual": None, "busy": False, "shortest": 10.0, "longest": 300.0, "busy_share": 0.04}
+    settings = {"usual": None, "busy": False, "shortest": 10.0, "unseen_limit": 900.0, "busy_share": 0.04}
     return interval(limits, running, **settings | given)
 
 
@@ -48,6 +48,11 @@ def test_the_most_urgent_training_counts() -> None:
 
 def test_no_training_goes_unseen_for_too_long() -> None:
     assert seconds(PRO, 20_000.0) == 300.0
+
+
+def test_a_small_budget_is_spent_on_one_look_rather_than_on_each_training_alone() -> None:
+    assert seconds(AccountLimits(1, 60.0), 5.0, busy=True) == 600.0
+    assert seconds(FREE, 5.0, busy=True, unseen_limit=60.0) == 40.0
 
 
 def test_with_nothing_to_look_at_a_new_training_is_seen_soon() -> None:

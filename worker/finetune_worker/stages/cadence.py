@@ -23,6 +23,10 @@ GLANCES = 8
 """How many looks to spread over the usual time, for the steps on the way and for early failures."""
 
 
+UNSEEN = 2 / 3
+"""The share of the time until unseen trainings are asked for alone by which a look comes, whatever it may cost."""
+
+
 def affordable(limits: AccountLimits, *, busy: bool, busy_share: float) -> float:
     """Return the seconds between looks that use up the calls which looking may have: ``busy_share`` of them while
     other work waits for calls, else half."""
@@ -36,17 +40,19 @@ def interval(
     usual: float | None,
     busy: bool,
     shortest: float,
-    longest: float,
+    unseen_limit: float,
     busy_share: float,
 ) -> float:
     """Return the seconds until the next look at an account; all times in seconds.
 
     ``running`` is for how long each training has run, ``usual`` the account's usual training time. ``busy``: calls
-    are waited for.
+    are waited for. After ``unseen_limit`` without a look a training is asked for alone.
     """
     ages = list(running)
     worth = min((_worth_in(age, max(ages), usual) for age in ages), default=shortest)
-    return max(shortest, affordable(limits, busy=busy, busy_share=busy_share), min(longest, worth))
+    # In time for all that are not seen meanwhile: each of them would then be asked for alone, for a call of its own.
+    bearable = min(UNSEEN * unseen_limit, affordable(limits, busy=busy, busy_share=busy_share))
+    return max(shortest, bearable, min(unseen_limit / 3, worth))
 
 
 def _worth_in(age: float, oldest: float, usual: float | None) -> float:

@@ -222,7 +222,7 @@ def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, 
         usual=usual,
         busy=status.busy,
         shortest=shortest,
-        longest=settings.finetune_unseen_limit / 3,
+        unseen_limit=settings.finetune_unseen_limit,
         busy_share=busy_share,
     )
     share = affordable(status.limits, busy=status.busy, busy_share=busy_share)
