@@ -100,6 +100,8 @@ def test_a_request_is_sent_again_under_its_id(run: Run, worker: Worker, client: 
     assert (message["headers"]["id"], message["headers"]["task"]) == ("m-1", RUN)
     assert run("dead", "list", "--json").json == []
     assert run("dead", "replay", letter["id"]).code == 3
+    for wrong in ("xyz", letter["id"].partition("-")[0], "+"):
+        assert f"There is no dead letter {wrong}." in run("dead", "replay", wrong).err
 
 
 def test_what_celery_could_not_read_is_sent_again_byte_for_byte(run: Run, worker: Worker, client: redis.Redis) -> None:

@@ -146,6 +146,7 @@ def test_a_disk_that_loses_bytes_ends_the_download_and_none_is_taken_up(
     monkeypatch.setattr(os, "fsync", _full)
     error = failure(server, part)
     assert (type(error), error.code) == (NoRoom, "disk_full")
+    assert "set TMPDIR to a larger disk" in str(error)
     monkeypatch.undo()
     assert get(server, part).sha256 == digest(CONTENT)
     assert "range" not in bucket.heard[1].headers

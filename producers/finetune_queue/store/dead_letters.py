@@ -5,6 +5,7 @@ Each is kept as it came, with the reason, for as long as ended jobs are.
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -13,6 +14,7 @@ import redis
 
 from finetune_queue.store import keys
 
+_PLACE = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 MOST_LETTERS = 100_000
 """About how many dead letters are kept; the oldest go first."""
 
@@ -114,6 +116,8 @@ class DeadLetters:
 
     def get(self, letter_id: str) -> DeadLetter | None:
         """Return the dead letter with this id, None if there is none."""
+        if _PLACE.fullmatch(letter_id) is None:  # part of an id would name others to Redis, and most texts are an error
+            return None
         rows = cast(
             "list[tuple[str, dict[str, str]]]", self._redis.xrange(keys.dead_letters(), letter_id, letter_id, count=1)
         )

@@ -41,6 +41,7 @@ SPARE_BYTES = 16 * 1024 * 1024
 """Kept free on the disk, for the sidecar and for others."""
 
 _READ = 1024 * 1024
+_MAKE_ROOM = "Make room there, or set TMPDIR to a larger disk."
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _log = structlog.get_logger(__name__)
 
@@ -146,7 +147,8 @@ class PartFile:
         free = shutil.disk_usage(self.path.parent).free
         need = total - self.size + SPARE_BYTES
         if need > free:
-            raise NoRoom("disk_full", f"The download needs {need:,} more bytes on the disk, which has {free:,} free.")
+            lack = f"{need / 1e6:,.1f} MB more in {self.path.parent}, which has {free / 1e6:,.1f} MB free"
+            raise NoRoom("disk_full", f"The download needs {lack}. {_MAKE_ROOM}")
 
     def write(self, data: bytes) -> None:
         """Append."""
@@ -244,7 +246,7 @@ def _disk() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise NoRoom("disk_full", "The disk is full.") from None
+            raise NoRoom("disk_full", f"The worker's disk is full. {_MAKE_ROOM}") from None
         raise NoRoom("disk_failed", f"The file system does not take the download: {error.strerror}.") from None
 
 
