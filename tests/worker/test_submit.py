@@ -12,7 +12,7 @@ from finetune_queue.contract import EventType, JobState, WaitReason
 from finetune_queue.store import Change, NotDurableError, jobs, keys
 from finetune_worker.segmind.models import FinetuneItem, SubmitRequest
 from finetune_worker.stages import calls
-from finetune_worker.stages.reconcile import Sightings, sight
+from finetune_worker.stages.reconcile import Sightings, reconcile, sight
 from finetune_worker.stages.sweep import sweep
 from segmind_sandbox.trainings import Training
 from support.until import until
@@ -249,6 +249,22 @@ def test_of_two_trainings_with_the_mark_the_earlier_is_adopted_and_none_is_added
     assert "training_paid_twice" in capsys.readouterr().out
     bench.run(job)
     assert bench.submits() == 2
+
+
+def test_a_list_that_shows_a_training_twice_tells_of_one(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    job = bench.submitting()
+    bench.run(job)
+    job = bench.read(job)
+    item = FinetuneItem(
+        finetune_id=bench.sandbox.control.trainings()[0]["finetune_id"], data_source_path=job.dataset_url
+    )
+    seen = Sightings()
+    for _ in range(2):
+        sight(job, item, seen)
+
+    assert reconcile(bench.container, job, seen, asked_ms=job.updated_ms, complete=True) == "adopted"
+    assert "training_paid_twice" not in capsys.readouterr().out
 
 
 def test_a_submit_whose_fate_nobody_can_tell_is_shown_to_a_person_in_the_end(bench: Any) -> None:

@@ -70,11 +70,12 @@ def _same_place(one: str, other: str) -> bool:
 
 def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, asked_ms: int, complete: bool) -> str:
     """Act on what one list showed; returns a word for the log. ``asked_ms`` is when the list was asked for."""
-    if sightings.marked:
-        if len(sightings.marked) > 1:
-            log.error("training_paid_twice", job_id=job.id, finetune_ids=sightings.marked)
-        return _adopt(container, job, sightings.marked[-1])  # newest first, as far as was seen: the earliest
-    alike = [found for found in sightings.alike if container.jobs.owner_of(found) is None]
+    marked, alike = (list(dict.fromkeys(found)) for found in (sightings.marked, sightings.alike))  # a list may repeat
+    if marked:
+        if len(marked) > 1:
+            log.error("training_paid_twice", job_id=job.id, finetune_ids=marked)
+        return _adopt(container, job, marked[-1])  # newest first, as far as was seen: the earliest
+    alike = [found for found in alike if container.jobs.owner_of(found) is None]
     if alike and job.state is JobState.SUBMITTING:
         _examine_soon(container, job, alike)
         return "candidate"
