@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kombu.exceptions import OperationalError
 
 from finetune_queue.contract import JobState, Stage, WaitReason
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
@@ -97,6 +98,29 @@ def test_a_job_that_lost_its_place_or_its_time_is_started(bench: Any, dispatcher
     dispatcher.step()
 
     assert bench.container.messenger.queued(QUEUE) == 2
+
+
+def test_long_queues_put_off_nobody_whose_turn_a_broken_broker_took(
+    bench: Any, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(bench, BATCH + 10)
+    late = bench.job()
+    overdue(bench, late, 16)
+    dispatcher.step()
+    client = bench.container.jobs._redis
+    assert client.zscore(keys.deadlines(), late.id) > (client.time()[0] + 18) * 1000  # 37 s since it was sent
+
+    jobs = bench.container.jobs
+    dead = [jobs.transition(bench.job(), Change(delay=0), to=JobState.UPLOADING, owner="died") for _ in range(3)]
+    monkeypatch.setattr(bench.container.messenger, "start", broken)
+    with pytest.raises(OperationalError):
+        dispatcher.step()
+    handover = bench.container.settings.finetune_handover
+    assert all(client.zscore(keys.deadlines(), job.id) < (client.time()[0] + handover + 1) * 1000 for job in dead)
+
+
+def broken(*_: Any, **__: Any) -> None:
+    raise OperationalError
 
 
 def test_a_lease_that_ran_out_does_not_wait_for_the_queues(bench: Any, dispatcher: Dispatcher) -> None:

@@ -56,7 +56,6 @@ class Dispatcher:
         self._container = container
         self._clean_at = time.monotonic()
         self._seen_at = time.monotonic()
-        self._put_off = container.settings.finetune_handover
         self._out_of_reach = False
         self._back_ms = 0
         """When Redis was there again after it had been out of reach, by its clock."""
@@ -121,7 +120,7 @@ class Dispatcher:
         self._clean_at = time.monotonic() + CLEAN_EVERY
 
     def _start_due(self) -> float:
-        due, wait = self._container.deadlines.due(BATCH, self._put_off)
+        due, wait = self._container.deadlines.due(BATCH, self._container.settings.finetune_handover)
         jobs = self._container.jobs.get_many(list(due))
         left = self._still_queued(jobs, due) | self._still_parked(jobs)
         for job in jobs:
@@ -142,9 +141,9 @@ class Dispatcher:
         """Return the jobs whose message need not be lost, since its queue is long.
 
         To send them again would make the queue longer: after a burst of some thousand jobs it would grow faster than
-        the workers empty it. They stay put off as they were when they were taken.
+        the workers empty it. They are put off until their turn is over.
         """
-        handover = self._put_off = self._container.settings.finetune_handover
+        handover = self._container.settings.finetune_handover
         waited = {job.id: (due[job.id] - job.updated_ms) / 1000 for job in jobs}
         sent = [
             job
@@ -158,9 +157,10 @@ class Dispatcher:
             return set()
         queued = {queue: self._container.messenger.queued(queue) for queue in (QUEUE, TRANSFER_QUEUE)}
         patience = {queue: handover + PATIENCE * length for queue, length in queued.items()}
-        late = {job.id for job in sent if waited[job.id] < patience[_queue_of(job)]}
+        left = [(job, patience[_queue_of(job)] - waited[job.id]) for job in sent]
+        late = {job.id for job, seconds in left if seconds > 0.0}
         if late:
-            self._put_off = max(patience.values())
+            self._container.deadlines.put_off([(job, seconds) for job, seconds in left if seconds > 0.0])
             log.info("queues_are_long", queued=queued, late=len(late))
         if len(late) < len(sent):
             self._container.counters.add(LOST_MESSAGES, by=len(sent) - len(late))
