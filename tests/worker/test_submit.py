@@ -1,8 +1,11 @@
 """The submit: at most once, whatever happens to the call that costs money."""
 
 import json
+import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +13,14 @@ import redis
 
 from finetune_queue.contract import EventType, JobState, WaitReason
 from finetune_queue.store import Change, NotDurableError, jobs, keys
+from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.segmind.models import FinetuneItem, SubmitRequest
 from finetune_worker.stages import calls
 from finetune_worker.stages.reconcile import Sightings, reconcile, sight
 from finetune_worker.stages.sweep import sweep
 from segmind_sandbox.trainings import Training
 from support.until import until
+from worker.conftest import make_settings
 
 
 def test_an_accepted_submit_makes_the_job_a_training(bench: Any) -> None:
@@ -265,6 +270,27 @@ def test_a_list_that_shows_a_training_twice_tells_of_one(bench: Any, capsys: pyt
 
     assert reconcile(bench.container, job, seen, asked_ms=job.updated_ms, complete=True) == "adopted"
     assert "training_paid_twice" not in capsys.readouterr().out
+
+
+def test_an_answer_that_takes_longer_than_a_lease_is_still_taken(bench: Any, tmp_path: Path) -> None:
+    values = make_settings(
+        bench.sandbox, bench.container.settings.finetune_redis_url, tmp_path, finetune_lease=0.3, segmind_read_timeout=2
+    )
+    bench.container = replace(bench.container, settings=values, _clients={})
+    job = bench.submitting()
+    bench.sandbox.control.add_fault(op="submit", kind="slow", seconds=0.8, processed=True)
+    submitting = threading.Thread(target=bench.run, args=(job,))
+    submitting.start()
+    until(lambda: bench.read(job).intent_ms is not None, seconds=5)
+    dispatcher = Dispatcher(bench.container)
+    while submitting.is_alive():
+        dispatcher.step()
+        submitting.join(0.05)
+    bench.container.close()
+
+    job = bench.read(job)
+    assert (job.state, job.takeovers) == (JobState.TRAINING, 0)
+    assert job.finetune_id is not None
 
 
 def test_a_submit_whose_fate_nobody_can_tell_is_shown_to_a_person_in_the_end(bench: Any) -> None:

@@ -57,8 +57,15 @@ class Claim:
         self.on_sign: Callable[[], None] | None = None
         self.job = store.transition(job, Change(delay=lease), owner=owner, **_begun(job))
 
-    def write(self, *, event: EventType | None = None, durable_within: float | None = None, **fields: Any) -> None:
-        """Change fields of the job and keep holding it.
+    def write(
+        self,
+        *,
+        event: EventType | None = None,
+        durable_within: float | None = None,
+        hold: float = 0.0,
+        **fields: Any,
+    ) -> None:
+        """Change fields of the job and keep holding it, for ``hold`` seconds if that is longer than the lease.
 
         Raises:
             ConflictError: the claim was lost.
@@ -66,7 +73,11 @@ class Claim:
         """
         try:
             self.job = self._store.transition(
-                self.job, Change(delay=self._lease), event=event, durable_within=durable_within, **fields
+                self.job,
+                Change(delay=max(self._lease, hold)),
+                event=event,
+                durable_within=durable_within,
+                **fields,
             )
         except NotDurableError as error:
             self.job = error.job

@@ -44,7 +44,9 @@ def submit(container: Container, claim: Claim) -> Outcome:
 
 def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient) -> Outcome:
     try:
-        claim.write(intent_ms=slot.at_ms, looks=0, durable_within=DURABLE_WITHIN)
+        # Held for as long as the call may last: an answer that comes late is still the best that there is.
+        hold = container.settings.segmind_call_timeout
+        claim.write(intent_ms=slot.at_ms, looks=0, durable_within=DURABLE_WITHIN, hold=hold)
     except NotDurableError as error:
         container.budget.unsent(slot)
         return Retry(
