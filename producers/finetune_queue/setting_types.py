@@ -62,7 +62,7 @@ FREE_PLAN = RateLimit(calls=5, seconds=60)
 def _check_api_key(key: SecretStr) -> SecretStr:
     text = key.get_secret_value().strip()
     if len(text) < 8:
-        raise ValueError("is too short to be an API key")
+        raise ValueError("is too short to be an API key: under 8 characters")
     if not re.fullmatch(r"[!-~]+", text):
         raise ValueError("holds a character that an HTTP header cannot carry (a space or line break copied along?)")
     return SecretStr(text)

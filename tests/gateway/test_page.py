@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 import finetune_queue.gateway
 from finetune_queue.contract import EventType, JobState, WaitReason
 from finetune_queue.local.valkey import ValkeyServer
-from finetune_queue.store import Accounts, Change, keys
+from finetune_queue.store import AccountLimits, Accounts, Change, keys
 from gateway.serving import TOKEN, MakeSettings, Start, run_gateway
 from support.cli import Worker
 
@@ -154,6 +154,9 @@ def test_an_account_s_budget_and_its_line(board: Page, worker: Worker, client: r
     expect(column(board, "submitting")).to_contain_text("waits for an API call")
     Accounts(client).stop_submits("default", stopped=True)
     expect(account).to_contain_text("Paid submits are stopped")
+    expect(account).not_to_contain_text("No submits are left")
+    worker.accounts.configure("default", AccountLimits(calls=5, window=60.0, max_submits_per_day=0))
+    expect(account).to_contain_text("No submits are left for today (UTC).")
 
 
 def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worker: Worker) -> None:

@@ -115,7 +115,7 @@ def test_every_wrong_value_is_named_at_once_with_its_source_and_an_example(
     monkeypatch.setenv("FINETUNE_LOG_FORMAT", "xml")
     message = "\n".join(_problems(worker=True))
     for line in (
-        r"SEGMIND_API_KEY \(file in .*run-secrets\): is too short to be an API key\. Example: SEGMIND_API_KEY=\w+",
+        r"SEGMIND_API_KEY \(file in .*run-secrets\): is too short to be an API key.* Example: SEGMIND_API_KEY=\w+",
         r"SEGMIND_RATE_LIMIT \(\.env\): should be calls/seconds.* Example: SEGMIND_RATE_LIMIT=50/60",
         r"FINETUNE_REDIS_ULR \(\.env\): no such setting\. Did you mean FINETUNE_REDIS_URL\?",
         r"FINETUNE_LEASE \(environment\): should be a number of seconds\. Example: FINETUNE_LEASE=30",

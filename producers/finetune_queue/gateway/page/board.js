@@ -86,6 +86,7 @@ function account(found) {
     found.paused_seconds > 0 && el("p", { class: "alert" },
       `Paused for ${duration(found.paused_seconds)}. ${found.pause_reason}`),
     found.stopped && el("p", { class: "alert" }, "Paid submits are stopped (finetune account resume)."),
+    found.submits_today >= (found.max_submits_per_day ?? Infinity) && el("p", { class: "alert" }, "No submits are left for today (UTC)."),
     el("p", {}, `Trainings: ${found.trainings}${of(found.max_training)}`),
     el("p", {}, `Paid submits today: ${found.submits_today}${of(found.max_submits_per_day)}`),
     el("p", {}, waiting ? `Waiting for a call: ${waiting}` : "Nobody waits for a call."),
