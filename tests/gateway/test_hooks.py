@@ -44,7 +44,7 @@ def next_sweep(client: redis.Redis) -> float:
 def swept(client: redis.Redis, account: Accounts) -> Accounts:
     """An account with a training, swept a while ago and again in 200 seconds."""
     client.zadd(keys.tracked("default"), {"a-job": 1})
-    account.swept("default", 200, affordable=30, gap=5)
+    account.swept("default", 200, idle=200, affordable=30, gap=5)
     seconds = int(str(client.time()[0]))
     client.hset(
         keys.account("default"), mapping={"swept_at": (seconds - 100) * 1000, "sweep_due": (seconds + 30) * 1000}
@@ -138,7 +138,7 @@ def budget_sweeps(client: redis.Redis, swept: Accounts) -> object:
         while not stop.wait(0.05):
             if SWEEP in budget.reserve("default", 10)[0]:
                 found.append(time.monotonic())
-                swept.swept("default", 200, affordable=30, gap=5)
+                swept.swept("default", 200, idle=200, affordable=30, gap=5)
 
     thread = threading.Thread(target=worker)
     thread.start()

@@ -5,7 +5,9 @@ from itertools import pairwise
 import pytest
 import redis
 
-from finetune_queue.store import SWEEP, Accounts, Budget, keys
+from finetune_queue.store import SWEEP, Accounts, Budget, CallClass, keys
+from finetune_queue.store.clock import server_ms
+from finetune_queue.store.room import room_score_floor
 
 INTERVAL, SHARE, GAP = 100.0, 50.0, 10.0
 
@@ -16,13 +18,14 @@ class Clock:
     def __init__(self, client: redis.Redis, accounts: Accounts, budget: Budget) -> None:
         self.client, self.accounts, self.budget = client, accounts, budget
         self.now = 0.0
+        self.idle = INTERVAL
         self.sweeps: list[float] = []
         client.zadd(keys.tracked("default"), {"a-job": 1})
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         self.client.delete(keys.slots("default"))
-        for field in ("sweep_at", "sweep_due", "swept_at"):
+        for field in ("sweep_at", "sweep_due", "swept_at", "sweep_idle_at"):
             value = self.client.hget(keys.account("default"), field)
             if value is not None:
                 self.client.hset(keys.account("default"), field, int(float(str(value))) - int(seconds * 1000))
@@ -32,7 +35,7 @@ class Clock:
         if holders != [SWEEP]:
             return False
         self.sweeps.append(self.now)
-        self.accounts.swept("default", INTERVAL, affordable=SHARE, gap=GAP)
+        self.accounts.swept("default", INTERVAL, idle=self.idle, affordable=SHARE, gap=GAP)
         return True
 
     def run(self, seconds: int, *, hints: bool) -> None:
@@ -85,7 +88,7 @@ def test_a_hint_during_a_sweep_is_not_lost(clock: Clock, accounts: Accounts, bud
     assert budget.reserve("default", 10)[0] == [SWEEP]
     clock.pass_time(15)  # longer than the gap: it runs, and has read its list
     accounts.hint("default")
-    assert accounts.swept("default", INTERVAL, affordable=SHARE, gap=GAP) == 0
+    assert accounts.swept("default", INTERVAL, idle=INTERVAL, affordable=SHARE, gap=GAP) == 0
 
 
 def test_a_hint_without_trainings_does_nothing(client: redis.Redis, accounts: Accounts) -> None:
@@ -105,5 +108,49 @@ def test_a_hint_wakes_a_dispatcher_only_when_it_changes_something(clock: Clock, 
 
 def test_the_end_of_a_sweep_wakes_a_dispatcher_for_the_next(clock: Clock, client: redis.Redis) -> None:
     client.delete(keys.wake())
-    clock.accounts.swept("default", 1.0, affordable=1.0, gap=1.0)
+    clock.accounts.swept("default", 1.0, idle=1.0, affordable=1.0, gap=1.0)
     assert client.llen(keys.wake()) == 1
+
+
+def idle_for(budget: Budget) -> float:
+    """Return the seconds until there is something to hand out, as there is nothing now."""
+    holders, wait = budget.reserve("default", 10)
+    assert not holders
+    assert wait is not None
+    return wait
+
+
+def test_a_look_that_waiting_calls_put_off_comes_when_nobody_waits_and_half_of_the_slots_are_free(
+    clock: Clock, client: redis.Redis, accounts: Accounts, budget: Budget
+) -> None:
+    clock.idle = 20.0
+    clock.pass_time(INTERVAL)
+    assert clock.sweep_if_due()
+    clock.pass_time(30.0)
+    free_at = server_ms(client) + 5000
+    client.zadd(keys.slots("default"), {"call-1": free_at, "call-2": free_at + 9000, "call-3": free_at + 9000})
+    client.zadd(keys.room("default"), {"somebody": room_score_floor(CallClass.SUBMIT)})
+    assert idle_for(budget) == pytest.approx(5.0, abs=0.5)  # then that one starts
+
+    accounts.stop_submits("default", stopped=True)  # so it waits for no call
+    assert idle_for(budget) == pytest.approx(14.0, abs=0.5)
+    client.zrem(keys.slots("default"), "call-2")
+    assert idle_for(budget) == pytest.approx(5.0, abs=0.5)
+    client.zrem(keys.slots("default"), "call-1")
+    assert clock.sweep_if_due()
+    assert not clock.sweep_if_due()
+
+
+def test_an_idle_account_is_looked_at_when_that_is_worth_a_call_of_an_idle_budget(clock: Clock) -> None:
+    clock.idle = 20.0
+    clock.run(161, hints=False)
+    assert clock.sweeps == [0, 100, 120, 140, 160]
+
+
+def test_a_time_that_is_set_from_outside_holds_for_an_idle_account_too(clock: Clock, accounts: Accounts) -> None:
+    clock.idle = 20.0
+    clock.pass_time(INTERVAL)
+    assert clock.sweep_if_due()
+    accounts.next_sweep_in("default", 50.0)
+    clock.run(51, hints=False)
+    assert clock.sweeps == [0, 100, 150]

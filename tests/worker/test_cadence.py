@@ -5,14 +5,15 @@ from typing import Any
 import pytest
 
 from finetune_queue.store import AccountLimits
-from finetune_worker.stages.cadence import interval, usual_time
+from finetune_worker.stages.cadence import affordable, interval, usual_time
 
 PRO, FREE = AccountLimits(50, 60.0), AccountLimits(5, 60.0)
 
 
 def seconds(limits: AccountLimits, *running: float, **given: Any) -> float:
-    settings = {"usual": None, "busy": False, "shortest": 10.0, "unseen_limit": 900.0, "busy_share": 0.04}
-    return interval(limits, running, **settings | given)
+    share = affordable(limits, busy=given.pop("busy", False), busy_share=0.04)
+    settings = {"usual": None, "share": share, "shortest": 10.0, "unseen_limit": 900.0}
+    return interval(running, **settings | given)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ How late is too late depends on how long the training ran: a minute is little af
 minutes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from finetune_queue.contract import JobRecord
 from finetune_queue.store import AccountLimits
@@ -34,24 +34,16 @@ def affordable(limits: AccountLimits, *, busy: bool, busy_share: float) -> float
 
 
 def interval(
-    limits: AccountLimits,
-    running: Iterable[float],
-    *,
-    usual: float | None,
-    busy: bool,
-    shortest: float,
-    unseen_limit: float,
-    busy_share: float,
+    running: Sequence[float], *, usual: float | None, share: float, shortest: float, unseen_limit: float
 ) -> float:
     """Return the seconds until the next look at an account; all times in seconds.
 
-    ``running`` is for how long each training has run, ``usual`` the account's usual training time. ``busy``: calls
-    are waited for. After ``unseen_limit`` without a look a training is asked for alone.
+    ``running`` is for how long each training has run, ``usual`` the account's usual training time, ``share`` what
+    :func:`affordable` says. After ``unseen_limit`` without a look a training is asked for alone.
     """
-    ages = list(running)
-    worth = min((_worth_in(age, max(ages), usual) for age in ages), default=shortest)
+    worth = min((_worth_in(age, max(running), usual) for age in running), default=shortest)
     # In time for all that are not seen meanwhile: each of them would then be asked for alone, for a call of its own.
-    bearable = min(UNSEEN * unseen_limit, affordable(limits, busy=busy, busy_share=busy_share))
+    bearable = min(UNSEEN * unseen_limit, share)
     return max(shortest, bearable, min(unseen_limit / 3, worth))
 
 

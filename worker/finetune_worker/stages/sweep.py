@@ -210,20 +210,15 @@ def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, 
     if usual is not None and usual != status.usual_training:
         container.accounts.learn_training(account, usual)
     settings = container.settings
-    # Who waits for something else than a call perhaps waits for what a look would see.
-    busy_share = settings.finetune_poll_share
+    ages = [running(job.began_ms) for job in jobs if job.id not in ended]
+    ages += [running(began_ms(job)) for job in look.unsure]
+
     shortest = settings.finetune_poll_min_interval
-    between = interval(
-        status.limits,
-        [
-            running(since)
-            for since in (*(job.began_ms for job in jobs if job.id not in ended), *map(began_ms, look.unsure))
-        ],
-        usual=usual,
-        busy=status.busy,
-        shortest=shortest,
-        unseen_limit=settings.finetune_unseen_limit,
-        busy_share=busy_share,
+    shares = [
+        affordable(status.limits, busy=busy, busy_share=settings.finetune_poll_share) for busy in (status.busy, False)
+    ]
+    between, idle = (
+        interval(ages, usual=usual, share=share, shortest=shortest, unseen_limit=settings.finetune_unseen_limit)
+        for share in shares
     )
-    share = affordable(status.limits, busy=status.busy, busy_share=busy_share)
-    container.accounts.swept(account, between, affordable=share, gap=shortest, looked=looked)
+    container.accounts.swept(account, between, idle=idle, affordable=shares[0], gap=shortest, looked=looked)

@@ -35,14 +35,15 @@ local function reserve(holder)
 end
 
 local sweep_in = math.huge
+local function sweep()
+  reserve('sweep')
+  redis.call('HSET', KEYS[3], 'sweep_at', now + ARGV[2], 'swept_at', now)
+  redis.call('HDEL', KEYS[3], 'sweep_hinted', 'sweep_idle_at')
+  sweep_in, account.sweep_idle_at = tonumber(ARGV[2]), nil
+end
 if tracked > 0 then
   sweep_in = number('sweep_at') - now
-  if sweep_in <= 0 and free > 0 then
-    reserve('sweep')
-    redis.call('HSET', KEYS[3], 'sweep_at', now + ARGV[2], 'swept_at', now)
-    redis.call('HDEL', KEYS[3], 'sweep_hinted')
-    sweep_in = tonumber(ARGV[2])
-  end
+  if sweep_in <= 0 and free > 0 then sweep() end
 end
 
 local function pop(low, high, count)
@@ -57,9 +58,18 @@ pop('-inf', '(' .. ARGV[3], math.huge)
 pop(ARGV[3], '(' .. ARGV[4], submits)
 pop(ARGV[4], '+inf', math.huge)
 
-local wait = sweep_in > 0 and sweep_in or math.huge
 local startable = redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. ARGV[3]) + redis.call('ZCOUNT', KEYS[2], ARGV[4], '+inf')
 if submits > 0 then startable = redis.call('ZCARD', KEYS[2]) end
+
+-- A look that was put off while others waited for calls: it comes when none does any more and half of the slots are free.
+if tracked > 0 and startable == 0 and account.sweep_idle_at then
+  local excess = redis.call('ZCARD', KEYS[1]) - math.floor(number('limit') / 2)
+  local half_free = excess > 0 and redis.call('ZRANGE', KEYS[1], excess - 1, excess - 1, 'WITHSCORES')[2] or '0'
+  local idle_in = math.max(number('sweep_idle_at'), tonumber(half_free)) - now
+  if idle_in <= 0 and free > 0 then sweep() else sweep_in = math.min(sweep_in, idle_in) end
+end
+
+local wait = sweep_in > 0 and sweep_in or math.huge
 if startable > 0 or sweep_in <= 0 then
   local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
   if first[2] then wait = math.min(wait, first[2] - now) end

@@ -4,6 +4,7 @@
 -- KEYS  1 account  2 tracked  3 wake
 -- ARGV  1 "swept" | "hint"  2 next_ms: when the next look is worth it  3 cost_ms: one sweep's time within the share
 --       4 gap_ms: the least between two sweeps  5 1 if the sweep saw what Segmind has
+--       6 idle_ms: when the next look is worth it once nobody waits for a call
 -- Returns ms until the next sweep, -1 when there is nothing to look at.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -13,7 +14,8 @@ local function wake() if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('LPU
 
 if ARGV[1] == 'swept' then
   local due = math.min(math.max(now, number('sweep_due')), now + ARGV[3]) + ARGV[3]
-  set('sweep_at', now + ARGV[2], 'sweep_due', due, 'sweep_cost_ms', ARGV[3], 'sweep_gap_ms', ARGV[4])
+  set('sweep_at', now + ARGV[2], 'sweep_idle_at', now + ARGV[6])
+  set('sweep_due', due, 'sweep_cost_ms', ARGV[3], 'sweep_gap_ms', ARGV[4])
   if ARGV[5] == '1' then set('looked_at', now) end
   wake() -- the dispatchers knew only when the sweep itself would count as lost
 elseif redis.call('ZCARD', KEYS[2]) == 0 then

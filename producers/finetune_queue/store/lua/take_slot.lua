@@ -51,6 +51,7 @@ if submit then
   redis.call('HSET', KEYS[3], 'spent_day', day, 'spent', spent + 1)
   if redis.call('ZCARD', KEYS[4]) == 0 then
     redis.call('HSET', KEYS[3], 'sweep_at', math.max(number('sweep_at'), now + ARGV[6]))
+    redis.call('HDEL', KEYS[3], 'sweep_idle_at')
   end
   redis.call('ZADD', KEYS[4], 'NX', now, ARGV[1])
 end
