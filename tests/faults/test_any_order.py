@@ -31,7 +31,7 @@ from finetune_queue.errors import NotPossibleError, QueueUnavailableError
 from finetune_queue.messaging import producer_app
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
-from finetune_queue.store import keys, transfer_line
+from finetune_queue.store import keys, transfers_of
 from finetune_worker import dispatcher
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
@@ -410,7 +410,7 @@ class Queue(RuleBasedStateMachine):
         assert set(client.zrange(keys.deadlines(), 0, -1)) == live
         for state in JobState:
             assert set(client.zrange(keys.state(state), 0, -1)) == {job.id for job in jobs if job.state is state}
-        rooms = [client.zrange(keys.room(name), 0, -1) for name in ("default", transfer_line("default"))]
+        rooms = [client.zrange(keys.room(name), 0, -1) for name in ("default", transfers_of("default"))]
         assert set(rooms[0]) <= live
         assert rooms[1] == []
         tracked = set(client.zrange(keys.tracked("default"), 0, -1))

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_queue.contract import JobRecord, JobState, WaitReason, new_job_id
 from finetune_queue.messaging import producer_app
-from finetune_queue.store import CallClass, Slot, room_score, transfer_line
+from finetune_queue.store import CallClass, Slot, room_score, transfers_of
 from finetune_worker import dispatcher as dispatcher_module
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
@@ -88,8 +88,8 @@ def test_the_next_transfer_starts_when_one_ends(container: Container, dataset: P
 
 def test_a_transfer_without_a_place_parks_and_keeps_its_upload_url(container: Container, dataset: Path) -> None:
     job = accepted(container, "big", dataset)
-    line = transfer_line("big")
-    other = container.transfers.take(line, "other", 0.0)
+    transfers = transfers_of("big")
+    other = container.transfers.take(transfers, "other", 0.0)
     assert isinstance(other, Slot)
 
     result = run_stage(container, job.stage, STAGES[job.stage], job.id, "task-1")
@@ -128,13 +128,13 @@ def test_a_share_that_is_lifted_lets_all_go_who_waited_for_it(
 
 
 def test_a_transfer_in_progress_keeps_its_place_beyond_its_lease(container: Container) -> None:
-    line = transfer_line("big")
-    call = container.transfers.take(line, "job", 0.0)
+    transfers = transfers_of("big")
+    call = container.transfers.take(transfers, "job", 0.0)
     assert isinstance(call, Slot)
     slots: Any = container.jobs._redis
-    slots.zadd("{finetune}:slots:" + line, {call.token: 1.0 + call.at_ms})
+    slots.zadd("{finetune}:slots:" + transfers, {call.token: 1.0 + call.at_ms})
     container.transfers.extend(call)
-    [(_, until)] = slots.zrange("{finetune}:slots:" + line, 0, -1, withscores=True)
+    [(_, until)] = slots.zrange("{finetune}:slots:" + transfers, 0, -1, withscores=True)
     assert until > call.at_ms + 20_000
 
 

@@ -22,7 +22,7 @@ from finetune_queue.store import (
     Change,
     ConflictError,
     RedisError,
-    transfer_line,
+    transfers_of,
 )
 from finetune_worker.container import Container
 from finetune_worker.loops import LoopStep
@@ -109,7 +109,7 @@ class Dispatcher:
             self._container.announce_accounts(lost)
         for account in names:
             waits.append(self._hand_out(self._container.budget, account))
-            waits.append(self._hand_out(self._container.transfers, transfer_line(account)))
+            waits.append(self._hand_out(self._container.transfers, transfers_of(account)))
         return min(waits)
 
     def _clean(self) -> None:

@@ -2,7 +2,7 @@
 
 from redis import RedisError, ResponseError
 
-from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfer_line
+from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfers_of
 from finetune_queue.store.budget import CALL_MARGIN, SWEEP, Budget, NoSlot, Slot
 from finetune_queue.store.connection import connect
 from finetune_queue.store.counters import (
@@ -120,5 +120,5 @@ __all__ = [
     "room_score",
     "server_facts",
     "server_problems",
-    "transfer_line",
+    "transfers_of",
 ]

@@ -90,7 +90,7 @@ class UnknownAccountError(Exception):
         super().__init__(f"No worker serves the account '{name}' (known: {', '.join(known) or 'none'}).")
 
 
-def transfer_line(account: str) -> str:
+def transfers_of(account: str) -> str:
     """Return the name under which an account's transfers are counted: slots and a room like those of its API calls,
     with a window of 0, so that one account's uploads and downloads cannot take all workers."""
     return f"{account}:transfers"
@@ -118,8 +118,8 @@ class Accounts:
             },
         )
         # Never deleted: jobs may wait for the share that there was, and a worker with the old settings ask for it.
-        line: dict[Any, Any] = {"limit": limits.max_transfers or _NO_SHARE, "window_ms": 0}
-        pipe.hset(keys.account(transfer_line(name)), mapping=line)
+        share: dict[Any, Any] = {"limit": limits.max_transfers or _NO_SHARE, "window_ms": 0}
+        pipe.hset(keys.account(transfers_of(name)), mapping=share)
         _wake(pipe)  # a higher limit has slots for those who wait
         pipe.execute()
 

@@ -8,7 +8,7 @@ import redis
 
 from finetune_queue.contract.job import JobRecord
 from finetune_queue.store import keys, scripts
-from finetune_queue.store.accounts import transfer_line
+from finetune_queue.store.accounts import transfers_of
 from finetune_queue.store.clock import server_ms
 
 _BATCH = 200
@@ -60,7 +60,7 @@ class Deadlines:
 
     def put_off_parked(self, delays: Sequence[tuple[JobRecord, float]]) -> set[str]:
         """Move the deadlines of those jobs that still have a place in a waiting room; returns their ids."""
-        rooms = [key for job, _ in delays for key in (keys.room(job.account), keys.room(transfer_line(job.account)))]
+        rooms = [key for job, _ in delays for key in (keys.room(job.account), keys.room(transfers_of(job.account)))]
         args = [text for job, delay in delays for text in (job.id, str(int(delay * 1000)))]
         return set(self._stay([keys.deadlines(), *rooms], args)) if delays else set()
 

@@ -10,7 +10,7 @@ from finetune_queue.contract.event import job_event
 from finetune_queue.contract.job import JobRecord, JobState, encode_field
 from finetune_queue.contract.kinds import EventType
 from finetune_queue.store import keys
-from finetune_queue.store.accounts import transfer_line
+from finetune_queue.store.accounts import transfers_of
 from finetune_queue.store.counters import JOBS_ENTERED, JOBS_FAILED, counter_field
 from finetune_queue.store.errors import ConflictError, NotDurableError, OwnedElsewhereError
 from finetune_queue.store.feed import STREAM_LENGTH
@@ -106,7 +106,7 @@ class Write:
 
 
 def _transition_keys(job: JobRecord, previous: JobState | None, change: Change) -> list[str]:
-    rooms = [keys.room(job.account), keys.room(transfer_line(job.account))]
+    rooms = [keys.room(job.account), keys.room(transfers_of(job.account))]
     if change.for_transfer:
         rooms.reverse()
     return [

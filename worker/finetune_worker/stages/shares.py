@@ -7,7 +7,7 @@ from functools import partial
 import structlog
 
 from finetune_queue.contract import JobRecord, WaitReason
-from finetune_queue.store import CallClass, NoSlot, RedisError, Slot, room_score, transfer_line
+from finetune_queue.store import CallClass, NoSlot, RedisError, Slot, room_score, transfers_of
 from finetune_worker.container import Container
 from finetune_worker.stages.calls import PARKED
 from finetune_worker.stages.claim import Claim
@@ -35,8 +35,7 @@ def transfer_share(container: Container, claim: Claim, call: CallClass) -> Itera
     if not has_share(container, job):
         yield
         return
-    line = transfer_line(job.account)
-    slot = container.transfers.take(line, job.id, room_score(call, job))
+    slot = container.transfers.take(transfers_of(job.account), job.id, room_score(call, job))
     if isinstance(slot, NoSlot):
         raise NoShareError(park_for_transfer(job, call, slot.ahead))
     claim.on_sign = partial(container.transfers.extend, slot)
