@@ -260,4 +260,4 @@ def _from_fetch(error: FetchError) -> DatasetError:
 
 def _from_storage(error: StorageError) -> DatasetError:
     code = _STORAGE_CODES.get(type(error), "dataset_unavailable")
-    return DatasetError(code, error.sentence, "Check the address.", retryable=error.retryable)
+    return DatasetError(code, error.sentence, error.fix or "Check the address.", retryable=error.retryable)

@@ -142,6 +142,19 @@ def test_stores_that_cannot_be_written(run: Run, monkeypatch: pytest.MonkeyPatch
     assert "SG_0123456789abcdef" not in result.out
 
 
+@pytest.mark.usefixtures("queue_url")
+def test_a_bucket_that_does_not_exist_gets_one_advice(run: Run, monkeypatch: pytest.MonkeyPatch, s3: Any) -> None:
+    del s3
+    for name in ("STAGING", "ARTIFACT"):
+        monkeypatch.setenv(f"FINETUNE_{name}_URL", "s3://not-there/inside")
+    found = checks(run("doctor", "--json"))
+    assert found["staging"]["message"] == "The bucket not-there does not exist."
+    advice = "Create it, or correct its name. The setting is"
+    assert found["staging"]["action"] == f"{advice} FINETUNE_STAGING_URL."
+    said = f"Only workers must be able to write there. {advice} FINETUNE_ARTIFACT_URL."
+    assert found["artifacts"]["action"] == said
+
+
 def test_wrong_settings_end_it_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_REDIS_URL", "http://x")
     result = run("doctor")

@@ -216,7 +216,7 @@ def test_an_object_whose_library_is_not_installed(resolve: Resolve, monkeypatch:
     monkeypatch.delitem(sys.modules, "gcsfs.core", raising=False)
     error = refusal(resolve, "gs://test-datasets/sets/a.zip")
     assert error.code == "dataset_unavailable"
-    assert "finetune-queue[gs]" in error.sentence
+    assert "finetune-queue[gs]" in error.fix
 
 
 @pytest.mark.parametrize("buckets", [[], ["s3://test-data"], ["s3://test-datasets/set"], ["gs://test-datasets"]])

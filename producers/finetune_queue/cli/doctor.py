@@ -238,7 +238,8 @@ def _store(name: str, setting: str, url: str, *, needed: bool) -> Finding:
     try:
         Place(url).check_writable()
     except StorageError as error:
-        action = f"Mend it, or set {setting}." if needed else f"Workers must be able to. If it is wrong, set {setting}."
+        whose = "" if needed else "Only workers must be able to write there. "
+        action = f"{whose}{error.fix or 'Mend it.'} The setting is {setting}."
         return Finding(name, "fail" if needed else "warn", words.printable(error.sentence), action)
     return Finding(name, "ok", f"{words.near(url)} can be written from here")
 

@@ -111,13 +111,15 @@ def _connect(scheme: str, options: Mapping[str, Any]) -> Any:
         kind = getattr(importlib.import_module(driver.module), driver.filesystem)
     except ImportError as error:
         raise DriverMissingError(
-            f"{scheme}:// needs a library that is not installed: pip install 'finetune-queue[{scheme}]'."
+            f"{scheme}:// needs a library that is not installed.",
+            f"Install it: pip install 'finetune-queue[{scheme}]'.",
         ) from error
     try:
         return kind(skip_instance_cache=True, use_listings_cache=False, **{**driver.options, **options})
     except ValueError as error:
         raise NoAccessError(
-            f"{scheme}:// may not be used: there are no credentials, or not whole ones. Give {driver.credentials}."
+            f"{scheme}:// may not be used: there are no credentials, or not whole ones.",
+            f"Give {driver.credentials}.",
         ) from error
 
 
@@ -126,17 +128,18 @@ def meaning(error: Exception, address: ObjectAddress, url: str, *, writing: bool
     status, code = _answer(error)
     # Writing needs nothing but the bucket; not every store says more than 404.
     if code in _NO_BUCKET or (writing and isinstance(error, FileNotFoundError)):
-        return PlaceMissingError(f"The bucket {address.bucket} does not exist. Create it, or mend the setting.")
+        return PlaceMissingError(f"The bucket {address.bucket} does not exist.", "Create it, or correct its name.")
     if isinstance(error, FileNotFoundError):
         return ObjectMissingError(f"There is no object {url}.")
     if status == 403 or isinstance(error, PermissionError) or _refused_by_google(error):
         return NoAccessError(
-            f"{url} may not be used: {code or 'access denied'}. Check the credentials and their rights on the bucket."
+            f"{url} may not be used: {code or 'access denied'}.",
+            "Check the credentials and their rights on the bucket.",
         )
     if status == 401 or type(error).__name__ in _NO_CREDENTIALS:
         return NoAccessError(
-            f"{url} may not be used: there are no credentials, or they are not valid. "
-            f"Give {DRIVERS[address.scheme].credentials}."
+            f"{url} may not be used: there are no credentials, or they are not valid.",
+            f"Give {DRIVERS[address.scheme].credentials}.",
         )
     if isinstance(error, OSError | TimeoutError) or type(error).__module__.split(".")[0] in _LIBRARIES:
         busy = isinstance(error, OSError) and error.errno in _BUSY

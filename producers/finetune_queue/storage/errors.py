@@ -18,14 +18,16 @@ from typing import ClassVar
 
 
 class StorageError(Exception):
-    """`code` is stable, `sentence` is for people and holds no secret, `retryable` says that waiting may help."""
+    """`code` is stable, `sentence` and `fix` (what to do, where that can be said) are for people and hold no secret,
+    `retryable` says that waiting may help."""
 
     code: ClassVar[str] = "storage"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, sentence: str, fix: str = "") -> None:
+        super().__init__(f"{sentence} {fix}".rstrip())
         self.sentence = sentence
+        self.fix = fix
 
 
 class BadUrlError(StorageError):
@@ -87,9 +89,9 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 def from_os_error(error: OSError, what: str) -> StorageError:
     """Return what an error of a local file system means; `what` is the path, as the sentence shall name it."""
     if error.errno in _FULL:
-        return DiskFullError(f"There is no space left for {what}. Free some, or give the volume more.")
+        return DiskFullError(f"There is no space left for {what}.", "Free some, or give the volume more.")
     if error.errno in _REFUSED:
-        return NoAccessError(f"{what} may not be used by this user ({error.strerror}). Check its owner and mode.")
+        return NoAccessError(f"{what} may not be used by this user ({error.strerror}).", "Check its owner and mode.")
     if error.errno in _ABSENT:
         return ObjectMissingError(f"There is no file {what}.")
     return UnavailableError(f"{what} cannot be used now: {error.strerror or error}.")

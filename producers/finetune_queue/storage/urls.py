@@ -33,20 +33,20 @@ def parse_url(url: str) -> Path | ObjectAddress:
     scheme, separator, rest = url.partition("://")
     scheme = scheme.lower()
     if not separator:
-        raise BadUrlError(f"A place is given as a URL. {_FORMS}")
+        raise BadUrlError("A place is given as a URL.", _FORMS)
     if scheme == "file":
         return _local(rest)
     if scheme not in OBJECT_SCHEMES:
-        raise BadUrlError(f"{scheme}:// is not a place to store things. {_FORMS}")
+        raise BadUrlError(f"{scheme}:// is not a place to store things.", _FORMS)
     bucket, _, key = rest.partition("/")
     if not bucket or "@" in bucket or "::" in rest:
         # fsspec would take "::" for a second address behind the first.
-        raise BadUrlError(f"The {scheme}:// URL has no plain bucket name; credentials do not belong into it. {_FORMS}")
+        raise BadUrlError(f"The {scheme}:// URL has no plain bucket name; credentials do not belong into it.", _FORMS)
     return ObjectAddress(scheme, bucket, key.strip("/"))
 
 
 def _local(rest: str) -> Path:
     rest = unquote(rest.removeprefix("localhost")) if rest.startswith("localhost/") else unquote(rest)
     if not rest.startswith(("/", "./", "../")) or "\0" in rest:
-        raise BadUrlError(f"A file:// URL needs a path that starts with / or ./ after the two slashes. {_FORMS}")
+        raise BadUrlError("A file:// URL needs a path that starts with / or ./ after the two slashes.", _FORMS)
     return Path(rest).absolute()

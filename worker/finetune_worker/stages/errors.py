@@ -24,7 +24,7 @@ def from_transfer(error: TransferError, stage: Stage) -> JobError:
 
 def from_storage(error: StorageError, stage: Stage) -> JobError:
     """Return the job's error for a store that did not take or give a file."""
-    return _job_error(error.code, stage, error.sentence, retryable=error.retryable)
+    return _job_error(error.code, stage, error.sentence, retryable=error.retryable, fix=error.fix)
 
 
 def from_dataset(error: DatasetError, stage: Stage) -> JobError:
@@ -35,6 +35,7 @@ def from_dataset(error: DatasetError, stage: Stage) -> JobError:
     return JobError(code=error.code, stage=stage, message=error.sentence, action=action, retryable=error.retryable)
 
 
-def _job_error(code: str, stage: str, message: str, *, retryable: bool) -> JobError:
-    action = "" if retryable else f"When the cause is mended: {again(stage)}."
+def _job_error(code: str, stage: str, message: str, *, retryable: bool, fix: str = "") -> JobError:
+    then = "" if retryable else f"When the cause is mended: {again(stage)}."
+    action = f"{fix} {then}".strip()
     return JobError(code=code, stage=stage, message=message, action=action, retryable=retryable)

@@ -66,5 +66,5 @@ def _store(path: Path, digest: str, size: int, settings: Settings) -> Dataset:
     try:
         url = Place(settings.finetune_staging_url).put_once(path, f"{digest}.zip")
     except StorageError as error:
-        raise StagingUnavailableError(f"The staging store did not take the dataset: {error.sentence}") from error
+        raise StagingUnavailableError(f"The staging store did not take the dataset: {error}") from error
     return Dataset(dataset=url, bytes=size, sha256=digest)
