@@ -19,7 +19,7 @@ import typer
 from finetune_queue import __version__
 from finetune_queue.cli.app import app
 from finetune_queue.cli.output import ExitCode
-from finetune_queue.contract import JobState
+from finetune_queue.contract import JobState, WaitReason
 from support.cli import Run, Worker
 from support.samples import sample
 
@@ -187,16 +187,45 @@ def test_ctrl_c_in_a_batch_says_how_to_go_on(worker: Worker, tmp_path: Path) -> 
     assert "Traceback" not in screen.shown
 
 
-def test_a_table_fits_the_terminal(worker: Worker) -> None:
-    for number in range(3):
-        worker.bring(worker.accept(name=f"{number} " + "long name " * 12), JobState.TRAINING)
-    for columns in (80, 120):
-        with terminal("list", columns=columns) as screen:
-            assert screen.end() == ExitCode.OK
-        lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in screen.shown.splitlines()]
-        assert len(lines) == 4
-        assert max(map(len, lines)) <= columns
-        assert all("training" in line for line in lines[1:])
+WAITS = "waiting for an API call within the rate limit"
+
+
+def waiting_jobs(worker: Worker) -> list[str]:
+    """Two jobs that wait for a call, the newest first."""
+    worker.announce()
+    jobs = [worker.bring(worker.accept(name=f"{number} " + "long name " * 12), JobState.UPLOADING) for number in (1, 2)]
+    for number, job in enumerate(jobs):
+        worker.park(job, WaitReason.API_SLOT, score=float(number))
+    return [job.id for job in reversed(jobs)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"), [(60, ""), (80, "2 long name"), (120, "2 long name long name long name"), (160, "2 long name")]
+)
+def test_a_table_that_fits_the_terminal_says_where_each_job_is_and_why_it_waits(
+    worker: Worker, columns: int, name: str
+) -> None:
+    newest, oldest = waiting_jobs(worker)
+    with terminal("list", columns=columns) as screen:
+        assert screen.end() == ExitCode.OK
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in screen.shown.splitlines()]
+    assert max(map(len, lines)) <= columns
+    if columns < 150:
+        lines = [lines[0], *map(" ".join, zip(lines[1::2], lines[2::2], strict=True))]
+    assert len(lines) == 3
+    for line, job_id in zip(lines[1:], (newest, oldest), strict=True):
+        assert line.startswith(f"{job_id}  uploading  ")
+        assert f"  {WAITS}" in line
+    assert f"  {name}" in lines[1]
+    assert ("NAME" in lines[0]) == bool(name)
+
+
+def test_watch_says_at_80_columns_why_a_job_waits(worker: Worker) -> None:
+    waiting_jobs(worker)
+    with terminal("watch") as screen:
+        screen.expect(WAITS)
+        screen.process.send_signal(signal.SIGINT)
+        assert screen.end() == ExitCode.INTERRUPTED
 
 
 def test_json_on_a_terminal_is_indented(worker: Worker) -> None:

@@ -10,6 +10,7 @@ from finetune_queue.cli.output import ExitCode, usage_error
 from finetune_queue.cli.requests import parse_labels
 from finetune_queue.cli.session import open_queue
 from finetune_queue.cli.summary import Facts, facts, print_facts
+from finetune_queue.cli.table import STATE_STYLES, jobs_table
 from finetune_queue.cli.timeline import detail, event_line, steps
 from finetune_queue.contract import Event, JobState
 from finetune_queue.sdk import FineTuneQueue, Job, Waiting
@@ -23,7 +24,7 @@ def status(job_id: str, *, as_json: bool) -> ExitCode:
         output.emit({**seen.job.as_dict(), "waiting": waiting_json(seen.waiting)})
         return ExitCode.OK
     record = seen.job.record
-    style = _STATE_STYLES.get(record.state, "cyan")
+    style = STATE_STYLES.get(record.state, "cyan")
     print_facts(f"{words.printable(record.request.name)}: {record.state}", _status_facts(seen), style=style)
     if output.out().is_terminal:
         from finetune_queue.cli.picture import Picture
@@ -75,7 +76,7 @@ def list_jobs(*, state: str | None, account: str | None, labels: Sequence[str], 
         return ExitCode.OK
     console = output.out()
     if console.is_terminal:
-        console.print(jobs_table(rows, wide=console.width >= WIDE))
+        console.print(jobs_table(rows, width=console.width))
         return ExitCode.OK
     for job, waiting in rows:
         record = job.record
@@ -132,38 +133,3 @@ def waiting_json(waiting: Waiting | None) -> dict[str, Any] | None:
         "estimate_seconds": waiting.estimate,
         "submits_stopped": waiting.submits_stopped,
     }
-
-
-WIDE = 110
-"""Columns from which a table of jobs has room to say what each is doing."""
-
-_STATE_STYLES = {
-    JobState.SUCCEEDED: "green",
-    JobState.FAILED: "red",
-    JobState.CANCELLED: "yellow",
-    JobState.NEEDS_ATTENTION: "yellow",
-}
-
-
-def jobs_table(rows: Sequence[tuple[Job, Waiting | None]], *, wide: bool) -> Any:
-    """Return the jobs as a table for a terminal, one line each."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False, expand=True)
-    ages = [words.since(job.record.created_ms) for job, _ in rows]
-    table.add_column("JOB", no_wrap=True, min_width=36)
-    table.add_column("STATE", no_wrap=True, min_width=max(len(job.state) for job, _ in rows))
-    table.add_column("AGE", no_wrap=True, justify="right", min_width=max(map(len, ages)))
-    if wide:
-        longest = max(len(job.record.request.name) for job, _ in rows)
-        table.add_column("NAME", no_wrap=True, overflow="ellipsis", width=max(4, min(24, longest)))
-        table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
-    else:
-        table.add_column("NAME", no_wrap=True, overflow="ellipsis", ratio=1)
-    for (job, waiting), age in zip(rows, ages, strict=True):
-        name = Text(words.printable(job.record.request.name))
-        state = Text(job.state, style=_STATE_STYLES.get(job.state, "cyan"))
-        said = [Text(detail(job.record, waiting), style="dim")] if wide else []
-        table.add_row(job.id, state, age, name, *said)
-    return table

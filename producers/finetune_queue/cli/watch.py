@@ -9,9 +9,10 @@ from finetune_queue.cli import output, words
 from finetune_queue.cli.follow import ctrl_c_leaves, snapshots
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.cli.session import open_queue
-from finetune_queue.cli.show import WIDE, jobs_table, waiting_json
+from finetune_queue.cli.show import waiting_json
 from finetune_queue.cli.submit import stay
 from finetune_queue.cli.summary import exit_code
+from finetune_queue.cli.table import jobs_table, lines_each
 from finetune_queue.cli.timeline import detail
 from finetune_queue.contract import JobState
 from finetune_queue.errors import QueueUnavailableError
@@ -107,25 +108,25 @@ def _live_table(queue: FineTuneQueue) -> None:
     console = output.out()
 
     def room() -> int:
-        return max(5, console.height - _AROUND)
+        return max(5, (console.height - _AROUND) // lines_each(console.width))
 
     with Live(console=console, auto_refresh=False, screen=True) as live:
         for view in _views(queue, room):
-            live.update(_picture(view, wide=console.width >= WIDE), refresh=True)
+            live.update(_picture(view, width=console.width), refresh=True)
 
 
 _AROUND = 5
 """Lines above and below the jobs of the table."""
 
 
-def _picture(view: _View, *, wide: bool) -> "RenderableType":
+def _picture(view: _View, *, width: int) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
     head = "  ".join(f"{state} {count}" for state, count in view.counts.items() if count) or "no jobs yet"
     parts: list[RenderableType] = [Text(head, style="bold"), Text()]
     if view.rows:
-        parts += [jobs_table(view.rows, wide=wide), Text()]
+        parts += [jobs_table(view.rows, width=width), Text()]
     if view.trouble is not None:
         parts.append(Text(f"{view.trouble} Still trying.", style="yellow"))
     else:

@@ -86,14 +86,14 @@ def count(number: int, what: str) -> str:
 
 
 def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
-    """Say why a job is not moving, after which error, how many are ahead of it and how long that may take."""
+    """Say why a job is not moving, how many are ahead of it, how long that may take and after which error."""
     text = _STOPPED if waiting.submits_stopped else _REASONS[waiting.reason]
-    if waiting.reason is WaitReason.BACKOFF and error is not None:
-        text = f"{text}, after: {printable(error.message)}"
     if waiting.ahead:
         text += f", {waiting.ahead} ahead"
     if waiting.estimate is not None and waiting.estimate >= 1:
         text += f", about {duration(waiting.estimate)}"
+    if waiting.reason is WaitReason.BACKOFF and error is not None:
+        text += f", after: {printable(error.message)}"
     return text
 
 
