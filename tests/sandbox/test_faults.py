@@ -240,6 +240,34 @@ def test_a_download_that_stalls(api: Api, sandbox: LiveSandbox) -> None:
     assert time.monotonic() - started >= 0.2
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"), [("stall", {"seconds": 0.01}), ("truncated", {}), ("corrupted", {}), ("ignore_range", {})]
+)
+def test_a_fault_of_the_bytes_is_not_used_up_by_a_refusal(
+    api: Api, sandbox: LiveSandbox, kind: str, options: dict[str, Any]
+) -> None:
+    sandbox.control.change_settings(private_weights=True)
+    url = api.trained()["cloud_storage_url"]
+    link = api.call("GET", f"{FINETUNE}/file/download", data={"cloud_storage_url": url}).text
+    sandbox.control.add_fault(op="download", kind=kind, **options)
+
+    assert requests.get(url, timeout=TIMEOUT).status_code == 403
+    assert sandbox.control.report()["faults"] == {}
+    with requests.get(link, stream=True, timeout=TIMEOUT) as reply:
+        assert reply.status_code == 200
+    assert sandbox.control.report()["faults"] == {kind: 1}
+    assert [(fault["left"], fault["fired"]) for fault in sandbox.control.faults()] == [(0, 1)]
+
+
+def test_a_fault_of_the_bytes_waits_while_another_answers(api: Api, sandbox: LiveSandbox) -> None:
+    url = api.trained()["cloud_storage_url"]
+    sandbox.control.add_fault(op="download", kind="corrupted", at_byte=0)
+    sandbox.control.add_fault(op="download", kind="http_error", status=503)
+    first, second, third = (requests.get(url, timeout=TIMEOUT) for _ in range(3))
+    assert (first.status_code, second.status_code) == (503, 200)
+    assert second.content[0] != third.content[0]
+
+
 def test_a_range_that_is_not_honoured(api: Api, sandbox: LiveSandbox) -> None:
     url = api.trained()["cloud_storage_url"]
     sandbox.control.add_fault(op="download", kind="ignore_range")

@@ -4,6 +4,9 @@ A fault names an operation and a kind, and fires ``count`` times (by default onc
 below 1, at random until it is removed. ``match`` limits it to calls whose path or body contains the text: a job's
 name, a file name, an id.
 
+A fault of a body (truncated, corrupted, stall, ignore_range) is used up only by a reply that has the object's bytes:
+one that meets a refusal, or another fault's answer, waits for the next call.
+
 Faults that only shape a call (slow, stall, corrupted, ignore_range, partial_list) fire together. Of those that decide
 how it is answered the oldest fires, and the others wait for the next call: several make a sequence.
 """
@@ -272,3 +275,12 @@ class FaultBook:
             fired.append(armed.fault)
             decided = decided or armed.fault.decides
         return fired
+
+    def put_back(self, faults: Sequence[AnyFault]) -> None:
+        """Take it back that these fired: their call got a reply that they could do nothing to."""
+        for armed in self._armed.values():
+            if any(armed.fault is fault for fault in faults):
+                armed.fired -= 1
+                if armed.left is not None:
+                    armed.left += 1
+                self.fired.subtract([armed.fault.kind])

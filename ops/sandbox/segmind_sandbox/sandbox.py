@@ -191,7 +191,7 @@ class Sandbox:
         statuses = Counter(training.status(now) for training in self.trainings)
         return {
             **self.log.describe(windows),
-            "faults": dict(self.faults.fired),
+            "faults": dict(+self.faults.fired),
             "trainings": {"total": statuses.total(), "failed": statuses[FAILED], "by_status": dict(statuses)},
             "objects": len(self.objects),
         }

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from segmind_sandbox import effects
 from segmind_sandbox.connection import HangUpError, hang_up
-from segmind_sandbox.faults import AnyFault
+from segmind_sandbox.faults import READS, AnyFault
 from segmind_sandbox.finetunes import UPLOADS
 from segmind_sandbox.objects import ObjectReader
 from segmind_sandbox.sandbox import Sandbox
@@ -88,7 +88,17 @@ class StorageHost:
             return xml_error(400, "InvalidArgument", "Only one auth mechanism allowed; do not send credentials here.")
         if request.method not in self._ops:
             return xml_error(405, "MethodNotAllowed", "The specified method is not allowed against this resource.")
-        faults = self._sandbox.faults.draw(op, request.url.path)
+        book = self._sandbox.faults
+        faults = book.draw(op, request.url.path)
+        reply: Response | None = None
+        try:
+            reply = await self._reply(request, faults)
+        finally:
+            if not (isinstance(reply, EntityResponse) and reply.sends_entity):
+                book.put_back([fault for fault in faults if fault.ops is READS])
+        return reply
+
+    async def _reply(self, request: Request, faults: list[AnyFault]) -> Response:
         early = await effects.before(self._sandbox, faults, xml_error)
         if early is not None:
             return early

@@ -121,6 +121,11 @@ class EntityResponse(Response):
         for name, value in entity.headers:
             self.headers.append(name, value)
 
+    @property
+    def sends_entity(self) -> bool:
+        """Whether it answers with the entity, and does not refuse the range."""
+        return self._refusal is None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the reply."""
         if self._refusal is not None:
