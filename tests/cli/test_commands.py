@@ -376,6 +376,14 @@ def test_wrong_usage_is_one_sentence(run: Run, arguments: list[str], said: str) 
     assert run(*arguments, "--json").error["code"] == "usage"
 
 
+def test_a_password_in_the_dataset_s_url_is_refused_and_not_repeated(run: Run, worker: Worker) -> None:
+    result = run(*SUBMIT, "--dataset", "https://me:hidden-pw@example.com/faces.zip")
+    assert result.code == ExitCode.USAGE
+    assert "dataset: should hold no user name or password" in result.err
+    assert "hidden-pw" not in result.err
+    assert run("list", "--json").json == []
+
+
 def test_a_defect_is_a_sentence_and_a_traceback_only_on_demand(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError("oops")

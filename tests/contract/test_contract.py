@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError  # type: ignore[import-untyped]
 
 from finetune_queue.cli import words
-from finetune_queue.contract import EventType, JobRecord, JobState, RequestError, WaitReason, parse_request
+from finetune_queue.contract import (
+    EventType,
+    FineTuneRequest,
+    JobRecord,
+    JobState,
+    RequestError,
+    WaitReason,
+    parse_request,
+)
 from finetune_queue.contract.event import Event, job_event, type_name
 from finetune_queue.contract.job import _INTERNAL
 from finetune_queue.contract.views import EVENT_DATA, PublicJob
@@ -161,6 +169,46 @@ def test_what_the_schema_refuses_is_refused(wrong: dict[str, Any]) -> None:
     assert not validator("request").is_valid(body)
     with pytest.raises(RequestError):
         parse_request(body)
+
+
+URLS = st.from_regex(r"(https|file|s3|C|)(://|:/|//|)[a:@/?#\n.]{0,8}", fullmatch=True)
+
+
+@given(URLS)
+def test_the_schema_refuses_no_dataset_that_is_taken(dataset: str) -> None:
+    body = sample(dataset=dataset)
+    try:
+        parse_request(body)
+    except RequestError:
+        return
+    assert validator("request").is_valid(body)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        "https://me:hidden-pw@h/x.zip",
+        "HTTP://hidden-pw@h",
+        "s3://hidden-pw@b/k",
+        "https://[hidden-pw@h/",
+        "https://hidden-pw@\u2100/",
+    ],
+)
+def test_a_password_in_a_dataset_s_url_is_refused_and_never_quoted(dataset: str) -> None:
+    body = sample(dataset=dataset)
+    assert not validator("request").is_valid(body)
+    for read in (parse_request, FineTuneRequest.model_validate):
+        with pytest.raises(ValueError, match="dataset") as caught:
+            read(body)
+        assert "hidden-pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "dataset", ["https://h/a@b.zip", "https://h?x=a:b@c", "./photos@2x", "//a@b/photos", "/a://b@c"]
+)
+def test_an_at_sign_elsewhere_is_no_password(dataset: str) -> None:
+    assert validator("request").is_valid(sample(dataset=dataset))
+    assert parse_request(sample(dataset=dataset)).dataset == dataset
 
 
 def test_the_public_job_is_the_record_without_bookkeeping() -> None:

@@ -74,6 +74,7 @@ def test_two_keys_that_differ_are_refused(http: httpx.Client) -> None:
         ({"dataset": "/etc/passwd"}, "/dataset"),
         ({"dataset": "images/faces"}, "/dataset"),
         ({"dataset": "http://F[>^"}, "/dataset"),
+        ({"dataset": "https://me:hidden-pw@example.com/a.zip"}, "/dataset"),
         ({"priority": 10}, "/priority"),
         ({"labels": {"a b": "c"}}, "/labels/a b/[key]"),
         ({"reply_to": ["nonsense"]}, "/reply_to/0"),
@@ -85,6 +86,7 @@ def test_each_wrong_field_is_named(http: httpx.Client, fields: dict[str, Any], w
     assert [error["where"] for error in body["errors"]] == [where]
     assert where in body["detail"]
     assert "/etc/passwd" not in body["detail"]
+    assert "hidden-pw" not in str(body)
 
 
 def test_a_body_that_is_no_object_says_what_is_wanted(http: httpx.Client) -> None:

@@ -1,5 +1,6 @@
 """The way in: what a raw client's messages become, however odd they are and however often they come."""
 
+import json
 from typing import Any
 
 import pytest
@@ -27,6 +28,21 @@ def test_requests_without_an_id_are_jobs_of_their_own(bench: Any) -> None:
     for _ in range(2):
         accept(bench.container, [sample()], {}, message_id="")
     assert bench.container.jobs._redis.zcard(keys.jobs()) == 2
+
+
+def test_a_password_in_the_dataset_s_url_is_rejected_and_told_to_nobody(bench: Any) -> None:
+    body = sample(dataset="https://me:hidden-pw@example.com/faces.zip")
+
+    said = accept(bench.container, [body], {}, message_id="m-1")
+
+    redis = bench.container.jobs._redis
+    [(_, letter)] = redis.xrange(keys.dead_letters())
+    assert json.loads(letter["body"]) == [[body], {}]  # as it came, like all that cannot become a job
+    [(_, event)] = redis.xrange(keys.events())
+    for told in (said, letter["problems"], event["event"]):
+        assert "dataset: should hold no user name or password" in told
+        assert "hidden-pw" not in told
+    assert redis.zcard(keys.jobs()) == 0
 
 
 def test_a_text_that_is_no_job_s_id_is_rejected(bench: Any) -> None:

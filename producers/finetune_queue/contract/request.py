@@ -18,6 +18,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
 )
+from pydantic.config import JsonDict
 
 from finetune_queue.contract.sink import Sink, parse_sink, parse_sinks
 
@@ -44,13 +45,20 @@ def _check_finite(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def _check_url(dataset: str) -> str:
-    """Refuse what looks like a URL and is none: everything that reads it later relies on that."""
+def check_dataset(dataset: str) -> str:
+    """Refuse what looks like a URL and is none, as everything that reads it later relies on that, and a URL with a
+    password in it, which jobs and events would show. The library's messages are not passed on: they quote the URL."""
     try:
-        urlsplit(dataset)
-    except ValueError as error:
-        raise ValueError(f"is not a URL that can be read ({error})") from None
+        parts = urlsplit(dataset)
+    except ValueError:
+        raise ValueError("is not a URL that can be read (are special characters in it percent-encoded?)") from None
+    if parts.scheme and "@" in parts.netloc:
+        raise ValueError("should hold no user name or password: leave them out, or use a signed link")
     return dataset
+
+
+DATASET_SCHEMA: JsonDict = {"not": {"pattern": "^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@"}}
+"""What JSON Schema can say of ``check_dataset``."""
 
 
 def _check_sink(url: str) -> str:
@@ -76,7 +84,8 @@ class FineTuneRequest(BaseModel):
     ``data_source_path``. The rest is ours. An unknown field is refused: in a paid request a typo must not pass.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Errors show no input: URLs may hold passwords.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: Name = Field(description="The fine-tune's name at Segmind.")
     instance_prompt: Text = Field(description="The prompt that describes the subject, with the trigger word in it.")
@@ -88,9 +97,10 @@ class FineTuneRequest(BaseModel):
         default={"steps": 2000, "face_crop": False, "finetune_type": "LORA"},
         description="Training parameters, passed on as they are: the API knows keys that this service does not.",
     )
-    dataset: Annotated[Text, AfterValidator(_check_url)] = Field(
-        description="https:// URL of a public ZIP, or file://, s3://, gs://, az:// URL; the SDK and the CLI also take "
-        "a local ZIP or folder.",
+    dataset: Annotated[Text, AfterValidator(check_dataset)] = Field(
+        description="https:// URL of a public ZIP, or file://, s3://, gs://, az:// URL, without a user name or "
+        "password; the SDK and the CLI also take a local ZIP or folder.",
+        json_schema_extra=DATASET_SCHEMA,
     )
 
     fetch_dataset: StrictBool = Field(

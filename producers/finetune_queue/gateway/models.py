@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from finetune_queue.contract import Event, FineTuneRequest, JobState, Stage, WaitReason
 from finetune_queue.contract.job import Progress
-from finetune_queue.contract.request import AccountName
+from finetune_queue.contract.request import DATASET_SCHEMA, AccountName, check_dataset
 from finetune_queue.contract.views import PublicJob
 from finetune_queue.load import Load
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
@@ -16,7 +16,11 @@ from finetune_queue.sdk import Job, Waiting
 from finetune_queue.store import CURSOR
 
 # Without brackets and backslashes, which a URL holds percent-encoded: an address with brackets may be none.
-DatasetUrl = Annotated[str, StringConstraints(pattern=r"^(https?|file|s3|gs|az)://[!-Z^-~]+$", max_length=2000)]
+DatasetUrl = Annotated[
+    str,
+    StringConstraints(pattern=r"^(https?|file|s3|gs|az)://[!-Z^-~]+$", max_length=2000),
+    AfterValidator(check_dataset),
+]
 LabelFilter = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=", max_length=320)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]([ -~]*[!-~])?$")]
 Place = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
@@ -35,7 +39,9 @@ class SubmitBody(FineTuneRequest):
     """A fine-tune to run. The dataset is a URL; a local ZIP goes to `/v1/datasets` first, which gives one."""
 
     dataset: DatasetUrl = Field(
-        description="https:// URL of a public ZIP, a URL that /v1/datasets gave, or another that the workers can read."
+        description="https:// URL of a public ZIP, a URL that /v1/datasets gave, or another that the workers can read; "
+        "without a user name or password.",
+        json_schema_extra=DATASET_SCHEMA,
     )
 
 
