@@ -11,13 +11,14 @@ Nothing here looks inside the ZIP; that is `datasets.check`.
 
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_queue.datasets.errors import DatasetError, DatasetErrorCode
 from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES, TAKE_LESS
 from finetune_queue.datasets.names import display_name
+from finetune_queue.progress import OnProgress
 from finetune_queue.public_fetch.addresses import AddressPolicy
 from finetune_queue.public_fetch.errors import FetchError, FetchErrorCode
 from finetune_queue.storage import (
@@ -29,9 +30,6 @@ from finetune_queue.storage import (
     StorageError,
 )
 from finetune_queue.storage.urls import ObjectAddress, parse_url
-
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes so far and the bytes in all, None while these are not known."""
 
 _CHUNK = 1 << 20
 _FETCH_CODES: dict[FetchErrorCode, DatasetErrorCode] = {
@@ -77,7 +75,7 @@ def resolve_dataset(
     policy: AddressPolicy,
     fetch_public: bool = False,
     max_bytes: int = MAX_ARCHIVE_BYTES,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> PublicArchive | LocalArchive:
     """Find what `dataset` names, and copy it to `scratch` (a folder of the caller, who removes it) where it must.
 
@@ -123,7 +121,7 @@ def _head(url: str, policy: AddressPolicy, max_bytes: int) -> PublicArchive:
 
 
 def _public(
-    url: str, scratch: Path, policy: AddressPolicy, max_bytes: int, on_progress: Progress | None
+    url: str, scratch: Path, policy: AddressPolicy, max_bytes: int, on_progress: OnProgress | None
 ) -> LocalArchive:
     from finetune_queue.public_fetch import fetch
 
@@ -185,7 +183,7 @@ def _copied(
     address: ObjectAddress,
     scratch: Path,
     max_bytes: int,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> LocalArchive:
     url = f"{address.scheme}://{address.path}"
     if not address.key:
@@ -207,7 +205,7 @@ def _copied(
     return LocalArchive(path=path, size=total)
 
 
-def _copy(place: Place, key: str, path: Path, total: int, on_progress: Progress | None) -> None:
+def _copy(place: Place, key: str, path: Path, total: int, on_progress: OnProgress | None) -> None:
     """Copy an object of `total` bytes to `path`.
 
     Raises:

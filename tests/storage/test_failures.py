@@ -105,7 +105,7 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_copy_leaves_nothing(tmp_path: Path, local: Path) -> None:
-    def stop(_done: int, _total: int) -> None:
+    def stop(_done: int, _total: int | None) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -144,7 +144,7 @@ def test_what_is_put_is_on_the_disk_by_each_of_its_names(
 
 
 def test_a_source_that_shrinks_is_noticed(tmp_path: Path, local: Path) -> None:
-    def shrink(done: int, _total: int) -> None:
+    def shrink(done: int, _total: int | None) -> None:
         os.truncate(local, done)
 
     with pytest.raises(IncompleteError) as caught:

@@ -59,10 +59,11 @@ def test_an_empty_file(place: Place, tmp_path: Path) -> None:
 
 def test_a_large_file_goes_in_pieces_and_tells_its_progress(place: Place, large: Path) -> None:
     size = large.stat().st_size
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int | None]] = []
     assert place.put_file(large, "large", lambda done, total: seen.append((done, total))).size == size
     assert len(seen) >= 3
-    assert seen == sorted(seen)
+    counts = [done for done, _ in seen]
+    assert counts == sorted(counts)
     assert seen[-1] == (size, size)
     with place.open_read("large") as file:
         assert file.read() == large.read_bytes()

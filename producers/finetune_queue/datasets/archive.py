@@ -11,12 +11,13 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_queue.datasets.limits import Limits
 from finetune_queue.datasets.names import display_name, unsafe_path
 from finetune_queue.datasets.report import Collector
+from finetune_queue.progress import OnProgress
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _LOCAL_SIGNATURE = b"PK\x03\x04"
@@ -69,14 +70,10 @@ class Entry:
     info: zipfile.ZipInfo
 
 
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes inflated so far and None. What it raises ends the check and reaches the caller."""
-
-
 class Meter:
     """Counts what a check has inflated and how long it has run, over all entries."""
 
-    def __init__(self, limits: Limits, on_progress: Progress | None = None) -> None:
+    def __init__(self, limits: Limits, on_progress: OnProgress | None = None) -> None:
         self.limits = limits
         self._on_progress = on_progress
         self._inflated = 0

@@ -12,7 +12,6 @@ from finetune_queue.datasets.archive import (
     Entry,
     EntryRefusedError,
     Meter,
-    Progress,
     inflate,
     megabytes,
     other_kind,
@@ -42,6 +41,7 @@ from finetune_queue.datasets.names import (
     suffix_of,
 )
 from finetune_queue.datasets.report import Collector, DatasetReport
+from finetune_queue.progress import OnProgress
 
 FEW_IMAGES = 5
 MANY_IMAGES = 50
@@ -61,7 +61,7 @@ def check_archive(
     trigger_word: str | None = None,
     instance_prompt: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
 ) -> DatasetReport:
     """Judge a ZIP against the Fast Flux API (section 1, "Dataset") and against what is known to train badly.
 
@@ -111,7 +111,7 @@ class _Check:
         limits: Limits,
         trigger_word: str | None,
         instance_prompt: str | None,
-        on_progress: Progress | None,
+        on_progress: OnProgress | None,
     ) -> None:
         self._file = file
         self._limits = limits

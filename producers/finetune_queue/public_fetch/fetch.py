@@ -1,18 +1,15 @@
 """What is done with a public URL: ask whether the provider can use it, or download it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import requests
 import urllib3
 
+from finetune_queue.progress import OnProgress
 from finetune_queue.public_fetch.addresses import AddressPolicy, shown_url
 from finetune_queue.public_fetch.errors import FetchError
 from finetune_queue.public_fetch.guard import opened, too_slow
 from finetune_queue.timed_sockets import Deadline
-
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes so far and the bytes in all, None while these are not known."""
 
 HEAD_SECONDS = 30.0
 GET_SECONDS = 900.0
@@ -47,7 +44,7 @@ def fetch_to_file(
     *,
     max_bytes: int,
     policy: AddressPolicy,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     seconds: float = GET_SECONDS,
 ) -> int:
     """Downloads to `path`, which is removed again when anything fails; `max_bytes` or more are refused. Returns the
@@ -78,7 +75,7 @@ def _save(
     *,
     total: int | None,
     max_bytes: int,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
 ) -> int:
     where = shown_url(response.url)
     done = 0

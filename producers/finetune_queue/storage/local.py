@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from finetune_queue.progress import OnProgress
 from finetune_queue.storage.errors import IncompleteError, from_os_error
-from finetune_queue.storage.model import Progress, Stored
+from finetune_queue.storage.model import Stored
 
 _CHUNK = 1 << 20
 _SYNC = 64 << 20
@@ -26,7 +27,7 @@ class Folder:
     def url_of(self, name: str) -> str:
         return self._path(name).as_uri()
 
-    def put_file(self, local: Path, name: str, on_progress: Progress | None) -> Stored:
+    def put_file(self, local: Path, name: str, on_progress: OnProgress | None) -> Stored:
         with local.open("rb") as source:
             size = os.fstat(source.fileno()).st_size
 

@@ -1,13 +1,11 @@
 """What both kinds of place share."""
 
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all."""
+from finetune_queue.progress import OnProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +21,7 @@ class Backend(Protocol):
 
     def url_of(self, name: str) -> str: ...
 
-    def put_file(self, local: Path, name: str, on_progress: Progress | None) -> Stored: ...
+    def put_file(self, local: Path, name: str, on_progress: OnProgress | None) -> Stored: ...
 
     def put_bytes(self, data: bytes, name: str) -> Stored: ...
 

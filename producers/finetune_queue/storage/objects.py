@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from finetune_queue.progress import OnProgress
 from finetune_queue.storage import drivers
 from finetune_queue.storage.errors import IncompleteError, ObjectMissingError, StorageError
-from finetune_queue.storage.model import Progress, Stored
+from finetune_queue.storage.model import Stored
 from finetune_queue.storage.urls import ObjectAddress
 
 _BUFFER = 1 << 20
@@ -25,7 +26,7 @@ class Bucket:
     def url_of(self, name: str) -> str:
         return f"{self._address.scheme}://{self._path(name)}"
 
-    def put_file(self, local: Path, name: str, on_progress: Progress | None) -> Stored:
+    def put_file(self, local: Path, name: str, on_progress: OnProgress | None) -> Stored:
         size = local.stat().st_size
         callback = _callback(on_progress, size)
         with self._reported(name, writing=True):
@@ -112,7 +113,7 @@ class _Reader(io.RawIOBase):
         super().close()
 
 
-def _callback(on_progress: Progress | None, size: int) -> Any:
+def _callback(on_progress: OnProgress | None, size: int) -> Any:
     from fsspec.callbacks import Callback  # type: ignore[import-untyped]  # only loaded when used
 
     if on_progress is None:

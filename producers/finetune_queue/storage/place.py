@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune_queue.progress import OnProgress
 from finetune_queue.storage.errors import ObjectMissingError
 from finetune_queue.storage.local import Folder
-from finetune_queue.storage.model import Backend, Progress, Stored
+from finetune_queue.storage.model import Backend, Stored
 from finetune_queue.storage.objects import Bucket
 from finetune_queue.storage.urls import parse_url
 
@@ -38,7 +39,7 @@ class Place:
     def __repr__(self) -> str:
         return f"Place({self.url!r})"
 
-    def put_file(self, local: Path, name: str, on_progress: Progress | None = None) -> Stored:
+    def put_file(self, local: Path, name: str, on_progress: OnProgress | None = None) -> Stored:
         """Store a copy of a local file: the name appears at once and whole, replacing what was there.
 
         Raises:

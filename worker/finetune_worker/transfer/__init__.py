@@ -12,7 +12,7 @@ from finetune_worker.transfer.errors import (
     TransferError,
     TryAgain,
 )
-from finetune_worker.transfer.limits import Limits, Progress
+from finetune_worker.transfer.limits import Limits
 from finetune_worker.transfer.put import Uploaded, upload_presigned
 from finetune_worker.transfer.safetensors import verify_safetensors
 
@@ -22,7 +22,6 @@ __all__ = [
     "NeedNewUrl",
     "NoRoom",
     "PartBusy",
-    "Progress",
     "Refused",
     "SafetensorsError",
     "SourceChanged",

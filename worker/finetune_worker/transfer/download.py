@@ -15,10 +15,11 @@ import requests
 import structlog
 
 from finetune_queue import tracing
+from finetune_queue.progress import OnProgress
 from finetune_queue.timed_sockets import Deadline
 from finetune_worker.transfer.digests import checksum_of
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, StartOver, TransferError, TryAgain
-from finetune_worker.transfer.limits import Limits, Meter, Progress
+from finetune_worker.transfer.limits import Limits, Meter
 from finetune_worker.transfer.partfile import Known, PartFile, discard
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
 from finetune_worker.wire.headers import retry_after
@@ -53,7 +54,7 @@ def download(
     part: Path,
     *,
     limits: Limits | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     allow_loopback: bool = False,
 ) -> Download:
     """Download ``url`` to ``part``, going on where an earlier call broke off.
@@ -78,7 +79,7 @@ def download(
 
 
 class _Downloader:
-    def __init__(self, url: str, limits: Limits, report: Progress | None, *, allow_loopback: bool) -> None:
+    def __init__(self, url: str, limits: Limits, report: OnProgress | None, *, allow_loopback: bool) -> None:
         self._url = url
         self._limits = limits
         self._report = report

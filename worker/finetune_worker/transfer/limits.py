@@ -1,13 +1,10 @@
 """What bounds a transfer, and the one place that counts its bytes."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from finetune_queue.progress import OnProgress
 from finetune_worker.transfer.errors import TryAgain
-
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes done and in all (None: not known). What it raises ends the transfer and reaches the caller."""
 
 STEP_SECONDS = 0.5
 STEP_BYTES = 8 * 1024 * 1024
@@ -29,7 +26,7 @@ class Limits:
 class Meter:
     """Counts bytes, reports them every half second or 8 MB, whichever comes first, and notices a stall."""
 
-    def __init__(self, limits: Limits, *, done: int, total: int | None, report: Progress | None) -> None:
+    def __init__(self, limits: Limits, *, done: int, total: int | None, report: OnProgress | None) -> None:
         self.done = done
         self.total = total
         self._limits = limits

@@ -26,10 +26,10 @@ from typing import Self
 import structlog
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
+from finetune_queue.progress import OnProgress
 from finetune_worker.transfer.beside import Beside
 from finetune_worker.transfer.digests import Checksum, Hashing
 from finetune_worker.transfer.errors import NoRoom, PartBusy
-from finetune_worker.transfer.limits import Progress
 from finetune_worker.wire.urls import safe_url
 
 SYNC_BYTES = 64 * 1024 * 1024
@@ -74,7 +74,7 @@ class PartFile:
         NoRoom: here and on writing; the disk is full.
     """
 
-    def __init__(self, path: Path, url: str, report: Progress | None = None) -> None:
+    def __init__(self, path: Path, url: str, report: OnProgress | None = None) -> None:
         """Open the part; ``report`` hears of the bytes kept while they are read again."""
         self.path = path
         self.known: Known | None = None
@@ -217,7 +217,7 @@ class PartFile:
             return None
         return note
 
-    def _load(self, note: _Note | None, report: Progress | None) -> None:
+    def _load(self, note: _Note | None, report: OnProgress | None) -> None:
         """Take up what an earlier download left."""
         if note is None:
             self.drop()

@@ -16,11 +16,12 @@ import requests
 import structlog
 
 from finetune_queue import tracing
+from finetune_queue.progress import OnProgress
 from finetune_queue.timed_sockets import Deadline
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.transfer.digests import Hashing, etag_md5
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError, TryAgain
-from finetune_worker.transfer.limits import Limits, Meter, Progress
+from finetune_worker.transfer.limits import Limits, Meter
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
 from finetune_worker.wire.headers import retry_after
 from finetune_worker.wire.session import BLOCK, open_session
@@ -62,7 +63,7 @@ def upload_presigned(
     public: bool,
     sha256: str | None = None,
     limits: Limits | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     allow_loopback: bool = False,
 ) -> Uploaded:
     """PUT the file at ``path``. A second PUT replaces the first, so that a failed one may be repeated.
@@ -211,7 +212,7 @@ class _Source:
     """
 
     def __init__(
-        self, file: BinaryIO, path: Path, limits: Limits, report: Progress | None, *, sha256: str | None
+        self, file: BinaryIO, path: Path, limits: Limits, report: OnProgress | None, *, sha256: str | None
     ) -> None:
         self._file = file
         self._path = path
