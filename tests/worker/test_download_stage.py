@@ -82,7 +82,8 @@ def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(benc
 
     failed = bench.read(job)
     assert (failed.state, failed.error.code) == (JobState.FAILED, "place_missing")
-    assert bucket in failed.error.message
+    assert failed.error.message == f"The bucket {bucket} does not exist."
+    assert failed.error.action.startswith("Create it, ")
     assert "finetune retry" in failed.error.action
 
     s3.create_bucket(Bucket=bucket)
