@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,13 @@ _CHANGES = frozenset(
 """What a process does to the world outside, as the interpreter calls it (Python's table of audit events)."""
 
 
+class _Now(threading.local):
+    """What a thread is in the middle of: counts are sent by one beside the stages."""
+
+    inside = False
+    calling = 0
+
+
 class Points:
     """Names every call as ``part: call #n``, and ends the process at once where it is told to."""
 
@@ -45,8 +53,7 @@ class Points:
         self._die_at = die_at
         self._times: Counter[str] = Counter()
         self._scripts = _script_names()
-        self._inside = False
-        self._calling = 0
+        self._now = _Now()
 
     def reach(self, call: str) -> None:
         """Note that a call is about to be made."""
@@ -63,11 +70,11 @@ class Points:
     @contextmanager
     def unwatched(self) -> Iterator[None]:
         """Look at things without that being a point."""
-        self._inside = True
+        self._now.inside = True
         try:
             yield
         finally:
-            self._inside = False
+            self._now.inside = False
 
     def patch(self, put: Callable[[Any, str, Any], None] = setattr) -> None:
         """Watch the calls of this process from now on: for good, or as long as ``put`` makes it."""
@@ -85,23 +92,23 @@ class Points:
         sys.addaudithook(self._note)
 
     def _note(self, event: str, args: tuple[Any, ...]) -> None:
-        if event in _CHANGES and not self._calling and not self._inside:
+        if event in _CHANGES and not self._now.calling and not self._now.inside:
             self.missed.append(f"{self.part}: {event} {args}")
 
     def _patch(self, owner: Any, name: str, describe: Callable[..., str]) -> None:
         original = getattr(owner, name)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            if self._inside:  # a pipeline looks for its scripts by commands of its own: one point in all
+            if self._now.inside:  # a pipeline looks for its scripts by commands of its own: one point in all
                 return original(*args, **kwargs)
             call = describe(*args, **kwargs)
             self.reach(call)
             if owner not in {redis.Redis, Pipeline}:
-                self._calling += 1
+                self._now.calling += 1
                 try:
                     return original(*args, **kwargs)
                 finally:
-                    self._calling -= 1
+                    self._now.calling -= 1
             with self.unwatched():
                 reply = original(*args, **kwargs)
             self.passed(call)
