@@ -57,6 +57,7 @@ class _Drain:
     def __init__(self, script: Script, callers: Callers, nemesis: Nemesis, witness: Witness) -> None:
         self.left_alone: set[str] = set()
         self.resolved = 0
+        self._of_others: set[str] = set()
         self.seconds = 0.0
         self._script = script
         self._callers = callers
@@ -117,12 +118,16 @@ class _Drain:
             training.finetune_id
             for training in self._witness.trainings()
             if training.name == job.record.request.name
-            and training.finetune_id not in owned
+            and training.finetune_id not in owned | self._of_others
             and training.finetune_id not in job.record.ruled_out
         ]
-        with suppress(NotPossibleError):
+        try:
             if free:
                 job.resolve(adopt=free[0])
             else:
                 job.resolve(resubmit=True)
+        except NotPossibleError as error:
+            if "belongs to job" in str(error):
+                self._of_others.add(free[0])  # to one that has had another since its retry
+        else:
             self.resolved += 1
