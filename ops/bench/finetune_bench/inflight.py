@@ -51,8 +51,9 @@ def parked(folder: Path, sizes: Sequence[int], console: Console) -> list[dict[st
                 **_idle(folder, valkey.url, client),
             }
         )
-        empty = _used(client)  # a worker was here: its scripts and the server's buffers are no job's
-        job, count = None, 0
+        # A worker was here and one job is: scripts, tables and the server's buffers are no job's.
+        job, count = _park(store, checked), 1
+        first = _used(client)
         for size in sizes:
             console.print(f"inflight: {size:,} parked jobs", style="dim")
             while count < size:
@@ -62,7 +63,7 @@ def parked(folder: Path, sizes: Sequence[int], console: Console) -> list[dict[st
             rows.append(
                 {
                     "jobs": size,
-                    "bytes_per_job": round((_used(client) - empty - stream) / max(size, 1)),
+                    "bytes_per_job": round((_used(client) - first - stream) / (size - 1)),
                     "event_stream_mb": round(stream / 1e6, 1),
                     **_store_times(client, job),
                     **_idle(folder, valkey.url, client),
