@@ -9,7 +9,7 @@ import structlog
 
 from finetune_queue import __version__
 from finetune_queue.cli import main
-from finetune_queue.store import Workers, connect
+from finetune_queue.store import LiveWorker, Workers, connect
 from gateway.serving import HOOK_SECRET
 from segmind_sandbox.settings import SandboxSettings
 from segmind_sandbox.testing import LiveSandbox, run_sandbox
@@ -46,7 +46,7 @@ def queue_url(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def worker(queue_url: str) -> Iterator[Worker]:
     with connect(queue_url) as client:
-        Workers(client).seen("worker1@here", __version__)
+        Workers(client).seen(LiveWorker("worker1@here", __version__))
         yield Worker(client)
 
 

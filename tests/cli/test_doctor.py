@@ -12,7 +12,7 @@ from finetune_queue import __version__
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import JobState
 from finetune_queue.local.valkey import ValkeyServer, free_port
-from finetune_queue.store import CallClass, Workers, clock_skew, connect
+from finetune_queue.store import CallClass, LiveWorker, Workers, clock_skew, connect
 from support.cli import Run, Worker
 
 
@@ -181,9 +181,9 @@ def test_a_clock_that_is_wrong(run: Run, queue_url: str, monkeypatch: pytest.Mon
 def test_workers_of_two_versions(run: Run, queue_url: str) -> None:
     with connect(queue_url) as client:
         workers = Workers(client)
-        workers.seen("host-a:1", __version__)
+        workers.seen(LiveWorker("host-a:1", __version__))
         assert checks(run("doctor", "--json"))["versions"]["status"] == "ok"
-        workers.seen("host-b:1", "0.0.9")
+        workers.seen(LiveWorker("host-b:1", "0.0.9"))
     versions = checks(run("doctor", "--json"))["versions"]
     assert versions["status"] == "warn"
     assert versions["message"] == f"workers: 1 with 0.0.9, 1 with {__version__}; this program: {__version__}"

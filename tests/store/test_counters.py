@@ -16,6 +16,7 @@ from finetune_queue.store import (
     Counted,
     Counters,
     JobStore,
+    LiveWorker,
     Overview,
     RedisError,
     Workers,
@@ -133,13 +134,14 @@ def test_running_are_the_jobs_that_a_worker_holds_as_long_as_its_lease(client: r
 
 def test_workers_are_those_that_were_seen_lately(client: redis.Redis) -> None:
     workers = Workers(client)
-    workers.seen("one", "1.0")
-    workers.seen("one", "1.0")
-    workers.seen("two", "1.1")
+    one, two = LiveWorker("one", "1.0", ("big", "small")), LiveWorker("two", "1.1")
+    workers.seen(one)
+    workers.seen(one)
+    workers.seen(two)
     client.zadd(keys.workers(), {"1.0 dead": time.time() - GONE - 1})
-    assert workers.alive() == {"one": "1.0", "two": "1.1"}
-    workers.left("one", "1.0")
-    assert workers.alive() == {"two": "1.1"}
+    assert workers.alive() == [one, two]
+    workers.left(one)
+    assert workers.alive() == [two]
     assert client.zscore(keys.workers(), "1.0 dead") is not None
-    workers.seen("two", "1.1")
+    workers.seen(two)
     assert client.zscore(keys.workers(), "1.0 dead") is None

@@ -125,6 +125,6 @@ def test_takeovers_and_lost_messages(bench: Any) -> None:
     bench.container.messenger._app.close()
     assert counted(bench, TAKEOVERS)[()].value == 1
     assert counted(bench, LOST_MESSAGES)[()].value == 1
-    assert list(bench.container.workers.alive()) == [bench.container.name]
+    assert bench.container.workers.alive() == [bench.container.me]
     bench.container.sign_off()
-    assert bench.container.workers.alive() == {}
+    assert bench.container.workers.alive() == []

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_queue.contract import JobRecord, JobState, WaitReason, new_job_id
 from finetune_queue.messaging import producer_app
-from finetune_queue.store import CallClass, Slot, room_score, transfers_of
+from finetune_queue.store import CallClass, LiveWorker, Slot, room_score, transfers_of
 from finetune_worker import dispatcher as dispatcher_module
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
@@ -148,6 +148,24 @@ def test_an_account_that_no_worker_has_fails_its_job_with_the_names_that_are_kno
     assert job.error is not None
     assert job.error.code == "account_unknown"
     assert "known: big, small" in result.sentence
+
+
+def test_a_job_whose_account_this_worker_does_not_have_is_left_to_one_that_has_it(
+    container: Container, dataset: Path
+) -> None:
+    job = accepted(container, "new", dataset)
+    container.accounts.configure("new", container.accounts.status("big").limits)
+    other = LiveWorker("host-b:1", "0.1.0", ("big", "new"))
+    container.workers.seen(other)
+
+    result = run_stage(container, job.stage, STAGES[job.stage], job.id, "task-1")
+    job = container.jobs.get(job.id)
+    assert (job.state, job.waiting_for, job.attempts) == (JobState.UPLOADING, WaitReason.BACKOFF, 0)
+    assert result.sentence.endswith("A worker that has it goes on")
+
+    container.workers.left(other)
+    run_stage(container, job.stage, STAGES[job.stage], job.id, "task-2")
+    assert container.jobs.get(job.id).state is JobState.FAILED
 
 
 def test_a_stopped_account_submits_nothing_and_says_so(container: Container, dataset: Path) -> None:

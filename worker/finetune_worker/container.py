@@ -29,6 +29,7 @@ from finetune_queue.store import (
     Counters,
     Deadlines,
     JobStore,
+    LiveWorker,
     LocalQueues,
     Outbox,
     RedisError,
@@ -54,7 +55,7 @@ class Container:
     """What stages and the dispatcher work with. Safe in threads; not to be taken across a fork."""
 
     settings: Settings
-    name: str
+    me: LiveWorker
     jobs: JobStore
     deadlines: Deadlines
     accounts: Accounts
@@ -80,7 +81,7 @@ class Container:
         jobs = JobStore(client, retention=settings.finetune_retention)
         return cls(
             settings=settings,
-            name=f"{socket.gethostname()}:{os.getpid()}",
+            me=LiveWorker(f"{socket.gethostname()}:{os.getpid()}", __version__, tuple(sorted(settings.accounts))),
             jobs=jobs,
             deadlines=Deadlines(client),
             accounts=Accounts(client),
@@ -153,7 +154,7 @@ class Container:
         """Send what is still to be counted, and say that this worker is gone."""
         self.counters.send()
         try:
-            self.workers.left(self.name, __version__)
+            self.workers.left(self.me)
         except RedisError as error:
             log.warning("sign_off_failed", error=str(error))  # it counts as gone all the same, a little later
 

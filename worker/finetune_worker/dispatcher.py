@@ -11,7 +11,6 @@ from typing import Any
 
 import structlog
 
-from finetune_queue import __version__
 from finetune_queue.contract import ACCESS, EventType, JobError, JobRecord, JobState
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE, stage_queue
 from finetune_queue.store import (
@@ -100,7 +99,7 @@ class Dispatcher:
         if time.monotonic() >= self._clean_at:
             self._clean()  # first: it works where a full server refuses all else, and makes room there
         if time.monotonic() >= self._seen_at:
-            self._container.workers.seen(self._container.name, __version__)
+            self._container.workers.seen(self._container.me)
             self._seen_at = time.monotonic() + SEEN_EVERY
         waits = [LONGEST_SLEEP, self._start_due()]
         names = self._container.accounts.names()

@@ -138,7 +138,7 @@ def _clock(client: "Redis") -> Iterator[Finding]:
 
 def _versions(client: "Redis") -> Iterator[Finding]:
     """Say which versions run, unless no worker has said that it is there: then the line before says what to do."""
-    running = Counter(Workers(client).alive().values())
+    running = Counter(worker.version for worker in Workers(client).alive())
     if not running:
         return
     said = ", ".join(f"{count} with {words.printable(version)}" for version, count in sorted(running.items()))

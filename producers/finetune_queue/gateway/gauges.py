@@ -130,7 +130,7 @@ def look(queue: Queue) -> dict[Metric, Samples]:
     store = queue.overview.look()
     _read(found, _STATES, [((view.state,), view) for view in store.states])
     _read(found, _STORE, [((), store)])
-    versions = Counter(queue.workers.alive().values())
+    versions = Counter(worker.version for worker in queue.workers.alive())
     found[_WORKERS] = [((version,), count) for version, count in versions.items()]
     with suppress(QueueUnavailableError):  # a broker of its own: the jobs can still be seen
         found[_QUEUES] = [((name,), length) for name, length in queue.messenger.lengths().items()]

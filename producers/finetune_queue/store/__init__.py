@@ -48,7 +48,7 @@ from finetune_queue.store.outbox import (
 from finetune_queue.store.overview import Overview, StateView, StoreView
 from finetune_queue.store.room import CallClass, room_score
 from finetune_queue.store.server import ServerFacts, ServerProblem, answers, clock_skew, server_facts, server_problems
-from finetune_queue.store.workers import Workers
+from finetune_queue.store.workers import LiveWorker, Workers
 from finetune_queue.store.write import Change
 
 __all__ = [
@@ -89,6 +89,7 @@ __all__ = [
     "JobPages",
     "JobStore",
     "LineStatus",
+    "LiveWorker",
     "LocalQueues",
     "LostDelivery",
     "Metric",

@@ -1,6 +1,7 @@
 """Which workers are there: each says so now and then, and takes itself off when it stops."""
 
-from typing import cast
+from dataclasses import dataclass
+from typing import Self, cast
 
 import redis
 
@@ -11,29 +12,48 @@ GONE = 35.0
 """Seconds without a sign after which a worker counts as gone; it gives one every 10."""
 
 
+@dataclass(frozen=True, slots=True)
+class LiveWorker:
+    """A worker as it shows itself to others. ``accounts`` are those that it has a key for."""
+
+    name: str
+    version: str
+    accounts: tuple[str, ...] = ()
+
+    @property
+    def member(self) -> str:
+        """Its member of the sorted set."""
+        return " ".join([self.version, self.name, *self.accounts])
+
+    @classmethod
+    def of_member(cls, member: str) -> Self:
+        """Read a member."""
+        version, name, *accounts = member.split(" ")
+        return cls(name, version, tuple(accounts))
+
+
 class Workers:
     """The workers by the Redis server's clock."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
-    def seen(self, name: str, version: str) -> None:
+    def seen(self, worker: LiveWorker) -> None:
         """Say that the worker is there."""
         now = self._now()
         pipe = self._redis.pipeline(transaction=False)
-        pipe.zadd(keys.workers(), {f"{version} {name}": now})
+        pipe.zadd(keys.workers(), {worker.member: now})
         pipe.zremrangebyscore(keys.workers(), "-inf", now - GONE)
         pipe.execute()
 
-    def left(self, name: str, version: str) -> None:
+    def left(self, worker: LiveWorker) -> None:
         """Say that the worker stops."""
-        self._redis.zrem(keys.workers(), f"{version} {name}")
+        self._redis.zrem(keys.workers(), worker.member)
 
-    def alive(self) -> dict[str, str]:
-        """Return the version of each worker that is there, by its name."""
+    def alive(self) -> list[LiveWorker]:
+        """Return the workers that are there."""
         found = cast("list[str]", self._redis.zrangebyscore(keys.workers(), self._now() - GONE, "+inf"))
-        rows = (member.partition(" ") for member in found)
-        return {name: version for version, _, name in rows}
+        return [LiveWorker.of_member(member) for member in found]
 
     def _now(self) -> float:
         return server_ms(self._redis) / 1000

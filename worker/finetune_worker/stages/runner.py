@@ -36,6 +36,9 @@ StageFunction = Callable[[Container, Claim], Outcome]
 
 Result = TypeVar("Result")
 
+OTHERS_TURN = 1.0
+"""Seconds until a job whose account this worker does not have is given to any worker again."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
@@ -142,15 +145,10 @@ def guarded(
     """Run ``function`` on a claimed job. What it raises becomes an outcome, but for what the store says."""
     try:
         return function(container, claim)
-    except (UnknownAccountError, UnknownAccountKeyError) as error:
-        return Fail(
-            JobError(
-                code="account_unknown",
-                stage=doing,
-                message=str(error),
-                action="Correct the request's account, or add the account to the workers' SEGMIND_ACCOUNTS.",
-            )
-        )
+    except UnknownAccountKeyError as error:
+        return _without_key(container, claim.job, doing, error)
+    except UnknownAccountError as error:
+        return Fail(_account_unknown(doing, error))
     except NoShareError as error:
         return error.wait
     except WorkerStoppingError:
@@ -170,6 +168,23 @@ def guarded(
                 retryable=True,
             )
         )
+
+
+def _without_key(container: Container, job: JobRecord, doing: str, error: UnknownAccountKeyError) -> Wait | Fail:
+    """Leave the job to a worker that has its account's key: while one is added, the workers get it one by one."""
+    if not any(job.account in worker.accounts for worker in container.workers.alive()):
+        return Fail(_account_unknown(doing, error))
+    log.warning("account_of_others", detail=str(error))
+    return Wait(f"parked: {error} A worker that has it goes on", WaitReason.BACKOFF, OTHERS_TURN)
+
+
+def _account_unknown(doing: str, error: Exception) -> JobError:
+    return JobError(
+        code="account_unknown",
+        stage=doing,
+        message=str(error),
+        action="Correct the request's account, or add the account to the workers' SEGMIND_ACCOUNTS.",
+    )
 
 
 def _cancelled(job: JobRecord) -> Outcome:
