@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -11,7 +10,7 @@ from finetune_queue.messaging import producer_app
 from finetune_queue.settings import load_settings
 from finetune_queue.store import connect
 from finetune_worker.container import Container
-from support.sinks import SECRET, Deliveries
+from support.sinks import SECRET, Deliveries, MakeDeliveries
 
 
 @pytest.fixture
@@ -21,7 +20,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def make(redis_url: str, tmp_path: Path) -> Iterator[Any]:
+def make(redis_url: str, tmp_path: Path) -> Iterator[MakeDeliveries]:
     """Make a worker's container, with settings as environment variables."""
     built: list[Container] = []
 

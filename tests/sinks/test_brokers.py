@@ -14,7 +14,7 @@ from finetune_queue.contract import JobState
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.messaging import transport_config
 from support.rabbitmq import RabbitMQ, find_rabbitmq
-from support.sinks import kinds
+from support.sinks import MakeDeliveries, kinds
 from support.until import until
 
 THREE = ["accepted", "uploading", "cancelled"]
@@ -52,7 +52,7 @@ def taken(url: str, queue: str, count: int) -> list[Any]:
 
 
 @both
-def test_a_queue_on_somebody_else_s_broker_gets_the_event_as_it_is(make: Any, broker: str) -> None:
+def test_a_queue_on_somebody_else_s_broker_gets_the_event_as_it_is(make: MakeDeliveries, broker: str) -> None:
     queue = f"results-{broker.partition(':')[0]}"
     bench = make(FINETUNE_SINKS=f"{broker}?queue={queue}")
     job = bench.cancelled()
@@ -67,7 +67,7 @@ def test_a_queue_on_somebody_else_s_broker_gets_the_event_as_it_is(make: Any, br
 
 
 @both
-def test_a_celery_service_on_another_broker_gets_a_task(make: Any, broker: str) -> None:
+def test_a_celery_service_on_another_broker_gets_a_task(make: MakeDeliveries, broker: str) -> None:
     bench = make(FINETUNE_SINKS=f"{broker}?queue=orders&task=orders.finetuned&events=cancelled")
     job = bench.cancelled()
     bench.until_done()
@@ -78,7 +78,7 @@ def test_a_celery_service_on_another_broker_gets_a_task(make: Any, broker: str) 
     assert message.content_type == "application/json"
 
 
-def test_a_python_service_on_our_broker_gets_a_task(make: Any) -> None:
+def test_a_python_service_on_our_broker_gets_a_task(make: MakeDeliveries) -> None:
     """Its own app, with the transport's settings that the contract asks of everybody on this broker."""
     bench = make()
     job = bench.cancelled(reply_to=["celery://shop/shop.tasks.finetuned"])
@@ -97,7 +97,7 @@ def test_a_python_service_on_our_broker_gets_a_task(make: Any) -> None:
     assert [task_id for task_id, _ in got] == [event["id"] for _, event in got] == [f"{job.id}-{n}" for n in (1, 2, 3)]
 
 
-def test_a_queue_that_is_there_with_other_properties_is_used(make: Any, rabbitmq: RabbitMQ) -> None:
+def test_a_queue_that_is_there_with_other_properties_is_used(make: MakeDeliveries, rabbitmq: RabbitMQ) -> None:
     with Connection(rabbitmq.url) as connection:
         owner: Any = connection.channel()
         owner.queue_declare("quorum", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
@@ -117,7 +117,7 @@ def test_a_queue_that_is_there_with_other_properties_is_used(make: Any, rabbitmq
         until(count, seconds=10)
 
 
-def test_what_the_broker_does_not_confirm_is_not_delivered(make: Any, rabbitmq: RabbitMQ) -> None:
+def test_what_the_broker_does_not_confirm_is_not_delivered(make: MakeDeliveries, rabbitmq: RabbitMQ) -> None:
     with Connection(rabbitmq.url) as connection:
         owner: Any = connection.channel()
         limits = {"x-max-length": 1, "x-overflow": "reject-publish"}
@@ -134,7 +134,7 @@ def test_what_the_broker_does_not_confirm_is_not_delivered(make: Any, rabbitmq: 
     bench.until_done()
 
 
-def test_a_wrong_password_is_said_and_not_shown(make: Any, rabbitmq: RabbitMQ) -> None:
+def test_a_wrong_password_is_said_and_not_shown(make: MakeDeliveries, rabbitmq: RabbitMQ) -> None:
     url = rabbitmq.url.replace("guest:guest", "guest:hidden-pw")
     bench = make(FINETUNE_SINKS=f"{url}?queue=x")
     job = bench.job()
@@ -144,7 +144,7 @@ def test_a_wrong_password_is_said_and_not_shown(make: Any, rabbitmq: RabbitMQ) -
     assert "hidden-pw" not in json.dumps([attempt.as_dict() for attempt in bench.outbox.deliveries(job.id)])
 
 
-def test_a_broker_that_comes_back_gets_everything_in_order(make: Any, tmp_path: Path) -> None:
+def test_a_broker_that_comes_back_gets_everything_in_order(make: MakeDeliveries, tmp_path: Path) -> None:
     server = ValkeyServer(tmp_path / "other")
     with server:
         pass  # it has its port now, and is down
@@ -159,7 +159,7 @@ def test_a_broker_that_comes_back_gets_everything_in_order(make: Any, tmp_path: 
         assert kinds([message.payload for message in taken(server.url, "late", 3)]) == THREE
 
 
-def test_a_driver_that_is_not_installed_is_said(make: Any) -> None:
+def test_a_driver_that_is_not_installed_is_said(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_SINKS="mongodb://127.0.0.1:9/x?queue=q")
     bench.job()
     bench.deliver()
@@ -167,7 +167,7 @@ def test_a_driver_that_is_not_installed_is_said(make: Any) -> None:
     assert line.reason == "mongodb://127.0.0.1:9/x?queue=q needs a driver that is not installed on this worker"
 
 
-def test_a_full_queue_waits_for_its_consumer(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_waits_for_its_consumer(make: MakeDeliveries, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_worker.sinks.brokers.FULL", 1)
     bench = make(FINETUNE_SINKS="celery://shop/shop.done")
     job = bench.cancelled()
@@ -176,7 +176,7 @@ def test_a_full_queue_waits_for_its_consumer(make: Any, monkeypatch: pytest.Monk
     assert [attempt.outcome for attempt in bench.outbox.deliveries(job.id)] == ["failed", "delivered"]
 
 
-def test_deliveries_by_many_threads_share_nothing_they_should_not(make: Any, rabbitmq: RabbitMQ) -> None:
+def test_deliveries_by_many_threads_share_nothing_they_should_not(make: MakeDeliveries, rabbitmq: RabbitMQ) -> None:
     bench = make(FINETUNE_SINKS=f"{rabbitmq.url}?queue=many celery://many/m.any")
     jobs = [bench.cancelled() for _ in range(10)]
     bench.line_up()

@@ -14,7 +14,7 @@ from finetune_queue.contract import JobState, parse_sink
 from finetune_queue.store import HoldLostError, TaskCall
 from finetune_worker import delivery
 from finetune_worker.delivery import deliver_line
-from support.sinks import Receiver, kinds
+from support.sinks import MakeDeliveries, Receiver, kinds
 from support.until import until
 from support.web import Answer
 
@@ -25,7 +25,9 @@ def listed(client: Any, name: str) -> list[dict[str, Any]]:
     return [json.loads(row) for row in reversed(client.lrange(name, 0, -1))]
 
 
-def test_a_job_s_sinks_get_its_changes_in_order_and_the_service_s_own_too(make: Any, client: redis.Redis) -> None:
+def test_a_job_s_sinks_get_its_changes_in_order_and_the_service_s_own_too(
+    make: MakeDeliveries, client: redis.Redis
+) -> None:
     bench = make(FINETUNE_SINKS="list://all stream://some?events=accepted,cancelled")
     job = bench.cancelled(reply_to=["list://mine"])
     other = bench.job()
@@ -44,13 +46,13 @@ def test_a_job_s_sinks_get_its_changes_in_order_and_the_service_s_own_too(make: 
     assert list(reversed(client.lrange("mine", 0, -1))) == texts
 
 
-def test_without_a_sink_nothing_is_put_out(make: Any, client: redis.Redis) -> None:
+def test_without_a_sink_nothing_is_put_out(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make()
     bench.cancelled(reply_to=["list://x?events=failed"])
     assert client.exists("{finetune}:outbox", "{finetune}:wake_outbox") == 0
 
 
-def test_progress_is_told_to_those_who_asked(make: Any, client: redis.Redis) -> None:
+def test_progress_is_told_to_those_who_asked(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make()
     job = bench.job(reply_to=["list://changes", "list://all?events=all"])
     bench.news(job)
@@ -59,7 +61,7 @@ def test_progress_is_told_to_those_who_asked(make: Any, client: redis.Redis) -> 
     assert kinds(listed(client, "all")) == ["accepted", "progress"]
 
 
-def test_a_web_sink_gets_signed_cloudevents(make: Any) -> None:
+def test_a_web_sink_gets_signed_cloudevents(make: MakeDeliveries) -> None:
     bench = make()
     with Receiver() as receiver:
         job = bench.cancelled(reply_to=[receiver.url("/hook?tenant=7&events=all")])
@@ -73,7 +75,7 @@ def test_a_web_sink_gets_signed_cloudevents(make: Any) -> None:
     assert [path for _, path in receiver.seen] == ["/hook?tenant=7"] * 3
 
 
-def test_while_secrets_change_both_sign(make: Any) -> None:
+def test_while_secrets_change_both_sign(make: MakeDeliveries) -> None:
     new = "whsec_" + "B" * 32
     with Receiver() as receiver:
         old = "whsec_" + "A" * 32
@@ -83,7 +85,7 @@ def test_while_secrets_change_both_sign(make: Any) -> None:
     assert receiver.verified(new) == receiver.verified(old) == 1
 
 
-def test_a_refused_event_comes_again_before_the_next_one(make: Any) -> None:
+def test_a_refused_event_comes_again_before_the_next_one(make: MakeDeliveries) -> None:
     bench = make()
     with Receiver() as receiver:
         receiver.refuse = [Answer(status=500), Answer(status=204), Answer(status=400), Answer(status=302)]
@@ -101,7 +103,7 @@ def test_a_refused_event_comes_again_before_the_next_one(make: Any) -> None:
     ]
 
 
-def test_a_redirect_is_not_followed(make: Any) -> None:
+def test_a_redirect_is_not_followed(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_SINK_LIMIT="0.1")
     with Receiver() as receiver:
         receiver.refuse = [Answer(status=307, headers={"Location": "/other"})] * 50
@@ -110,7 +112,7 @@ def test_a_redirect_is_not_followed(make: Any) -> None:
     assert {path for _, path in receiver.seen} == {"/hook"}
 
 
-def test_one_refused_job_does_not_hold_up_the_others_of_its_line(make: Any) -> None:
+def test_one_refused_job_does_not_hold_up_the_others_of_its_line(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_BACKOFF_BASE="30", FINETUNE_BACKOFF_MAX="30")
     with Receiver() as receiver:
         receiver.refuse = [Answer(status=500)]
@@ -124,7 +126,9 @@ def test_one_refused_job_does_not_hold_up_the_others_of_its_line(make: Any) -> N
         assert {event["subject"] for event in receiver.got} == {job.id for job in others}
 
 
-def test_a_sink_that_is_down_is_tried_once_for_all_and_the_others_get_theirs(make: Any, client: redis.Redis) -> None:
+def test_a_sink_that_is_down_is_tried_once_for_all_and_the_others_get_theirs(
+    make: MakeDeliveries, client: redis.Redis
+) -> None:
     bench = make(FINETUNE_SINKS="list://fine", FINETUNE_BACKOFF_BASE="30", FINETUNE_BACKOFF_MAX="30")
     with Receiver() as receiver:
         port = receiver.port
@@ -140,7 +144,7 @@ def test_a_sink_that_is_down_is_tried_once_for_all_and_the_others_get_theirs(mak
     assert {line.reason for line in lines} == {f"http://127.0.0.1:{port}/… cannot be reached"}
 
 
-def test_a_sink_that_comes_back_gets_everything_in_order(make: Any) -> None:
+def test_a_sink_that_comes_back_gets_everything_in_order(make: MakeDeliveries) -> None:
     bench = make()
     with Receiver() as receiver:
         gone, url = Answer(status=503), receiver.url("/hook")
@@ -152,7 +156,7 @@ def test_a_sink_that_comes_back_gets_everything_in_order(make: Any) -> None:
     assert bench.outbox.lines() == []
 
 
-def test_a_line_that_works_again_is_not_in_trouble_any_more(make: Any) -> None:
+def test_a_line_that_works_again_is_not_in_trouble_any_more(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_BACKOFF_BASE="0.01", FINETUNE_BACKOFF_MAX="30")
     with Receiver() as receiver:
         receiver.refuse = [Answer(status=503)]
@@ -170,7 +174,7 @@ def test_a_line_that_works_again_is_not_in_trouble_any_more(make: Any) -> None:
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_kept(make: Any, form: str) -> None:
+def test_retry_after_is_kept(make: MakeDeliveries, form: str) -> None:
     bench = make()
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=120), usegmt=True)
     with Receiver() as receiver:
@@ -184,7 +188,7 @@ def test_retry_after_is_kept(make: Any, form: str) -> None:
 
 @pytest.mark.parametrize("status", [410, 500])
 def test_what_is_not_taken_in_the_end_becomes_one_dead_letter_in_order(
-    make: Any, client: redis.Redis, status: int
+    make: MakeDeliveries, client: redis.Redis, status: int
 ) -> None:
     """410 says never; 500 is tried until the limit."""
     bench = make(FINETUNE_SINK_LIMIT="0.3")
@@ -201,7 +205,7 @@ def test_what_is_not_taken_in_the_end_becomes_one_dead_letter_in_order(
 
 
 def test_a_worker_whose_clock_is_wrong_gives_nothing_up_before_its_time(
-    make: Any, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    make: MakeDeliveries, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = make()
     in_two_days = time.time() + 48 * 3600
@@ -214,7 +218,7 @@ def test_a_worker_whose_clock_is_wrong_gives_nothing_up_before_its_time(
     assert client.xlen("{finetune}:dead") == 0
 
 
-def test_what_waits_behind_a_sink_that_stays_down_is_given_up_too(make: Any, client: redis.Redis) -> None:
+def test_what_waits_behind_a_sink_that_stays_down_is_given_up_too(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_SINK_LIMIT="0.3")
     with Receiver() as receiver:
         port = receiver.port
@@ -225,7 +229,7 @@ def test_what_waits_behind_a_sink_that_stays_down_is_given_up_too(make: Any, cli
     assert len(rows) == 12
 
 
-def test_one_attempt_gives_up_for_all_that_waited_too_long(make: Any, client: redis.Redis) -> None:
+def test_one_attempt_gives_up_for_all_that_waited_too_long(make: MakeDeliveries, client: redis.Redis) -> None:
     """An attempt at a sink that hangs takes seconds, so that a thousand jobs cannot each have one."""
     bench = make(FINETUNE_SINK_LIMIT="0.1", FINETUNE_BACKOFF_BASE="0.4", FINETUNE_BACKOFF_MAX="0.4")
     with Receiver() as receiver:
@@ -237,7 +241,7 @@ def test_one_attempt_gives_up_for_all_that_waited_too_long(make: Any, client: re
     assert 4 <= len(receiver.seen) <= 8  # one or two for each of the four lines
 
 
-def test_news_of_a_job_whose_sink_gave_up_are_delivered(make: Any) -> None:
+def test_news_of_a_job_whose_sink_gave_up_are_delivered(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_SINK_LIMIT="0.1")
     with Receiver() as receiver:
         receiver.refuse = [Answer(status=410)]
@@ -248,7 +252,7 @@ def test_news_of_a_job_whose_sink_gave_up_are_delivered(make: Any) -> None:
     assert kinds(receiver.got) == ["uploading"]
 
 
-def test_a_new_job_need_not_wait_for_one_that_was_put_off(make: Any) -> None:
+def test_a_new_job_need_not_wait_for_one_that_was_put_off(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_BACKOFF_BASE="30", FINETUNE_BACKOFF_MAX="30")
     with Receiver() as receiver:
         url = receiver.url("/hook")
@@ -264,7 +268,7 @@ def test_a_new_job_need_not_wait_for_one_that_was_put_off(make: Any) -> None:
     assert len(receiver.got) == 12
 
 
-def test_a_worker_that_was_overtaken_cannot_write(make: Any) -> None:
+def test_a_worker_that_was_overtaken_cannot_write(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_LEASE="0.2")
     job = bench.cancelled(reply_to=["list://x"])
     bench.line_up()
@@ -279,22 +283,26 @@ def test_a_worker_that_was_overtaken_cannot_write(make: Any) -> None:
     assert [line.name for line in bench.outbox.lines()] == ["list://x"]
 
 
-def test_a_repeat_carries_the_same_id(make: Any) -> None:
+def test_a_repeat_carries_the_same_id(make: MakeDeliveries, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that dies after the delivery and before it wrote that down."""
+
+    def die(*_: object, **__: object) -> None:
+        raise SystemExit
+
     bench = make()
     with Receiver() as receiver:
         job = bench.job(reply_to=[receiver.url("/hook")])
         bench.line_up()
         [hold], _ = bench.outbox.take_lines(1, 0.1)
-        bench.outbox.attempted = lambda *_, **__: (_ for _ in ()).throw(SystemExit)
-        with pytest.raises(SystemExit):
-            deliver_line(bench.container, hold, threading.Event())
-        del bench.outbox.attempted
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.outbox, "attempted", die)
+            with pytest.raises(SystemExit):
+                deliver_line(bench.container, hold, threading.Event())
         bench.until_done()
     assert [headers["webhook-id"] for headers in receiver.got_headers] == [f"{job.id}-1"] * 2
 
 
-def test_events_can_be_sent_again(make: Any, client: redis.Redis) -> None:
+def test_events_can_be_sent_again(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_SINKS="list://a")
     job = bench.cancelled(reply_to=["list://b"])
     bench.until_done()
@@ -306,7 +314,7 @@ def test_events_can_be_sent_again(make: Any, client: redis.Redis) -> None:
     assert bench.outbox.redeliver("no-such-job") == []
 
 
-def test_a_redelivery_during_a_delivery_is_not_lost(make: Any) -> None:
+def test_a_redelivery_during_a_delivery_is_not_lost(make: MakeDeliveries) -> None:
     bench = make()
     with Receiver() as receiver:
         job = bench.cancelled(reply_to=[receiver.url("/hook")])
@@ -322,7 +330,7 @@ def test_a_redelivery_during_a_delivery_is_not_lost(make: Any) -> None:
 
 
 def test_a_redelivery_just_after_the_last_delivery_is_not_lost(
-    make: Any, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    make: MakeDeliveries, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = make()
     job = bench.job(reply_to=["list://x"])
@@ -339,7 +347,7 @@ def test_a_redelivery_just_after_the_last_delivery_is_not_lost(
     assert kinds(listed(client, "x")) == ["accepted", "accepted"]
 
 
-def test_an_event_that_comes_during_a_delivery_is_not_lost(make: Any) -> None:
+def test_an_event_that_comes_during_a_delivery_is_not_lost(make: MakeDeliveries) -> None:
     bench = make()
     with Receiver() as receiver:
         job = bench.job(reply_to=[receiver.url("/hook")])
@@ -355,7 +363,7 @@ def test_an_event_that_comes_during_a_delivery_is_not_lost(make: Any) -> None:
     assert kinds(receiver.got) == ["uploading", "cancelled"]
 
 
-def test_a_job_is_kept_until_its_sinks_have_its_events(make: Any, client: redis.Redis) -> None:
+def test_a_job_is_kept_until_its_sinks_have_its_events(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_RETENTION="0.001", FINETUNE_BACKOFF_MAX="0.1")
     with Receiver() as receiver:
         receiver.refuse = [Answer(status=500)] * 3
@@ -371,7 +379,7 @@ def test_a_job_is_kept_until_its_sinks_have_its_events(make: Any, client: redis.
     assert [name for name in client.scan_iter(f"*{job.id}*")] == []  # noqa: C416
 
 
-def test_a_rejected_message_is_told_to_the_service_s_own_sinks(make: Any, client: redis.Redis) -> None:
+def test_a_rejected_message_is_told_to_the_service_s_own_sinks(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_SINKS="list://all")
     bench.container.jobs.reject("message-1", TaskCall([], {}), "broken", ["it is no JSON"])
     bench.until_done()
@@ -381,7 +389,7 @@ def test_a_rejected_message_is_told_to_the_service_s_own_sinks(make: Any, client
 
 
 def test_a_list_that_nobody_reads_does_not_fill_the_server(
-    make: Any, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    make: MakeDeliveries, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune_queue.store.local_queues.FULL", 2)
     bench = make()
@@ -395,7 +403,7 @@ def test_a_list_that_nobody_reads_does_not_fill_the_server(
     assert kinds(listed(client, "full")) == ["uploading", "cancelled"]
 
 
-def test_a_name_that_is_something_else_is_said(make: Any, client: redis.Redis) -> None:
+def test_a_name_that_is_something_else_is_said(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make()
     client.set("taken", "x")
     job = bench.job(reply_to=["list://taken"])

@@ -7,7 +7,7 @@ import redis
 
 from finetune_queue.contract import JobRecord
 from finetune_queue.store import keys
-from support.sinks import kinds
+from support.sinks import MakeDeliveries, kinds
 
 
 def read(client: Any, name: str) -> list[str]:
@@ -22,7 +22,7 @@ def append_new_kind(client: Any, job: JobRecord) -> None:
     client.zadd(keys.outbox(), {job.id: 0})
 
 
-def test_an_event_of_an_unknown_kind_goes_to_all_that_did_not_choose(make: Any, client: redis.Redis) -> None:
+def test_an_event_of_an_unknown_kind_goes_to_all_that_did_not_choose(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make()
     job = bench.job(reply_to=["list://changes", "list://all?events=all", "list://chosen?events=accepted"])
     append_new_kind(client, job)
@@ -33,7 +33,7 @@ def test_an_event_of_an_unknown_kind_goes_to_all_that_did_not_choose(make: Any, 
     assert [event.kind for event in bench.container.jobs.events(job.id)] == ["accepted", "graded"]
 
 
-def test_a_job_that_cannot_be_read_keeps_its_place_until_it_can(make: Any, client: redis.Redis) -> None:
+def test_a_job_that_cannot_be_read_keeps_its_place_until_it_can(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_SINKS="list://all", FINETUNE_LEASE="0.2")
     waiting = bench.job(reply_to=["list://mine"])
     client.hset(keys.job(waiting.id), "state", "grading")

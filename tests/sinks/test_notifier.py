@@ -13,7 +13,7 @@ import redis
 
 from finetune_worker import notifier
 from finetune_worker.notifier import FOR_TROUBLE, THREADS
-from support.sinks import Receiver
+from support.sinks import Deliveries, MakeDeliveries, Receiver
 from support.until import until
 
 
@@ -50,7 +50,7 @@ class Silent:
 
 
 @contextmanager
-def running(bench: Any) -> Iterator[None]:
+def running(bench: Deliveries) -> Iterator[None]:
     """Run the notifier as the worker's boot step does; all of its threads end with the block."""
 
     def loop() -> None:
@@ -67,7 +67,7 @@ def running(bench: Any) -> Iterator[None]:
         until(lambda: not bench.notifier._running, seconds=10)
 
 
-def test_a_sink_that_hangs_delays_nothing_but_itself(make: Any, client: redis.Redis) -> None:
+def test_a_sink_that_hangs_delays_nothing_but_itself(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_LEASE="8", FINETUNE_BACKOFF_BASE="0.05", FINETUNE_BACKOFF_MAX="0.05")
     with Silent("127.0.0.1") as silent, Receiver() as receiver:
         for _ in range(40):
@@ -82,7 +82,7 @@ def test_a_sink_that_hangs_delays_nothing_but_itself(make: Any, client: redis.Re
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has all of 127.0.0.0/8 without set-up")
-def test_many_sinks_that_hang_leave_threads_for_the_others(make: Any, client: redis.Redis) -> None:
+def test_many_sinks_that_hang_leave_threads_for_the_others(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_LEASE="0.6", FINETUNE_BACKOFF_BASE="0.01", FINETUNE_BACKOFF_MAX="0.01")
     count = THREADS + 3
     with ExitStack() as opened:
@@ -103,7 +103,7 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(make: Any, client: re
 
 
 def test_a_redis_that_came_back_without_its_data_is_told_again_which_events_are_wanted(
-    make: Any, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    make: MakeDeliveries, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(notifier, "ANNOUNCE_EVERY", 0.05)
     bench = make(FINETUNE_SINKS="list://fine")
@@ -118,7 +118,7 @@ def test_a_redis_that_came_back_without_its_data_is_told_again_which_events_are_
 
 
 def test_a_line_that_this_worker_took_again_after_a_standstill_ends_quietly_twice(
-    make: Any, client: redis.Redis
+    make: MakeDeliveries, client: redis.Redis
 ) -> None:
     bench = make()
     bench.job(reply_to=["list://fine"])
@@ -128,7 +128,7 @@ def test_a_line_that_this_worker_took_again_after_a_standstill_ends_quietly_twic
     assert client.llen("fine") == 1
 
 
-def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: Any) -> None:
+def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_LEASE="60", FINETUNE_BACKOFF_BASE="0.01", FINETUNE_BACKOFF_MAX="0.01")
     with Receiver() as receiver:
         url = receiver.url("/hook")
@@ -146,7 +146,7 @@ def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: Any) -> None:
     assert [line.failures for line in bench.outbox.lines()] == [1]
 
 
-def test_a_notifier_that_stops_gives_its_lines_back(make: Any, client: redis.Redis) -> None:
+def test_a_notifier_that_stops_gives_its_lines_back(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_LEASE="60")
     started = threading.Event()
     with Receiver() as receiver:
@@ -165,7 +165,7 @@ def test_a_notifier_that_stops_gives_its_lines_back(make: Any, client: redis.Red
     assert len(receiver.got) == 2
 
 
-def test_a_notifier_sleeps_until_there_is_news(make: Any) -> None:
+def test_a_notifier_sleeps_until_there_is_news(make: MakeDeliveries) -> None:
     bench = make()
     bench.notifier.step()
     woken = threading.Event()

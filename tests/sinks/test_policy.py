@@ -8,31 +8,30 @@ from finetune_queue.contract import JobState, parse_sink
 from finetune_worker.sinks import DeliveryError
 from finetune_worker.stages.runner import run_stage
 from finetune_worker.tasks import STAGES
-from support.sinks import Receiver
+from support.sinks import Deliveries, MakeDeliveries, Receiver
 from support.web import Trap
 
 PROVIDER = {"SEGMIND_BASE_URL": "https://api.segmind.com"}  # not on loopback: neither may sinks be
 
 
-def refusal(bench: Any, url: str) -> str | None:
-    said: str | None = bench.container.sinks.refusal(parse_sink(url))
-    return said
+def refusal(bench: Deliveries, url: str) -> str | None:
+    return bench.container.sinks.refusal(parse_sink(url))
 
 
-def test_a_broker_is_reached_only_if_the_operator_named_it(make: Any) -> None:
+def test_a_broker_is_reached_only_if_the_operator_named_it(make: MakeDeliveries) -> None:
     url = "amqp://rabbit.internal/?queue=q"
     assert "FINETUNE_REPLY_TO does not let" in (refusal(make(), url) or "")
     assert refusal(make(FINETUNE_REPLY_TO="amqp://rabbit.internal"), url) is None
     assert refusal(make(FINETUNE_SINKS=url), url) is None
 
 
-def test_a_web_sink_needs_a_secret(make: Any) -> None:
+def test_a_web_sink_needs_a_secret(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_SIGNING_SECRET='{"https://a.example": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}')
     assert refusal(bench, "https://a.example/x") is None
     assert "no FINETUNE_SIGNING_SECRET" in (refusal(bench, "https://b.example/x") or "")
 
 
-def test_plain_http_is_for_this_machine_and_for_hosts_that_were_named(make: Any) -> None:
+def test_plain_http_is_for_this_machine_and_for_hosts_that_were_named(make: MakeDeliveries) -> None:
     assert refusal(make(), "http://127.0.0.1:1/x") is None
     assert refusal(make(), "http://h.example/x") is not None
     assert refusal(make(**PROVIDER), "http://127.0.0.1:1/x") is not None
@@ -40,7 +39,7 @@ def test_plain_http_is_for_this_machine_and_for_hosts_that_were_named(make: Any)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_private_address_is_not_knocked_at(make: Any, scheme: str) -> None:
+def test_a_private_address_is_not_knocked_at(make: MakeDeliveries, scheme: str) -> None:
     bench = make(**PROVIDER, FINETUNE_REPLY_TO=f"{scheme}://", FINETUNE_SINK_LIMIT="0.01")
     with Trap() as trap:
         job = bench.job(reply_to=[f"{scheme}://127.0.0.1:{trap.port}/hook"])
@@ -49,7 +48,7 @@ def test_a_private_address_is_not_knocked_at(make: Any, scheme: str) -> None:
     assert "may be reached" in bench.outbox.deliveries(job.id)[0].detail
 
 
-def test_a_private_address_that_the_operator_named_is_reached(make: Any) -> None:
+def test_a_private_address_that_the_operator_named_is_reached(make: MakeDeliveries) -> None:
     with Receiver() as receiver:
         bench = make(**PROVIDER, FINETUNE_REPLY_TO=f"http://127.0.0.1:{receiver.port}")
         bench.job(reply_to=[receiver.url("/hook")])
@@ -57,11 +56,12 @@ def test_a_private_address_that_the_operator_named_is_reached(make: Any) -> None
     assert receiver.verified() == 1
 
 
-def test_what_is_not_allowed_fails_before_anything_is_paid(make: Any) -> None:
+def test_what_is_not_allowed_fails_before_anything_is_paid(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_REPLY_TO="list://")
     job = bench.go(bench.job(reply_to=["list://x", "stream://y"]), JobState.UPLOADING)
     run_stage(bench.container, job.stage, STAGES[job.stage], job.id, "task-1")
     job = bench.container.jobs.get(job.id)
+    assert job.error is not None
     assert (job.state, job.error.code) == (JobState.FAILED, "reply_to_refused")
     assert "stream://y" in job.error.message
     bench.until_done()
@@ -69,8 +69,11 @@ def test_what_is_not_allowed_fails_before_anything_is_paid(make: Any) -> None:
     assert bench.container.jobs._redis.exists("y") == 0
 
 
-def test_a_driver_s_own_kind_of_failure_is_a_failed_attempt(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_s_own_kind_of_failure_is_a_failed_attempt(
+    make: MakeDeliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = make()
+    [event] = bench.container.jobs.events(bench.job().id)
 
     def broken(*_: Any) -> None:
         raise LookupError("hidden-detail")
@@ -78,4 +81,4 @@ def test_a_driver_s_own_kind_of_failure_is_a_failed_attempt(make: Any, monkeypat
     with bench.container.sinks.open() as sending:
         monkeypatch.setattr(sending, "_send", broken)
         with pytest.raises(DeliveryError, match="met an unexpected LookupError"):
-            sending.send(parse_sink("list://x"), None, "")
+            sending.send(parse_sink("list://x"), event, "")

@@ -4,7 +4,7 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
-from typing import Any
+from typing import Any, Protocol
 
 from standardwebhooks import Webhook
 
@@ -112,3 +112,9 @@ class Deliveries:
             return not self.outbox.lines()
 
         until(done, seconds=seconds)
+
+
+class MakeDeliveries(Protocol):
+    """Makes them with settings as environment variables."""
+
+    def __call__(self, **settings: str) -> Deliveries: ...

@@ -1,25 +1,16 @@
 """A worker's parts without Celery's processes: real Valkey, a real sandbox over a socket, stages called one by one."""
 
-import io
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import requests
 
-from finetune_queue.contract import JobRecord, JobState, new_job_id
 from finetune_queue.messaging import producer_app
 from finetune_queue.settings import Settings
-from finetune_queue.store import Change
 from finetune_worker.container import Container
-from finetune_worker.stages.runner import StageResult, run_stage
-from finetune_worker.tasks import STAGES
 from segmind_sandbox.settings import SandboxSettings
 from segmind_sandbox.testing import LiveSandbox, run_sandbox
-from support.samples import sample_request
-from support.until import until
+from support.bench import Bench, make_settings
 
 
 @pytest.fixture(scope="session")
@@ -39,81 +30,12 @@ def settings(sandbox: LiveSandbox, redis_url: str, tmp_path: Path) -> Settings:
     return make_settings(sandbox, redis_url, tmp_path)
 
 
-def make_settings(sandbox: LiveSandbox, redis_url: str, folder: Path, **fields: Any) -> Settings:
-    values: dict[str, Any] = {
-        "segmind_api_key": sandbox.api_key,
-        "segmind_base_url": sandbox.base_url,
-        "segmind_rate_limit": "50/60",
-        "segmind_connect_timeout": 1,
-        "segmind_read_timeout": 1,
-        "segmind_call_timeout": 2,
-        "finetune_settle_time": 3,
-        "finetune_redis_url": redis_url,
-        "finetune_artifact_url": f"file://{folder}/artifacts",
-        "finetune_staging_url": f"file://{folder}/staging",
-        "finetune_dataset_roots": str(folder),
-        "finetune_poll_min_interval": 0.1,
-        "finetune_backoff_base": 0.1,
-        "finetune_backoff_max": 1,
-    }
-    return Settings(**values | fields)
-
-
 @pytest.fixture
 def container(settings: Settings) -> Iterator[Container]:
     built = Container.build(settings, producer_app(settings))
     built.announce_accounts()
     yield built
     built.close()
-
-
-def _empty_zip() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("1.txt", "a caption")
-    return buffer.getvalue()
-
-
-class Bench:
-    """Puts jobs in front of a stage and runs it."""
-
-    def __init__(self, container: Container, sandbox: LiveSandbox) -> None:
-        self.container = container
-        self.sandbox = sandbox
-
-    def job(self, **request: Any) -> JobRecord:
-        """Return a job that was just accepted."""
-        job, _ = self.container.jobs.register(new_job_id(), sample_request(**request), delay=60)
-        return job
-
-    def submitting(self, *, passed_through: bool = False, **request: Any) -> JobRecord:
-        """Return a job that is to be submitted, its dataset in the sandbox's storage."""
-        jobs, job = self.container.jobs, self.job(**request)
-        job = jobs.transition(job, Change(delay=60), to=JobState.UPLOADING)
-        name = "shared" if passed_through else job.id
-        upload = self.container.segmind("default").presign_upload(name, public=True)
-        headers = {"Content-Type": "application/zip", "x-amz-acl": "public-read"}
-        url = upload.presigned_url.get_secret_value()
-        requests.put(url, data=_empty_zip(), headers=headers, timeout=5).raise_for_status()
-        return jobs.transition(job, Change(delay=60), to=JobState.SUBMITTING, dataset_url=upload.s3_url)
-
-    def run(self, job: JobRecord) -> StageResult:
-        """Run the stage that has to act on the job now."""
-        job = self.container.jobs.get(job.id)
-        return run_stage(self.container, job.stage, STAGES[job.stage], job.id, "task-1")
-
-    def read(self, job: JobRecord) -> JobRecord:
-        """Return the job as it is now."""
-        return self.container.jobs.get(job.id)
-
-    def until_trained(self) -> None:
-        """Wait until the sandbox has no training that goes on."""
-        words = {"REQUESTED", "DATA_PROCESSING", "TRAINING_INITIATED"}
-        until(lambda: not words & {row["status"] for row in self.sandbox.control.trainings()}, seconds=8)
-
-    def submits(self) -> int:
-        """Return how many paid submits the sandbox accepted."""
-        return sum(self.sandbox.control.report()["submits"]["by_name"].values())
 
 
 @pytest.fixture

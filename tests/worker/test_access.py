@@ -7,60 +7,73 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import Access, EventType, JobRecord, JobState, Stage, Visibility, WaitReason
+from finetune_queue.contract import Access, EventType, JobError, JobRecord, JobState, Stage, Visibility, WaitReason
 from finetune_queue.errors import NotPossibleError
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import Budget, Change, JobNotFoundError, JobStore, keys
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.stages.access import change_access
 from finetune_worker.stages.sweep import sweep
+from support.bench import Bench
 from support.driver import Driver, Message
 from support.until import until
 
 
 @pytest.fixture
-def queue(bench: Any) -> Iterator[FineTuneQueue]:
+def queue(bench: Bench) -> Iterator[FineTuneQueue]:
     with FineTuneQueue(bench.container.settings) as found:
         yield found
 
 
 @pytest.fixture
-def driver(bench: Any) -> Driver:
+def driver(bench: Bench) -> Driver:
     return Driver(bench.container)
 
 
 @pytest.fixture
-def trained(bench: Any) -> Any:
+def trained(bench: Bench) -> JobRecord:
     """A job that was cancelled here while Segmind trains its model."""
     return ended(bench)
 
 
-def ended(bench: Any, **request: Any) -> Any:
+def ended(bench: Bench, **request: Any) -> JobRecord:
     job = bench.submitting(**request)
     bench.run(job)
     return bench.container.jobs.transition(bench.read(job), Change(), to=JobState.CANCELLED, waiting_for=None)
 
 
-def public_at_segmind(bench: Any, job: Any) -> bool:
+def public_at_segmind(bench: Bench, job: JobRecord) -> bool:
     [training] = [row for row in bench.sandbox.control.trainings() if row["finetune_id"] == job.finetune_id]
     return bool(training["public_model"])
 
 
-def told(bench: Any, job: Any) -> list[Any]:
+def access_of(bench: Bench, job: JobRecord) -> Access:
+    access = bench.read(job).access
+    assert access is not None
+    return access
+
+
+def error_of(bench: Bench, job: JobRecord) -> JobError:
+    error = access_of(bench, job).error
+    assert error is not None
+    return error
+
+
+def told(bench: Bench, job: JobRecord) -> list[Any]:
     return [event.data["access"] for event in bench.container.jobs.events(job.id) if event.kind is EventType.ACCESS]
 
 
-def calls(bench: Any) -> int:
+def calls(bench: Bench) -> int:
     return sum(bench.sandbox.control.report()["calls"].get("access", {}).values())
 
 
-def left(bench: Any) -> tuple[int, int]:
+def left(bench: Bench) -> tuple[int, int]:
     client = bench.container.jobs._redis
     return client.zcard(keys.deadlines()), client.zcard(keys.room("default"))
 
 
 def test_a_model_is_made_public_and_private_again(
-    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any
+    bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord
 ) -> None:
     job = queue.get(trained.id).set_public(public=True)
     assert job.record.access == Access(wanted=Visibility.PUBLIC)
@@ -82,7 +95,7 @@ def test_a_model_is_made_public_and_private_again(
 
 
 def test_it_waits_for_a_slot_before_work_that_is_not_nearly_done(
-    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any
+    bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord
 ) -> None:
     bench.container.jobs._redis.hset(keys.account("default"), "limit", "1")
     waiting = bench.submitting()
@@ -102,19 +115,21 @@ def test_it_waits_for_a_slot_before_work_that_is_not_nearly_done(
     assert bench.read(waiting).finetune_id is None
 
 
-def test_a_pause_of_the_account_uses_no_attempt(bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any) -> None:
+def test_a_pause_of_the_account_uses_no_attempt(
+    bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord
+) -> None:
     bench.sandbox.control.add_fault(op="access", kind="rate_limited", retry_after=0.2)
     queue.set_public(trained.id, public=True)
     driver.step()
-    job = bench.read(trained)
-    assert (job.waiting_for, job.access.attempts) == (WaitReason.PAUSED, 0)
+    assert bench.read(trained).waiting_for is WaitReason.PAUSED
+    assert access_of(bench, trained).attempts == 0
     until(lambda: driver.step() >= 0 and not bench.read(trained).wants_access, seconds=5)
     assert public_at_segmind(bench, trained)
 
 
 @pytest.mark.parametrize("no", [(403, "forbidden"), (404, "not_found")])
 def test_a_clear_no_is_said_on_the_job_and_not_asked_again(
-    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any, no: tuple[int, str]
+    bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord, no: tuple[int, str]
 ) -> None:
     status, code = no
     bench.sandbox.control.add_fault(op="access", kind="http_error", status=status)
@@ -122,16 +137,16 @@ def test_a_clear_no_is_said_on_the_job_and_not_asked_again(
 
     driver.step()
 
-    access = bench.read(trained).access
-    assert (access.wanted, access.confirmed, access.error.code, access.error.stage) == (None, None, code, "access")
-    assert "`finetune access JOB`" in access.error.action
+    access, error = access_of(bench, trained), error_of(bench, trained)
+    assert (access.wanted, access.confirmed, error.code, error.stage) == (None, None, code, "access")
+    assert "`finetune access JOB`" in error.action
     assert told(bench, trained)[-1]["error"]["code"] == code
     assert left(bench) == (0, 0)
     assert calls(bench) == 1
 
 
 def test_what_nobody_expected_is_tried_a_few_times_and_then_given_up(
-    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[bool] = []
 
@@ -142,19 +157,19 @@ def test_what_nobody_expected_is_tried_a_few_times_and_then_given_up(
     monkeypatch.setattr(SegmindClient, "set_access", broken)
     queue.set_public(trained.id, public=True)
     driver.step()
-    first = bench.read(trained)
-    assert (first.waiting_for, first.access.wanted, first.access.attempts) == (WaitReason.BACKOFF, "public", 1)
+    first = access_of(bench, trained)
+    assert (bench.read(trained).waiting_for, first.wanted, first.attempts) == (WaitReason.BACKOFF, "public", 1)
     most = bench.container.settings.finetune_max_attempts
     for _ in range(most - 1):
         bench.container.jobs._redis.zadd(keys.deadlines(), {trained.id: 0})
         driver.step()
-    error = bench.read(trained).access.error
+    error = error_of(bench, trained)
     assert (error.code, len(tried)) == ("internal_error", most)
     assert "`finetune access JOB`" in error.action
 
 
 def test_a_worker_that_dies_with_it_leaves_it_to_another(
-    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any
+    bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord
 ) -> None:
     queue.set_public(trained.id, public=True)
     bench.container.jobs.transition(bench.read(trained), Change(delay=0), owner="died")
@@ -166,7 +181,7 @@ def test_a_worker_that_dies_with_it_leaves_it_to_another(
 
 
 def test_one_that_ends_its_workers_is_given_up_and_the_job_stays_as_it_ended(
-    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any
+    bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord
 ) -> None:
     queue.set_public(trained.id, public=True)
     most = bench.container.settings.finetune_max_attempts
@@ -175,18 +190,17 @@ def test_one_that_ends_its_workers_is_given_up_and_the_job_stays_as_it_ended(
     driver.step()
 
     job = bench.read(trained)
-    assert (job.state, job.error, job.access.error.code) == (JobState.CANCELLED, None, "worker_lost")
+    assert (job.state, job.error, error_of(bench, trained).code) == (JobState.CANCELLED, None, "worker_lost")
     assert left(bench) == (0, 0)
 
 
 def test_it_is_held_for_as_long_as_the_call_can_last(
-    bench: Any, queue: FineTuneQueue, trained: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, queue: FineTuneQueue, trained: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[float] = []
 
     def look(client: SegmindClient, finetune_id: str, *, public: bool) -> None:
-        due = bench.container.jobs._redis.zscore(keys.deadlines(), trained.id)
-        held.append((due - bench.read(trained).updated_ms) / 1000)
+        held.append((bench.due_ms(trained) - bench.read(trained).updated_ms) / 1000)
 
     monkeypatch.setattr(SegmindClient, "set_access", look)
     settings = bench.container.settings.model_copy(update={"finetune_lease": 0.1})
@@ -196,7 +210,7 @@ def test_it_is_held_for_as_long_as_the_call_can_last(
 
 
 def test_a_change_that_is_on_its_way_cannot_be_overtaken(
-    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any
+    bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord
 ) -> None:
     queue.set_public(trained.id, public=True)
     held = bench.container.jobs.transition(bench.read(trained), Change(delay=60), owner="another")
@@ -213,7 +227,7 @@ def test_a_change_that_is_on_its_way_cannot_be_overtaken(
 
 
 def test_a_worker_that_was_overtaken_while_it_took_its_slot_does_not_call(
-    bench: Any, queue: FineTuneQueue, trained: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, queue: FineTuneQueue, trained: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take = Budget.take
 
@@ -228,7 +242,7 @@ def test_a_worker_that_was_overtaken_while_it_took_its_slot_does_not_call(
 
 
 def test_a_change_that_was_given_up_takes_no_effect_after_a_later_one(
-    bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune_worker.stages.access.CALL_MARGIN", 0.5)
     # Silent for longer than the call is waited for, then done all the same.
@@ -236,7 +250,7 @@ def test_a_change_that_was_given_up_takes_no_effect_after_a_later_one(
     queue.set_public(trained.id, public=True)
     driver.step()
     given_up = bench.read(trained)
-    assert (given_up.waiting_for, given_up.access.attempts) == (WaitReason.PROVIDER, 0)
+    assert (given_up.waiting_for, access_of(bench, trained).attempts) == (WaitReason.PROVIDER, 0)
 
     queue.set_public(trained.id, public=False)
     until(lambda: driver.step() >= 0 and not bench.read(trained).wants_access, seconds=10)
@@ -247,7 +261,7 @@ def test_a_change_that_was_given_up_takes_no_effect_after_a_later_one(
     assert left(bench) == (0, 0)
 
 
-def test_it_needs_a_training_and_an_ended_job(bench: Any, queue: FineTuneQueue) -> None:
+def test_it_needs_a_training_and_an_ended_job(bench: Bench, queue: FineTuneQueue) -> None:
     job = bench.submitting()
     with pytest.raises(NotPossibleError, match="no training at Segmind"):
         queue.set_public(job.id, public=True)
@@ -258,7 +272,7 @@ def test_it_needs_a_training_and_an_ended_job(bench: Any, queue: FineTuneQueue) 
 
 
 def test_a_job_whose_deadline_passed_or_that_was_cancelled_on_request_is_changed_all_the_same(
-    bench: Any, queue: FineTuneQueue, driver: Driver
+    bench: Bench, queue: FineTuneQueue, driver: Driver
 ) -> None:
     job = ended(bench, deadline="2999-01-01T00:00:00Z")
     request = bench.read(job).request.model_copy(update={"deadline": datetime(2001, 1, 1, tzinfo=UTC)})
@@ -274,7 +288,7 @@ def test_a_job_whose_deadline_passed_or_that_was_cancelled_on_request_is_changed
 
 
 def test_a_retry_goes_first_and_the_change_is_made_when_the_job_has_ended_again(
-    bench: Any, queue: FineTuneQueue, driver: Driver
+    bench: Bench, queue: FineTuneQueue, driver: Driver
 ) -> None:
     job = bench.submitting()
     bench.run(job)
@@ -291,16 +305,16 @@ def test_a_retry_goes_first_and_the_change_is_made_when_the_job_has_ended_again(
     assert left(bench) == (0, 0)
 
 
-def failed_training(bench: Any) -> JobRecord:
+def failed_training(bench: Bench) -> JobRecord:
     bench.sandbox.control.change_settings(training_seconds=600)
     job: JobRecord = bench.submitting()
     bench.run(job)
-    bench.sandbox.control.change_training(bench.read(job).finetune_id, fail="no faces found")
+    bench.sandbox.control.change_training(bench.finetune_id(job), fail="no faces found")
     sweep(bench.container, "default")
     return job
 
 
-def test_what_is_said_of_a_model_does_not_outlive_it(bench: Any, queue: FineTuneQueue, driver: Driver) -> None:
+def test_what_is_said_of_a_model_does_not_outlive_it(bench: Bench, queue: FineTuneQueue, driver: Driver) -> None:
     job = failed_training(bench)
     queue.set_public(job.id, public=True)
     driver.step()
@@ -309,14 +323,16 @@ def test_what_is_said_of_a_model_does_not_outlive_it(bench: Any, queue: FineTune
     assert queue.retry(job.id).record.access is None  # it submits another training
 
 
-def test_what_is_wanted_of_a_model_is_wanted_of_the_next_one(bench: Any, queue: FineTuneQueue) -> None:
+def test_what_is_wanted_of_a_model_is_wanted_of_the_next_one(bench: Bench, queue: FineTuneQueue) -> None:
     job = failed_training(bench)
     queue.set_public(job.id, public=True)
 
     assert queue.retry(job.id).record.access == Access(wanted=Visibility.PUBLIC)
 
 
-def test_a_job_is_kept_until_its_change_is_made(bench: Any, queue: FineTuneQueue, driver: Driver, trained: Any) -> None:
+def test_a_job_is_kept_until_its_change_is_made(
+    bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord
+) -> None:
     queue.set_public(trained.id, public=True)
     forgetful = JobStore(bench.container.jobs._redis, retention=-2)
     assert forgetful.forget_finished() == 0

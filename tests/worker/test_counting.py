@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import JobState
+from finetune_queue.contract import JobRecord, JobState
 from finetune_queue.store import (
     API_CALL_SECONDS,
     API_CALLS,
@@ -22,21 +22,22 @@ from finetune_queue.store import (
 )
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.stages.sweep import sweep
+from support.bench import Bench
 from support.until import until
 
 
-def counted(bench: Any, metric: Metric) -> dict[tuple[str, ...], Counted]:
+def counted(bench: Bench, metric: Metric) -> dict[tuple[str, ...], Counted]:
     bench.container.counters.send()
     found: dict[tuple[str, ...], Counted] = bench.container.counters.read()[metric]
     return found
 
 
-def status(bench: Any) -> AccountStatus:
+def status(bench: Bench) -> AccountStatus:
     found: AccountStatus = bench.container.accounts.status("default")
     return found
 
 
-def downloaded(bench: Any) -> Any:
+def downloaded(bench: Bench) -> JobRecord:
     job = bench.submitting()
     bench.run(job)
     bench.until_trained()
@@ -45,7 +46,7 @@ def downloaded(bench: Any) -> Any:
     return bench.container.jobs.get(job.id)
 
 
-def test_a_job_s_stages_calls_bytes_and_time(bench: Any) -> None:
+def test_a_job_s_stages_calls_bytes_and_time(bench: Bench) -> None:
     job = downloaded(bench)
     bench.run(job)
     assert bench.read(job).state is JobState.SUCCEEDED
@@ -69,7 +70,7 @@ def test_a_job_s_stages_calls_bytes_and_time(bench: Any) -> None:
         ({"kind": "http_error", "status": 503}, "server_error"),
     ],
 )
-def test_an_account_is_unwell_until_a_call_goes_well(bench: Any, fault: dict[str, Any], code: str) -> None:
+def test_an_account_is_unwell_until_a_call_goes_well(bench: Bench, fault: dict[str, Any], code: str) -> None:
     job = bench.submitting()
     bench.sandbox.control.add_fault(op="submit", **fault)
     bench.run(job)
@@ -83,7 +84,7 @@ def test_an_account_is_unwell_until_a_call_goes_well(bench: Any, fault: dict[str
     assert status(bench).unwell == ""
 
 
-def test_time_without_a_look_counts_from_the_last_sweep_that_saw_something(bench: Any) -> None:
+def test_time_without_a_look_counts_from_the_last_sweep_that_saw_something(bench: Bench) -> None:
     assert status(bench).unlooked is None
     client, job = bench.container.jobs._redis, bench.submitting()
     bench.sandbox.control.change_settings(training_seconds=60)
@@ -99,18 +100,18 @@ def test_time_without_a_look_counts_from_the_last_sweep_that_saw_something(bench
     assert status(bench).unlooked == pytest.approx(0, abs=5)
 
 
-def test_a_status_that_nobody_documented(bench: Any) -> None:
+def test_a_status_that_nobody_documented(bench: Bench) -> None:
     job = bench.submitting()
     bench.sandbox.control.change_settings(training_seconds=5)
     bench.run(job)
-    bench.sandbox.control.change_training(bench.read(job).finetune_id, status_word="WARMING_UP")
+    bench.sandbox.control.change_training(bench.finetune_id(job), status_word="WARMING_UP")
     until(lambda: bench.sandbox.control.trainings()[0]["status"] == "WARMING_UP", seconds=8)
     sweep(bench.container, "default")
     sweep(bench.container, "default")
     assert counted(bench, UNKNOWN_STATUSES)[()].value == 1
 
 
-def test_takeovers_and_lost_messages(bench: Any) -> None:
+def test_takeovers_and_lost_messages(bench: Bench) -> None:
     jobs, client, dispatcher = bench.container.jobs, bench.container.jobs._redis, Dispatcher(bench.container)
     held = jobs.transition(bench.job(), Change(delay=0), to=JobState.UPLOADING, owner="a worker that died")
     unsent = bench.job()

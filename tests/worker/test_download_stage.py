@@ -7,16 +7,17 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from finetune_queue.contract import JobState
+from finetune_queue.contract import JobRecord, JobState
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.storage import Place
 from finetune_queue.store import Change
 from finetune_worker.stages.sweep import sweep
 from finetune_worker.transfer import NoRoom
+from support.bench import Bench
 from support.until import until
 
 
-def downloading(bench: Any) -> Any:
+def downloading(bench: Bench) -> JobRecord:
     bench.sandbox.control.change_settings(list_carries_weights_url=True)
     job = bench.submitting()
     bench.run(job)
@@ -29,7 +30,7 @@ def downloading(bench: Any) -> Any:
     return bench.read(job)
 
 
-def test_a_worker_that_stands_still_on_the_part_does_not_keep_the_next_one_from_downloading(bench: Any) -> None:
+def test_a_worker_that_stands_still_on_the_part_does_not_keep_the_next_one_from_downloading(bench: Bench) -> None:
     job = downloading(bench)
     part: Path = bench.container.work_folder.part_of(job.id)
     with part.open("wb") as held:
@@ -47,7 +48,7 @@ def test_a_worker_that_stands_still_on_the_part_does_not_keep_the_next_one_from_
     part.unlink()
 
 
-def test_an_overtaken_worker_does_not_replace_the_weights(bench: Any) -> None:
+def test_an_overtaken_worker_does_not_replace_the_weights(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     job = downloading(bench)
     stored = Path(urlsplit(bench.container.artifacts.url_of(f"{job.id}/weights.safetensors")).path)
     put_file = bench.container.artifacts.put_file
@@ -60,7 +61,7 @@ def test_an_overtaken_worker_does_not_replace_the_weights(bench: Any) -> None:
         on_progress.__self__._last_sign = -1e9
         return put_file(part, name, on_progress)
 
-    bench.container.artifacts.put_file = put_late
+    monkeypatch.setattr(bench.container.artifacts, "put_file", put_late)
     result = bench.run(job)
 
     assert "refused" in result.sentence
@@ -68,12 +69,12 @@ def test_an_overtaken_worker_does_not_replace_the_weights(bench: Any) -> None:
     assert [path.name for path in stored.parent.iterdir()] == ["weights.safetensors"]
 
 
-def downloads(bench: Any) -> int:
+def downloads(bench: Bench) -> int:
     """How often the weights were asked for."""
     return sum(bench.sandbox.control.report()["calls"]["download"].values())
 
 
-def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(bench: Any, s3: Any, bucket: str) -> None:
+def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(bench: Bench, s3: Any, bucket: str) -> None:
     object.__setattr__(bench.container, "artifacts", Place(f"s3://{bucket}/weights"))
     job = downloading(bench)
     s3.delete_bucket(Bucket=bucket)
@@ -81,10 +82,10 @@ def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(benc
     bench.run(job)
 
     failed = bench.read(job)
-    assert (failed.state, failed.error.code) == (JobState.FAILED, "place_missing")
-    assert failed.error.message == f"The bucket {bucket} does not exist."
-    assert failed.error.action.startswith("Create it, ")
-    assert "finetune retry" in failed.error.action
+    assert (failed.state, bench.error(job).code) == (JobState.FAILED, "place_missing")
+    assert bench.error(job).message == f"The bucket {bucket} does not exist."
+    assert bench.error(job).action.startswith("Create it, ")
+    assert "finetune retry" in bench.error(job).action
 
     s3.create_bucket(Bucket=bucket)
     with FineTuneQueue(bench.container.settings) as queue:
@@ -99,7 +100,7 @@ def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(benc
     assert not bench.container.work_folder.part_of(job.id).exists()
 
 
-def test_a_full_disk_keeps_what_came_and_the_job_tries_again(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_what_came_and_the_job_tries_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     job = downloading(bench)
 
     def full(*_args: object) -> None:
@@ -110,14 +111,14 @@ def test_a_full_disk_keeps_what_came_and_the_job_tries_again(bench: Any, monkeyp
         bench.run(job)
     waiting = bench.read(job)
     assert (waiting.state, waiting.attempts) == (JobState.DOWNLOADING, 1)
-    assert (waiting.error.code, waiting.error.retryable) == ("disk_full", True)
+    assert (bench.error(job).code, bench.error(job).retryable) == ("disk_full", True)
 
     bench.run(job)
     assert bench.read(job).weights is not None
     assert bench.submits() == 1
 
 
-def test_what_a_killed_worker_left_among_the_artifacts_goes_with_the_job_s_success(bench: Any) -> None:
+def test_what_a_killed_worker_left_among_the_artifacts_goes_with_the_job_s_success(bench: Bench) -> None:
     job = downloading(bench)
     folder = Path(urlsplit(bench.container.artifacts.url_of(job.id)).path)
     folder.mkdir(parents=True)

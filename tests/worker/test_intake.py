@@ -8,34 +8,35 @@ import pytest
 from finetune_queue.contract import derived_job_id, new_job_id
 from finetune_queue.store import keys
 from finetune_worker.intake import accept
+from support.bench import Bench
 from support.samples import sample
 
 
 @pytest.mark.parametrize("message_id", [new_job_id(), "order-17"], ids=["a UUID", "a name of the client's own"])
-def test_a_request_that_comes_again_finds_the_job_it_made(bench: Any, message_id: str) -> None:
+def test_a_request_that_comes_again_finds_the_job_it_made(bench: Bench, message_id: str) -> None:
     for _ in range(2):  # its worker died before it acknowledged it
         accept(bench.container, [sample()], {}, message_id=message_id)
     assert bench.container.jobs._redis.zcard(keys.jobs()) == 1
 
 
-def test_the_names_of_messages_are_no_idempotency_keys(bench: Any) -> None:
+def test_the_names_of_messages_are_no_idempotency_keys(bench: Bench) -> None:
     accept(bench.container, [sample()], {}, message_id="order-17")
     [job_id] = bench.container.jobs._redis.zrange(keys.jobs(), 0, -1)
     assert job_id != derived_job_id("default", "order-17")
 
 
-def test_requests_without_an_id_are_jobs_of_their_own(bench: Any) -> None:
+def test_requests_without_an_id_are_jobs_of_their_own(bench: Bench) -> None:
     for _ in range(2):
         accept(bench.container, [sample()], {}, message_id="")
     assert bench.container.jobs._redis.zcard(keys.jobs()) == 2
 
 
-def test_a_password_in_the_dataset_s_url_is_rejected_and_told_to_nobody(bench: Any) -> None:
+def test_a_password_in_the_dataset_s_url_is_rejected_and_told_to_nobody(bench: Bench) -> None:
     body = sample(dataset="https://me:hidden-pw@example.com/faces.zip")
 
     said = accept(bench.container, [body], {}, message_id="m-1")
 
-    redis = bench.container.jobs._redis
+    redis: Any = bench.container.jobs._redis
     [(_, letter)] = redis.xrange(keys.dead_letters())
     assert json.loads(letter["body"]) == [[body], {}]  # as it came, like all that cannot become a job
     [(_, event)] = redis.xrange(keys.events())
@@ -45,6 +46,6 @@ def test_a_password_in_the_dataset_s_url_is_rejected_and_told_to_nobody(bench: A
     assert redis.zcard(keys.jobs()) == 0
 
 
-def test_a_text_that_is_no_job_s_id_is_rejected(bench: Any) -> None:
+def test_a_text_that_is_no_job_s_id_is_rejected(bench: Bench) -> None:
     events_of = f"{bench.job().id}:events"  # with it, Redis would refuse the job's key, and the message come for ever
     assert accept(bench.container, [events_of], {}, message_id="m-1").startswith("rejected: ")

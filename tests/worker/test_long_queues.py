@@ -6,19 +6,20 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from finetune_queue.contract import JobState, Stage, WaitReason
+from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.store import CallClass, Change, keys, room_score
 from finetune_worker.dispatcher import BATCH, Dispatcher
+from support.bench import Bench
 
 
 @pytest.fixture
-def dispatcher(bench: Any) -> Iterator[Dispatcher]:
+def dispatcher(bench: Bench) -> Iterator[Dispatcher]:
     yield Dispatcher(bench.container)
     bench.container.messenger._app.close()
 
 
-def overdue(bench: Any, job: Any, seconds: float) -> None:
+def overdue(bench: Bench, job: JobRecord, seconds: float) -> None:
     """Let the job's message have been sent that long ago, and its deadline pass now."""
     client = bench.container.jobs._redis
     now = client.time()[0] * 1000
@@ -26,13 +27,13 @@ def overdue(bench: Any, job: Any, seconds: float) -> None:
     client.zadd(keys.deadlines(), {job.id: now - 1})
 
 
-def fill(bench: Any, count: int) -> None:
+def fill(bench: Bench, count: int) -> None:
     """Put messages in front of the job's."""
     for _ in range(count):
         bench.container.messenger.start("nobody", [Stage.SUBMIT])
 
 
-def test_a_lost_message_is_sent_again(bench: Any, dispatcher: Dispatcher) -> None:
+def test_a_lost_message_is_sent_again(bench: Bench, dispatcher: Dispatcher) -> None:
     job = bench.job()
     overdue(bench, job, 16)
     dispatcher.step()
@@ -40,7 +41,9 @@ def test_a_lost_message_is_sent_again(bench: Any, dispatcher: Dispatcher) -> Non
     assert bench.read(job).state is JobState.UPLOADING
 
 
-def test_a_message_in_a_long_queue_is_not_sent_again_until_its_turn_is_over(bench: Any, dispatcher: Dispatcher) -> None:
+def test_a_message_in_a_long_queue_is_not_sent_again_until_its_turn_is_over(
+    bench: Bench, dispatcher: Dispatcher
+) -> None:
     fill(bench, BATCH + 10)
     job = bench.job()
 
@@ -54,7 +57,7 @@ def test_a_message_in_a_long_queue_is_not_sent_again_until_its_turn_is_over(benc
     assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
 
 
-def test_what_waited_by_itself_is_started_however_long_the_queues_are(bench: Any, dispatcher: Dispatcher) -> None:
+def test_what_waited_by_itself_is_started_however_long_the_queues_are(bench: Bench, dispatcher: Dispatcher) -> None:
     fill(bench, BATCH + 10)
     jobs, job = bench.container.jobs, bench.job()
     job = jobs.transition(job, Change(delay=60), to=JobState.UPLOADING)
@@ -67,13 +70,13 @@ def test_what_waited_by_itself_is_started_however_long_the_queues_are(bench: Any
     assert bench.read(job).waiting_for is None
 
 
-def in_the_room(bench: Any, **request: Any) -> Any:
+def in_the_room(bench: Bench, **request: Any) -> JobRecord:
     jobs, job = bench.container.jobs, bench.submitting(**request)
     change = Change(delay=3600, room_score=room_score(CallClass.SUBMIT, job))
     return jobs.transition(job, change, waiting_for=WaitReason.SPENDING)
 
 
-def test_a_job_that_still_waits_in_its_account_s_room_is_left_there(bench: Any, dispatcher: Dispatcher) -> None:
+def test_a_job_that_still_waits_in_its_account_s_room_is_left_there(bench: Bench, dispatcher: Dispatcher) -> None:
     bench.container.accounts.stop_submits("default", stopped=True)
     job = in_the_room(bench)
     overdue(bench, job, 3600)
@@ -85,10 +88,10 @@ def test_a_job_that_still_waits_in_its_account_s_room_is_left_there(bench: Any, 
     assert bench.container.messenger.queued(QUEUE) == 0
     assert bench.container.accounts.place(job) == 0
     client = bench.container.jobs._redis
-    assert client.zscore(keys.deadlines(), job.id) > (client.time()[0] + 3000) * 1000
+    assert bench.due_ms(job) > (client.time()[0] + 3000) * 1000
 
 
-def test_a_job_that_lost_its_place_or_its_time_is_started(bench: Any, dispatcher: Dispatcher) -> None:
+def test_a_job_that_lost_its_place_or_its_time_is_started(bench: Bench, dispatcher: Dispatcher) -> None:
     bench.container.accounts.stop_submits("default", stopped=True)
     taken_out, too_late = in_the_room(bench), in_the_room(bench, deadline="2026-01-01T00:00:00Z")
     bench.container.jobs._redis.zrem(keys.room("default"), taken_out.id)
@@ -101,14 +104,14 @@ def test_a_job_that_lost_its_place_or_its_time_is_started(bench: Any, dispatcher
 
 
 def test_long_queues_put_off_nobody_whose_turn_a_broken_broker_took(
-    bench: Any, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(bench, BATCH + 10)
     late = bench.job()
     overdue(bench, late, 16)
     dispatcher.step()
     client = bench.container.jobs._redis
-    assert client.zscore(keys.deadlines(), late.id) > (client.time()[0] + 18) * 1000  # 37 s since it was sent
+    assert bench.due_ms(late) > (client.time()[0] + 18) * 1000  # 37 s since it was sent
 
     jobs = bench.container.jobs
     dead = [jobs.transition(bench.job(), Change(delay=0), to=JobState.UPLOADING, owner="died") for _ in range(3)]
@@ -116,14 +119,14 @@ def test_long_queues_put_off_nobody_whose_turn_a_broken_broker_took(
     with pytest.raises(OperationalError):
         dispatcher.step()
     handover = bench.container.settings.finetune_handover
-    assert all(client.zscore(keys.deadlines(), job.id) < (client.time()[0] + handover + 1) * 1000 for job in dead)
+    assert all(bench.due_ms(job) < (client.time()[0] + handover + 1) * 1000 for job in dead)
 
 
 def broken(*_: Any, **__: Any) -> None:
     raise OperationalError
 
 
-def test_a_lease_that_ran_out_does_not_wait_for_the_queues(bench: Any, dispatcher: Dispatcher) -> None:
+def test_a_lease_that_ran_out_does_not_wait_for_the_queues(bench: Bench, dispatcher: Dispatcher) -> None:
     fill(bench, BATCH + 10)
     jobs, job = bench.container.jobs, bench.job()
     job = jobs.transition(job, Change(delay=30), to=JobState.UPLOADING, owner="a worker that died")
@@ -135,11 +138,11 @@ def test_a_lease_that_ran_out_does_not_wait_for_the_queues(bench: Any, dispatche
     assert bench.read(job).owner == ""
 
 
-def test_an_empty_queue_has_no_messages(bench: Any, dispatcher: Dispatcher) -> None:
+def test_an_empty_queue_has_no_messages(bench: Bench, dispatcher: Dispatcher) -> None:
     assert bench.container.messenger.queued(QUEUE) == 0
 
 
-def test_what_was_started_is_handed_out_before_what_is_new(bench: Any, dispatcher: Dispatcher) -> None:
+def test_what_was_started_is_handed_out_before_what_is_new(bench: Bench, dispatcher: Dispatcher) -> None:
     messenger = bench.container.messenger
     messenger.run("requested")
     messenger.start("new", [Stage.SUBMIT], new=True)

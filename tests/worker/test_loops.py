@@ -10,6 +10,7 @@ from finetune_worker import loops
 from finetune_worker.backoff import backoff
 from finetune_worker.loops import LoopStep
 from finetune_worker.pulse import Loop
+from support.bench import Bench
 
 AN_HOUR_OF_TRIES = 1100
 
@@ -39,7 +40,7 @@ class Rounds:
         self._loop.stopping.set()
 
 
-def test_a_loop_outlasts_a_long_outage_and_a_defect(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_outlasts_a_long_outage_and_a_defect(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "LONGEST_RETRY", 1e-6)
     made: list[Rounds] = []
 

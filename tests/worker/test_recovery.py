@@ -1,25 +1,24 @@
 """What a dead worker or a lost message leaves: the job goes on, once, from where it was."""
 
-from typing import Any
-
 import pytest
 
-from finetune_queue.contract import EventType, JobState, Stage, WaitReason
+from finetune_queue.contract import EventType, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import TAKEOVERS, AccountLimits, Change, RedisError, keys
+from support.bench import Bench
 from support.driver import Driver, Message
 from support.until import until
 
 
 @pytest.fixture
-def driver(bench: Any) -> Driver:
+def driver(bench: Bench) -> Driver:
     return Driver(bench.container)
 
 
-def make_due(bench: Any, job: Any) -> None:
+def make_due(bench: Bench, job: JobRecord) -> None:
     bench.container.jobs._redis.zadd(keys.deadlines(), {job.id: 0})
 
 
-def test_a_registered_job_whose_message_was_lost_is_started(bench: Any, driver: Driver) -> None:
+def test_a_registered_job_whose_message_was_lost_is_started(bench: Bench, driver: Driver) -> None:
     job = bench.job()
     make_due(bench, job)
 
@@ -30,7 +29,7 @@ def test_a_registered_job_whose_message_was_lost_is_started(bench: Any, driver: 
     assert [event.kind for event in bench.container.jobs.events(job.id)] == [EventType.ACCEPTED, EventType.UPLOADING]
 
 
-def test_a_job_that_ended_while_it_was_taken_gets_no_new_deadline(bench: Any, driver: Driver) -> None:
+def test_a_job_that_ended_while_it_was_taken_gets_no_new_deadline(bench: Bench, driver: Driver) -> None:
     job = bench.job()
     ended = bench.container.jobs.transition(job, Change(), to=JobState.CANCELLED)
     client = bench.container.jobs._redis
@@ -44,7 +43,7 @@ def test_a_job_that_ended_while_it_was_taken_gets_no_new_deadline(bench: Any, dr
 
 @pytest.mark.parametrize("to", [JobState.NEEDS_ATTENTION, None], ids=["left to a person", "its worker died"])
 def test_a_cancel_asked_of_a_worker_that_could_not_heed_it_is_not_forgotten(
-    bench: Any, driver: Driver, to: JobState | None
+    bench: Bench, driver: Driver, to: JobState | None
 ) -> None:
     jobs = bench.container.jobs
     job = jobs.transition(bench.submitting(), Change(delay=60), owner="w", intent_ms=1)
@@ -62,7 +61,7 @@ def test_a_cancel_asked_of_a_worker_that_could_not_heed_it_is_not_forgotten(
 
 
 def test_an_account_that_redis_has_forgotten_is_told_again_but_no_other_s_limit_is_touched(
-    bench: Any, driver: Driver
+    bench: Bench, driver: Driver
 ) -> None:
     accounts = bench.container.accounts
     driver.dispatcher.announce()
@@ -75,7 +74,7 @@ def test_an_account_that_redis_has_forgotten_is_told_again_but_no_other_s_limit_
     assert accounts.status("default").limits.calls == 50
 
 
-def test_a_job_that_ends_its_workers_is_set_aside_after_some(bench: Any, driver: Driver) -> None:
+def test_a_job_that_ends_its_workers_is_set_aside_after_some(bench: Bench, driver: Driver) -> None:
     job = bench.container.jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
     most = bench.container.settings.finetune_max_attempts
     for number in range(1, most):
@@ -93,7 +92,7 @@ def test_a_job_that_ends_its_workers_is_set_aside_after_some(bench: Any, driver:
     assert len(driver.post.messages) == most - 1
 
 
-def test_outages_of_redis_are_no_deaths_of_workers(bench: Any, driver: Driver) -> None:
+def test_outages_of_redis_are_no_deaths_of_workers(bench: Bench, driver: Driver) -> None:
     jobs = bench.container.jobs
     job = jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
     for _ in range(bench.container.settings.finetune_max_attempts):
@@ -115,7 +114,7 @@ def test_outages_of_redis_are_no_deaths_of_workers(bench: Any, driver: Driver) -
     assert bench.container.counters.read()[TAKEOVERS][()].value == 1
 
 
-def test_a_stage_that_ends_well_makes_earlier_deaths_forgotten(bench: Any, driver: Driver) -> None:
+def test_a_stage_that_ends_well_makes_earlier_deaths_forgotten(bench: Bench, driver: Driver) -> None:
     job = bench.submitting()
     bench.container.jobs.transition(bench.read(job), Change(delay=0), owner="died")
     driver.dispatcher.step()
@@ -124,7 +123,7 @@ def test_a_stage_that_ends_well_makes_earlier_deaths_forgotten(bench: Any, drive
     assert bench.read(job).takeovers == 0
 
 
-def test_a_job_that_may_have_been_paid_for_is_shown_to_a_person_instead(bench: Any, driver: Driver) -> None:
+def test_a_job_that_may_have_been_paid_for_is_shown_to_a_person_instead(bench: Bench, driver: Driver) -> None:
     job = bench.submitting()
     most = bench.container.settings.finetune_max_attempts
     change = Change(delay=0)
@@ -138,7 +137,7 @@ def test_a_job_that_may_have_been_paid_for_is_shown_to_a_person_instead(bench: A
     assert "workers in a row" in job.evidence[-1]
 
 
-def test_a_cancel_that_its_worker_never_saw_is_done_when_the_job_is_due(bench: Any, driver: Driver) -> None:
+def test_a_cancel_that_its_worker_never_saw_is_done_when_the_job_is_due(bench: Bench, driver: Driver) -> None:
     job = bench.container.jobs.transition(bench.job(), Change(delay=0), to=JobState.UPLOADING)
     job = bench.container.jobs.transition(job, Change(delay=0), owner="died")
     assert bench.container.jobs.request_cancel(job.id)
@@ -148,7 +147,7 @@ def test_a_cancel_that_its_worker_never_saw_is_done_when_the_job_is_due(bench: A
     assert bench.read(job).state is JobState.CANCELLED
 
 
-def test_a_job_that_waits_for_a_person_is_left_to_them(bench: Any, driver: Driver) -> None:
+def test_a_job_that_waits_for_a_person_is_left_to_them(bench: Bench, driver: Driver) -> None:
     job = bench.submitting()
     job = bench.container.jobs.transition(
         bench.read(job), Change(delay=0), to=JobState.NEEDS_ATTENTION, intent_ms=1, waiting_for=WaitReason.PROVIDER

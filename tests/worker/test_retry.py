@@ -6,36 +6,39 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import JobState, Stage, WaitReason
+from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import Change, keys
+from finetune_worker.container import Container
+from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.outcome import Outcome, Wait
 from finetune_worker.stages.runner import run_stage
 from finetune_worker.stages.sweep import sweep
+from support.bench import Bench
 from support.driver import Driver
 from support.until import until
 
 
 @pytest.fixture
-def queue(bench: Any) -> Iterator[FineTuneQueue]:
+def queue(bench: Bench) -> Iterator[FineTuneQueue]:
     with FineTuneQueue(bench.container.settings) as found:
         yield found
 
 
-def fail(bench: Any, job: Any, stage: Stage, **fields: Any) -> Any:
+def fail(bench: Bench, job: JobRecord, stage: Stage, **fields: Any) -> JobRecord:
     return bench.container.jobs.transition(
         bench.read(job), Change(), to=JobState.FAILED, failed_stage=stage, owner="", **fields
     )
 
 
 def test_a_retry_after_the_caller_s_deadline_has_none_and_fetches_what_was_paid(
-    bench: Any, queue: FineTuneQueue
+    bench: Bench, queue: FineTuneQueue
 ) -> None:
     job = bench.submitting(deadline=datetime.now(UTC) + timedelta(seconds=1))
     bench.run(job)
     until(lambda: bench.read(job).request.expired(datetime.now(UTC)), seconds=5)
     bench.run(job)
-    assert bench.read(job).error.code == "deadline_passed"
+    assert bench.error(job).code == "deadline_passed"
 
     retried = queue.retry(job.id)
 
@@ -47,7 +50,7 @@ def test_a_retry_after_the_caller_s_deadline_has_none_and_fetches_what_was_paid(
     assert bench.submits() == 1
 
 
-def test_a_retry_does_not_submit_again_what_may_have_been_paid(bench: Any, queue: FineTuneQueue) -> None:
+def test_a_retry_does_not_submit_again_what_may_have_been_paid(bench: Bench, queue: FineTuneQueue) -> None:
     bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
     job = bench.submitting()
     bench.run(job)
@@ -64,12 +67,12 @@ def test_a_retry_does_not_submit_again_what_may_have_been_paid(bench: Any, queue
 
 
 def test_a_retry_after_a_failed_training_pays_a_new_one_and_does_not_find_the_old(
-    bench: Any, queue: FineTuneQueue
+    bench: Bench, queue: FineTuneQueue
 ) -> None:
     bench.sandbox.control.change_settings(training_seconds=600)
     job = bench.submitting()
     bench.run(job)
-    first = bench.read(job).finetune_id
+    first = bench.finetune_id(job)
     bench.sandbox.control.change_training(first, fail="no faces found")
     sweep(bench.container, "default")
     assert bench.read(job).failed_stage is Stage.SUBMIT
@@ -80,21 +83,21 @@ def test_a_retry_after_a_failed_training_pays_a_new_one_and_does_not_find_the_ol
 
     sweep(bench.container, "default")
 
-    assert bench.read(job).finetune_id not in {None, first}
+    assert bench.finetune_id(job) != first
     assert bench.submits() == 2
 
 
-def test_a_retried_job_starts_with_a_clean_slate(bench: Any, queue: FineTuneQueue) -> None:
+def test_a_retried_job_starts_with_a_clean_slate(bench: Bench, queue: FineTuneQueue) -> None:
     job = bench.submitting()
     fail(bench, job, Stage.UPLOAD, attempts=8, takeovers=8, cancel_requested=True)
     record = queue.retry(job.id).record
     assert (record.attempts, record.takeovers, record.cancel_requested) == (0, 0, False)
 
 
-def test_a_cancel_asked_for_while_a_stage_parks_is_done_at_once(bench: Any, queue: FineTuneQueue) -> None:
+def test_a_cancel_asked_for_while_a_stage_parks_is_done_at_once(bench: Bench, queue: FineTuneQueue) -> None:
     job = bench.job()
 
-    def stage(container: Any, claim: Any) -> Outcome:
+    def stage(container: Container, claim: Claim) -> Outcome:
         assert queue.cancel(job.id).state is JobState.ACCEPTED
         return Wait("parked", WaitReason.API_SLOT, 3600, room_score=1.0)
 
@@ -103,7 +106,9 @@ def test_a_cancel_asked_for_while_a_stage_parks_is_done_at_once(bench: Any, queu
     assert Driver(bench.container).until_ended(job.id, seconds=5).state is JobState.CANCELLED
 
 
-def test_a_cancel_of_a_training_goes_through_although_sweeps_put_the_job_off(bench: Any, queue: FineTuneQueue) -> None:
+def test_a_cancel_of_a_training_goes_through_although_sweeps_put_the_job_off(
+    bench: Bench, queue: FineTuneQueue
+) -> None:
     bench.sandbox.control.change_settings(training_seconds=600)
     job = bench.submitting()
     bench.run(job)

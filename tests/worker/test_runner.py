@@ -4,24 +4,26 @@ import os
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from finetune_queue.contract import JobError, JobState, Stage, WaitReason
+from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import Change, ConflictError
+from finetune_worker.container import Container
+from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
-from finetune_worker.stages.runner import run_stage
+from finetune_worker.stages.runner import StageFunction, StageResult, run_stage
+from support.bench import Bench
 
 ERROR = JobError(code="x", stage="upload", message="It broke.", retryable=True)
 
 
-def run(bench: Any, job: Any, function: Any) -> Any:
+def run(bench: Bench, job: JobRecord, function: StageFunction) -> StageResult:
     return run_stage(bench.container, Stage.UPLOAD, function, job.id, "task-1")
 
 
-def test_a_stage_that_is_done_hands_over_and_the_chain_goes_on(bench: Any) -> None:
+def test_a_stage_that_is_done_hands_over_and_the_chain_goes_on(bench: Bench) -> None:
     job = bench.job()
     job = bench.container.jobs.transition(job, Change(delay=60), to=JobState.UPLOADING)
     result = run(bench, job, lambda *_: Done("put", to=JobState.SUBMITTING, fields={"dataset_url": "https://x/y"}))
@@ -30,11 +32,11 @@ def test_a_stage_that_is_done_hands_over_and_the_chain_goes_on(bench: Any) -> No
     assert (job.state, job.owner, job.dataset_url) == (JobState.SUBMITTING, "", "https://x/y")
 
 
-def test_only_one_of_two_workers_runs_a_stage(bench: Any) -> None:
+def test_only_one_of_two_workers_runs_a_stage(bench: Bench) -> None:
     job = bench.job()
-    inner: list[Any] = []
+    inner: list[StageResult] = []
 
-    def stage(container: Any, claim: Any) -> Outcome:
+    def stage(container: Container, claim: Claim) -> Outcome:
         inner.append(run(bench, job, lambda *_: pytest.fail("two workers ran the stage")))
         return Wait("w", WaitReason.BACKOFF, 10)
 
@@ -42,10 +44,10 @@ def test_only_one_of_two_workers_runs_a_stage(bench: Any) -> None:
     assert inner[0].sentence == "nothing to do: another worker has the job"
 
 
-def test_an_overtaken_worker_cannot_write(bench: Any) -> None:
+def test_an_overtaken_worker_cannot_write(bench: Bench) -> None:
     job = bench.job()
 
-    def stage(container: Any, claim: Any) -> Outcome:
+    def stage(container: Container, claim: Claim) -> Outcome:
         # Its lease ran out and the dispatcher gave the job to somebody else.
         container.jobs.transition(claim.job, Change(delay=60), owner="")
         with pytest.raises(ConflictError):
@@ -57,7 +59,7 @@ def test_an_overtaken_worker_cannot_write(bench: Any) -> None:
     assert bench.read(job).state is JobState.ACCEPTED
 
 
-def test_a_retry_uses_an_attempt_and_the_last_one_fails_the_job(bench: Any) -> None:
+def test_a_retry_uses_an_attempt_and_the_last_one_fails_the_job(bench: Bench) -> None:
     job = bench.job()
     tries = bench.container.settings.finetune_max_attempts
     for attempt in range(1, tries):
@@ -70,7 +72,7 @@ def test_a_retry_uses_an_attempt_and_the_last_one_fails_the_job(bench: Any) -> N
     assert not result.proceed
 
 
-def test_what_went_wrong_is_logged_as_a_warning(bench: Any) -> None:
+def test_what_went_wrong_is_logged_as_a_warning(bench: Bench) -> None:
     outcomes = (Wait("w", WaitReason.BACKOFF, 10), Retry(ERROR), Fail(ERROR), Attention("look", "it may be paid"))
     for outcome, level in zip(outcomes, ("info", "warning", "warning", "warning"), strict=True):
         job = bench.submitting() if isinstance(outcome, Attention) else bench.job()
@@ -79,7 +81,7 @@ def test_what_went_wrong_is_logged_as_a_warning(bench: Any) -> None:
         assert [line["log_level"] for line in logs if line["event"] == "stage_finished"] == [level], outcome
 
 
-def test_a_wait_uses_no_attempt(bench: Any) -> None:
+def test_a_wait_uses_no_attempt(bench: Bench) -> None:
     job = bench.job()
     run(bench, job, lambda *_: Wait("w", WaitReason.API_SLOT, 10, room_score=1.0))
     job = bench.read(job)
@@ -87,19 +89,23 @@ def test_a_wait_uses_no_attempt(bench: Any) -> None:
     assert bench.container.accounts.place(job) == 0
 
 
-def test_a_defect_of_ours_ends_in_the_job_and_not_in_a_traceback_alone(bench: Any) -> None:
+def test_a_defect_of_ours_ends_in_the_job_and_not_in_a_traceback_alone(bench: Bench) -> None:
     job = bench.job()
-    result = run(bench, job, lambda *_: 1 / 0)
+
+    def stage(container: Container, claim: Claim) -> Outcome:
+        raise ZeroDivisionError
+
+    result = run(bench, job, stage)
     assert "ZeroDivisionError" in result.sentence
     error = bench.read(job).error
     assert error is not None
     assert error.code == "internal_error"
 
 
-def test_a_cancel_while_a_stage_runs_takes_effect_at_its_next_sign_of_life(bench: Any) -> None:
+def test_a_cancel_while_a_stage_runs_takes_effect_at_its_next_sign_of_life(bench: Bench) -> None:
     job = bench.job()
 
-    def stage(container: Any, claim: Any) -> Outcome:
+    def stage(container: Container, claim: Claim) -> Outcome:
         assert container.jobs.request_cancel(job.id)
         claim._last_sign = -1e9
         claim.progress(1, 2)
@@ -110,7 +116,7 @@ def test_a_cancel_while_a_stage_runs_takes_effect_at_its_next_sign_of_life(bench
     assert result.sentence == "cancelled: nothing had been submitted"
 
 
-def test_a_passed_deadline_fails_the_job_before_anything_is_paid(bench: Any) -> None:
+def test_a_passed_deadline_fails_the_job_before_anything_is_paid(bench: Bench) -> None:
     job = bench.job(deadline=datetime.now(UTC) - timedelta(seconds=1))
     run(bench, job, lambda *_: pytest.fail("the stage ran"))
     error = bench.read(job).error
@@ -118,18 +124,18 @@ def test_a_passed_deadline_fails_the_job_before_anything_is_paid(bench: Any) -> 
     assert error.code == "deadline_passed"
 
 
-def test_a_message_of_an_earlier_stage_does_nothing(bench: Any) -> None:
+def test_a_message_of_an_earlier_stage_does_nothing(bench: Bench) -> None:
     job = bench.submitting()
     result = run(bench, job, lambda *_: pytest.fail("the stage ran"))
     assert result.sentence == "nothing to do: the job is submitting"
 
 
-def test_a_message_of_a_job_that_is_gone_says_so(bench: Any) -> None:
+def test_a_message_of_a_job_that_is_gone_says_so(bench: Bench) -> None:
     result = run_stage(bench.container, Stage.UPLOAD, lambda *_: pytest.fail("ran"), "no-such-job", "task-1")
     assert "There is no job no-such-job" in result.sentence
 
 
-def test_what_downloads_of_ended_jobs_left_is_removed_and_what_may_go_on_is_kept(bench: Any) -> None:
+def test_what_downloads_of_ended_jobs_left_is_removed_and_what_may_go_on_is_kept(bench: Bench) -> None:
     container = bench.container
     live, failed, cancelled = (bench.job() for _ in range(3))
     container.jobs.transition(failed, Change(), to=JobState.FAILED, failed_stage=Stage.DOWNLOAD)
@@ -144,7 +150,7 @@ def test_what_downloads_of_ended_jobs_left_is_removed_and_what_may_go_on_is_kept
         container.work_folder.part_of(job.id).unlink()
 
 
-def test_a_folder_that_a_killed_worker_left_is_removed_after_a_day(bench: Any) -> None:
+def test_a_folder_that_a_killed_worker_left_is_removed_after_a_day(bench: Bench) -> None:
     work_dir = bench.container.work_folder.path
     old, new = (Path(tempfile.mkdtemp(dir=work_dir)) for _ in range(2))
     (old / "dataset.zip").write_bytes(b"a dataset")

@@ -17,10 +17,10 @@ from finetune_worker.intake import accept
 from finetune_worker.stages.runner import run_stage
 from finetune_worker.tasks import STAGES
 from segmind_sandbox.testing import LiveSandbox
+from support.bench import make_settings
 from support.images import image_bytes, make_zip
 from support.samples import sample_request
 from support.until import until
-from worker.conftest import make_settings
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from finetune_queue.contract import EventType, JobState, WaitReason
+from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
 from finetune_queue.store import Change, NotDurableError, jobs, keys
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.segmind.models import FinetuneItem, SubmitRequest
@@ -19,11 +19,11 @@ from finetune_worker.stages import calls
 from finetune_worker.stages.reconcile import Sightings, reconcile, sight
 from finetune_worker.stages.sweep import sweep
 from segmind_sandbox.trainings import Training
+from support.bench import Bench, make_settings
 from support.until import until
-from worker.conftest import make_settings
 
 
-def test_an_accepted_submit_makes_the_job_a_training(bench: Any) -> None:
+def test_an_accepted_submit_makes_the_job_a_training(bench: Bench) -> None:
     job = bench.submitting()
 
     result = bench.run(job)
@@ -31,12 +31,12 @@ def test_an_accepted_submit_makes_the_job_a_training(bench: Any) -> None:
     job = bench.read(job)
     assert result.proceed
     assert job.state is JobState.TRAINING
-    assert job.finetune_id in result.sentence
+    assert bench.finetune_id(job) in result.sentence
     assert job.owner == ""
     assert bench.submits() == 1
 
 
-def test_a_second_message_submits_nothing(bench: Any) -> None:
+def test_a_second_message_submits_nothing(bench: Bench) -> None:
     job = bench.submitting()
     bench.run(job)
     assert not bench.run(job).sentence.startswith("submitted")
@@ -54,7 +54,7 @@ def test_a_second_message_submits_nothing(bench: Any) -> None:
     ],
     ids=lambda fault: fault["kind"],
 )
-def test_a_submit_whose_answer_is_lost_is_found_and_not_repeated(bench: Any, fault: dict[str, Any]) -> None:
+def test_a_submit_whose_answer_is_lost_is_found_and_not_repeated(bench: Bench, fault: dict[str, Any]) -> None:
     bench.sandbox.control.add_fault(op="submit", **fault)
     job = bench.submitting()
 
@@ -83,7 +83,7 @@ def test_a_submit_whose_answer_is_lost_is_found_and_not_repeated(bench: Any, fau
     ],
     ids=lambda value: value.get("status", value["kind"]) if isinstance(value, dict) else "",
 )
-def test_a_clear_no_takes_the_intent_back(bench: Any, fault: dict[str, Any], reason: WaitReason | None) -> None:
+def test_a_clear_no_takes_the_intent_back(bench: Bench, fault: dict[str, Any], reason: WaitReason | None) -> None:
     bench.sandbox.control.add_fault(op="submit", **fault)
     job = bench.submitting()
 
@@ -100,7 +100,7 @@ def test_a_clear_no_takes_the_intent_back(bench: Any, fault: dict[str, Any], rea
         assert job.error.message
 
 
-def test_a_refused_connection_uses_no_attempt_and_pauses_the_account(bench: Any) -> None:
+def test_a_refused_connection_uses_no_attempt_and_pauses_the_account(bench: Bench) -> None:
     job = bench.submitting()
     client = bench.container.segmind("default")
     client.close()
@@ -120,7 +120,7 @@ def test_a_refused_connection_uses_no_attempt_and_pauses_the_account(bench: Any)
     assert status.spent_today == 0
 
 
-def test_a_dead_worker_s_submit_that_never_left_is_sent_after_the_settle_time(bench: Any) -> None:
+def test_a_dead_worker_s_submit_that_never_left_is_sent_after_the_settle_time(bench: Bench) -> None:
     job = dead_in_the_middle(bench, bench.submitting())
     bench.run(job)
     assert bench.submits() == 0
@@ -140,7 +140,7 @@ def test_a_dead_worker_s_submit_that_never_left_is_sent_after_the_settle_time(be
     assert bench.submits() == 1
 
 
-def test_a_list_that_lags_does_not_make_a_submit_absent(bench: Any) -> None:
+def test_a_list_that_lags_does_not_make_a_submit_absent(bench: Bench) -> None:
     bench.sandbox.control.change_settings(list_lag_seconds=4)
     bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
     job = bench.submitting()
@@ -156,7 +156,7 @@ def test_a_list_that_lags_does_not_make_a_submit_absent(bench: Any) -> None:
     bench.sandbox.control.change_settings(list_lag_seconds=0)
 
 
-def test_a_submit_that_may_go_again_waits_for_its_slot_until_the_caller_s_deadline_only(bench: Any) -> None:
+def test_a_submit_that_may_go_again_waits_for_its_slot_until_the_caller_s_deadline_only(bench: Bench) -> None:
     deadline = datetime.now(UTC) + timedelta(seconds=60)
     job = dead_in_the_middle(bench, bench.submitting(deadline=deadline.isoformat()))
     bench.container.jobs.transition(job, Change(delay=60), intent_ms=1, looks=50)
@@ -164,11 +164,10 @@ def test_a_submit_that_may_go_again_waits_for_its_slot_until_the_caller_s_deadli
     sweep(bench.container, "default")
 
     assert bench.read(job).intent_ms is None
-    due_ms = bench.container.jobs._redis.zscore(keys.deadlines(), job.id)
-    assert due_ms / 1000 <= deadline.timestamp() + 1
+    assert bench.due_ms(job) / 1000 <= deadline.timestamp() + 1
 
 
-def test_a_partial_list_says_nothing_about_absence(bench: Any) -> None:
+def test_a_partial_list_says_nothing_about_absence(bench: Bench) -> None:
     job = dead_in_the_middle(bench, bench.submitting())
     bench.container.jobs.transition(job, Change(delay=60), intent_ms=1, looks=50)
     bench.sandbox.control.add_fault(op="list", kind="malformed_json")
@@ -179,7 +178,7 @@ def test_a_partial_list_says_nothing_about_absence(bench: Any) -> None:
 
 
 def test_a_list_with_an_item_that_cannot_be_read_says_nothing_about_absence(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
     job = bench.submitting()
@@ -199,7 +198,7 @@ def test_a_list_with_an_item_that_cannot_be_read_says_nothing_about_absence(
     ids=["quoted", "with a query", "as another URL"],
 )
 def test_a_mark_is_found_however_the_list_spells_the_url(
-    bench: Any, monkeypatch: pytest.MonkeyPatch, spelling: Any
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, spelling: Any
 ) -> None:
     bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
     job = bench.submitting()
@@ -213,7 +212,7 @@ def test_a_mark_is_found_however_the_list_spells_the_url(
 
 
 def test_a_list_that_does_not_name_datasets_leaves_it_to_the_details(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = bench.submitting()
     bench.run(other)
@@ -238,7 +237,7 @@ def test_a_list_that_does_not_name_datasets_leaves_it_to_the_details(
 
 
 def test_of_two_trainings_with_the_mark_the_earlier_is_adopted_and_none_is_added(
-    bench: Any, capsys: pytest.CaptureFixture[str]
+    bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = bench.submitting()
     client = bench.container.segmind("default")
@@ -256,7 +255,7 @@ def test_of_two_trainings_with_the_mark_the_earlier_is_adopted_and_none_is_added
     assert bench.submits() == 2
 
 
-def test_a_list_that_shows_a_training_twice_tells_of_one(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_list_that_shows_a_training_twice_tells_of_one(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
     job = bench.submitting()
     bench.run(job)
@@ -272,7 +271,7 @@ def test_a_list_that_shows_a_training_twice_tells_of_one(bench: Any, capsys: pyt
     assert "training_paid_twice" not in capsys.readouterr().out
 
 
-def test_an_answer_that_takes_longer_than_a_lease_is_still_taken(bench: Any, tmp_path: Path) -> None:
+def test_an_answer_that_takes_longer_than_a_lease_is_still_taken(bench: Bench, tmp_path: Path) -> None:
     values = make_settings(
         bench.sandbox, bench.container.settings.finetune_redis_url, tmp_path, finetune_lease=0.3, segmind_read_timeout=2
     )
@@ -293,7 +292,7 @@ def test_an_answer_that_takes_longer_than_a_lease_is_still_taken(bench: Any, tmp
     assert job.finetune_id is not None
 
 
-def test_a_submit_whose_fate_nobody_can_tell_is_shown_to_a_person_in_the_end(bench: Any) -> None:
+def test_a_submit_whose_fate_nobody_can_tell_is_shown_to_a_person_in_the_end(bench: Bench) -> None:
     job = dead_in_the_middle(bench, bench.submitting())
     bench.container.jobs.transition(job, Change(delay=60), intent_ms=1)
 
@@ -306,7 +305,7 @@ def test_a_submit_whose_fate_nobody_can_tell_is_shown_to_a_person_in_the_end(ben
     assert bench.submits() == 0
 
 
-def test_a_log_that_does_not_confirm_the_intent_stops_the_submit(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_does_not_confirm_the_intent_stops_the_submit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     job = bench.submitting()
     monkeypatch.setattr(redis.client.Pipeline, "waitaof", lambda self, *_: self.execute_command("ECHO", "0"))
     monkeypatch.setattr(jobs, "check_durable", lambda job, _: (_ for _ in ()).throw(NotDurableError(job)))
@@ -322,7 +321,7 @@ def test_a_log_that_does_not_confirm_the_intent_stops_the_submit(bench: Any, mon
 
 
 def test_a_store_that_is_full_when_the_intent_is_due_stops_the_submit(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = bench.submitting()
     client = bench.container.jobs._redis
@@ -346,11 +345,11 @@ def test_a_store_that_is_full_when_the_intent_is_due_stops_the_submit(
 
 
 def test_a_worker_overtaken_while_it_waited_for_the_log_writes_nothing(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = bench.submitting()
 
-    def overtaken(job: Any, _reply: Any) -> None:
+    def overtaken(job: JobRecord, _reply: Any) -> None:
         bench.container.jobs.transition(job, Change(delay=60), owner="another")
         raise NotDurableError(job)
 
@@ -360,7 +359,7 @@ def test_a_worker_overtaken_while_it_waited_for_the_log_writes_nothing(
     assert bench.read(job).intent_ms is not None
 
 
-def test_two_jobs_with_one_public_url_each_find_their_own_training(bench: Any) -> None:
+def test_two_jobs_with_one_public_url_each_find_their_own_training(bench: Bench) -> None:
     older = bench.submitting(passed_through=True)
     bench.run(older)
     until(lambda: bench.read(older).finetune_id is not None, seconds=5)
@@ -382,7 +381,7 @@ def test_two_jobs_with_one_public_url_each_find_their_own_training(bench: Any) -
     assert bench.submits() == 2
 
 
-def test_an_item_of_the_list_whose_dataset_is_no_url_is_somebody_else_s(bench: Any) -> None:
+def test_an_item_of_the_list_whose_dataset_is_no_url_is_somebody_else_s(bench: Bench) -> None:
     job = bench.submitting(passed_through=True)
     seen = Sightings()
     sight(job, FinetuneItem(finetune_id="ft-1", name=job.request.name, data_source_path="https://[faces]/y.zip"), seen)
@@ -390,7 +389,7 @@ def test_an_item_of_the_list_whose_dataset_is_no_url_is_somebody_else_s(bench: A
     assert seen.alike == ["ft-2"]
 
 
-def test_a_worker_that_stood_still_does_not_send(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_stood_still_does_not_send(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "FRESH", -1.0)
     job = bench.submitting()
 
@@ -402,7 +401,7 @@ def test_a_worker_that_stood_still_does_not_send(bench: Any, monkeypatch: pytest
 
 
 def test_a_worker_whose_job_ended_while_it_stood_still_takes_no_slot(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = bench.submitting()
     take = bench.container.budget.take
@@ -419,7 +418,7 @@ def test_a_worker_whose_job_ended_while_it_stood_still_takes_no_slot(
     assert bench.submits() == 0
 
 
-def test_the_intent_is_written_before_the_call(bench: Any) -> None:
+def test_the_intent_is_written_before_the_call(bench: Bench) -> None:
     bench.sandbox.control.add_fault(op="submit", kind="slow", seconds=0.5)
     job = bench.submitting()
     bench.run(job)
@@ -433,7 +432,7 @@ def spell(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     monkeypatch.setattr(Training, "list_item", lambda self, now: json.dumps(change(json.loads(original(self, now)))))
 
 
-def dead_in_the_middle(bench: Any, job: Any) -> Any:
+def dead_in_the_middle(bench: Bench, job: JobRecord) -> JobRecord:
     """Leave the job as a worker does that was killed between its intent and its call."""
     jobs = bench.container.jobs
     now = int(time.time() * 1000)
@@ -441,7 +440,7 @@ def dead_in_the_middle(bench: Any, job: Any) -> Any:
     return jobs.transition(job, Change(delay=60), owner="")
 
 
-def open_for_calls(bench: Any) -> None:
+def open_for_calls(bench: Bench) -> None:
     """End the account's pause, so that a test need not wait for it."""
     client = bench.container.jobs._redis
     client.hdel(keys.account("default"), "paused_until", "probing", "probe_until")

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import EventType, JobState, WaitReason
+from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
 from finetune_queue.resuming import adopted
 from finetune_queue.store import SWEEP, CallClass, Change, keys
 from finetune_queue.store.room import room_score_floor
 from finetune_worker.stages.sweep import sweep, sweep_if_due
+from support.bench import Bench, make_settings
 from support.until import until
-from worker.conftest import make_settings
 
 
-def calls_of(bench: Any, operation: str) -> int:
+def calls_of(bench: Bench, operation: str) -> int:
     return sum(bench.sandbox.control.report()["calls"].get(operation, {}).values())
 
 
-def trained(bench: Any, count: int, **settings: Any) -> list[Any]:
+def trained(bench: Bench, count: int, **settings: Any) -> list[JobRecord]:
     bench.sandbox.control.change_settings(**settings)
     jobs = [bench.submitting() for _ in range(count)]
     for job in jobs:
@@ -31,7 +31,7 @@ def trained(bench: Any, count: int, **settings: Any) -> list[Any]:
     return jobs
 
 
-def test_one_list_call_moves_every_finished_training(bench: Any) -> None:
+def test_one_list_call_moves_every_finished_training(bench: Bench) -> None:
     jobs = trained(bench, 5, list_carries_weights_url=True)
 
     sentence = sweep(bench.container, "default")
@@ -43,7 +43,7 @@ def test_one_list_call_moves_every_finished_training(bench: Any) -> None:
     assert all(bench.read(job).weights_url for job in jobs)
 
 
-def test_of_the_messages_that_piled_up_while_no_thread_was_free_one_makes_the_look(bench: Any) -> None:
+def test_of_the_messages_that_piled_up_while_no_thread_was_free_one_makes_the_look(bench: Bench) -> None:
     trained(bench, 2, training_seconds=600)
     for _ in range(3):
         bench.container.accounts.next_sweep_in("default", 0.0)
@@ -56,13 +56,13 @@ def test_of_the_messages_that_piled_up_while_no_thread_was_free_one_makes_the_lo
     assert calls_of(bench, "list") == 1
 
 
-def test_a_message_that_came_after_its_slot_lapsed_still_makes_the_look(bench: Any) -> None:
+def test_a_message_that_came_after_its_slot_lapsed_still_makes_the_look(bench: Bench) -> None:
     trained(bench, 2, training_seconds=600)
     bench.container.accounts.next_sweep_in("default", 0.0)
     assert sweep_if_due(bench.container, "default").startswith("saw 2 of 2")
 
 
-def test_a_worker_without_the_account_s_key_takes_no_slot_for_its_sweep(bench: Any) -> None:
+def test_a_worker_without_the_account_s_key_takes_no_slot_for_its_sweep(bench: Bench) -> None:
     trained(bench, 1, training_seconds=600)
     used = bench.container.accounts.status("default").used
     elsewhere = make_settings(
@@ -78,7 +78,7 @@ def test_a_worker_without_the_account_s_key_takes_no_slot_for_its_sweep(bench: A
     assert bench.container.accounts.status("default").used == used
 
 
-def test_a_sweep_does_not_put_off_the_lease_of_a_worker_that_holds_the_job(bench: Any) -> None:
+def test_a_sweep_does_not_put_off_the_lease_of_a_worker_that_holds_the_job(bench: Bench) -> None:
     jobs = trained(bench, 2, training_seconds=600)
     sweep(bench.container, "default")
     held = bench.container.jobs.transition(bench.read(jobs[0]), Change(delay=30), owner="died")
@@ -91,7 +91,7 @@ def test_a_sweep_does_not_put_off_the_lease_of_a_worker_that_holds_the_job(bench
     assert deadlines.zscore(keys.deadlines(), held.id) == lease
 
 
-def test_more_trainings_than_a_page_all_move(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_trainings_than_a_page_all_move(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_worker.stages.sweep.PAGE", 2)
     monkeypatch.setattr("finetune_queue.store.jobs._PAGE", 2)
     jobs = trained(bench, 5, list_carries_weights_url=True)
@@ -100,12 +100,12 @@ def test_more_trainings_than_a_page_all_move(bench: Any, monkeypatch: pytest.Mon
 
 
 def test_a_job_that_went_on_while_the_list_was_on_its_way_is_left_alone(
-    bench: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = trained(bench, 2, list_carries_weights_url=True)
     store, read = bench.container.jobs, bench.container.jobs.tracked
 
-    def tracked(account: str) -> list[Any]:
+    def tracked(account: str) -> list[JobRecord]:
         found = list(read(account))
         store.transition(bench.read(jobs[0]), Change(delay=60), attempts=1)
         return found
@@ -115,7 +115,7 @@ def test_a_job_that_went_on_while_the_list_was_on_its_way_is_left_alone(
     assert [bench.read(job).state for job in jobs] == [JobState.TRAINING, JobState.DOWNLOADING]
 
 
-def test_a_list_without_urls_costs_one_details_call_for_each_job(bench: Any) -> None:
+def test_a_list_without_urls_costs_one_details_call_for_each_job(bench: Bench) -> None:
     jobs = trained(bench, 3, list_carries_weights_url=False)
 
     sweep(bench.container, "default")
@@ -129,19 +129,19 @@ def test_a_list_without_urls_costs_one_details_call_for_each_job(bench: Any) -> 
     assert calls_of(bench, "details") == 3
 
 
-def test_a_single_training_is_looked_at_by_its_details(bench: Any) -> None:
+def test_a_single_training_is_looked_at_by_its_details(bench: Bench) -> None:
     [job] = trained(bench, 1, list_carries_weights_url=False)
     sweep(bench.container, "default")
     assert bench.read(job).state is JobState.DOWNLOADING
     assert (calls_of(bench, "list"), calls_of(bench, "details")) == (0, 1)
 
 
-def test_a_running_training_parks_its_job_and_tells_of_its_status(bench: Any) -> None:
+def test_a_running_training_parks_its_job_and_tells_of_its_status(bench: Bench) -> None:
     [job] = trained(bench, 1, training_seconds=10)
     result = bench.run(job)
     assert not result.proceed
     assert "waiting for Segmind to train" in result.sentence
-    finetune_id = bench.read(job).finetune_id
+    finetune_id = bench.finetune_id(job)
     bench.sandbox.control.change_training(finetune_id, status_word="WARMING_UP")
     until(lambda: bench.sandbox.control.trainings()[0]["status"] == "WARMING_UP", seconds=8)
 
@@ -154,9 +154,9 @@ def test_a_running_training_parks_its_job_and_tells_of_its_status(bench: Any) ->
     assert job.waiting_for is WaitReason.PROVIDER
 
 
-def test_a_failed_training_fails_its_job_with_segmind_s_words(bench: Any) -> None:
+def test_a_failed_training_fails_its_job_with_segmind_s_words(bench: Bench) -> None:
     [job] = trained(bench, 1, training_seconds=600)
-    bench.sandbox.control.change_training(bench.read(job).finetune_id, fail="no faces found")
+    bench.sandbox.control.change_training(bench.finetune_id(job), fail="no faces found")
 
     sweep(bench.container, "default")
 
@@ -169,21 +169,19 @@ def test_a_failed_training_fails_its_job_with_segmind_s_words(bench: Any) -> Non
     assert bench.container.accounts.status("default").tracked == 0
 
 
-def test_a_training_that_the_list_lacks_is_asked_for_alone(bench: Any) -> None:
+def test_a_training_that_the_list_lacks_is_asked_for_alone(bench: Bench) -> None:
     first, second = trained(bench, 2, training_seconds=600)
     for job in (first, second):
         bench.run(job)
-    bench.sandbox.control.change_training(bench.read(first).finetune_id, hidden=True)
+    bench.sandbox.control.change_training(bench.finetune_id(first), hidden=True)
     sweep(bench.container, "default")
 
-    long_ago = {"entered_ms": 1}
-    jobs = bench.container.jobs
-    jobs.transition(bench.read(first), Change(delay=60), **long_ago)
+    bench.container.jobs.transition(bench.read(first), Change(delay=60), entered_ms=1)
     assert "waiting for Segmind to train" in bench.run(first).sentence
     assert calls_of(bench, "details") == 1
 
 
-def test_a_training_that_segmind_forgot_fails_its_job(bench: Any) -> None:
+def test_a_training_that_segmind_forgot_fails_its_job(bench: Bench) -> None:
     [job] = trained(bench, 1, training_seconds=600)
     jobs = bench.container.jobs
     jobs.transition(bench.read(job), Change(delay=60), entered_ms=1, finetune_id="never-was")
@@ -196,7 +194,7 @@ def test_a_training_that_segmind_forgot_fails_its_job(bench: Any) -> None:
     assert job.error.code == "not_found"
 
 
-def test_a_training_that_never_ends_fails_its_job(bench: Any) -> None:
+def test_a_training_that_never_ends_fails_its_job(bench: Bench) -> None:
     [job] = trained(bench, 1, training_seconds=600)
     bench.container.jobs.transition(bench.read(job), Change(delay=60), submitted_ms=1)
 
@@ -206,10 +204,10 @@ def test_a_training_that_never_ends_fails_its_job(bench: Any) -> None:
     assert job.state is JobState.FAILED
     assert job.error is not None
     assert job.error.code == "training_too_long"
-    assert job.finetune_id in job.error.message
+    assert bench.finetune_id(job) in job.error.message
 
 
-def test_a_training_that_ended_while_nobody_could_look_is_fetched_however_late(bench: Any) -> None:
+def test_a_training_that_ended_while_nobody_could_look_is_fetched_however_late(bench: Bench) -> None:
     [job] = trained(bench, 1)
     bench.container.jobs.transition(bench.read(job), Change(delay=60), submitted_ms=1)
 
@@ -218,9 +216,9 @@ def test_a_training_that_ended_while_nobody_could_look_is_fetched_however_late(b
     assert bench.read(job).state is JobState.DOWNLOADING
 
 
-def test_a_training_adopted_after_its_limit_is_looked_at_first(bench: Any) -> None:
+def test_a_training_adopted_after_its_limit_is_looked_at_first(bench: Bench) -> None:
     [other] = trained(bench, 1)
-    finetune_id, jobs = bench.read(other).finetune_id, bench.container.jobs
+    finetune_id, jobs = bench.finetune_id(other), bench.container.jobs
     jobs.transition(bench.read(other), Change(), to=JobState.CANCELLED, finetune_id=None)
     job = bench.submitting()
     job = jobs.transition(job, Change(delay=60), to=JobState.NEEDS_ATTENTION, intent_ms=1)
@@ -232,7 +230,7 @@ def test_a_training_adopted_after_its_limit_is_looked_at_first(bench: Any) -> No
     assert bench.read(job).state is JobState.DOWNLOADING
 
 
-def test_sweeps_that_see_a_training_do_not_put_off_its_limit(bench: Any) -> None:
+def test_sweeps_that_see_a_training_do_not_put_off_its_limit(bench: Bench) -> None:
     jobs = trained(bench, 2, training_seconds=600)
     store, limit = bench.container.jobs, bench.container.settings.finetune_training_limit
     for job in jobs:
@@ -244,11 +242,11 @@ def test_sweeps_that_see_a_training_do_not_put_off_its_limit(bench: Any) -> None
 
     assert list(bench.container.deadlines.due(10, handover=1)[0]) == [late.id]
     bench.run(late)
-    assert bench.read(late).error.code == "training_too_long"
+    assert bench.error(late).code == "training_too_long"
     assert bench.read(well).state is JobState.TRAINING
 
 
-def test_sweeps_that_see_a_training_do_not_put_off_the_caller_s_deadline(bench: Any) -> None:
+def test_sweeps_that_see_a_training_do_not_put_off_the_caller_s_deadline(bench: Bench) -> None:
     bench.sandbox.control.change_settings(training_seconds=600)
     job = bench.submitting(deadline=datetime.now(UTC) + timedelta(seconds=1.5))
     bench.run(job)
@@ -256,13 +254,13 @@ def test_sweeps_that_see_a_training_do_not_put_off_the_caller_s_deadline(bench: 
     sweep(bench.container, "default")
     until(lambda: list(bench.container.deadlines.due(10, handover=60)[0]) == [job.id], seconds=5)
     bench.run(job)
-    error = bench.read(job).error
+    error = bench.error(job)
     assert error.code == "deadline_passed"
     assert "finetune retry" in error.action
 
 
 @pytest.mark.parametrize("fault", [{"kind": "rate_limited"}, {"kind": "http_error", "status": 503}, {"kind": "reset"}])
-def test_a_sweep_that_fails_moves_nobody_and_pauses_the_account(bench: Any, fault: dict[str, Any]) -> None:
+def test_a_sweep_that_fails_moves_nobody_and_pauses_the_account(bench: Bench, fault: dict[str, Any]) -> None:
     jobs = trained(bench, 2, list_carries_weights_url=True)
     bench.sandbox.control.add_fault(op="list", **fault)
 
@@ -273,9 +271,9 @@ def test_a_sweep_that_fails_moves_nobody_and_pauses_the_account(bench: Any, faul
 
 
 @pytest.mark.parametrize(("kind", "slot_in"), [("slow", 72), ("reset", 60)])
-def test_a_call_that_timed_out_may_still_arrive_and_keeps_its_slot(bench: Any, kind: str, slot_in: float) -> None:
+def test_a_call_that_timed_out_may_still_arrive_and_keeps_its_slot(bench: Bench, kind: str, slot_in: float) -> None:
     [job] = trained(bench, 1, training_seconds=600)
-    redis = bench.container.jobs._redis
+    redis: Any = bench.container.jobs._redis
     redis.delete(keys.slots("default"))
     bench.sandbox.control.add_fault(op="details", kind=kind, **({"seconds": 1.5} if kind == "slow" else {}))
 
@@ -288,7 +286,7 @@ def test_a_call_that_timed_out_may_still_arrive_and_keeps_its_slot(bench: Any, k
     assert bench.read(job).state is JobState.TRAINING
 
 
-def test_a_list_cut_short_still_moves_whom_it_showed(bench: Any) -> None:
+def test_a_list_cut_short_still_moves_whom_it_showed(bench: Bench) -> None:
     jobs = trained(bench, 4, list_carries_weights_url=True)
     bench.sandbox.control.add_fault(op="list", kind="malformed_json")
 
@@ -299,7 +297,7 @@ def test_a_list_cut_short_still_moves_whom_it_showed(bench: Any) -> None:
     assert states.count(JobState.TRAINING) >= 1
 
 
-def test_a_training_seen_in_time_is_put_off(bench: Any) -> None:
+def test_a_training_seen_in_time_is_put_off(bench: Bench) -> None:
     jobs = trained(bench, 2, training_seconds=600)
     for job in jobs:
         bench.run(job)
@@ -310,13 +308,13 @@ def test_a_training_seen_in_time_is_put_off(bench: Any) -> None:
     assert bench.container.deadlines.due(10, handover=1)[0] == {}
 
 
-def next_sweep_in(bench: Any) -> Any:
+def next_sweep_in(bench: Bench) -> float:
     client = bench.container.jobs._redis
     seconds, micros = client.time()
-    return float(client.hget(keys.account("default"), "sweep_at")) / 1000 - seconds - micros / 1e6
+    return float(client.hget(keys.account("default"), "sweep_at") or 0) / 1000 - seconds - micros / 1e6
 
 
-def test_a_busy_budget_is_looked_at_less_often(bench: Any) -> None:
+def test_a_busy_budget_is_looked_at_less_often(bench: Bench) -> None:
     trained(bench, 2, training_seconds=600)
     sweep(bench.container, "default")
     assert next_sweep_in(bench) < 3  # half of 50 calls a minute
@@ -337,7 +335,7 @@ def test_a_busy_budget_is_looked_at_less_often(bench: Any) -> None:
     assert next_sweep_in(bench) < 3  # it waits for a training to end, which only a look shows
 
 
-def test_the_usual_training_time_is_learned_and_used(bench: Any) -> None:
+def test_the_usual_training_time_is_learned_and_used(bench: Bench) -> None:
     jobs = trained(bench, 2, list_carries_weights_url=True)
     client = bench.container.jobs._redis
     for job in jobs:

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import EventType, JobState, Stage
+from finetune_queue.contract import EventType, JobRecord, JobState, Stage
 from finetune_queue.datasets.errors import DatasetError
-from finetune_queue.store import Change, keys
+from finetune_queue.store import Change, Slot, keys
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages import upload as module
 from finetune_worker.stages.errors import from_dataset
 from finetune_worker.transfer import upload_presigned
+from support.bench import Bench
 from support.images import image_bytes, make_zip
 
 
@@ -22,19 +23,19 @@ def dataset(tmp_path: Path) -> Path:
     return make_zip(tmp_path / "d.zip", {"1.jpg": image_bytes(1, (600, 600)), "1.txt": b"photo of nobody"})
 
 
-def uploading(bench: Any, dataset: Path) -> Any:
+def uploading(bench: Bench, dataset: Path) -> JobRecord:
     jobs, job = bench.container.jobs, bench.job(dataset=f"file://{dataset}")
     return jobs.transition(job, Change(delay=60), to=JobState.UPLOADING)
 
 
-def calls(bench: Any) -> tuple[int, int]:
+def calls(bench: Bench) -> tuple[int, int]:
     """How often a URL was asked for, and a PUT made."""
     report = bench.sandbox.control.report()["calls"]
     return sum(report["presign"].values()), sum(report["put"].values())
 
 
 @pytest.mark.parametrize("fault", [{"kind": "slow_down"}, {"kind": "http_error", "status": 500}, {"kind": "reset"}])
-def test_a_busy_storage_gets_the_same_url_again(bench: Any, dataset: Path, fault: dict[str, Any]) -> None:
+def test_a_busy_storage_gets_the_same_url_again(bench: Bench, dataset: Path, fault: dict[str, Any]) -> None:
     job = uploading(bench, dataset)
     bench.sandbox.control.add_fault(op="put", count=1, **fault)
 
@@ -49,12 +50,13 @@ def test_a_busy_storage_gets_the_same_url_again(bench: Any, dataset: Path, fault
     assert bench.container.jobs.upload_url(job.id) is None
 
 
-def test_a_url_that_is_about_to_end_is_not_used_again(bench: Any, dataset: Path) -> None:
+def test_a_url_that_is_about_to_end_is_not_used_again(bench: Bench, dataset: Path) -> None:
     job = uploading(bench, dataset)
     bench.sandbox.control.add_fault(op="put", kind="slow_down", count=1)
     bench.run(job)
 
     kept = bench.container.jobs.upload_url(job.id)
+    assert kept is not None
     ending = re.sub(r"X-Amz-Expires=\d+", "X-Amz-Expires=59", kept)
     bench.container.jobs.save_upload_url(job.id, ending, 3600)
 
@@ -65,16 +67,19 @@ def test_a_url_that_is_about_to_end_is_not_used_again(bench: Any, dataset: Path)
 
 @pytest.mark.parametrize("says", ["nothing", "that it ends soon"])
 def test_a_url_is_asked_for_once_whatever_it_says_of_its_end(
-    bench: Any, dataset: Path, monkeypatch: pytest.MonkeyPatch, says: str
+    bench: Bench, dataset: Path, monkeypatch: pytest.MonkeyPatch, says: str
 ) -> None:
     job = uploading(bench, dataset)
-    slots = [bench.container.budget.take("default", str(number), 0.0) for number in range(50)]
+    first = bench.container.budget.take("default", "0", 0.0)
+    assert isinstance(first, Slot)
+    for number in range(1, 50):
+        bench.container.budget.take("default", str(number), 0.0)
     assert bench.run(job).sentence.startswith("parked: waiting for an API slot")
     if says == "nothing":
         monkeypatch.setattr(PresignedUpload, "expires_at", None)
     else:
         monkeypatch.setattr(module, "URL_MARGIN", timedelta(days=1))
-    bench.container.jobs._redis.zrem(keys.slots("default"), slots[0].token)
+    bench.container.jobs._redis.zrem(keys.slots("default"), first.token)
 
     result = bench.run(job)  # with one slot for one call
 
@@ -82,7 +87,7 @@ def test_a_url_is_asked_for_once_whatever_it_says_of_its_end(
     assert calls(bench) == (1, 1)
 
 
-def test_a_url_that_the_storage_refuses_is_replaced_at_once(bench: Any, dataset: Path) -> None:
+def test_a_url_that_the_storage_refuses_is_replaced_at_once(bench: Bench, dataset: Path) -> None:
     job = uploading(bench, dataset)
     bench.sandbox.control.add_fault(op="put", kind="http_error", status=403, count=1)
     bench.run(job)
@@ -92,12 +97,11 @@ def test_a_url_that_the_storage_refuses_is_replaced_at_once(bench: Any, dataset:
     assert calls(bench) == (2, 2)
 
 
-def test_the_report_is_on_the_job_and_in_its_events(bench: Any, dataset: Path) -> None:
+def test_the_report_is_on_the_job_and_in_its_events(bench: Bench, dataset: Path) -> None:
     job = uploading(bench, dataset)
     bench.run(job)
 
-    report = bench.read(job).dataset_report
-    assert report is not None
+    report: Any = bench.read(job).dataset_report
     assert (report["ok"], report["images"], report["captions"]) == (True, 1, 1)
     assert "caption_without_trigger" in {finding["code"] for finding in report["findings"]}
     (told,) = [each for each in bench.container.jobs.events(job.id) if each.kind is EventType.SUBMITTING]
@@ -105,7 +109,7 @@ def test_the_report_is_on_the_job_and_in_its_events(bench: Any, dataset: Path) -
 
 
 def test_a_dataset_that_is_exchanged_after_its_check_is_not_uploaded(
-    bench: Any, dataset: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = uploading(bench, dataset)
 
@@ -117,8 +121,8 @@ def test_a_dataset_that_is_exchanged_after_its_check_is_not_uploaded(
     bench.run(job)
 
     failed = bench.read(job)
-    assert (failed.state, failed.error.code) == (JobState.FAILED, "source_changed")
-    assert "changed after it was checked" in failed.error.message
+    assert (failed.state, bench.error(job).code) == (JobState.FAILED, "source_changed")
+    assert "changed after it was checked" in bench.error(job).message
     assert bench.submits() == 0
 
 
