@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -163,6 +164,25 @@ def test_what_a_killed_process_left_is_cleared_after_a_day(tmp_path: Path, local
         os.utime(path, (0, 0))
     Place(f"file://{store}").put_file(local, "a")
     assert sorted(path.name for path in store.iterdir()) == [".a.2.part", ".b.1.part", "a"]
+
+
+def test_of_names_that_are_patterns_only_the_target_s_own_leftovers_are_cleared(tmp_path: Path, local: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    own, other = store / ".[ab].1.part", store / ".a.1.part"
+    for path in (own, other):
+        path.write_bytes(b"x")
+        os.utime(path, (0, 0))
+    Place(store.as_uri()).put_file(local, "[ab]")
+    assert sorted(path.name for path in store.iterdir()) == [".a.1.part", "[ab]"]
+
+
+def test_writers_of_one_name_do_not_fail_each_other(tmp_path: Path) -> None:
+    place = Place(f"file://{tmp_path}/store")
+    with ThreadPoolExecutor(6) as writers:
+        for written in [writers.submit(place.put_bytes, b"x", "a") for _ in range(300)]:
+            assert written.result().size == 1
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["a"]
 
 
 def test_a_name_is_absent_until_it_is_whole(tmp_path: Path, local: Path) -> None:

@@ -1,11 +1,12 @@
 """A folder as a place: written beside the target and renamed, so that a name is whole or not there."""
 
+import glob
 import io
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from finetune_queue.progress import OnProgress
@@ -106,9 +107,10 @@ def _reported(path: Path) -> Iterator[None]:
 def _drop_stale(target: Path) -> None:
     """Remove what a killed process left behind under this name: weights are large, and nobody else would."""
     before = time.time() - _STALE_SECONDS
-    for part in target.parent.glob(".*.part"):
-        if part.name.startswith(f".{target.name}.") and part.stat().st_mtime < before:
-            part.unlink(missing_ok=True)
+    for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        with suppress(FileNotFoundError):  # another writer's, which has just got its name
+            if part.stat().st_mtime < before:
+                part.unlink()
 
 
 def _sync(file: io.BufferedWriter) -> None:
