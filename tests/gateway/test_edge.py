@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from finetune_queue.errors import FineTuneQueueError
 from finetune_queue.gateway import edge
 from finetune_queue.gateway.clients import new_token, token_hash
 from finetune_queue.gateway.server import GatewayServer
@@ -235,11 +236,12 @@ def test_any_json_is_answered_with_a_problem(http: httpx.Client, body: Any) -> N
     assert reply.json()["code"] in {"bad-request", "invalid-request"}
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, FineTuneQueueError])
 def test_a_defect_is_told_by_its_id_alone(
-    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[Exception]
 ) -> None:
     def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("a-secret-in-an-exception")
+        raise kind("a-secret-in-an-exception")
 
     monkeypatch.setattr("finetune_queue.sdk.FineTuneQueue.page", broken)
     reply = http.get("/v1/jobs")

@@ -1,8 +1,8 @@
 """Probes and metrics, with and without Redis."""
 
+import json
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -90,7 +90,7 @@ def away(make_settings: MakeSettings, start: Start) -> str:
     return start(make_settings(finetune_redis_url="redis://127.0.0.1:1/0"))
 
 
-def test_without_redis_every_route_says_so_and_when_to_come_back(away: str, tmp_path: Path) -> None:
+def test_without_redis_every_route_says_so_and_when_to_come_back(away: str, capsys: pytest.CaptureFixture[str]) -> None:
     job = "01a209a2-237a-71ab-ad53-0d71cd539251"
     calls = [
         ("POST", "/v1/jobs"),
@@ -107,14 +107,27 @@ def test_without_redis_every_route_says_so_and_when_to_come_back(away: str, tmp_
         ("GET", "/readyz"),
     ]
     bodies: dict[str, Any] = {"/v1/jobs": sample(), f"/v1/jobs/{job}/access": {"public": True}}
+    ids = []
     with httpx.Client(base_url=away, headers=AUTH, timeout=30, trust_env=False) as http:
         for method, path in calls:
             reply = http.request(method, path, json=bodies.get(path) if method == "POST" else None)
             assert (reply.status_code, reply.json()["code"]) == (503, "queue-unavailable"), (method, path)
             assert int(reply.headers["retry-after"]) > 0
             assert "127.0.0.1" not in reply.text
+            ids.append(reply.headers["x-request-id"])
         assert http.get("/livez").status_code == 200
         assert scrape(http)["finetune_up", ""] == 0
+
+    # Why, is in the log.
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    failed = [line for line in said if line["event"] == "request_failed"]
+    assert [line["request_id"] for line in failed] == ids
+    assert [line["route"].replace("{job_id}", job) for line in failed] == [path for _, path in calls]
+    assert {line["level"] for line in failed} == {"warning"}
+    assert {line["error_type"] for line in failed} == {"ConnectionError", "QueueUnavailableError"}
+    scraped = [line for line in said if line["event"] == "metrics_without_redis"]
+    assert len(scraped) == 1
+    assert all("127.0.0.1:1" in line["error"] for line in failed + scraped)
 
 
 def test_a_redis_that_does_not_answer_does_not_stop_the_gateway(make_settings: MakeSettings, start: Start) -> None:

@@ -103,6 +103,14 @@ class Edge:
                 if problem is None:
                     log.exception("request_crashed", method=scope["method"], route=route_of(scope))
                     problem = internal_error()
+                elif problem.status_code >= 500:
+                    log.warning(
+                        "request_failed",
+                        method=scope["method"],
+                        route=route_of(scope),
+                        error=str(error),
+                        error_type=type(error).__name__,
+                    )
                 if status:
                     raise  # the answer has begun; the server ends the connection
                 await respond(problem, request_id)(scope, receive, sending)

@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from math import inf
 
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from finetune_queue.gateway.gauges import UP, Queue, look
 from finetune_queue.store import COUNTED, Counted, Metric, RedisError
+
+log = structlog.get_logger(__name__)
 
 Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
 
@@ -33,7 +36,8 @@ class QueueCollector(Collector):
         try:
             seen = look(self._queue)
             counted = self._queue.counters.read()
-        except RedisError:
+        except RedisError as error:
+            log.warning("metrics_without_redis", error=str(error), error_type=type(error).__name__)
             yield _family(UP, [((), 0.0)])
             return
         yield _family(UP, [((), 1.0)])

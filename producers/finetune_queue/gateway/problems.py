@@ -11,10 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from finetune_queue.errors import (
-    FineTuneQueueError,
     IdempotencyConflictError,
     InvalidRequestError,
     NotPossibleError,
+    QueueUnavailableError,
     StagingUnavailableError,
     UnknownJobError,
     UnreadableJobError,
@@ -118,8 +118,8 @@ def explain(error: Exception) -> ProblemError | None:
             return ProblemError("idempotency-conflict", text)
         case StagingUnavailableError():
             return later("staging-unavailable", text)
-        case FineTuneQueueError() | RedisError():
-            # What Redis or its client says may name hosts, which is for the log.
+        case QueueUnavailableError() | RedisError():
+            # What Redis or its client says may name hosts, which is for the log: the edge writes it there.
             return later("queue-unavailable", "The queue's Redis is out of reach. Nothing was lost; try again.")
         case _:
             return None
