@@ -2,7 +2,6 @@
 
 import io
 import json
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -124,11 +123,36 @@ def test_a_parameter_is_any_json(key: str, value: Any) -> None:
     assert parse_parameters([f"{key}={json.dumps(value)}"]) == {key: value}
 
 
-@given(st.text())
-def test_a_parameter_or_label_that_cannot_be_read_is_a_usage_error(text: str) -> None:
+@given(st.text() | st.text("=ab"))
+def test_what_is_no_pair_is_a_usage_error_and_any_pair_a_label(text: str) -> None:
+    key, equals, value = text.partition("=")
+    if key and equals:
+        assert parse_labels([text]) == {key: value}
+        return
     for parse in (parse_parameters, parse_labels):
-        with suppress(CliError):
+        with pytest.raises(CliError, match=r"should be KEY=VALUE\.$") as caught:
             parse([text])
+        assert caught.value.exit_code is ExitCode.USAGE
+
+
+@given(st.text() | st.text('[]{}",:0e-'))
+def test_a_parameter_that_is_no_json_is_a_usage_error(text: str) -> None:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        with pytest.raises(CliError, match="is not JSON") as caught:
+            parse_parameters([f"key={text}"])
+        assert caught.value.exit_code is ExitCode.USAGE
+    else:
+        assert repr(parse_parameters([f"key={text}"])) == repr({"key": value})
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
+def test_a_parameter_that_is_too_much_to_read_is_a_usage_error_without_it(value: str) -> None:
+    with pytest.raises(CliError, match="too many digits, or the value is nested too deep") as caught:
+        parse_parameters([f"key={value}"])
+    assert caught.value.exit_code is ExitCode.USAGE
+    assert len(str(caught.value)) < 200
 
 
 def test_a_bare_word_is_not_taken_for_a_text() -> None:

@@ -150,10 +150,14 @@ def parse_parameters(texts: Iterable[str]) -> dict[str, Any]:
         key, value = _pair("--param", text)
         try:
             found[key] = json.loads(value)
-        except (json.JSONDecodeError, RecursionError):
+        except json.JSONDecodeError:
             raise usage_error(
                 f"--param {text}: the value is not JSON. Write true, 16, or a text in double quotes: "
                 f"--param '{key}=\"{value}\"'"
+            ) from None
+        except (ValueError, RecursionError):
+            raise usage_error(
+                f"--param {key}: the number has too many digits, or the value is nested too deep."
             ) from None
     return found
 
