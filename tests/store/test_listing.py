@@ -1,7 +1,5 @@
 """Pages of jobs: every job once, newest first, also while others come and many share a millisecond."""
 
-from contextlib import suppress
-
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
@@ -77,7 +75,13 @@ def test_a_page_looks_through_a_bounded_number_of_jobs(
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(text=st.text() | st.from_regex(r"[0-9]{1,20}\.[0-9a-f-]{30,40}", fullmatch=True))
-def test_any_other_text_is_no_cursor(pages: JobPages, text: str) -> None:
-    with suppress(CursorError):
-        pages.page(cursor=text)
+@given(text=st.text() | st.from_regex(r"[1-9][0-9]{0,19}\.[0-9a-f-]{30,40}", fullmatch=True))
+def test_a_text_is_a_place_that_can_be_written_again_or_no_cursor(pages: JobPages, text: str) -> None:
+    try:
+        score, job_id = listing._parse(text)
+    except CursorError:
+        with pytest.raises(CursorError):
+            pages.page(cursor=text)
+    else:
+        assert f"{score}.{job_id}" == text
+        assert pages.page(cursor=text).jobs == []
