@@ -21,7 +21,10 @@ from finetune_queue.contract.views import EVENT_DATA, PublicJob
 from finetune_queue.messaging import ACCEPT, QUEUE, RUN
 from finetune_queue.store import keys
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # a script finds only what lies beside it
+
+from ops.generated import ROOT, main
+
 FOLDER = ROOT / "docs" / "contract"
 VERSION = "1.0.0"
 """Of the contract, not of the program: the first number is the `.v1` of the event types."""
@@ -341,19 +344,5 @@ def wanted() -> dict[Path, str]:
     return {FOLDER / name: text for name, text in files.items()}
 
 
-def main() -> int:
-    """Write or check the files; 1 if a check found a difference."""
-    files = wanted()
-    stale = [path for path, text in files.items() if not path.exists() or path.read_text("utf-8") != text]
-    if "--check" in sys.argv[1:]:
-        for path in stale:
-            print(f"{path.relative_to(ROOT)} differs from the models: run `python ops/contract.py`")
-        return 1 if stale else 0
-    for path in stale:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(files[path], encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(wanted()))

@@ -1,7 +1,8 @@
 """Wrap the Prometheus alerts of ops/monitoring as the Prometheus operator takes them.
 
-python ops/k8s/prometheus_rule.py           # write ops/k8s/components/monitoring/alerts.yaml
-python ops/k8s/prometheus_rule.py --check   # exit with 1 if it differs
+    python ops/k8s/prometheus_rule.py [--check]
+
+With `--check` it writes nothing and says whether ops/k8s/components/monitoring/alerts.yaml differs.
 """
 
 import sys
@@ -9,7 +10,11 @@ from pathlib import Path
 
 import yaml
 
-OPS = Path(__file__).resolve().parents[1]
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # a script finds only what lies beside it
+
+from ops.generated import ROOT, main
+
+OPS = ROOT / "ops"
 SOURCE = OPS / "monitoring" / "alerts.yaml"
 TARGET = OPS / "k8s" / "components" / "monitoring" / "alerts.yaml"
 
@@ -28,14 +33,5 @@ def prometheus_rule() -> str:
     return HEAD + text
 
 
-def main() -> None:
-    """Write the manifest, or check the one that is there."""
-    text = prometheus_rule()
-    if "--check" not in sys.argv[1:]:
-        TARGET.write_text(text, encoding="utf-8")
-    elif TARGET.read_text(encoding="utf-8") != text:
-        sys.exit(f"{TARGET.name} differs from the alerts: run `python ops/k8s/prometheus_rule.py`")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main({TARGET: prometheus_rule()}))

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The harness' modules; it is a program beside the packages, not one of them."""
-    monkeypatch.syspath_prepend(ROOT / "ops" / "bench")
+    for folder in (ROOT, ROOT / "ops" / "bench"):
+        monkeypatch.syspath_prepend(folder)
     names = ("cases", "gateway", "measures", "plot", "publish", "report", "run", "submits", "transfers")
     return SimpleNamespace(**{name: import_module(f"finetune_bench.{name}") for name in names})
 

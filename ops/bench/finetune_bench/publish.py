@@ -1,13 +1,14 @@
 """Writes the results of a full run into docs/benchmarks.md, between its markers, and the plots beside it."""
 
-from pathlib import Path
 from typing import Any
+
+from ops.generated import ROOT, replace_block
 
 from finetune_bench import plot, report
 from finetune_bench.cases import CASES
 from finetune_bench.measures import Result
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
+DOCS = ROOT / "docs"
 PAGE = DOCS / "benchmarks.md"
 
 
@@ -21,12 +22,13 @@ def budget(name: str, found: dict[str, Any], machine: dict[str, Any]) -> None:
             picture = DOCS / f"benchmark-{case.name}.svg"
             picture.write_text(plot.svg(case, results))
             parts.append(f"![Finished jobs over time: {case.title}]({picture.name})")
-    _replace(name, "\n\n".join(parts))
+    PAGE.write_text(replace_block(PAGE, name, "\n\n".join(parts)))
 
 
 def tables(name: str, found: dict[str, Any], machine: dict[str, Any]) -> None:
     """Write one table for each title."""
-    _replace(name, "\n\n".join([_said_of(machine), *(report.markdown_rows(*each) for each in found.items())]))
+    parts = [_said_of(machine), *(report.markdown_rows(*each) for each in found.items())]
+    PAGE.write_text(replace_block(PAGE, name, "\n\n".join(parts)))
 
 
 def _said_of(machine: dict[str, Any]) -> str:
@@ -34,14 +36,3 @@ def _said_of(machine: dict[str, Any]) -> str:
         f"Measured on {machine['cores']} cores ({machine['system']}, {machine['processor']}, Python "
         f"{machine['python']}), with everything on them; load average before the run: {machine['load_before']}."
     )
-
-
-def _replace(name: str, text: str) -> None:
-    begin, end = f"<!-- {name}: written by make bench -->", f"<!-- {name}: end -->"
-    page = PAGE.read_text()
-    before, _, rest = page.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        message = f"{PAGE} lacks the markers of '{name}'"
-        raise ValueError(message)
-    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{after}")
