@@ -5,7 +5,6 @@ import shutil
 import socket
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from finetune_queue.local.processes import Child
@@ -72,9 +71,7 @@ class RabbitMQ:
             self._started = started.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._started.close()
 
     def _listens(self) -> bool:
