@@ -1,5 +1,6 @@
 """Probes and metrics, with and without Redis."""
 
+import asyncio
 import json
 import socket
 import time
@@ -11,10 +12,13 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_queue.contract import JobState
+from finetune_queue.gateway.app import create_app
 from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.settings import Settings
 from finetune_queue.store import Accounts, CallClass, Change, JobStore, TaskCall, keys, room_score
 from gateway.serving import AUTH, MakeSettings, Start
 from support.samples import sample
+from support.until import until
 
 Numbers = dict[tuple[str, str], float]
 
@@ -154,6 +158,26 @@ def test_a_broker_of_its_own_that_does_not_answer_leaves_the_numbers_of_the_jobs
             assert http.get("/v1/overview").json()["queues"] == {}
             reply = http.get("/v1/load")
             assert (reply.status_code, reply.json()["code"]) == (503, "queue-unavailable")
+
+
+def test_a_gateway_that_ends_leaves_no_connection_behind(
+    make_settings: MakeSettings, settings: Settings, client: redis.Redis
+) -> None:
+    # In a database of its own, so that no other gateway's are counted.
+    app = create_app(make_settings(finetune_redis_url=f"{settings.finetune_redis_url.removesuffix('/0')}/7"))
+
+    def connections() -> int:
+        return [each["db"] for each in client.client_list()].count("7")
+
+    async def live() -> None:
+        async with app.router.lifespan_context(app):
+            backend = app.state.backend
+            for ask in (backend.probe.names, backend.jobs.counts, backend.queue.counts):
+                ask()
+            assert connections() == 3
+
+    asyncio.run(live())
+    until(lambda: connections() == 0, seconds=5)
 
 
 def test_probes_need_no_token(url: str) -> None:

@@ -70,8 +70,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         hub.cancel()
         with suppress(asyncio.CancelledError):
             await hub
-        await backend.hints.close()
-        backend.queue.close()
+        await backend.close()
 
 
 async def _problem(request: Request, error: Exception) -> Response:

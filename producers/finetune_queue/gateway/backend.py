@@ -1,6 +1,7 @@
 """What the routes work with: the SDK and the store's readers, built once for a process."""
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Self
@@ -50,21 +51,24 @@ class Backend:
     looks: Looks
     loads: Loads
     metrics: Metrics
+    opened: ExitStack
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_UPLOADS))
 
     @classmethod
     def build(cls, settings: Settings) -> Self:
         """Build everything from the settings. Connects to nothing yet."""
-        client = connect(settings.finetune_redis_url)
+        opened = ExitStack()
+        client = opened.enter_context(connect(settings.finetune_redis_url))
+        probing = opened.enter_context(connect(settings.finetune_redis_url, read_timeout=QUICK))
         jobs = JobStore(client, retention=settings.finetune_retention)
         accounts, overview, feed = Accounts(client), Overview(client), Feed(client)
         messenger = Messenger(producer_app(settings))  # imports Celery here, not during the first submit
         return cls(
             settings=settings,
-            queue=FineTuneQueue(settings, messenger=messenger),
+            queue=opened.enter_context(FineTuneQueue(settings, messenger=messenger)),
             jobs=jobs,
             feed=feed,
-            probe=Accounts(connect(settings.finetune_redis_url, read_timeout=QUICK)),
+            probe=Accounts(probing),
             clients=Clients(settings.finetune_gateway_tokens, settings.finetune_gateway_rate_limit),
             hub=Hub(feed),
             hints=Hints(accounts.hint),
@@ -81,4 +85,10 @@ class Backend:
                     server=partial(server_facts, client),
                 )
             ),
+            opened=opened,
         )
+
+    async def close(self) -> None:
+        """End what runs and close every connection to Redis."""
+        await self.hints.close()
+        self.opened.close()
