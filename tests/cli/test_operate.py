@@ -10,7 +10,16 @@ import redis
 
 from finetune_queue.contract import JobState
 from finetune_queue.messaging import QUEUE, RUN
-from finetune_queue.store import AccountLimits, Accounts, RawMessage, TaskCall, connect, keys
+from finetune_queue.store import (
+    AccountLimits,
+    Accounts,
+    DeadLetter,
+    LostDelivery,
+    RawMessage,
+    TaskCall,
+    connect,
+    keys,
+)
 from support.cli import Run, Worker
 
 
@@ -121,12 +130,9 @@ def test_what_celery_could_not_read_is_sent_again_byte_for_byte(run: Run, worker
 
 def test_events_that_a_sink_did_not_take_are_sent_to_it_again(run: Run, client: redis.Redis) -> None:
     event = {"id": "job-1-6", "type": "io.finetunequeue.job.succeeded.v1"}
-    letter = {
-        "kind": "delivery", "message_id": "job-1-6", "reason": "the sink did not take it", "problems": "[]",
-        "body": json.dumps([event]), "job_id": "job-1", "sink": "https://a.example/hook", "sink_id": "s-1",
-        "sink_url": "https://user:secret@a.example/hook",
-    }  # fmt: skip
-    place: Any = client.xadd(keys.dead_letters(), letter)  # type: ignore[arg-type]
+    lost = LostDelivery("job-1", "https://a.example/hook", "https://user:secret@a.example/hook", [json.dumps(event)])
+    letter = DeadLetter("job-1-6", "the sink did not take it", [], lost)
+    place: Any = client.xadd(keys.dead_letters(), letter.fields())  # type: ignore[arg-type]
     said = run("dead", "list")
     assert "1 event of job job-1 for https://a.example/hook" in said.out
     assert "secret" not in said.out + run("dead", "list", "--json").out
@@ -136,7 +142,7 @@ def test_events_that_a_sink_did_not_take_are_sent_to_it_again(run: Run, client: 
     subjects: Any = client.zrange(keys.outbox(), 0, -1)
     [subject] = subjects
     assert client.lrange(keys.job_events(subject), 0, -1) == [json.dumps(event, separators=(",", ":"))]
-    assert client.hget(keys.job_sinks(subject), "only") == letter["sink_url"]
+    assert client.hget(keys.job_sinks(subject), "only") == lost.sink_url
 
 
 def test_an_account_s_submits_are_stopped_and_let_go_on(run: Run, worker: Worker, client: redis.Redis) -> None:

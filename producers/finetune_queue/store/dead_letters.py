@@ -49,50 +49,65 @@ class LostDelivery:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A dead letter. ``id`` is its place in the stream, ``body`` is for people, ``content`` can be sent again."""
+    """A dead letter. ``content`` can be sent again; ``id`` is its place in the stream, empty before it has one.
 
-    id: str
+    Nothing else knows how it is written there.
+    """
+
     message_id: str
     reason: str
     problems: list[str]
-    body: str
     content: TaskCall | RawMessage | LostDelivery
+    id: str = ""
 
     @property
     def at_ms(self) -> int:
         """When it was set aside, by the Redis server's clock."""
         return int(self.id.partition("-")[0])
 
+    @property
+    def body(self) -> str:
+        """The content as a text for people."""
+        return _packed(self.content)["body"]
+
+    def fields(self) -> dict[str, str]:
+        """Return the fields of its entry in the stream."""
+        about = {"message_id": self.message_id, "reason": self.reason, "problems": json.dumps(self.problems)}
+        return about | _packed(self.content)
+
     @classmethod
-    def read(cls, place: str, fields: dict[str, str]) -> Self:
+    def parse(cls, place: str, fields: dict[str, str]) -> Self:
         """Read a dead letter from the fields of its entry in the stream, whose id is ``place``."""
         return cls(
-            id=place,
             message_id=fields["message_id"],
             reason=fields["reason"],
             problems=json.loads(fields["problems"]),
-            body=fields["body"],
             content=_unpacked(fields),
+            id=place,
         )
 
 
-def packed(message: TaskCall | RawMessage) -> dict[str, str]:
-    """Return the fields of the stream that hold a message. Bytes that are text are kept as text."""
-    if isinstance(message, TaskCall):
-        return {"body": json.dumps([list(message.args), message.kwargs], default=str)}
+def _packed(content: TaskCall | RawMessage | LostDelivery) -> dict[str, str]:
+    """Return the fields that hold a content. Bytes that are text are kept as text."""
+    match content:
+        case LostDelivery():
+            sink = {"job_id": content.job_id, "sink": content.sink, "sink_url": content.sink_url}
+            return {"kind": "delivery", **sink, "body": f"[{','.join(content.events)}]"}
+        case TaskCall():
+            return {"kind": "message", "body": json.dumps([list(content.args), content.kwargs], default=str)}
     envelope = {
-        "headers": message.headers,
-        "content_type": message.content_type,
-        "content_encoding": message.content_encoding,
+        "headers": content.headers,
+        "content_type": content.content_type,
+        "content_encoding": content.content_encoding,
     }
-    body = message.body.decode(errors="backslashreplace")
-    if body.encode() != message.body:
-        envelope["base64"] = base64.b64encode(message.body).decode()
-    return {"body": body, "envelope": json.dumps(envelope, default=str)}
+    body = content.body.decode(errors="backslashreplace")
+    if body.encode() != content.body:
+        envelope["base64"] = base64.b64encode(content.body).decode()
+    return {"kind": "message", "body": body, "envelope": json.dumps(envelope, default=str)}
 
 
 def _unpacked(fields: dict[str, str]) -> TaskCall | RawMessage | LostDelivery:
-    if fields.get("kind") == "delivery":
+    if fields["kind"] == "delivery":
         events = [json.dumps(event, separators=(",", ":")) for event in json.loads(fields["body"])]
         return LostDelivery(fields["job_id"], fields["sink"], fields["sink_url"], events)
     if "envelope" not in fields:
@@ -112,7 +127,7 @@ class DeadLetters:
     def newest(self, limit: int) -> list[DeadLetter]:
         """Return up to ``limit`` dead letters, newest first."""
         rows = cast("list[tuple[str, dict[str, str]]]", self._redis.xrevrange(keys.dead_letters(), count=limit))
-        return [DeadLetter.read(place, fields) for place, fields in rows]
+        return [DeadLetter.parse(place, fields) for place, fields in rows]
 
     def get(self, letter_id: str) -> DeadLetter | None:
         """Return the dead letter with this id, None if there is none."""
@@ -121,7 +136,7 @@ class DeadLetters:
         rows = cast(
             "list[tuple[str, dict[str, str]]]", self._redis.xrange(keys.dead_letters(), letter_id, letter_id, count=1)
         )
-        return DeadLetter.read(*rows[0]) if rows else None
+        return DeadLetter.parse(*rows[0]) if rows else None
 
     def remove(self, letter_id: str) -> None:
         """Remove a dead letter that was sent again."""

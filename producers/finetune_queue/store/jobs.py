@@ -16,7 +16,7 @@ from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.request import FineTuneRequest
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.clock import server_ms
-from finetune_queue.store.dead_letters import MOST_LETTERS, RawMessage, TaskCall, packed
+from finetune_queue.store.dead_letters import MOST_LETTERS, DeadLetter, RawMessage, TaskCall
 from finetune_queue.store.errors import ConflictError, IdempotencyError, JobNotFoundError, UnreadableJobError
 from finetune_queue.store.feed import STREAM_LENGTH
 from finetune_queue.store.outbox import Outbox
@@ -271,9 +271,8 @@ class JobStore:
     def reject(self, message_id: str, message: TaskCall | RawMessage, reason: str, problems: list[str]) -> None:
         """Set aside a message that cannot become a job, as it came, and tell of it by an event."""
         pipe = self._redis.pipeline(transaction=True)
-        about = {"kind": "message", "message_id": message_id, "reason": reason, "problems": json.dumps(problems)}
-        letter: dict[Any, Any] = {**about, **packed(message)}
-        pipe.xadd(keys.dead_letters(), letter, maxlen=MOST_LETTERS)
+        letter = DeadLetter(message_id, reason, problems, message)
+        pipe.xadd(keys.dead_letters(), cast("dict[Any, Any]", letter.fields()), maxlen=MOST_LETTERS)
         event = rejected_event(message_id, reason, problems)
         text = event.model_dump_json()
         pipe.xadd(keys.events(), {"event": text}, maxlen=STREAM_LENGTH)

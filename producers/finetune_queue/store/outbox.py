@@ -18,7 +18,7 @@ from finetune_queue.contract import EventType, Sink
 from finetune_queue.contract.job import iso_time
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.clock import server_ms
-from finetune_queue.store.dead_letters import MOST_LETTERS
+from finetune_queue.store.dead_letters import MOST_LETTERS, DeadLetter
 
 LOG_LENGTH = 50
 """How many attempts of a job's deliveries are kept."""
@@ -195,7 +195,7 @@ class Outbox:
         before: int,
         after: int,
         lease: float,
-        dead: Mapping[str, str] | None = None,
+        dead: DeadLetter | None = None,
     ) -> int:
         """Record an attempt, and that the sink now has ``after`` of the events, where it had ``before``; if the two are
         equal, the attempt failed. ``dead`` adds a dead letter in the same step. Returns how often in a row the sink
@@ -206,7 +206,7 @@ class Outbox:
             SetBackError: the events are wanted again.
         """
         names = [keys.lines(), keys.job_sinks(subject_id), keys.deliveries(subject_id), keys.dead_letters()]
-        letter = [text for pair in (dead or {}).items() for text in pair]
+        letter = [text for pair in (dead.fields() if dead else {}).items() for text in pair]
         args = [hold.line, hold.until, int(lease * 1000), attempt.sink_id, before, after, _entry(attempt), LOG_LENGTH]
         reply = self._attempt(names, [*args, MOST_LETTERS, *letter])
         if reply[0] == 0:
