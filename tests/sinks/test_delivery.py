@@ -12,7 +12,6 @@ import redis
 
 from finetune_queue.contract import JobState, parse_sink
 from finetune_queue.store import HoldLostError, TaskCall
-from finetune_worker import delivery
 from finetune_worker.delivery import deliver_line
 from support.sinks import MakeDeliveries, Receiver, kinds
 from support.until import until
@@ -208,14 +207,15 @@ def test_a_worker_whose_clock_is_wrong_gives_nothing_up_before_its_time(
     make: MakeDeliveries, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = make()
-    in_two_days = time.time() + 48 * 3600
-    monkeypatch.setattr(delivery._Delivery, "_now_ms", staticmethod(lambda: int(in_two_days * 1000)))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 48 * 3600)
     with Receiver() as receiver:
         receiver.refuse = [Answer(status=500)]
-        bench.job(reply_to=[receiver.url("/hook")])
+        job = bench.job(reply_to=[receiver.url("/hook")])
         bench.until_done()
         assert kinds(receiver.got) == ["accepted"]
     assert client.xlen("{finetune}:dead") == 0
+    assert [attempt.at_ms for attempt in bench.outbox.deliveries(job.id)] == pytest.approx([now * 1000] * 2, abs=60_000)
 
 
 def test_what_waits_behind_a_sink_that_stays_down_is_given_up_too(make: MakeDeliveries, client: redis.Redis) -> None:

@@ -4,7 +4,6 @@ A sink that is out of reach puts its whole line off; one that refuses a single j
 line. Both wait longer each time. What was not taken for `FINETUNE_SINK_LIMIT`, or never will be, becomes a dead letter.
 """
 
-import json
 import threading
 import time
 from dataclasses import replace
@@ -12,7 +11,16 @@ from dataclasses import replace
 import structlog
 
 from finetune_queue.contract import Event, Sink
-from finetune_queue.store import DELIVERIES, Attempt, Hold, HoldLostError, SetBackError, Subject
+from finetune_queue.store import (
+    DELIVERIES,
+    Attempt,
+    DeadLetter,
+    Hold,
+    HoldLostError,
+    LostDelivery,
+    SetBackError,
+    Subject,
+)
 from finetune_worker.backoff import backoff
 from finetune_worker.container import Container
 from finetune_worker.sinks import DeliveryError, Sending
@@ -54,6 +62,9 @@ class _Delivery:
         self._hold = hold
         self._sending = sending
         self._lease = container.settings.finetune_lease
+        # By the server's clock, so by no other: a machine with a wrong date would give all up at once. Asked for once,
+        # as a hold is short.
+        self._zero_ms = container.deadlines.now_ms() - time.monotonic() * 1000
 
     def run(self, stopping: threading.Event) -> None:
         end = time.monotonic() + SLICE
@@ -133,7 +144,7 @@ class _Delivery:
         return self._backoff(failures)
 
     def _note(
-        self, subject: Subject, sink: Sink, attempt: Attempt, *, after: int, dead: dict[str, str] | None = None
+        self, subject: Subject, sink: Sink, attempt: Attempt, *, after: int, dead: DeadLetter | None = None
     ) -> int:
         failures = self._outbox.attempted(
             self._hold, subject.id, attempt, before=subject.after(sink), after=after, lease=self._lease, dead=dead
@@ -146,23 +157,13 @@ class _Delivery:
         since = subject.since(sink, self._hold.line)
         if since is None:
             return False
-        # Since then by the server's clock, so by no other: a machine with a wrong date would give all up at once.
-        return self._container.deadlines.now_ms() - since >= self._container.settings.finetune_sink_limit * 1000
+        return self._now_ms() - since >= self._container.settings.finetune_sink_limit * 1000
 
     def _give_up(self, subject: Subject, sink: Sink, attempt: Attempt) -> None:
         """Make a dead letter of what the sink lacks, in order, so that it can be sent again also without the job."""
         lost = [text for _, _, text in self._wanted(subject, sink)]
-        letter = {
-            "kind": "delivery",
-            "message_id": attempt.event_id,
-            "reason": "the sink did not take it",
-            "problems": json.dumps([attempt.detail]),
-            "body": f"[{','.join(lost)}]",
-            "job_id": subject.id,
-            "sink": sink.shown,
-            "sink_id": sink.id,
-            "sink_url": sink.url,
-        }
+        content = LostDelivery(subject.id, sink.shown, sink.url, lost)
+        letter = DeadLetter(attempt.event_id, "the sink did not take it", [attempt.detail], content)
         attempt = replace(attempt, outcome="dead")
         self._note(subject, sink, attempt, after=len(subject.events), dead=letter)
         log.error("delivery_given_up", job_id=subject.id, sink=sink.shown, events=len(lost), reason=attempt.detail)
@@ -197,9 +198,8 @@ class _Delivery:
         settings = self._container.settings
         return backoff(failures, base=settings.finetune_backoff_base, longest=settings.finetune_backoff_max)
 
-    @staticmethod
-    def _now_ms() -> int:
-        return int(time.time() * 1000)
+    def _now_ms(self) -> int:
+        return int(self._zero_ms + time.monotonic() * 1000)
 
 
 def _since(began: float) -> int:
