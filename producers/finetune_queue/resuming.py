@@ -2,17 +2,10 @@
 
 from typing import Any
 
-from finetune_queue.contract import Access, JobRecord, JobState, Stage, Visibility, WaitReason
+from finetune_queue.contract import MOVED_ON, Access, JobRecord, JobState, Stage, Visibility, WaitReason
 from finetune_queue.errors import NotPossibleError
 
-_FRESH: dict[str, Any] = {
-    "error": None,
-    "failed_stage": None,
-    "attempts": 0,
-    "takeovers": 0,
-    "waiting_for": None,
-    "cancel_requested": False,
-}
+_FRESH: dict[str, Any] = {**MOVED_ON, "failed_stage": None, "cancel_requested": False}
 
 
 def resume_at(record: JobRecord) -> tuple[JobState, dict[str, Any]]:

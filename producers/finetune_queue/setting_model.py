@@ -188,7 +188,9 @@ class Settings(BaseSettings):
         0.02, "The share of an account's calls that looking may use while work waits for a call.", example="0.02"
     )
     finetune_unseen_limit: Seconds = _setting(
-        900.0, "How long a training may be missing from the provider's list before it is reported.", example="900"
+        900.0,
+        "How long a training may be missing from the provider's list before it is asked for by itself.",
+        example="900",
     )
     finetune_training_limit: Seconds = _setting(
         21_600.0, "How long a training may last before its job fails.", example="21600"

@@ -11,8 +11,8 @@ PRO, FREE = AccountLimits(50, 60.0), AccountLimits(5, 60.0)
 
 
 def seconds(limits: AccountLimits, *running: float, **given: Any) -> float:
-    share = affordable(limits, busy=given.pop("busy", False), busy_share=0.04)
-    settings = {"usual": None, "share": share, "shortest": 10.0, "unseen_limit": 900.0}
+    every = affordable(limits, busy=given.pop("busy", False), busy_share=0.04)
+    settings = {"usual": None, "affordable_every": every, "shortest": 10.0, "unseen_limit": 900.0}
     return interval(running, **settings | given)
 
 

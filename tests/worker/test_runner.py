@@ -1,9 +1,6 @@
 """What all stages share: claims, fencing, cancels, deadlines, attempts."""
 
-import os
-import tempfile
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -133,28 +130,3 @@ def test_a_message_of_an_earlier_stage_does_nothing(bench: Bench) -> None:
 def test_a_message_of_a_job_that_is_gone_says_so(bench: Bench) -> None:
     result = run_stage(bench.container, Stage.UPLOAD, lambda *_: pytest.fail("ran"), "no-such-job", "task-1")
     assert "There is no job no-such-job" in result.sentence
-
-
-def test_what_downloads_of_ended_jobs_left_is_removed_and_what_may_go_on_is_kept(bench: Bench) -> None:
-    container = bench.container
-    live, failed, cancelled = (bench.job() for _ in range(3))
-    container.jobs.transition(failed, Change(), to=JobState.FAILED, failed_stage=Stage.DOWNLOAD)
-    container.jobs.transition(cancelled, Change(), to=JobState.CANCELLED)
-    for job_id in (live.id, failed.id, cancelled.id, "gone"):
-        container.work_folder.part_of(job_id).write_bytes(b"part")
-
-    assert container.work_folder.clean() == 2
-
-    assert {path.name for path in container.work_folder.path.glob("*.part")} == {f"{live.id}.part", f"{failed.id}.part"}
-    for job in (live, failed):
-        container.work_folder.part_of(job.id).unlink()
-
-
-def test_a_folder_that_a_killed_worker_left_is_removed_after_a_day(bench: Bench) -> None:
-    work_dir = bench.container.work_folder.path
-    old, new = (Path(tempfile.mkdtemp(dir=work_dir)) for _ in range(2))
-    (old / "dataset.zip").write_bytes(b"a dataset")
-    os.utime(old, (0, 0))
-    assert bench.container.work_folder.clean() == 1
-    assert [folder for folder in work_dir.iterdir() if folder in {old, new}] == [new]
-    new.rmdir()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
+from finetune_queue.contract import EventType, JobError, JobRecord, JobState, WaitReason
 from finetune_queue.resuming import adopted
 from finetune_queue.store import SWEEP, CallClass, Change, keys
 from finetune_queue.store.room import room_score_floor
@@ -41,6 +41,17 @@ def test_one_list_call_moves_every_finished_training(bench: Bench) -> None:
     assert calls_of(bench, "details") == 0
     assert {bench.read(job).state for job in jobs} == {JobState.DOWNLOADING}
     assert all(bench.read(job).weights_url for job in jobs)
+
+
+def test_what_moves_on_leaves_the_trouble_of_earlier_tries_behind(bench: Bench) -> None:
+    [job] = trained(bench, 1)
+    trouble = JobError(code="weights_missing", stage="poll", message="No URL.", retryable=True)
+    bench.container.jobs.transition(bench.read(job), Change(delay=60), attempts=2, error=trouble)
+
+    sweep(bench.container, "default")
+
+    job = bench.read(job)
+    assert (job.state, job.attempts, job.error) == (JobState.DOWNLOADING, 0, None)
 
 
 def test_of_the_messages_that_piled_up_while_no_thread_was_free_one_makes_the_look(bench: Bench) -> None:

@@ -7,10 +7,11 @@ import threading
 import warnings
 from typing import Any
 
+import structlog
 from celery import Celery, signals
 from celery.concurrency import get_implementation
 from celery.concurrency.prefork import TaskPool as PreforkPool
-from celery.exceptions import CPendingDeprecationWarning
+from celery.exceptions import CPendingDeprecationWarning, WorkerShutdown
 
 from finetune_queue import tracing
 from finetune_queue.logs import configure_logging
@@ -27,6 +28,9 @@ from finetune_worker.server_check import ServerCheckStep
 from finetune_worker.stopping import StopSignalStep
 from finetune_worker.tasks import register
 from finetune_worker.thread_pool import patch_thread_pool
+from finetune_worker.work_folder import WorkFolderError
+
+log = structlog.get_logger(__name__)
 
 SERVICE = "finetune-worker"
 """What traces call a worker that has no name of its own."""
@@ -43,11 +47,24 @@ class Runtime:
 
     @property
     def container(self) -> Container:
-        """The process's one container."""
+        """The process's one container.
+
+        Raises:
+            WorkerShutdown: there is no folder that this worker can work in.
+        """
         with self._lock:
             if self._built is None or self._built[0] != os.getpid():
-                self._built = (os.getpid(), Container.build(self.settings, self._app))
+                try:
+                    self._built = (os.getpid(), Container.build(self.settings, self._app))
+                except WorkFolderError as error:
+                    log.critical("work_folder_unfit", error=str(error))
+                    raise WorkerShutdown(1) from error
             return self._built[1]
+
+    def sign_off(self) -> None:
+        """Let this process's container, if there is one, tell that it ends."""
+        if self._built is not None and self._built[0] == os.getpid():
+            self._built[1].sign_off()
 
 
 def worker_config(settings: Settings) -> dict[str, Any]:
@@ -135,5 +152,5 @@ def _trace_worker(sender: Any, **_: object) -> None:
 @signals.worker_process_shutdown.connect
 @signals.worker_shutdown.connect
 def _sign_off(**_: object) -> None:
-    app.finetune.container.sign_off()  # type: ignore[attr-defined]
+    app.finetune.sign_off()  # type: ignore[attr-defined]
     tracing.stop()

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from finetune_queue.contract import ACCESS, EventType, JobError, JobRecord, JobState
+from finetune_queue.contract import ACCESS, RELEASED, EventType, JobError, JobRecord, JobState
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE, stage_queue
 from finetune_queue.store import (
     LOST_MESSAGES,
@@ -29,6 +29,7 @@ from finetune_worker.pulse import Loop
 from finetune_worker.stages.calls import PARKED
 from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.errors import again
+from finetune_worker.work_folder import WorkFolderError
 
 log = structlog.get_logger(__name__)
 
@@ -112,11 +113,15 @@ class Dispatcher:
         return min(waits)
 
     def _clean(self) -> None:
+        self._clean_at = time.monotonic() + CLEAN_EVERY
         gone = self._container.jobs.forget_finished()
-        parts = self._container.work_folder.clean()
+        parts = 0
+        try:
+            parts = self._container.work_folder.clean()
+        except (WorkFolderError, OSError) as error:
+            log.warning("work_folder_not_cleaned", error=str(error))
         if gone or parts:
             log.info("cleaned_up", jobs=gone, parts=parts)
-        self._clean_at = time.monotonic() + CLEAN_EVERY
 
     def _start_due(self) -> float:
         due, wait = self._container.deadlines.due(BATCH, self._container.settings.finetune_handover)
@@ -197,7 +202,7 @@ class Dispatcher:
             )
         if job.cancel_requested and not job.state.terminal:
             # While a worker held it that then died, or left it to a person.
-            fields |= {"progress": None, "waiting_for": None, "error": None}
+            fields |= {**RELEASED, "waiting_for": None, "error": None}
             container.count_ended(container.jobs.transition(job, Change(), to=JobState.CANCELLED, **fields))
             return
         if takeovers >= container.settings.finetune_max_attempts:
@@ -227,13 +232,7 @@ class Dispatcher:
             f"{again(doing)}.",
         )
         log.error("job_set_aside", job_id=job.id, stage=doing, takeovers=takeovers)
-        fields: dict[str, Any] = {
-            "owner": "",
-            "takeovers": takeovers,
-            "progress": None,
-            "waiting_for": None,
-            "error": error,
-        }
+        fields: dict[str, Any] = {**RELEASED, "takeovers": takeovers, "waiting_for": None, "error": error}
         if job.access is not None and job.wants_access:
             fields = {"owner": "", "waiting_for": None, "access": job.access.refused(error)}
             self._container.jobs.transition(job, Change(), event=EventType.ACCESS, **fields)

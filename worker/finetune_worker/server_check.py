@@ -1,6 +1,5 @@
 """Looks at the Redis servers when a worker starts: on one that may drop jobs it does not start."""
 
-import threading
 import time
 from typing import Any
 
@@ -66,7 +65,7 @@ def check_server(setting: str, url: str) -> bool:
             if not waiting:
                 log.warning("worker_waits_for_redis", setting=setting, error=why)
             waiting = True
-            threading.Event().wait(PAUSE)
+            time.sleep(PAUSE)
     fit = True
     for problem in server_problems(facts):
         say = log.error if problem.unfit else log.warning

@@ -1,6 +1,6 @@
 """The Celery tasks: thin shells that run a stage and say in one sentence what came of it."""
 
-import threading
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -93,7 +93,7 @@ def register(app: Celery, runtime: HasContainer) -> None:
         except RedisError as error:
             # Celery would acknowledge a failed task. A raw client's request must survive the store's outage.
             log.warning("request_put_back", error=str(error))
-            threading.Event().wait(PUT_BACK_AFTER)
+            time.sleep(PUT_BACK_AFTER)
             raise Reject(str(error), requeue=True) from error
 
     @app.task(name=SWEEP, base=Recovered, shared=False, bind=True)

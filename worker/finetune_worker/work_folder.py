@@ -4,7 +4,9 @@ All workers of a queue on one machine share it, so that a download goes on where
 """
 
 import hashlib
+import os
 import shutil
+import stat
 import tempfile
 import time
 from contextlib import suppress
@@ -20,15 +22,47 @@ _LEFT_AFTER = 24 * 3600.0
 """Seconds after which a scratch folder is one that a killed worker left: no transfer takes more than an hour."""
 
 
+class WorkFolderError(Exception):
+    """The folder cannot be used, or not safely; the message says why and what to do."""
+
+
 class WorkFolder:
-    """The folder, and its clean-up."""
+    """The folder, and its clean-up. It is made anew when it is gone: what tidies up ``/tmp`` may take it."""
 
     def __init__(self, redis_url: str, jobs: JobStore) -> None:
-        """Make the folder if it is not there; one for each queue, since the clean-up goes by what its queue knows."""
+        """Make the folder if it is not there; one for each queue, since the clean-up goes by what its queue knows.
+
+        Raises:
+            WorkFolderError: it cannot be made, or others may write there.
+        """
         self._jobs = jobs
         queue = hashlib.sha256(redis_url.encode()).hexdigest()[:12]
-        self.path = Path(tempfile.gettempdir()) / f"finetune-queue-{queue}"
-        self.path.mkdir(mode=0o700, exist_ok=True)
+        self._path = Path(tempfile.gettempdir()) / f"finetune-queue-{queue}"
+        self.path  # noqa: B018 - so that an unfit one is told when the worker starts
+
+    @property
+    def path(self) -> Path:
+        """The folder, which is there and ours alone: who else may write there could change weights unnoticed.
+
+        Raises:
+            WorkFolderError: it cannot be made, or others may write there.
+        """
+        try:
+            self._path.mkdir(mode=0o700, exist_ok=True)
+            found = self._path.lstat()
+        except OSError as error:
+            raise self._unfit(error.strerror or type(error).__name__) from error
+        if not stat.S_ISDIR(found.st_mode):
+            raise self._unfit("it is a link or a file, not a folder")
+        if found.st_uid != os.geteuid():
+            raise self._unfit("it belongs to another user")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            raise self._unfit("other users have access to it")
+        return self._path
+
+    def _unfit(self, why: str) -> WorkFolderError:
+        action = "Remove it, or let TMPDIR name a folder of the worker's own."
+        return WorkFolderError(f"The folder {self._path} cannot be used: {why}. {action}")
 
     def part_of(self, job_id: str) -> Path:
         """Return where a job's weights are while they come in."""
@@ -43,6 +77,7 @@ class WorkFolder:
 
         Raises:
             RedisError: the store cannot be asked which jobs there are.
+            WorkFolderError, OSError: the folder cannot be used, or something in it not be removed.
         """
         return self._clean_scratch() + self._clean_parts()
 

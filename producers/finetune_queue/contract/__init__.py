@@ -4,6 +4,8 @@ from finetune_queue.contract.event import Event
 from finetune_queue.contract.ids import derived_job_id, new_job_id
 from finetune_queue.contract.job import (
     ACCESS,
+    MOVED_ON,
+    RELEASED,
     TRANSITIONS,
     Access,
     JobError,
@@ -19,6 +21,8 @@ from finetune_queue.contract.sink import Sink, SinkKind, parse_sink, parse_sinks
 
 __all__ = [
     "ACCESS",
+    "MOVED_ON",
+    "RELEASED",
     "TRANSITIONS",
     "Access",
     "Event",

@@ -269,6 +269,12 @@ class JobRecord(BaseModel):
         return shown
 
 
+RELEASED: Mapping[str, Any] = {"owner": "", "progress": None}
+"""The fields of a job that no worker holds any more."""
+
+MOVED_ON: Mapping[str, Any] = {**RELEASED, "attempts": 0, "takeovers": 0, "waiting_for": None, "error": None}
+"""The fields of a job that has come a step further: nothing of the tries before is left."""
+
 _INTERNAL = {
     *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
     *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private", "takeovers"),

@@ -28,22 +28,22 @@ UNSEEN = 2 / 3
 
 
 def affordable(limits: AccountLimits, *, busy: bool, busy_share: float) -> float:
-    """Return the seconds between looks that use up the calls which looking may have: ``busy_share`` of them while
+    """Return the seconds between two looks if these use up the calls that looking may have: ``busy_share`` of all while
     other work waits for calls, else half."""
     return limits.window / limits.calls / (busy_share if busy else 0.5)
 
 
 def interval(
-    running: Sequence[float], *, usual: float | None, share: float, shortest: float, unseen_limit: float
+    running: Sequence[float], *, usual: float | None, affordable_every: float, shortest: float, unseen_limit: float
 ) -> float:
     """Return the seconds until the next look at an account; all times in seconds.
 
-    ``running`` is for how long each training has run, ``usual`` the account's usual training time, ``share`` what
-    :func:`affordable` says. After ``unseen_limit`` without a look a training is asked for alone.
+    ``running`` is for how long each training has run, ``usual`` the account's usual training time, ``affordable_every``
+    what :func:`affordable` says. After ``unseen_limit`` without a look a training is asked for alone.
     """
     worth = min((_worth_in(age, max(running), usual) for age in running), default=shortest)
     # In time for all that are not seen meanwhile: each of them would then be asked for alone, for a call of its own.
-    bearable = min(UNSEEN * unseen_limit, share)
+    bearable = min(UNSEEN * unseen_limit, affordable_every)
     return max(shortest, bearable, min(unseen_limit / 3, worth))
 
 

@@ -88,7 +88,7 @@ def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:
     """
     try:
         if time.monotonic() - slot.asked > FRESH:
-            _unsent(budget, slot)
+            give_back(budget, slot)
             raise StaleCallError
         result = function()
     except (RateLimited, NotSent, Unavailable) as error:
@@ -130,7 +130,8 @@ def _end(budget: Budget, slot: Slot, *, refund: bool) -> None:
         _log_not_ended(slot, trouble)
 
 
-def _unsent(budget: Budget, slot: Slot) -> None:
+def give_back(budget: Budget, slot: Slot) -> None:
+    """Give back the slot of a call that was not sent."""
     try:
         budget.unsent(slot)
     except RedisError as trouble:

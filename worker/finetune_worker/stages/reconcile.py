@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from finetune_queue.contract import JobRecord, JobState, WaitReason
+from finetune_queue.contract import MOVED_ON, JobRecord, JobState, WaitReason
 from finetune_queue.store import CallClass, Change, OwnedElsewhereError, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
@@ -119,16 +119,10 @@ def trained_by(finetune_id: str, job: JobRecord) -> dict[str, Any]:
 
 def _adopt(container: Container, job: JobRecord, finetune_id: str) -> str:
     change = Change(delay=until_deadline(job, container.settings.finetune_unseen_limit), own=finetune_id)
+    evidence = job.with_evidence(f"found as training {finetune_id}")
+    fields = {**MOVED_ON, **trained_by(finetune_id, job), "evidence": evidence}
     try:
-        container.jobs.transition(
-            job,
-            change,
-            to=JobState.TRAINING,
-            attempts=0,
-            takeovers=0,
-            evidence=job.with_evidence(f"found as training {finetune_id}"),
-            **trained_by(finetune_id, job),
-        )
+        container.jobs.transition(job, change, to=JobState.TRAINING, **fields)
     except OwnedElsewhereError as error:
         log.warning("candidate_owned", job_id=job.id, finetune_id=finetune_id, owner=error.owner)
         container.jobs.transition(job, Change(delay=change.delay), ruled_out=[*job.ruled_out, finetune_id])

@@ -10,7 +10,7 @@ from typing import TypeVar
 import structlog
 
 from finetune_queue import tracing
-from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.contract import MOVED_ON, RELEASED, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.messaging import stage_task
 from finetune_queue.store import (
     STAGE_SECONDS,
@@ -217,10 +217,9 @@ def _deadline_error(job: JobRecord) -> JobError:
 
 def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outcome) -> tuple[JobRecord, StageResult]:
     settings = container.settings
-    released = {"owner": "", "progress": None}
     match outcome:
         case Done():
-            fields = {**released, "attempts": 0, "takeovers": 0, "waiting_for": None, "error": None, **outcome.fields}
+            fields = {**MOVED_ON, **outcome.fields}
             ended = outcome.to is not None and outcome.to.terminal
             change = Change(delay=None if ended else settings.finetune_handover, own=outcome.own)
             job = container.jobs.transition(job, change, to=outcome.to, **fields)
@@ -228,22 +227,22 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
         case Wait():
             delay = until_deadline(job, outcome.delay)
             change = Change(delay=delay, room_score=outcome.room_score, for_transfer=outcome.for_transfer)
-            fields = {**released, "waiting_for": outcome.reason, **outcome.fields}
+            fields = {**RELEASED, "waiting_for": outcome.reason, **outcome.fields}
             job = container.jobs.transition(job, change, **fields)
             return job, StageResult(outcome.sentence, proceed=False)
         case Retry() if job.attempts + 1 < settings.finetune_max_attempts:
             delay = outcome.after if outcome.after is not None else try_again_in(container, job.attempts + 1)
-            fields = {**released, "waiting_for": WaitReason.BACKOFF, "error": outcome.error, **outcome.fields}
+            fields = {**RELEASED, "waiting_for": WaitReason.BACKOFF, "error": outcome.error, **outcome.fields}
             change = Change(delay=until_deadline(job, delay))
             job = container.jobs.transition(job, change, attempts=job.attempts + 1, **fields)
             tries = f"try {job.attempts} of {settings.finetune_max_attempts}"
             return job, StageResult(f"{tries} failed: {outcome.error.message} Again in {delay:.0f} s", proceed=False)
         case Retry() | Fail():
-            fields = {**released, "waiting_for": None, "failed_stage": stage, "error": outcome.error, **outcome.fields}
+            fields = {**RELEASED, "waiting_for": None, "failed_stage": stage, "error": outcome.error, **outcome.fields}
             job = container.jobs.transition(job, Change(), to=JobState.FAILED, **fields)
             return job, StageResult(f"failed: {outcome.error.message}", proceed=False)
         case Attention():
-            fields = {**released, "waiting_for": None, "evidence": job.with_evidence(outcome.evidence)}
+            fields = {**RELEASED, "waiting_for": None, "evidence": job.with_evidence(outcome.evidence)}
             change = Change(delay=settings.finetune_training_limit)
             job = container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
             return job, StageResult(outcome.sentence, proceed=False)

@@ -9,12 +9,20 @@ from functools import partial
 import structlog
 
 from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.store import CallClass, NoSlot, NotDurableError, RedisError, Slot, room_score
+from finetune_queue.store import CallClass, ConflictError, NoSlot, NotDurableError, RedisError, Slot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import OutcomeUnknown, Rejected
 from finetune_worker.segmind.models import SubmitReply, SubmitRequest
-from finetune_worker.stages.calls import AccountPausedError, StaleCallError, call_api, park, park_paused
+from finetune_worker.stages.calls import (
+    FRESH,
+    AccountPausedError,
+    StaleCallError,
+    call_api,
+    give_back,
+    park,
+    park_paused,
+)
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
@@ -44,11 +52,14 @@ def submit(container: Container, claim: Claim) -> Outcome:
 
 def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient) -> Outcome:
     try:
-        # Held for as long as the call may last: an answer that comes late is still the best that there is.
-        hold = container.settings.segmind_call_timeout
+        # Held for as long as the call may last, begun as late as it may: an answer that comes late is still the best.
+        hold = FRESH + container.settings.segmind_call_timeout
         claim.write(intent_ms=slot.at_ms, looks=0, durable_within=DURABLE_WITHIN, hold=hold)
+    except ConflictError:
+        give_back(container.budget, slot)
+        raise
     except NotDurableError as error:
-        container.budget.unsent(slot)
+        give_back(container.budget, slot)
         return Retry(
             JobError(
                 code="store_not_durable",

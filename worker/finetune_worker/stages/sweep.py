@@ -11,7 +11,7 @@ from typing import Self
 import structlog
 
 from finetune_queue import tracing
-from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
+from finetune_queue.contract import MOVED_ON, RELEASED, EventType, JobRecord, JobState, WaitReason
 from finetune_queue.store import SWEEP, UNKNOWN_STATUSES, CallClass, Change, ConflictError, NoSlot, room_score
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.segmind.client import SegmindClient
@@ -170,19 +170,19 @@ def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, ask
 def _move(container: Container, job: JobRecord, observation: Observation, asked_ms: int) -> None:
     to, fields = observation.to, observation.fields
     if to is not None and to.terminal:
-        ended = container.jobs.transition(job, Change(), to=to, owner="", waiting_for=None, **fields)
+        fields = {**RELEASED, "waiting_for": None, **fields}
+        ended = container.jobs.transition(job, Change(), to=to, **fields)
         container.count_ended(ended)
     elif to is not None or fields.get("deployed"):
         event = EventType.PROGRESS if to is None else None
-        fields = {"owner": "", "attempts": 0, "takeovers": 0, "waiting_for": None, **fields}
-        container.jobs.transition(job, Change(delay=0.0), to=to, event=event, **fields)
+        container.jobs.transition(job, Change(delay=0.0), to=to, event=event, **{**MOVED_ON, **fields})
     else:
         event = EventType.PROGRESS if fields else None
         change = Change(delay=look_again_in(container, job, asked_ms))
         if observation.wants_details or job.wants_details:
             change = Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.FINISH, job))
             fields = {**fields, "wants_details": True, "waiting_for": WaitReason.API_SLOT}
-        container.jobs.transition(job, change, event=event, owner="", **fields)
+        container.jobs.transition(job, change, event=event, **RELEASED, **fields)
 
 
 def _ended(job: _Watched, seen: FinetuneItem | FinetuneDetails | None) -> bool:
@@ -214,11 +214,13 @@ def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, 
     ages += [running(began_ms(job)) for job in look.unsure]
 
     shortest = settings.finetune_poll_min_interval
-    shares = [
+    every = [
         affordable(status.limits, busy=busy, busy_share=settings.finetune_poll_share) for busy in (status.busy, False)
     ]
     between, idle = (
-        interval(ages, usual=usual, share=share, shortest=shortest, unseen_limit=settings.finetune_unseen_limit)
-        for share in shares
+        interval(
+            ages, usual=usual, affordable_every=seconds, shortest=shortest, unseen_limit=settings.finetune_unseen_limit
+        )
+        for seconds in every
     )
-    container.accounts.swept(account, between, idle=idle, affordable=shares[0], gap=shortest, looked=looked)
+    container.accounts.swept(account, between, idle=idle, affordable=every[0], gap=shortest, looked=looked)

@@ -1,0 +1,103 @@
+"""The folder of a queue's files: cleaned up, made anew when it is gone, and never one that others may write to."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from finetune_queue.contract import JobState, Stage
+from finetune_queue.store import Change
+from finetune_worker.dispatcher import Dispatcher
+from finetune_worker.work_folder import WorkFolder, WorkFolderError
+from support.bench import Bench
+
+QUEUE = "redis://127.0.0.1:1/0"
+
+
+@pytest.fixture
+def folder(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorkFolder:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return WorkFolder(QUEUE, bench.container.jobs)
+
+
+def test_a_folder_that_was_removed_is_made_anew(folder: WorkFolder) -> None:
+    for use in (folder.clean, lambda: folder.scratch().cleanup(), lambda: folder.part_of("a-job").write_bytes(b"part")):
+        shutil.rmtree(folder.path)
+        use()
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+
+
+def _opened(path: Path) -> None:
+    path.chmod(0o770)
+
+
+def _link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def _file(path: Path) -> None:
+    path.rmdir()
+    path.touch()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [(_opened, "other users have access to it"), (_link, "it is a link"), (_file, "File exists")],
+)
+def test_a_folder_that_is_not_its_own_is_refused(
+    folder: WorkFolder, bench: Bench, change: Callable[[Path], None], why: str
+) -> None:
+    path = folder.path
+    change(path)
+    with pytest.raises(WorkFolderError, match=f"{path} cannot be used: {why}.* TMPDIR"):
+        WorkFolder(QUEUE, bench.container.jobs)
+
+
+def test_a_folder_of_another_user_is_refused(folder: WorkFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(WorkFolderError, match="belongs to another user"):
+        folder.scratch()
+
+
+def test_a_folder_that_cannot_be_cleaned_stops_no_job(bench: Bench) -> None:
+    path = bench.container.work_folder.path
+    path.chmod(0o777)
+    job = bench.container.jobs.transition(bench.job(), Change(delay=0), to=JobState.UPLOADING)
+    try:
+        with capture_logs() as lines:
+            Dispatcher(bench.container).step()
+    finally:
+        path.chmod(0o700)  # other tests have the same
+    [line] = [line for line in lines if line["event"] == "work_folder_not_cleaned"]
+    assert str(path) in line["error"]
+    assert bench.read(job).version > job.version
+
+
+def test_what_downloads_of_ended_jobs_left_is_removed_and_what_may_go_on_is_kept(bench: Bench) -> None:
+    container = bench.container
+    live, failed, cancelled = (bench.job() for _ in range(3))
+    container.jobs.transition(failed, Change(), to=JobState.FAILED, failed_stage=Stage.DOWNLOAD)
+    container.jobs.transition(cancelled, Change(), to=JobState.CANCELLED)
+    for job_id in (live.id, failed.id, cancelled.id, "gone"):
+        container.work_folder.part_of(job_id).write_bytes(b"part")
+
+    assert container.work_folder.clean() == 2
+
+    assert {path.name for path in container.work_folder.path.glob("*.part")} == {f"{live.id}.part", f"{failed.id}.part"}
+    for job in (live, failed):
+        container.work_folder.part_of(job.id).unlink()
+
+
+def test_a_folder_that_a_killed_worker_left_is_removed_after_a_day(bench: Bench) -> None:
+    work_dir = bench.container.work_folder.path
+    old, new = (Path(tempfile.mkdtemp(dir=work_dir)) for _ in range(2))
+    (old / "dataset.zip").write_bytes(b"a dataset")
+    os.utime(old, (0, 0))
+    assert bench.container.work_folder.clean() == 1
+    assert [folder for folder in work_dir.iterdir() if folder in {old, new}] == [new]
+    new.rmdir()
