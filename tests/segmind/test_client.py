@@ -10,7 +10,9 @@ import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from finetune_worker.segmind import MalformedReply, Rejected, SegmindClient, SubmitRequest
+from finetune_worker.segmind.client import SegmindClient
+from finetune_worker.segmind.errors import MalformedReply, Rejected
+from finetune_worker.segmind.models import SubmitRequest
 from wire.rawserver import Heard, RawServer, Wire, answering
 
 KEY = "SG_test_0123456789"

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
-from finetune_worker.segmind import FinetuneItem, FinetuneListing, MalformedReply, SegmindClient, Unavailable
+from finetune_worker.segmind.client import SegmindClient
+from finetune_worker.segmind.errors import MalformedReply, Unavailable
+from finetune_worker.segmind.listing import FinetuneListing
+from finetune_worker.segmind.models import FinetuneItem
 from wire.rawserver import RawServer, Wire
 
 SAMPLE: dict[str, Any] = {

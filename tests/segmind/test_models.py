@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from finetune_worker.segmind import FinetuneDetails, FinetuneItem, PresignedUpload
+from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem, PresignedUpload
 
 
 def item(status: str, error_message: object = None) -> FinetuneItem:

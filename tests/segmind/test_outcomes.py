@@ -12,16 +12,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from finetune_worker.segmind import (
-    NotSent,
-    OutcomeUnknown,
-    RateLimited,
-    Rejected,
-    SegmindClient,
-    SegmindError,
-    SubmitRequest,
-    Unavailable,
-)
+from finetune_worker.segmind.client import SegmindClient
+from finetune_worker.segmind.errors import NotSent, OutcomeUnknown, RateLimited, Rejected, SegmindError, Unavailable
+from finetune_worker.segmind.models import SubmitRequest
 from support.tls import trusting
 from wire.certificates import server_context
 from wire.rawserver import RawServer, Wire

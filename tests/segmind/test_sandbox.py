@@ -10,27 +10,21 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from finetune_worker.segmind import (
-    FinetuneDetails,
+from finetune_worker.segmind.client import SegmindClient
+from finetune_worker.segmind.errors import (
     MalformedReply,
     OutcomeUnknown,
     RateLimited,
     Rejected,
-    SegmindClient,
     SegmindError,
-    SubmitRequest,
     Unavailable,
 )
-from finetune_worker.transfer import (
-    Limits,
-    NeedNewUrl,
-    StartOver,
-    TransferError,
-    TryAgain,
-    download,
-    upload_presigned,
-    verify_safetensors,
-)
+from finetune_worker.segmind.models import FinetuneDetails, SubmitRequest
+from finetune_worker.transfer.download import download
+from finetune_worker.transfer.errors import NeedNewUrl, StartOver, TransferError, TryAgain
+from finetune_worker.transfer.limits import Limits
+from finetune_worker.transfer.put import upload_presigned
+from finetune_worker.transfer.safetensors import verify_safetensors
 from segmind_sandbox.settings import SandboxSettings
 from segmind_sandbox.testing import LiveSandbox, run_sandbox
 from support.until import until

@@ -20,7 +20,8 @@ from finetune_queue.contract import new_job_id
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
 from finetune_queue.store import JobStore, connect
-from finetune_worker.segmind import Rejected, SegmindClient
+from finetune_worker.segmind.client import SegmindClient
+from finetune_worker.segmind.errors import Rejected
 from support.collector import Collector
 from support.samples import sample, sample_request
 from support.web import Answer, Web

@@ -10,12 +10,9 @@ from pathlib import Path
 import pytest
 from crc32c import CRC32CHash
 
-from finetune_worker.transfer import (
-    Download,
-    Limits,
-    TransferError,
-    download,
-)
+from finetune_worker.transfer.download import Download, download
+from finetune_worker.transfer.errors import TransferError
+from finetune_worker.transfer.limits import Limits
 from wire.rawserver import Heard, RawServer, Wire
 
 CONTENT = hashlib.shake_128(b"weights").digest(600_007)

@@ -10,14 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from finetune_worker.transfer import (
-    Download,
-    Limits,
-    StartOver,
-    TryAgain,
-    discard,
-    partfile,
-)
+from finetune_worker.transfer import partfile
+from finetune_worker.transfer.download import Download, discard
+from finetune_worker.transfer.errors import StartOver, TryAgain
+from finetune_worker.transfer.limits import Limits
 from transfer.bucket import CONTENT, OTHER, SIGNATURE, Bucket, digest, failure, get, google_hash
 from wire.rawserver import Heard, RawServer, Wire
 

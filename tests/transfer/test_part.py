@@ -14,13 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_worker.transfer import (
-    Download,
-    NoRoom,
-    PartBusy,
-    partfile,
-)
+from finetune_worker.transfer import partfile
 from finetune_worker.transfer.beside import Beside
+from finetune_worker.transfer.download import Download
+from finetune_worker.transfer.errors import NoRoom, PartBusy
 from support.until import until
 from transfer.bucket import CONTENT, SIGNATURE, Bucket, digest, failure, get
 from wire.rawserver import Heard, RawServer, Wire
@@ -70,7 +67,7 @@ def test_after_a_power_cut_nothing_counts(server: RawServer, part: Path, bucket:
 _WORKER = """
 import sys
 from pathlib import Path
-from finetune_worker.transfer import download
+from finetune_worker.transfer.download import download
 download(sys.argv[1], Path(sys.argv[2]), allow_loopback=True)
 """
 
@@ -114,7 +111,7 @@ def test_a_disk_that_is_slower_than_the_network_is_waited_for(
     monkeypatch.setattr(partfile, "SYNC_BYTES", 1)
     monkeypatch.setattr(partfile, "MAX_UNSYNCED", 100_000)
     monkeypatch.setattr("finetune_worker.transfer.limits.STEP_BYTES", 1)
-    monkeypatch.setattr(sys.modules["finetune_worker.transfer.download"], "BLOCK", 50_000)
+    monkeypatch.setattr("finetune_worker.transfer.download.BLOCK", 50_000)
     fsync, start, waited, seen = os.fsync, Beside.start, threading.Event(), [0]
 
     def slow(handle: int) -> None:

@@ -13,17 +13,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from finetune_worker.segmind import PresignedUpload
-from finetune_worker.transfer import (
-    Limits,
-    NeedNewUrl,
-    Refused,
-    SourceChanged,
-    TransferError,
-    TryAgain,
-    Uploaded,
-    upload_presigned,
-)
+from finetune_worker.segmind.models import PresignedUpload
+from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError, TryAgain
+from finetune_worker.transfer.limits import Limits
+from finetune_worker.transfer.put import Uploaded, upload_presigned
 from wire.rawserver import Heard, RawServer, Wire
 
 CONTENT = os.urandom(700_001)

@@ -6,14 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_worker.transfer import (
-    Limits,
-    NeedNewUrl,
-    Refused,
-    StartOver,
-    TransferError,
-    TryAgain,
-)
+from finetune_worker.transfer.errors import NeedNewUrl, Refused, StartOver, TransferError, TryAgain
+from finetune_worker.transfer.limits import Limits
 from transfer.bucket import CONTENT, SIGNATURE, Bucket, digest, failure, get, google_hash
 from wire.rawserver import Heard, RawServer, Wire
 

@@ -10,8 +10,9 @@ import safetensors
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from finetune_worker.transfer import SafetensorsError, verify_safetensors
 from finetune_worker.transfer import safetensors as module
+from finetune_worker.transfer.errors import SafetensorsError
+from finetune_worker.transfer.safetensors import verify_safetensors
 
 
 def build(header: Any, data: bytes = b"", *, length: int | None = None) -> bytes:

@@ -12,7 +12,7 @@ from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.storage import Place
 from finetune_queue.store import Change
 from finetune_worker.stages.sweep import sweep
-from finetune_worker.transfer import NoRoom
+from finetune_worker.transfer.errors import NoRoom
 from support.bench import Bench
 from support.until import until
 

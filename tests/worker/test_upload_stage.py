@@ -13,7 +13,7 @@ from finetune_queue.store import Change, Slot, keys
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages import upload as module
 from finetune_worker.stages.errors import from_dataset
-from finetune_worker.transfer import upload_presigned
+from finetune_worker.transfer.put import upload_presigned
 from support.bench import Bench
 from support.images import image_bytes, make_zip
 

@@ -27,7 +27,9 @@ from finetune_bench import proc
 from finetune_queue.datasets.check import check_archive
 from finetune_queue.storage import Place
 from finetune_worker.segmind.models import PresignedUpload
-from finetune_worker.transfer import download, upload_presigned, verify_safetensors
+from finetune_worker.transfer.download import download
+from finetune_worker.transfer.put import upload_presigned
+from finetune_worker.transfer.safetensors import verify_safetensors
 
 SMALL = "small.bin"
 """The file beside the others that the first transfer is made with."""
