@@ -11,7 +11,6 @@ import json
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,9 +22,8 @@ from rich.console import Console
 from finetune_bench import proc, report
 from finetune_bench.cases import Case
 from finetune_bench.contestants import CONTESTANTS, Contestant, Ground
-from finetune_bench.ground import START, clean_environment, make_dataset, python, start_sandbox
+from finetune_bench.scene import scene
 from finetune_queue.local.processes import Child
-from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.store import connect
 
 CASE = Case(name="overhead", title="no limit", jobs=300, calls=100_000, window=1.0, training=0.0, scale=20.0)
@@ -49,12 +47,12 @@ class Entry:
             return "gevent is no package of this project; try `.venv/bin/pip install gevent`, then this again"
         return None
 
-    def commands(self) -> list[list[str]]:
-        """Return each worker process's command."""
+    def workers(self) -> list[list[str]]:
+        """Return each worker process's arguments for Celery."""
         # Celery takes `-P prefork` for its default, and then an app's own pool goes before it; this name it obeys.
         pool = "processes" if self.pool == "prefork" else self.pool
         workers = CONTESTANTS[self.contestant].workers()
-        return [python([pool if word == "threads" else word for word in words]) for words in workers]
+        return [[pool if word == "threads" else word for word in words] for words in workers]
 
 
 POOLS = ("threads", "prefork", "gevent")
@@ -123,23 +121,14 @@ def _row(title: str, runs: list[dict[str, float]], bare: list[dict[str, float]])
 
 def _run(case: Case, entry: Entry, folder: Path, latency: float = 0.0) -> dict[str, float]:
     contestant = CONTESTANTS[entry.contestant]
-    for part in ("weights", "secrets", "temporary"):
-        (folder / part).mkdir(parents=True)
-    with ExitStack() as stack:
-        valkey = stack.enter_context(ValkeyServer(folder / "valkey"))
-        client = stack.enter_context(connect(valkey.url))
-        sandbox, api = start_sandbox(folder, _sandbox_settings(case, latency))
-        stack.callback(sandbox.stop)
-        dataset = make_dataset(folder / "datasets")
-        ground = Ground(folder, valkey.url, api["base_url"], api["api_keys"][0], dataset)
-        env = {**clean_environment(), "TMPDIR": str(folder / "temporary"), **contestant.environment(case, ground)}
-        workers = []
-        for number, command in enumerate(entry.commands()):
-            worker = Child(f"worker{number}", command, env=env, cwd=folder, log=folder / f"worker{number}.log")
-            stack.callback(worker.stop, grace=5.0)
-            workers.append(worker.start())
+    slow = [{"op": op, "kind": "slow", "seconds": latency, "count": None} for op in ("api", "put", "download")]
+    answers = {"SANDBOX_FAULTS": json.dumps(slow if latency else [])}
+    with (
+        scene(folder, case, contestant, workers=entry.workers(), sandbox_settings=answers) as on,
+        connect(on.ground.redis_url) as client,
+    ):
+        ground, workers = on.ground, on.workers
         for worker in workers:
-            worker.wait_for_line(lambda line: " ready." in line, timeout=START)
             worker.send_signal(signal.SIGSTOP)
         contestant.give(case, ground)
 
@@ -147,7 +136,7 @@ def _run(case: Case, entry: Entry, folder: Path, latency: float = 0.0) -> dict[s
             redis = client.info()
             return {
                 "worker_ms": 1000 * sum(proc.cpu_of_session(worker.pid) for worker in workers),
-                "sandbox_ms": 1000 * proc.cpu_of_session(sandbox.pid),
+                "sandbox_ms": 1000 * proc.cpu_of_session(on.sandbox.pid),
                 "redis_ms": 1000 * (redis["used_cpu_sys"] + redis["used_cpu_user"]),
                 "commands": redis["total_commands_processed"],
             }
@@ -169,14 +158,3 @@ def _wait(worker: Child, contestant: Contestant, ground: Ground, jobs: int) -> N
         return len(list(ground.weights.glob(contestant.finished))) >= jobs
 
     worker.wait_until(done, timeout=PATIENCE)
-
-
-def _sandbox_settings(case: Case, latency: float) -> dict[str, str]:
-    slow = [{"op": op, "kind": "slow", "seconds": latency, "count": None} for op in ("api", "put", "download")]
-    return {
-        "SANDBOX_FAULTS": json.dumps(slow if latency else []),
-        "SANDBOX_RATE_LIMIT": f"{case.calls}/{case.window:g}",
-        "SANDBOX_TRAINING_SECONDS": f"{case.training:g}",
-        "SANDBOX_DEPLOY_SECONDS": "3600",
-        "SANDBOX_LIST_CARRIES_WEIGHTS_URL": "true",
-    }
