@@ -1,6 +1,5 @@
 """Dead letters for an operator: listed, and sent again once what was wrong with them is mended."""
 
-from types import TracebackType
 from typing import Self
 
 from finetune_queue.errors import QueueUnavailableError, UnknownLetterError
@@ -24,9 +23,7 @@ class DeadLetterBox:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._redis.close()
 
     def newest(self, limit: int) -> list[DeadLetter]:

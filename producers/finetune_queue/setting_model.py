@@ -7,7 +7,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import Field
@@ -306,12 +306,11 @@ class Settings(BaseSettings):
         secrets = self.finetune_signing_secret
         return tuple(each.get_secret_value() for each in secrets.get(origin) or secrets.get(ANY_ORIGIN) or ())
 
-    def require_worker(self) -> Self:
-        """Return these settings if a worker can run on them.
+    def require_worker(self) -> None:
+        """Refuse settings that no worker can run on.
 
         Raises:
             SettingsError: No account has an API key.
         """
         if not self.accounts:
             raise SettingsError([MISSING_KEY])
-        return self
