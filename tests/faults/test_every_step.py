@@ -55,7 +55,7 @@ def record(lane: Lane, *, first: str | None = None, **request: Any) -> list[str]
 
 
 # A dispatcher with nothing to do, or a sweep that sees what the last one saw, again and again.
-_IDLE = re.compile(r"^dispatch .*(due.lua|SMEMBERS|reserve.lua|TIME|ZRANGEBYSCORE) #(?!1$)|^sweep: .* #(?![123]$)")
+_IDLE = re.compile(r"^dispatch .*(take.lua|SMEMBERS|reserve.lua|TIME|ZRANGEBYSCORE) #(?!1$)|^sweep: .* #(?![123]$)")
 
 
 def chosen(points: list[str], *, always: str = "submit") -> list[str]:

@@ -23,7 +23,7 @@ class Deadlines:
     def __init__(self, client: redis.Redis) -> None:
         """``client`` must wait longer for a reply than :meth:`wait_for_work` is asked to sleep."""
         self._redis = client
-        self._due = scripts.load(client, "due")
+        self._take = scripts.load(client, "take")
         self._put_off = scripts.load(client, "put_off")
         self._stay = scripts.load(client, "stay")
 
@@ -32,10 +32,9 @@ class Deadlines:
 
         Returns the deadline (ms) of each by its id, and the seconds until the next deadline, None without one.
         """
-        reply = self._due([keys.deadlines()], [limit, int(handover * 1000)])
-        wait = float(reply[0])
-        passed = {job_id: int(float(at)) for job_id, at in zip(reply[1::2], reply[2::2], strict=True)}
-        return passed, None if wait < 0 else wait / 1000
+        wait, _, *taken = self._take([keys.deadlines()], [limit, int(handover * 1000)])
+        passed = {job_id: int(float(at)) for job_id, at in zip(taken[::2], taken[1::2], strict=True)}
+        return passed, None if int(wait) < 0 else int(wait) / 1000
 
     def now_ms(self) -> int:
         """Return the time by the Redis server's clock, as jobs have it."""

@@ -149,8 +149,8 @@ class Outbox:
         self._line_up([keys.outbox(), keys.lines(), *own, *pairs], [job_id, *names])
 
     def _taken(self, key: str, limit: int, lease: float) -> tuple[list[str], int, float | None]:
-        wait, score, *members = self._take([key], [limit, int(lease * 1000)])
-        return members, int(score), None if int(wait) < 0 else int(wait) / 1000
+        wait, score, *taken = self._take([key], [limit, int(lease * 1000)])
+        return taken[::2], int(score), None if int(wait) < 0 else int(wait) / 1000
 
     # a line
 

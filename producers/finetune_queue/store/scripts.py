@@ -1,4 +1,7 @@
-"""The Lua scripts, each in a file of its own, registered once for a connection."""
+"""The Lua scripts, each in a file of its own, registered once for a connection.
+
+Redis writes a script's whole numbers in full, so none is formatted there.
+"""
 
 from importlib.resources import files
 from typing import Any, Protocol

@@ -15,11 +15,11 @@ if (redis.call('HGET', KEYS[2], ARGV[4]) or '0') ~= ARGV[5] then return {-1} end
 local failures = 0
 if ARGV[5] == ARGV[6] then
   failures = redis.call('HINCRBY', KEYS[2], ARGV[4] .. ':failures', 1)
-  redis.call('HSETNX', KEYS[2], ARGV[4] .. ':since', string.format('%d', now))
+  redis.call('HSETNX', KEYS[2], ARGV[4] .. ':since', now)
 else
   redis.call('HDEL', KEYS[2], ARGV[4] .. ':failures', ARGV[4] .. ':since')
   redis.call('HSET', KEYS[2], ARGV[4], ARGV[6])
 end
 if #ARGV > 9 then redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', unpack(ARGV, 10)) end
-redis.call('ZADD', KEYS[1], string.format('%d', now + ARGV[3]), ARGV[1])
+redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
 return {1, now + ARGV[3], failures}

@@ -8,7 +8,7 @@ if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '-1') ~= tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if ARGV[5] ~= '' then
-  redis.call('ZADD', KEYS[2], string.format('%d', now + ARGV[5]), ARGV[3])
+  redis.call('ZADD', KEYS[2], now + ARGV[5], ARGV[3])
   return 1
 end
 local more = redis.call('LLEN', KEYS[4]) > tonumber(ARGV[4])
@@ -21,7 +21,7 @@ for index = 6, #ARGV, 2 do
   end
 end
 if more then
-  redis.call('ZADD', KEYS[2], string.format('%d', now), ARGV[3])
+  redis.call('ZADD', KEYS[2], now, ARGV[3])
   return 1
 end
 redis.call('ZREM', KEYS[2], ARGV[3])

@@ -4,7 +4,7 @@
 -- KEYS  1 outbox  2 lines  3 the job's sinks  4 job  5 the job's events  6... each line, its state
 -- ARGV  1 job id  2... the names of the lines
 local time = redis.call('TIME')
-local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for index = 2, #ARGV do
   local line, state, name = KEYS[index * 2 + 2], KEYS[index * 2 + 3], ARGV[index]
   if redis.call('ZADD', line, 'NX', now, ARGV[1]) == 1 then redis.call('HSETNX', KEYS[3], 'line:' .. name, now) end

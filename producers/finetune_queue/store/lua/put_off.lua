@@ -9,7 +9,7 @@ local count = 0
 for index = 2, #KEYS do
   local delay, id, version = unpack(ARGV, 3 * index - 5, 3 * index - 3)
   if redis.call('HGET', KEYS[index], 'version') == version then
-    count = count + redis.call('ZADD', KEYS[1], 'XX', 'CH', string.format('%d', now + delay), id)
+    count = count + redis.call('ZADD', KEYS[1], 'XX', 'CH', now + delay, id)
   end
 end
 return count

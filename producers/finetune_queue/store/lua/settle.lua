@@ -11,7 +11,7 @@ if ARGV[3] == '0' then
   redis.call('DEL', KEYS[3])
 elseif ARGV[4] then
   failures = redis.call('HINCRBY', KEYS[3], 'failures', 1)
-  redis.call('HSETNX', KEYS[3], 'since', string.format('%d', now))
+  redis.call('HSETNX', KEYS[3], 'since', now)
   redis.call('HSET', KEYS[3], 'reason', ARGV[4])
 end
 local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
@@ -20,7 +20,7 @@ if not first[2] then
   redis.call('DEL', KEYS[3])
   return 0
 end
-local due = string.format('%d', math.max(tonumber(first[2]), now + ARGV[3]))
+local due = math.max(tonumber(first[2]), now + ARGV[3])
 redis.call('ZADD', KEYS[1], due, ARGV[1])
 if ARGV[3] == '0' then redis.call('HSET', KEYS[3], 'idle', due) end -- a job that comes now need not wait so long
 if redis.call('EXISTS', KEYS[4]) == 0 then redis.call('LPUSH', KEYS[4], '1') end

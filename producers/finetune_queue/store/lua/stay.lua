@@ -9,7 +9,7 @@ local staying = {}
 for index = 1, #ARGV, 2 do
   local id = ARGV[index]
   if redis.call('ZSCORE', KEYS[index + 1], id) or redis.call('ZSCORE', KEYS[index + 2], id) then
-    redis.call('ZADD', KEYS[1], 'XX', string.format('%d', now + ARGV[index + 1]), id)
+    redis.call('ZADD', KEYS[1], 'XX', now + ARGV[index + 1], id)
     table.insert(staying, id)
   end
 end

@@ -26,7 +26,7 @@ if change.delay_ms and change.set.owner == '' and redis.call('HGET', job, 'cance
 end
 
 local time = redis.call('TIME')
-local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
 if change.delete[1] then redis.call('HDEL', job, unpack(change.delete)) end
 local flat = {'version', change.expect + 1, 'updated_ms', now}
@@ -76,4 +76,4 @@ if change.event then
 end
 for _, field in ipairs(change.count or {}) do redis.call('HINCRBY', KEYS[17], field, 1) end
 if early and redis.call('EXISTS', KEYS[7]) == 0 then redis.call('LPUSH', KEYS[7], '1') end
-return {1, tonumber(now)}
+return {1, now}
