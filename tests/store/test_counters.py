@@ -138,7 +138,7 @@ def test_workers_are_those_that_were_seen_lately(client: redis.Redis) -> None:
     workers.seen(one)
     workers.seen(one)
     workers.seen(two)
-    client.zadd(keys.workers(), {"1.0 dead": time.time() - GONE - 1})
+    client.zadd(keys.workers(), {"1.0 dead": (time.time() - GONE - 1) * 1000})
     assert workers.alive() == [one, two]
     workers.left(one)
     assert workers.alive() == [two]

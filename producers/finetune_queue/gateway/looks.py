@@ -66,7 +66,7 @@ class Looks:
             status = self._accounts.status(name)
         except UnknownAccountError:
             return None
-        line = self._jobs.get_many(self._overview.line(name, IN_LINE))
+        line = self._jobs.get_many(self._overview.first_in_room(name, IN_LINE))
         return AccountView(
             name=name,
             calls=status.limits.calls,

@@ -182,21 +182,21 @@ class Accounts:
         """Return how many wait in front of the job in its account's waiting room, None if it does not wait there."""
         return cast("int | None", self._redis.zrank(keys.room(job.account), job.id))
 
-    def slot_in(self, account: AccountStatus, ahead: int) -> float:
+    def slot_in(self, status: AccountStatus, ahead: int) -> float:
         """Return about how many seconds it takes until somebody with ``ahead`` in front gets a call slot."""
         now = server_ms(self._redis)
-        calls, window = account.limits.calls, account.limits.window
+        calls, window = status.limits.calls, status.limits.window
         pipe = self._redis.pipeline(transaction=True)
-        pipe.zrange(keys.slots(account.name), 0, -1, withscores=True)
-        pipe.zcount(keys.room(account.name), "-inf", f"({room_score_floor(CallClass.PREPARE)}")
+        pipe.zrange(keys.slots(status.name), 0, -1, withscores=True)
+        pipe.zcount(keys.room(status.name), "-inf", f"({room_score_floor(CallClass.PREPARE)}")
         taken, before_prepares = cast("tuple[list[tuple[str, float]], int]", tuple(pipe.execute()))
         if (prepares := ahead - before_prepares) > 0:
             # Each of these has its submit to come, which goes first; but for the last, as half of a busy window's calls
             # are submits. Submits that are held take none.
-            ahead = prepares if account.submits_held else ahead + max(0, prepares - calls // 2)
+            ahead = prepares if status.submits_held else ahead + max(0, prepares - calls // 2)
         waits = [0.0] * (calls - len(taken)) + [max(0.0, (free - now) / 1000) for _, free in taken]
         rounds, place = divmod(ahead, calls)
-        return max(account.paused_for, waits[min(place, len(waits) - 1)] + rounds * window)
+        return max(status.paused_for, waits[min(place, len(waits) - 1)] + rounds * window)
 
     def status(self, account: str) -> AccountStatus:
         """Return the account as it is now.

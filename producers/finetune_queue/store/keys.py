@@ -97,7 +97,7 @@ def counters() -> str:
 
 
 def workers() -> str:
-    """Sorted set: ``VERSION NAME ACCOUNT...`` of each worker, scored by when it was last seen (seconds)."""
+    """Sorted set: ``VERSION NAME ACCOUNT...`` of each worker, scored by when it was last seen (ms)."""
     return f"{TAG}:workers"
 
 

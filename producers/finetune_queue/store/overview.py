@@ -64,6 +64,6 @@ class Overview:
         overdue = max(0.0, now - deadline[0][1]) / 1000 if deadline else 0.0
         return StoreView(now, states, dead_letters, overdue)
 
-    def line(self, account: str, count: int) -> list[str]:
-        """Return who waits for the account's next call slots, first in line first."""
+    def first_in_room(self, account: str, count: int) -> list[str]:
+        """Return who waits for the account's next call slots, the first of them first."""
         return cast("list[str]", self._redis.zrange(keys.room(account), 0, count - 1))

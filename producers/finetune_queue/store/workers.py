@@ -11,6 +11,8 @@ from finetune_queue.store.clock import server_ms
 GONE = 35.0
 """Seconds without a sign after which a worker counts as gone; it gives one every 10."""
 
+_GONE_MS = int(GONE * 1000)
+
 
 @dataclass(frozen=True, slots=True)
 class LiveWorker:
@@ -40,10 +42,10 @@ class Workers:
 
     def seen(self, worker: LiveWorker) -> None:
         """Say that the worker is there."""
-        now = self._now()
+        now = server_ms(self._redis)
         pipe = self._redis.pipeline(transaction=False)
         pipe.zadd(keys.workers(), {worker.member: now})
-        pipe.zremrangebyscore(keys.workers(), "-inf", now - GONE)
+        pipe.zremrangebyscore(keys.workers(), "-inf", now - _GONE_MS)
         pipe.execute()
 
     def left(self, worker: LiveWorker) -> None:
@@ -52,8 +54,5 @@ class Workers:
 
     def alive(self) -> list[LiveWorker]:
         """Return the workers that are there."""
-        found = cast("list[str]", self._redis.zrangebyscore(keys.workers(), self._now() - GONE, "+inf"))
+        found = cast("list[str]", self._redis.zrangebyscore(keys.workers(), server_ms(self._redis) - _GONE_MS, "+inf"))
         return [LiveWorker.of_member(member) for member in found]
-
-    def _now(self) -> float:
-        return server_ms(self._redis) / 1000
