@@ -1,4 +1,6 @@
-"""Texts from elsewhere, made fit for people."""
+"""Texts from elsewhere and numbers of bytes, made fit for people."""
+
+_UNITS = (("GB", 10**9, 2), ("MB", 10**6, 1), ("kB", 10**3, 1))
 
 _WORDS = {
     "Value error, ": "",
@@ -14,6 +16,15 @@ def escaped(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def byte_size(count: int) -> str:
+    """Return a number of bytes in the decimal units that storage is sold and limited in, the API's limit, too."""
+    for unit, bytes_of_one, places in _UNITS:
+        if count >= bytes_of_one:
+            whole, rest = divmod(count, bytes_of_one)
+            return f"{count / bytes_of_one:.{places}f} {unit}" if rest else f"{whole} {unit}"
+    return f"{count} byte{'' if count == 1 else 's'}"
 
 
 def in_plain_words(message: str) -> str:

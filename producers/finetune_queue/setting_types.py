@@ -23,13 +23,13 @@ from pydantic import (
     model_validator,
 )
 
+from finetune_queue.contract.request import ACCOUNT_NAME
 from finetune_queue.contract.sink import BROKERS, parse_sink
 from finetune_queue.loopback import is_loopback
 
 ANY_ORIGIN = "*"
 """Stands for every origin that has no signing secret of its own."""
 
-_ACCOUNT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _RATE = re.compile(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*")
 
 
@@ -208,7 +208,9 @@ def _parse_object(value: object) -> object:
             raise ValueError(f"is not JSON (line {error.lineno}, column {error.colno})") from None
         except RecursionError:
             raise ValueError("is not JSON that can be read: nested too deep") from None
-    if isinstance(value, dict) and not all(isinstance(name, str) and _ACCOUNT_NAME.fullmatch(name) for name in value):
+    if isinstance(value, dict) and not all(
+        isinstance(name, str) and re.fullmatch(ACCOUNT_NAME, name) for name in value
+    ):
         raise ValueError("should use names of up to 63 letters, digits, dots, dashes and underscores")
     return value
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from finetune_queue.cli import words
 from finetune_queue.contract import WaitReason, new_job_id
 from finetune_queue.contract.job import JobError, JobRecord, JobState
+from finetune_queue.plain_words import byte_size
 from finetune_queue.sdk import Waiting
 from support.samples import sample_request
 
@@ -35,10 +36,18 @@ def test_durations(seconds: float, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "said"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (4_194_304, "4.2 MB"), (2_500_000_000, "2.50 GB")],
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (4_194_304, "4.2 MB"),
+        (100_000_000, "100 MB"),
+        (2_500_000_000, "2.50 GB"),
+    ],
 )
 def test_sizes(count: int, said: str) -> None:
-    assert words.size(count) == said
+    assert byte_size(count) == said
 
 
 @given(st.text())
@@ -91,7 +100,7 @@ def test_what_lies_below_the_current_folder_is_shown_from_there() -> None:
 def test_a_dataset_report_in_a_line() -> None:
     findings = [{"severity": "warning"}, {"severity": "note"}, {"severity": "warning"}]
     report = {"images": 1, "captions": 2, "bytes": 1000, "findings": findings}
-    assert words.report_line(report) == "1 image, 2 captions, 1.0 kB, 2 warnings"
+    assert words.report_line(report) == "1 image, 2 captions, 1 kB, 2 warnings"
 
 
 def test_a_report_of_another_version_is_no_reason_to_fail() -> None:

@@ -168,7 +168,7 @@ def test_a_driver_that_is_not_installed_is_said(make: MakeDeliveries) -> None:
 
 
 def test_a_full_queue_waits_for_its_consumer(make: MakeDeliveries, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_worker.sinks.brokers.FULL", 1)
+    monkeypatch.setattr("finetune_worker.sinks.brokers.MOST_WAITING", 1)
     bench = make(FINETUNE_SINKS="celery://shop/shop.done")
     job = bench.cancelled()
     bench.deliver()

@@ -9,6 +9,7 @@ from finetune_queue.cli import output, words
 from finetune_queue.cli.follow import Show, Snapshot
 from finetune_queue.cli.timeline import detail, event_line
 from finetune_queue.contract import JobState
+from finetune_queue.plain_words import byte_size
 
 PROGRESS_EVERY = 5.0
 """Seconds between two plain lines about the progress of one step."""
@@ -65,8 +66,8 @@ class _Lines:
         if progress is None or time.monotonic() < self._progress_at + PROGRESS_EVERY:
             return
         self._progress_at = time.monotonic()
-        whole = f" of {words.size(progress.total)}" if progress.total is not None else ""
-        self._say(now, seen, seen.job.state, f"{words.size(progress.done)}{whole}")
+        whole = f" of {byte_size(progress.total)}" if progress.total is not None else ""
+        self._say(now, seen, seen.job.state, f"{byte_size(progress.done)}{whole}")
 
     def _once(self, now: datetime, seen: Snapshot, text: str) -> None:
         # The estimate at the end changes with every look and is no news.

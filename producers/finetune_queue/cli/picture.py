@@ -12,6 +12,7 @@ from rich.text import Text
 from finetune_queue.cli import words
 from finetune_queue.cli.follow import Snapshot
 from finetune_queue.cli.timeline import Mark, Step, steps
+from finetune_queue.plain_words import byte_size
 
 _MARKS: dict[Mark, str] = {"done": "✓", "now": ">", "bad": "✗", "attention": "!", "todo": "·"}
 _ASCII_MARKS: dict[Mark, str] = {"done": "+", "now": ">", "bad": "x", "attention": "!", "todo": "."}
@@ -68,11 +69,11 @@ def _detail(step: Step, seen: Snapshot) -> RenderableType:
     if step.mark != "now" or progress is None:
         return text
     if progress.total is None:
-        return Text(f"{words.size(progress.done)}  {step.detail}".rstrip())
+        return Text(f"{byte_size(progress.done)}  {step.detail}".rstrip())
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
         ProgressBar(total=progress.total, completed=progress.done, width=_BAR),
-        Text(f"{words.size(progress.done)} of {words.size(progress.total)}", no_wrap=True),
+        Text(f"{byte_size(progress.done)} of {byte_size(progress.total)}", no_wrap=True),
         text,
     )
     return bar

@@ -6,6 +6,7 @@ from finetune_queue.cli import output, words
 from finetune_queue.cli.follow import Snapshot
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import Access, JobState
+from finetune_queue.plain_words import byte_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +38,7 @@ def facts(seen: Snapshot) -> Facts:
         weights = record.weights
         found += [
             ("weights", words.near(weights.url)),
-            ("size", f"{words.size(weights.bytes)} in {weights.tensors} tensors"),
+            ("size", f"{byte_size(weights.bytes)} in {weights.tensors} tensors"),
             ("sha256", weights.sha256),
             ("manifest", words.near(weights.manifest_url)),
         ]

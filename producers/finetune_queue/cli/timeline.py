@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from finetune_queue.cli import words
 from finetune_queue.contract import Event, EventType, JobRecord, JobState
+from finetune_queue.plain_words import byte_size
 from finetune_queue.sdk import Waiting
 
 Mark = Literal["done", "now", "attention", "bad", "todo"]
@@ -118,7 +119,7 @@ def _behind(event: Event, following: Event, record: JobRecord) -> str:
         case EventType.TRAINING, _:
             return f"Segmind: {words.printable(following.data.get('provider_status') or 'done')}"
         case EventType.DOWNLOADING, _ if record.weights is not None:
-            return f"{words.size(record.weights.bytes)}, {record.weights.tensors} tensors, verified and stored"
+            return f"{byte_size(record.weights.bytes)}, {record.weights.tensors} tensors, verified and stored"
         case EventType.DEPLOYING, _:
             return "ready for inference at Segmind"
         case _:

@@ -1,4 +1,4 @@
-"""How times, sizes, waiting and reports are said in a line of text."""
+"""How times, waiting and reports are said in a line of text."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from finetune_queue.contract import JobError, WaitReason
-from finetune_queue.plain_words import escaped
+from finetune_queue.plain_words import byte_size, escaped
 
 if TYPE_CHECKING:
     from finetune_queue.sdk import Waiting
@@ -37,16 +37,6 @@ def since(milliseconds: int) -> str:
     return duration(datetime.now(UTC).timestamp() - milliseconds / 1000)
 
 
-def size(number: int) -> str:
-    """Return a number of bytes in the decimal units that storage is sold and limited in."""
-    value = float(number)
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.0f} bytes" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.2f} GB"
-
-
 def place(url: str) -> str:
     """Return a ``file://`` URL as a plain path, which a shell can use; any other URL as it is."""
     parts = urlsplit(url)
@@ -72,7 +62,7 @@ def report_line(report: dict[str, Any]) -> str:
     if report.get("captions"):
         parts.append(count(report["captions"], "caption"))
     if report.get("bytes"):
-        parts.append(size(int(report["bytes"])))
+        parts.append(byte_size(int(report["bytes"])))
     severities = [finding.get("severity") for finding in report.get("findings") or []]
     parts += [
         count(severities.count(severity), severity) for severity in ("error", "warning") if severity in severities

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from finetune_queue.datasets.limits import Limits
 from finetune_queue.datasets.names import display_name, unsafe_path
 from finetune_queue.datasets.report import Collector
+from finetune_queue.plain_words import byte_size
 from finetune_queue.progress import OnProgress
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
@@ -101,22 +102,13 @@ class Meter:
         if self._inflated > self.limits.max_inflated_bytes:
             raise ArchiveRefusedError(
                 "archive_bomb",
-                f"The files inflate to more than {megabytes(self.limits.max_inflated_bytes)}.",
+                f"The files inflate to more than {byte_size(self.limits.max_inflated_bytes)}.",
                 entry.name,
             )
         if so_far > _RATIO_FROM and so_far > self.limits.max_ratio * max(1, entry.info.compress_size):
             raise ArchiveRefusedError(
                 "archive_bomb", f"It inflates to more than {self.limits.max_ratio} times its size.", entry.name
             )
-
-
-def megabytes(count: int) -> str:
-    """Return a size for people: megabytes of a million bytes, as the API's limit is read; kilobytes or bytes below."""
-    if count < 1_000:
-        return f"{count} byte{'' if count == 1 else 's'}"
-    if count < 1_000_000:
-        return f"{count / 1_000:.1f} kB"
-    return f"{count / 1_000_000:.1f} MB" if count % 1_000_000 else f"{count // 1_000_000} MB"
 
 
 def other_kind(head: bytes) -> str | None:
@@ -282,7 +274,7 @@ def inflate(file: io.BufferedReader, entry: Entry, meter: Meter) -> Iterator[byt
         count += len(piece)
         meter.add(len(piece), entry, count)
         if count > limit:
-            raise EntryRefusedError("entry_too_large", f"The file is larger than {megabytes(limit)}.")
+            raise EntryRefusedError("entry_too_large", f"The file is larger than {byte_size(limit)}.")
         crc = zlib.crc32(piece, crc)
         yield piece
     if count != entry.info.file_size or crc != entry.info.CRC:

@@ -13,7 +13,6 @@ from finetune_queue.datasets.archive import (
     EntryRefusedError,
     Meter,
     inflate,
-    megabytes,
     other_kind,
     read_entries,
 )
@@ -41,6 +40,7 @@ from finetune_queue.datasets.names import (
     suffix_of,
 )
 from finetune_queue.datasets.report import Collector, DatasetReport
+from finetune_queue.plain_words import byte_size
 from finetune_queue.progress import OnProgress
 
 FEW_IMAGES = 5
@@ -129,7 +129,7 @@ class _Check:
         if size >= self._limits.max_bytes:
             self._collector.add(
                 "archive_too_large",
-                f"The ZIP has {megabytes(size)}; the API takes less than {megabytes(self._limits.max_bytes)}.",
+                f"The ZIP has {byte_size(size)}; the API takes less than {byte_size(self._limits.max_bytes)}.",
             )
         else:
             digest = hashlib.file_digest(self._file, "sha256").hexdigest()

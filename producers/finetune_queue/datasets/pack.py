@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from finetune_queue.datasets.archive import megabytes
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.datasets.images import COMPRESSED_FORMATS, HEAD_BYTES, sniff
 from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES, TAKE_LESS
@@ -32,6 +31,7 @@ from finetune_queue.datasets.names import (
     suffix_of,
 )
 from finetune_queue.datasets.report import Finding, finding
+from finetune_queue.plain_words import byte_size
 
 _MAX_FILES = 20_000
 _FIRST_DATE = (1980, 1, 1, 0, 0, 0)
@@ -119,7 +119,7 @@ def _copy(source: Path, destination: Path, size: int, max_bytes: int) -> PackedD
     if size >= max_bytes:
         raise DatasetError(
             "dataset_too_large",
-            f"{_shown(source)} has {megabytes(size)}; the API takes ZIP files under {megabytes(max_bytes)}.",
+            f"{_shown(source)} has {byte_size(size)}; the API takes ZIP files under {byte_size(max_bytes)}.",
             TAKE_LESS,
         )
     with _written(destination) as target, source.open("rb") as file:
@@ -261,10 +261,10 @@ def _packed(path: Path, notes: tuple[Finding, ...]) -> PackedDataset:
 
 def _too_large(source: Path, files: list[_File], size: int, max_bytes: int) -> DatasetError:
     largest = sorted(files, key=lambda each: each.size, reverse=True)[:_SHOWN]
-    named = ", ".join(f"{display_name(each.name)} ({megabytes(each.size)})" for each in largest)
+    named = ", ".join(f"{display_name(each.name)} ({byte_size(each.size)})" for each in largest)
     return DatasetError(
         "dataset_too_large",
-        f"{_shown(source)} makes a ZIP of {megabytes(size)}; the API takes less than {megabytes(max_bytes)}. "
+        f"{_shown(source)} makes a ZIP of {byte_size(size)}; the API takes less than {byte_size(max_bytes)}. "
         f"Its largest files: {named}.",
         TAKE_LESS,
     )

@@ -7,9 +7,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from finetune_queue.datasets.archive import megabytes
 from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
 from finetune_queue.datasets.report import DatasetReport, Finding, Severity
+from finetune_queue.plain_words import byte_size
 
 _STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _FILES_SHOWN = 5
@@ -51,7 +51,7 @@ def _facts(report: DatasetReport) -> Table:
     if report.short_sides:
         low, high = report.short_sides
         table.add_row("short sides", f"{low} pixels" if low == high else f"{low} to {high} pixels")
-    table.add_row("size", f"{megabytes(report.bytes)} of at most {megabytes(MAX_ARCHIVE_BYTES)}")
+    table.add_row("size", f"{byte_size(report.bytes)} of at most {byte_size(MAX_ARCHIVE_BYTES)}")
     if report.sha256:
         table.add_row("sha256", report.sha256)
     return table

@@ -13,7 +13,7 @@ from finetune_queue.contract.views import PublicJob
 from finetune_queue.load import Load
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.sdk import Job, Waiting
-from finetune_queue.store import CURSOR
+from finetune_queue.store import CURSOR, PLACE
 
 # Without brackets and backslashes, which a URL holds percent-encoded: an address with brackets may be none.
 DatasetUrl = Annotated[
@@ -23,9 +23,9 @@ DatasetUrl = Annotated[
 ]
 LabelFilter = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=", max_length=320)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]([ -~]*[!-~])?$")]
-Place = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,19}-[0-9]{1,19}$")]
+Place = Annotated[str, StringConstraints(pattern=rf"^{PLACE}$")]
 # Empty is what a client sends that has not seen an event yet.
-OptionalPlace = Annotated[str, StringConstraints(pattern=r"^([0-9]{1,19}-[0-9]{1,19})?$")]
+OptionalPlace = Annotated[str, StringConstraints(pattern=rf"^({PLACE})?$")]
 OptionalNumber = Annotated[str, StringConstraints(pattern=r"^([0-9]{1,15})?$")]
 Cursor = Annotated[str, StringConstraints(pattern=CURSOR)]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]

@@ -31,10 +31,10 @@ from finetune_queue.store.errors import (
     StoreError,
     UnreadableJobError,
 )
-from finetune_queue.store.feed import Feed, FeedItem
+from finetune_queue.store.feed import PLACE, Feed, FeedItem
 from finetune_queue.store.jobs import JobStore
 from finetune_queue.store.listing import CURSOR, CursorError, JobPage, JobPages
-from finetune_queue.store.local_queues import LocalQueues, QueueFullError
+from finetune_queue.store.local_queues import MOST_WAITING, LocalQueues, QueueFullError
 from finetune_queue.store.outbox import (
     Attempt,
     Hold,
@@ -60,6 +60,8 @@ __all__ = [
     "DELIVERIES",
     "JOB_SECONDS",
     "LOST_MESSAGES",
+    "MOST_WAITING",
+    "PLACE",
     "STAGE_SECONDS",
     "SWEEP",
     "TAKEOVERS",

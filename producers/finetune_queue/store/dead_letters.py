@@ -13,8 +13,8 @@ from typing import Any, Self, cast
 import redis
 
 from finetune_queue.store import keys
+from finetune_queue.store.feed import PLACE
 
-_PLACE = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 MOST_LETTERS = 100_000
 """About how many dead letters are kept; the oldest go first."""
 
@@ -131,7 +131,8 @@ class DeadLetters:
 
     def get(self, letter_id: str) -> DeadLetter | None:
         """Return the dead letter with this id, None if there is none."""
-        if _PLACE.fullmatch(letter_id) is None:  # part of an id would name others to Redis, and most texts are an error
+        # Part of an id would name others to Redis, and most texts are an error.
+        if re.fullmatch(PLACE, letter_id) is None:
             return None
         rows = cast(
             "list[tuple[str, dict[str, str]]]", self._redis.xrange(keys.dead_letters(), letter_id, letter_id, count=1)

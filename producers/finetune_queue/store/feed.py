@@ -10,6 +10,9 @@ from finetune_queue.store import keys
 STREAM_LENGTH = 100_000
 """About how many events the stream is trimmed to; each job keeps all of its own."""
 
+PLACE = r"[0-9]{1,19}-[0-9]{1,19}"
+"""What a place in a stream looks like: the id that Redis gave an entry."""
+
 START = "0-0"
 """The place before the first event."""
 

@@ -2,9 +2,9 @@
 
 import redis
 
-FULL = 100_000
-"""How many events a list may hold, and to about how many a stream is trimmed, so that a sink that nobody reads cannot
-fill the server that all jobs are on."""
+MOST_WAITING = 100_000
+"""How many events a list may hold, or a broker's queue, and to about how many a stream is trimmed, so that a sink that
+nobody reads cannot fill the server that all jobs are on."""
 
 
 class QueueFullError(Exception):
@@ -23,7 +23,7 @@ class LocalQueues:
         Raises:
             redis.RedisError: the server is out of reach, or the name is that of something else.
         """
-        self._redis.xadd(name, {"event": event}, maxlen=FULL, approximate=True)
+        self._redis.xadd(name, {"event": event}, maxlen=MOST_WAITING, approximate=True)
 
     def push_to_list(self, name: str, event: str) -> None:
         """Push on the left of a list, so that a consumer's BRPOP gets the oldest.
@@ -32,7 +32,7 @@ class LocalQueues:
             QueueFullError: it is full.
             redis.RedisError: the server is out of reach, or the name is that of something else.
         """
-        if int(self._redis.llen(name)) >= FULL:
-            message = f"the list holds {FULL} events that nobody takes"
+        if int(self._redis.llen(name)) >= MOST_WAITING:
+            message = f"the list holds {MOST_WAITING} events that nobody takes"
             raise QueueFullError(message)
         self._redis.lpush(name, event)

@@ -10,10 +10,8 @@ from kombu.exceptions import KombuError
 
 from finetune_queue.contract import Event, Sink
 from finetune_queue.redaction import redact_text
+from finetune_queue.store import MOST_WAITING
 from finetune_worker.sinks.errors import DeliveryError
-
-FULL = 100_000
-"""How many messages may wait in a queue before deliveries wait too."""
 
 _CONNECT_SECONDS = 5.0
 _ALREADY_THERE = 406  # with other arguments (AMQP 0-9-1, precondition-failed)
@@ -136,7 +134,7 @@ def _publish_task(app: Celery, producer: Any, sink: Sink, event: Event, text: st
 
 
 def _check_room(sink: Sink, waiting: int) -> None:
-    if waiting >= FULL:
+    if waiting >= MOST_WAITING:
         message = f"{sink.shown} holds {waiting} messages that nobody takes"
         raise DeliveryError(message)
 
