@@ -142,7 +142,8 @@ def _local(path: Path, roots: Sequence[Path], max_bytes: int) -> LocalArchive:
         raise DatasetError(
             "dataset_not_allowed",
             f"{display_name(str(path))} is not under a folder that datasets may be read from.",
-            "Put it there (setting FINETUNE_DATASET_ROOTS), or submit it with the SDK or CLI.",
+            "Put it there (setting FINETUNE_DATASET_ROOTS), or submit it with the SDK or CLI. If you did, the workers "
+            "have another FINETUNE_STAGING_URL than these.",
         )
     try:
         if not found.is_file():

@@ -12,8 +12,9 @@ from finetune_queue import __version__
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import JobState
 from finetune_queue.local.valkey import ValkeyServer, free_port
-from finetune_queue.store import CallClass, LiveWorker, Workers, clock_skew, connect
+from finetune_queue.store import Accounts, Budget, CallClass, LiveWorker, Slot, Workers, clock_skew, connect
 from support.cli import Run, Worker
+from support.until import until
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +69,6 @@ def test_accounts_as_the_workers_know_them(run: Run, worker: Worker) -> None:
 
 
 def test_an_account_that_is_paused(run: Run, worker: Worker, queue_url: str) -> None:
-    from finetune_queue.store import Budget, Slot
-
     worker.announce()
     with connect(queue_url) as client:
         budget = Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
@@ -80,6 +79,19 @@ def test_an_account_that_is_paused(run: Run, worker: Worker, queue_url: str) -> 
     assert account["status"] == "warn"
     assert "Segmind answered 429." in account["message"]
     assert "lower its rate_limit" in account["action"]
+
+
+def test_an_account_whose_calls_are_refused_after_every_pause(run: Run, worker: Worker, queue_url: str) -> None:
+    worker.announce()
+    with connect(queue_url) as client:
+        budget = Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
+        call = budget.take("default", "someone", float(CallClass.SUBMIT))
+        assert isinstance(call, Slot)
+        budget.pause(call, "Segmind does not know the key.", 0.01, code="api_key_rejected")
+        until(lambda: not Accounts(client).status("default").paused_for, seconds=5)
+    account = checks(run("doctor", "--json"))["account default"]
+    assert account["status"] == "warn"
+    assert account["message"].startswith("no call has gone well since: Segmind does not know the key.")
 
 
 def test_a_server_that_may_lose_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_nothing_outside_of_the_roots_is_told(resolve: Resolve, root: Path, data
     error = refusal(resolve, dataset.format(root=root))
     assert error.code == "dataset_not_allowed"
     assert "FINETUNE_DATASET_ROOTS" in error.fix
+    assert "FINETUNE_STAGING_URL" in error.fix  # of another than the producer's, the likeliest reason
 
 
 def test_without_roots_no_file_is_read(resolve: Resolve, root: Path) -> None:

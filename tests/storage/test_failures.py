@@ -92,12 +92,6 @@ def test_errors_of_the_system(number: int, kind: type[StorageError]) -> None:
     assert "/srv/x" in error.sentence
 
 
-def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "store").write_bytes(b"")
-    with pytest.raises(StorageError, match="store"):
-        Place(f"file://{tmp_path}/store").check_writable()
-
-
 def test_a_read_only_folder(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     folder.mkdir(mode=0o500)
@@ -221,6 +215,15 @@ def test_a_vanished_bucket(store: Store, local: Path, tmp_path: Path) -> None:
         assert not caught.value.retryable
     with pytest.raises(ObjectMissingError if store.scheme != "s3" else PlaceMissingError, match=store.bucket):
         place.info("a")
+
+
+@pytest.mark.parametrize("root", ["a-file", "a-file/inside"])
+def test_a_folder_that_is_a_file(local: Path, tmp_path: Path, root: str) -> None:
+    (tmp_path / "a-file").touch()
+    place = Place(f"file://{tmp_path}/{root}")
+    for attempt in (lambda: place.put_file(local, "job/weights"), place.check_writable):
+        with pytest.raises(PlaceMissingError, match=f"{tmp_path}/{root}.* cannot be made"):
+            attempt()
 
 
 @pytest.fixture

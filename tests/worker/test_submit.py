@@ -99,6 +99,8 @@ def test_a_clear_no_takes_the_intent_back(bench: Bench, fault: dict[str, Any], r
     if reason is None:
         assert job.error is not None
         assert job.error.message
+        wrong_request = fault.get("status") == 422
+        assert job.error.action.startswith("Submit again" if wrong_request else "When the cause is mended")
 
 
 def test_a_refused_connection_uses_no_attempt_and_pauses_the_account(bench: Bench) -> None:

@@ -215,6 +215,10 @@ def _account(account: AccountStatus) -> Finding:
         if account.unwell == "rate_limited":
             action = "It goes on by itself. If it happens again, lower its rate_limit, or stop what else uses its key."
         return Finding(name, "warn", message, action)
+    if account.unwell:
+        why = words.printable(account.pause_reason)
+        action = "Mend the reason, if it is one that you must mend: the next call that goes well ends this."
+        return Finding(name, "warn", f"no call has gone well since: {why}; {message}", action)
     return Finding(name, "ok", message)
 
 

@@ -5,7 +5,7 @@ StorageError
 ├── BadUrlError         bad_url          the setting or address is wrong
 ├── DriverMissingError  driver_missing   the library for this kind of address is not installed
 ├── NoAccessError       no_access        no credentials, or not the right ones; a read-only folder
-├── PlaceMissingError   place_missing    the bucket is gone
+├── PlaceMissingError   place_missing    the bucket is gone, or the folder cannot be made
 ├── ObjectMissingError  object_missing   the place is there, the object is not
 ├── DiskFullError       disk_full        retryable: space can be made
 ├── IncompleteError     incomplete       retryable: fewer or more bytes arrived than were sent
@@ -49,7 +49,7 @@ class NoAccessError(StorageError):
 
 
 class PlaceMissingError(StorageError):
-    """The bucket does not exist, or no longer."""
+    """The bucket does not exist, or no longer; the folder cannot be made."""
 
     code = "place_missing"
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from finetune_queue.progress import OnProgress
-from finetune_queue.storage.errors import IncompleteError, from_os_error
+from finetune_queue.storage.errors import IncompleteError, PlaceMissingError, from_os_error
 from finetune_queue.storage.model import Stored
 
 _CHUNK = 1 << 20
@@ -56,7 +56,7 @@ class Folder:
     def _write(self, name: str, fill: Callable[[io.BufferedWriter], object]) -> Stored:
         target = self._path(name)
         with _reported(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self._make(target.parent)
             _drop_stale(target)
             part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
             try:
@@ -72,6 +72,13 @@ class Folder:
                 if folder == self.root:
                     break
         return self.info(name)
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+            sentence = f"The folder {folder} cannot be made: {error.strerror}."
+            raise PlaceMissingError(sentence, f"See what is at {self.root}, or correct its name.") from error
 
     def open_read(self, name: str) -> io.BufferedReader:
         path = self._path(name)

@@ -86,7 +86,10 @@ class MalformedReply(SegmindError):
 # A clear no for every operation. To a submit, only these statuses prove that no training was started.
 _CLEAR = {
     400: ("request_rejected", "Segmind rejected the request: correct it before sending it again."),
-    401: ("api_key_rejected", "Segmind does not know the API key: check SEGMIND_API_KEY."),
+    401: (
+        "api_key_rejected",
+        "Segmind does not know the API key: check SEGMIND_API_KEY, or the account's in SEGMIND_ACCOUNTS.",
+    ),
     402: ("credits_exhausted", "The Segmind account has no credits left: add credits, then retry."),
     403: ("forbidden", "The API key may not do this: check the key, the account's plan and who owns the fine-tune."),
     404: ("not_found", "Segmind does not know the fine-tune or the address: check the id and SEGMIND_BASE_URL."),

@@ -6,6 +6,9 @@ from finetune_queue.storage import StorageError
 from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.transfer.errors import TransferError
 
+_WRONG_REQUEST = frozenset({"request_rejected", "request_too_large"})
+"""What Segmind says of what was asked for, and not of who asks or when."""
+
 
 def again(doing: str) -> str:
     """Return the command by which a person has a stage, or a change of access, tried again."""
@@ -14,6 +17,9 @@ def again(doing: str) -> str:
 
 def from_api(error: SegmindError, stage: str) -> JobError:
     """Return the error on the job for an error of the API client, in a stage or in a change of access."""
+    if stage == Stage.SUBMIT and error.code in _WRONG_REQUEST:
+        action = "Submit again with that corrected: a retry would send the same."
+        return JobError(code=error.code, stage=stage, message=error.detail, action=action)
     return _job_error(error.code, stage, error.detail, retryable=error.retryable)
 
 
