@@ -62,7 +62,3 @@ def test_everything_else_is_refused_with_what_to_use(url: str) -> None:
         Place(url)
     assert "secret" not in caught.value.sentence
     assert not caught.value.retryable
-
-
-def test_nothing_of_the_options_is_shown() -> None:
-    assert repr(Place("s3://bucket/x", {"secret": "hush"})) == "Place('s3://bucket/x')"

@@ -45,7 +45,7 @@ class Store:
         self.scheme = scheme
         self.bucket = f"bucket-{uuid.uuid4().hex[:12]}"
         self.url = f"{scheme}://{self.bucket}"
-        self._admin: Any = drivers.filesystem(scheme, {})
+        self._admin: Any = drivers.filesystem(scheme)
         self._admin.mkdir(self.bucket)
 
     def names(self) -> list[str]:

@@ -83,11 +83,11 @@ _NO_CREDENTIALS = frozenset(
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"})
 _BUSY = frozenset({errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)})
 
-_filesystems: dict[tuple[int, str, str], Any] = {}
+_filesystems: dict[tuple[int, str], Any] = {}
 
 
-def filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
-    """Return the file system of this process for these options, made at first use.
+def filesystem(scheme: str) -> Any:
+    """Return the file system of this process for a scheme, made at first use.
 
     Shared, because adlfs keeps each one and its connections for good; by process, because connections and event loops
     do not survive a fork.
@@ -96,14 +96,14 @@ def filesystem(scheme: str, options: Mapping[str, Any]) -> Any:
         DriverMissingError: the library is not installed.
         NoAccessError: there are no credentials that it could begin with.
     """
-    key = (os.getpid(), scheme, repr(sorted(options.items())))
+    key = (os.getpid(), scheme)
     if key in _filesystems:
         return _filesystems[key]
     # Of two threads one is used. A lock could be held for ever in a child that is forked meanwhile.
-    return _filesystems.setdefault(key, _connect(scheme, options))
+    return _filesystems.setdefault(key, _connect(scheme))
 
 
-def _connect(scheme: str, options: Mapping[str, Any]) -> Any:
+def _connect(scheme: str) -> Any:
     driver = DRIVERS[scheme]
     for name, level in driver.log_levels.items():
         logging.getLogger(name).setLevel(level)
@@ -115,7 +115,7 @@ def _connect(scheme: str, options: Mapping[str, Any]) -> Any:
             f"Install it: pip install 'finetune-queue[{scheme}]'.",
         ) from error
     try:
-        return kind(skip_instance_cache=True, use_listings_cache=False, **{**driver.options, **options})
+        return kind(skip_instance_cache=True, use_listings_cache=False, **driver.options)
     except ValueError as error:
         raise NoAccessError(
             f"{scheme}:// may not be used: there are no credentials, or not whole ones.",

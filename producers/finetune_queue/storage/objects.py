@@ -1,7 +1,7 @@
 """A bucket as a place, through fsspec. PUTs and multipart uploads are atomic: a name is whole or absent."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ _BUFFER = 1 << 20
 class Bucket:
     """The methods of `Place` on an object store. Names are checked by `Place`."""
 
-    def __init__(self, address: ObjectAddress, options: Mapping[str, Any]) -> None:
+    def __init__(self, address: ObjectAddress) -> None:
         self._address = address
         self._driver = drivers.DRIVERS[address.scheme]
-        self._options = options
 
     def url_of(self, name: str) -> str:
         return f"{self._address.scheme}://{self._path(name)}"
@@ -71,7 +70,7 @@ class Bucket:
         return f"{self._address.path}/{name}" if name else self._address.path
 
     def _fs(self) -> Any:
-        return drivers.filesystem(self._address.scheme, self._options)
+        return drivers.filesystem(self._address.scheme)
 
     @contextmanager
     def _reported(self, name: str, *, writing: bool = False) -> Iterator[None]:

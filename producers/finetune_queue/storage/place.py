@@ -2,9 +2,7 @@
 
 import io
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from finetune_queue.progress import OnProgress
 from finetune_queue.storage.errors import ObjectMissingError
@@ -19,21 +17,21 @@ __all__ = ["Place", "Stored"]
 class Place:
     """A folder (`file:///srv/artifacts`, `file://./var/artifacts`) or a bucket (`s3://`, `gs://`, `az://`).
 
-    `options` go to the fsspec driver of a bucket; credentials come from the environment (`docs/stores.md`). Nothing is
-    opened before the first use. May be shared by threads, and used on both sides of a fork.
+    Credentials come from the environment (`docs/stores.md`). Nothing is opened before the first use. May be shared by
+    threads, and used on both sides of a fork.
 
     Names are relative paths with slashes. Every method raises the errors of the tree under `StorageError`, and
     ValueError for a name that climbs out of the place.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, url: str) -> None:
         """Open nothing yet.
 
         Raises:
             BadUrlError: the URL names no place.
         """
         address = parse_url(url)
-        self._backend: Backend = Folder(address) if isinstance(address, Path) else Bucket(address, dict(options or {}))
+        self._backend: Backend = Folder(address) if isinstance(address, Path) else Bucket(address)
         self.url = self._backend.url_of("").rstrip("/")
 
     def __repr__(self) -> str:
