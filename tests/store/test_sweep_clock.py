@@ -55,7 +55,8 @@ def clock(client: redis.Redis, accounts: Accounts, budget: Budget) -> Clock:
 
 def test_without_hints_an_account_is_swept_once_an_interval(clock: Clock) -> None:
     clock.run(250, hints=False)
-    assert clock.sweeps == [0, 100, 200]
+    # The time that the test itself takes is on top.
+    assert clock.sweeps == pytest.approx([0, 100, 200], abs=5)
 
 
 def test_a_hint_brings_the_next_sweep_forward(clock: Clock, accounts: Accounts) -> None:
