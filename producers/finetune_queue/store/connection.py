@@ -23,7 +23,8 @@ def connect(url: str, *, connect_timeout: float = CONNECT_TIMEOUT, read_timeout:
         decode_responses=True,
         socket_connect_timeout=connect_timeout,
         socket_timeout=read_timeout,
-        socket_keepalive=True,
+        # A socket file has no other machine that could vanish, and its connections know no keep-alive.
+        **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         health_check_interval=25,
         retry=Retry(ExponentialWithJitterBackoff(), 0),
         client_name="finetune-queue",
