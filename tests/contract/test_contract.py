@@ -69,6 +69,19 @@ def test_each_example_is_valid(path: Path) -> None:
             PublicJob.model_validate(example)
 
 
+@pytest.mark.parametrize("deadline", [5, 90.5, True, "90", "1767225600", " 5e9 ", []])
+def test_a_number_is_no_deadline(deadline: object) -> None:
+    """It would be taken for Unix time, so that a job for "90 minutes" fails at once."""
+    with pytest.raises(RequestError, match="deadline: should be a time with a time zone, like 2026-01-31T18:00:00Z"):
+        parse_request(sample(deadline=deadline))
+
+
+def test_a_deadline_that_has_passed_can_still_be_read() -> None:
+    """A stored job is read long after its end."""
+    request = sample_request(deadline="2026-01-31T18:00:00+01:00")
+    assert parse_request(json.loads(request.model_dump_json())) == parse_request(request.model_dump()) == request
+
+
 def test_there_is_an_example_of_every_kind_of_event() -> None:
     assert {path.name for path in EXAMPLES} >= {f"event.{kind}.json" for kind in EventType}
 

@@ -37,6 +37,17 @@ def _check_number(value: object) -> object:
     return value
 
 
+def _check_moment(value: object) -> object:
+    """Refuse numbers, also in a text: pydantic takes them for Unix time, and who writes 90 means from now."""
+    try:
+        number = float(value) if isinstance(value, str) else None
+    except ValueError:
+        number = None
+    if number is not None or not isinstance(value, str | datetime | None):
+        raise ValueError("should be a time")
+    return value
+
+
 def _check_finite(parameters: dict[str, Any]) -> dict[str, Any]:
     """Refuse NaN and infinity, which Python reads in JSON (as 1e999, too) and JSON has no form for."""
     try:
@@ -131,7 +142,9 @@ class FineTuneRequest(BaseModel):
     idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(
         default=None, description="The same key and request give the same job."
     )
-    deadline: AwareDatetime | None = Field(default=None, description="When to give up (ISO 8601, with a time zone).")
+    deadline: Annotated[AwareDatetime | None, BeforeValidator(_check_moment)] = Field(
+        default=None, description="When to give up (ISO 8601, with a time zone)."
+    )
 
     def digest(self) -> str:
         """Return a SHA-256 that is equal for equal requests; the idempotency key itself does not count."""
