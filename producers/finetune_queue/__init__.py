@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         StagingUnavailableError,
         UnknownAccountNameError,
         UnknownJobError,
+        UnknownStateError,
         UnreadableJobError,
         WaitTimeoutError,
     )
@@ -33,6 +34,7 @@ _HOMES = {
     "StagingUnavailableError": "errors",
     "UnknownAccountNameError": "errors",
     "UnknownJobError": "errors",
+    "UnknownStateError": "errors",
     "UnreadableJobError": "errors",
     "WaitTimeoutError": "errors",
     "FineTuneQueue": "sdk",
@@ -61,6 +63,7 @@ __all__ = [
     "Submission",
     "UnknownAccountNameError",
     "UnknownJobError",
+    "UnknownStateError",
     "UnreadableJobError",
     "WaitTimeoutError",
     "Waiting",

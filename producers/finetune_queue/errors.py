@@ -6,6 +6,7 @@ FineTuneQueueError
 ├── UnknownJobError           there is no job with this id
 ├── UnknownLetterError        there is no dead letter with this id
 ├── UnknownAccountNameError   no worker serves this account
+├── UnknownStateError         jobs have no such state
 ├── NotPossibleError          the job's state does not allow it
 │   └── UnreadableJobError    only a newer version of this package can read the job
 ├── WaitTimeoutError          ``wait`` gave up; the job goes on
@@ -40,6 +41,10 @@ class UnknownLetterError(FineTuneQueueError):
 
 class UnknownAccountNameError(FineTuneQueueError):
     """No worker serves this account."""
+
+
+class UnknownStateError(FineTuneQueueError):
+    """Jobs have no such state."""
 
 
 class NotPossibleError(FineTuneQueueError):

@@ -6,6 +6,7 @@ import sys
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from finetune_queue.messaging import QUEUE, Messenger, producer_app
 from finetune_queue.sdk import submitting
 from finetune_queue.store import connect
 from support.cli import Worker
-from support.samples import sample
+from support.samples import sample, sample_request
 from support.until import until
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +110,24 @@ def test_threads_share_one_queue(queue: FineTuneQueue, settings: Settings, monke
     assert len(found) == 8 * 11
     assert len(set(found)) == sum(queue.counts().values()) == 8 * 10 + 1
     assert Messenger(producer_app(settings)).queued(QUEUE) == 8 * 10 + 1
+
+
+@pytest.mark.parametrize("key", [5, "", "k" * 256])
+@pytest.mark.parametrize("request_", [sample(), sample_request()], ids=["mapping", "model"])
+def test_a_key_that_no_request_may_have_makes_no_job(queue: FineTuneQueue, request_: Any, key: Any) -> None:
+    with pytest.raises(errors.InvalidRequestError, match="idempotency_key: "):
+        queue.submit(request_, idempotency_key=key)
+    assert sum(queue.counts().values()) == 0
+
+
+def test_a_state_may_be_named_and_one_that_does_not_exist_is_refused(queue: FineTuneQueue) -> None:
+    job = queue.submit(sample(deadline=datetime(2100, 1, 1, tzinfo=UTC)), idempotency_key="order-4711")
+    assert [each.id for each in queue.list(state="accepted")] == [job.id]
+    assert list(queue.list(state="failed")) == []
+    with pytest.raises(errors.UnknownStateError, match=r"no state 'lost'\. Known: accepted, uploading"):
+        list(queue.list(state="lost"))
+    for state in JobState:
+        assert f"`{state}`" in PAGE
 
 
 def test_a_wait_goes_on_through_a_restart_of_redis(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from finetune_queue.contract import (
     WaitReason,
     parse_sink,
 )
-from finetune_queue.errors import FineTuneQueueError, NotPossibleError, UnknownAccountNameError
+from finetune_queue.errors import FineTuneQueueError, NotPossibleError, UnknownAccountNameError, UnknownStateError
 from finetune_queue.messaging import Messenger
 from finetune_queue.resuming import adopted, resubmitted, resume_at, with_access
 from finetune_queue.sdk.job import Job, Page, Submission, Waiting
@@ -82,7 +82,7 @@ class FineTuneQueue:
         give the same job.
 
         Raises:
-            InvalidRequestError: the request, or its local dataset, cannot be accepted.
+            InvalidRequestError: the request, its key, or its local dataset, cannot be accepted.
             IdempotencyConflictError: the key was used with another request.
             UnreadableJobError: the key belongs to a job that a newer version wrote.
             StagingUnavailableError: the staging store did not take the local dataset; submit again.
@@ -107,7 +107,7 @@ class FineTuneQueue:
         Raises:
             QueueUnavailableError, StagingUnavailableError: Redis or the staging store is out of reach. What was
                 yielded without an error before is on the queue; repeat the call, with the same keys, for the rest.
-            ValueError: the name of the batch is too long, or empty.
+            InvalidRequestError: the name of the batch is too long, empty, or no text.
         """
         for index, taken in enumerate(self._submitter.submit_many(requests, batch=batch)):
             if isinstance(taken, FineTuneQueueError):
@@ -282,7 +282,7 @@ class FineTuneQueue:
     def page(
         self,
         *,
-        state: JobState | None = None,
+        state: JobState | str | None = None,
         account: str | None = None,
         labels: Mapping[str, str] | None = None,
         limit: int = 50,
@@ -291,21 +291,27 @@ class FineTuneQueue:
         """Return the newest jobs that match all that is given, ``limit`` at most, and a cursor for those that follow.
 
         Raises:
+            UnknownStateError: ``state`` is the name of none.
             ValueError: ``cursor`` is not one that a page gave.
         """
+        chosen = None if state is None else _state(state)
         with translated():
-            found = self._pages.page(state=state, account=account, labels=labels, limit=limit, cursor=cursor)
+            found = self._pages.page(state=chosen, account=account, labels=labels, limit=limit, cursor=cursor)
         return Page([Job(self, record) for record in found.jobs], found.cursor)
 
     def list(
         self,
         *,
-        state: JobState | None = None,
+        state: JobState | str | None = None,
         account: str | None = None,
         labels: Mapping[str, str] | None = None,
         limit: int = 50,
     ) -> Iterator[Job]:
-        """Yield the newest jobs that match all that is given, ``limit`` at most."""
+        """Yield the newest jobs that match all that is given, ``limit`` at most.
+
+        Raises:
+            UnknownStateError: ``state`` is the name of none.
+        """
         cursor = None
         while limit > 0:
             page = self.page(state=state, account=account, labels=labels, limit=min(limit, 200), cursor=cursor)
@@ -314,3 +320,12 @@ class FineTuneQueue:
             cursor = page.cursor
             if cursor is None:
                 return
+
+
+def _state(name: str) -> JobState:
+    """Return the state of this name. A text that is none would only ever match nothing."""
+    try:
+        return JobState(name)
+    except ValueError:
+        message = f"There is no state {name!r}. Known: {', '.join(JobState)}."
+        raise UnknownStateError(message) from None

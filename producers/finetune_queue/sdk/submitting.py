@@ -65,7 +65,8 @@ class Submitter:
         """Put a request on the queue, see :meth:`FineTuneQueue.submit`."""
         request = _checked(raw)
         if idempotency_key is not None:
-            request = request.model_copy(update={"idempotency_key": idempotency_key})
+            # Checked as a field of the request: a job with a key that no request may have could never be read again.
+            request = _checked({**request.model_dump(), "idempotency_key": idempotency_key})
         request = _staged(request, self._stage)
         record, new = self._jobs.register(_job_id(request), request, delay=self._settings.finetune_handover)
         tracing.tell({tracing.JOB: record.id, tracing.ACCOUNT: record.account, "finetune.job.new": new})
@@ -75,9 +76,8 @@ class Submitter:
 
     def submit_many(self, raws: Iterable[Raw], *, batch: str | None) -> Iterator[Taken]:
         """Put requests on the queue, a group at a time, see :meth:`FineTuneQueue.submit_many`."""
-        if batch is not None and not 0 < len(batch) <= LONGEST_BATCH_NAME:
-            message = f"the name of a batch has 1 to {LONGEST_BATCH_NAME} characters"
-            raise ValueError(message)
+        if batch is not None and not (isinstance(batch, str) and 0 < len(batch) <= LONGEST_BATCH_NAME):
+            raise InvalidRequestError([f"batch: the name of a batch is a text of 1 to {LONGEST_BATCH_NAME} characters"])
         stage = lru_cache(maxsize=STAGED)(self._stage)
         for group in _groups(_ready(raw, batch, stage) for raw in raws):
             outcomes = self._submit_group(group)
