@@ -1,9 +1,10 @@
 """Anything in any order: a queue's whole life as a state machine, against a small model of what may have happened.
 
 Hypothesis chooses what comes next: a message is delivered, repeated or lost, a worker dies or stands still or loses
-Redis at any of its calls, time passes, Segmind refuses, breaks or answers nobody, a person cancels, retries, resolves.
-After each step the store must be consistent; in the end everything must come to its end by itself. The scripts, the
-stages, the dispatcher and the SDK are the real ones, on a real Valkey; only time is the test's own.
+Redis at any of its calls, time passes, Segmind refuses, breaks or answers nobody, a person cancels, retries, resolves,
+makes a model public or private. After each step the store must be consistent; in the end everything must come to its
+end by itself, and a model be as was asked last. The scripts, the stages, the dispatcher and the SDK are the real ones,
+on a real Valkey; only time is the test's own.
 
 `make test` tries a few, `make test-crash` hundreds. EXAMPLES=n chooses how many, SEED=n which; SHRINK=0 shows what was
 found as it was found, soon.
@@ -25,13 +26,13 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from finetune_queue.contract import TRANSITIONS, EventType, JobRecord, JobState, Stage
+from finetune_queue.contract import TRANSITIONS, EventType, JobRecord, JobState, Stage, Visibility
 from finetune_queue.contract.event import type_name
 from finetune_queue.errors import NotPossibleError, QueueUnavailableError
 from finetune_queue.messaging import producer_app
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
-from finetune_queue.store import keys, transfers_of
+from finetune_queue.store import CALL_MARGIN, keys, transfers_of
 from finetune_worker import dispatcher
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
@@ -39,7 +40,7 @@ from finetune_worker.stages.calls import FRESH
 from support.driver import Driver, Message, WatchedPost
 from support.images import make_dataset_zip
 from support.samples import sample
-from support.simulation import CALL_TIMEOUT, LAG, LATENCY, Clock, Interruption, Segmind, weights
+from support.simulation import CALL_TIMEOUT, LAG, LATENCY, Clock, Interruption, Segmind, access_of, weights
 
 CALLS, WINDOW = 5, 60
 SETTLE = 150.0
@@ -50,6 +51,9 @@ PAUSE_THAT_PAYS_ONCE = CALL_TIMEOUT + SETTLE - FRESH - LATENCY - LAG - 1
 
 PAUSE_WITHIN_THE_LIMIT = CALL_TIMEOUT - FRESH - LATENCY
 """Seconds that it may stand still there without arriving after its slot has ended."""
+
+PAUSE_THAT_OVERTAKES_NOBODY = CALL_TIMEOUT + CALL_MARGIN - FRESH - LATENCY - 1
+"""Seconds that it may stand still there with a change of access before another may be made."""
 
 LONGEST_DRAIN = 8 * 3600
 """Seconds in which everything must have ended once nothing disturbs it any more."""
@@ -103,12 +107,16 @@ class World:
 
 TROUBLE = [
     *itertools.product(
-        ["any", "presign", "submit", "submit", "details", "list"],
+        ["any", "presign", "submit", "submit", "details", "list", "access"],
         ["429", "429 with a time", "refused connection", "slow", "never arrived", "reply lost", "reply lost"],
     ),
-    *itertools.product(["presign", "submit", "details"], ["rejected"]),
+    *itertools.product(["presign", "submit", "details", "access"], ["rejected"]),
+    ("access", "acts late"),
     *itertools.product(["upload", "download"], ["cut"] * 3),
 ]
+
+ACCESS_TROUBLE: list[list[tuple[str, str]]] = [[], [], *([("access", kind)] for kind in ("acts late", "reply lost"))]
+"""What comes with a change of access: those that may take effect after a later one are the ones to fear."""
 
 STATES = {type_name(EventType(state)): state for state in JobState}
 
@@ -143,6 +151,7 @@ class Queue(RuleBasedStateMachine):
         self.paid_for: Counter[tuple[str, str]] = Counter()  # how many trainings may have been started
         self.ended: Counter[str] = Counter()  # how often a job may have ended
         self.wanted_cancelled: set[str] = set()
+        self.asked: dict[str, tuple[str | None, Visibility]] = {}  # of which model, and what it was last asked to be
         self.mishaps = 0
         self.cuts = 0
 
@@ -247,6 +256,32 @@ class Queue(RuleBasedStateMachine):
     def resolve(self, index: int, mishap: Any) -> None:
         self._resolve(self._one_of(self._jobs_in(JobState.NEEDS_ATTENTION), index), mishap)
 
+    @precondition(lambda self: self._with_models())
+    @rule(
+        index=indexes,
+        public=st.booleans(),
+        mishap=mishaps,
+        then=mishaps,
+        trouble=st.sampled_from(ACCESS_TROUBLE),
+        back=st.sampled_from([None, 1.0, 5.0, 16.0]),
+    )
+    def set_public(
+        self, *, index: int, public: bool, mishap: Any, then: Any, trouble: list[tuple[str, str]], back: float | None
+    ) -> None:
+        """Ask for it, have the call made, and perhaps ask for the opposite after so many seconds."""
+        job_id = self._one_of(self._with_models(), index)
+        self._set_public(job_id, mishap, public=public)
+        self.segmind.faults += trouble
+        self.driver.dispatcher.step()
+        asked = Message(job_id, access=True)
+        if asked in self.post.messages:
+            self.post.messages.remove(asked)
+            self._deliver(asked, then)
+        if back is not None:
+            self.clock.advance(back)
+            self._set_public(job_id, None, public=not public)
+            self._do_all()
+
     # how it happens
 
     @staticmethod
@@ -255,6 +290,11 @@ class Queue(RuleBasedStateMachine):
 
     def _jobs_in(self, state: JobState) -> list[str]:
         return [job_id for job_id in self.jobs if self._job(job_id).state is state]
+
+    def _with_models(self) -> list[str]:
+        """Jobs that have ended and have a training."""
+        jobs = map(self._job, self.jobs)
+        return [job.id for job in jobs if job.state.terminal and job.finetune_id is not None]
 
     def _with(self, mishap: Any, work: Callable[[], Any]) -> bool:
         """Do it, and have its mishap on the way; False if it was not done to its end."""
@@ -285,7 +325,12 @@ class Queue(RuleBasedStateMachine):
     def _meanwhile(self, call: str, *, times: int, seconds: float, cancel: bool = False) -> None:
         """Let the others work while one stands still before ``call``."""
         if call.startswith("segmind") and not call.endswith("reply"):
-            seconds = min(seconds, PAUSE_THAT_PAYS_ONCE / times)
+            longest = PAUSE_THAT_PAYS_ONCE
+            if call == "segmind: access":
+                longest = PAUSE_THAT_OVERTAKES_NOBODY
+                # What was on its way for so long already must not lie about elsewhere, too.
+                self.segmind.faults = [fault for fault in self.segmind.faults if fault[1] != "acts late"]
+            seconds = min(seconds, longest / times)
             late = times * seconds > PAUSE_WITHIN_THE_LIMIT
         else:
             late = False
@@ -295,6 +340,9 @@ class Queue(RuleBasedStateMachine):
             self.segmind.finish()
             for job_id in self.jobs if cancel else []:
                 self._cancel(job_id, None)
+            if call == "segmind: access":
+                for job_id, (_, wanted) in list(self.asked.items()):
+                    self._set_public(job_id, None, public=wanted is Visibility.PRIVATE)
             self._do_all()
         self.segmind.faults = undisturbed
         self.segmind.late = late
@@ -335,6 +383,17 @@ class Queue(RuleBasedStateMachine):
     def _cancel(self, job_id: str, mishap: Any) -> None:
         self.wanted_cancelled.add(job_id)
         self._possible(lambda: self.world.queue.cancel(job_id), mishap)
+
+    def _set_public(self, job_id: str, mishap: Any, *, public: bool) -> None:
+        def ask() -> None:
+            try:
+                model = self.world.queue.set_public(job_id, public).record.finetune_id
+            except NotPossibleError:
+                return
+            self.asked[job_id] = (model, Visibility.PUBLIC if public else Visibility.PRIVATE)
+
+        if not self._with(mishap, ask):
+            ask()  # who had no answer asks again
 
     def _by_hand(self, job_id: str, act: Callable[[str], Any], mishap: Any) -> None:
         before = self._job(job_id)
@@ -407,18 +466,19 @@ class Queue(RuleBasedStateMachine):
     def _every_set_agrees_with_the_jobs(self, jobs: list[JobRecord]) -> None:
         client = self.world.client
         live = {job.id for job in jobs if not job.state.terminal}
-        assert set(client.zrange(keys.deadlines(), 0, -1)) == live
+        unsettled = {job.id for job in jobs if not job.settled}
+        assert set(client.zrange(keys.deadlines(), 0, -1)) == unsettled
         for state in JobState:
             assert set(client.zrange(keys.state(state), 0, -1)) == {job.id for job in jobs if job.state is state}
         rooms = [client.zrange(keys.room(name), 0, -1) for name in ("default", transfers_of("default"))]
-        assert set(rooms[0]) <= live
+        assert set(rooms[0]) <= unsettled
         assert rooms[1] == []
         tracked = set(client.zrange(keys.tracked("default"), 0, -1))
         assert {job.id for job in jobs if job.tracked} <= tracked <= live
         owners = client.hgetall(keys.owners())
         for job in jobs:
             assert job.finetune_id is None or owners[job.finetune_id] == job.id
-            assert not (job.state.terminal and job.owner)
+            assert not (job.settled and job.owner)
             assert job.error is None or job.error.code != "internal_error", job.error
             assert job.state is not JobState.CANCELLED or job.id in self.wanted_cancelled
 
@@ -448,7 +508,7 @@ class Queue(RuleBasedStateMachine):
         self.container.accounts.stop_submits("default", stopped=False)
         undisturbed_since = self.clock.ms
         looks = 0
-        while not all(self._job(job_id).state.terminal for job_id in self.jobs):
+        while not all(self._job(job_id).settled for job_id in self.jobs):
             looks += 1
             assert looks < MOST_LOOKS
             assert self.clock.ms - undisturbed_since < LONGEST_DRAIN * 1000, self._stuck()
@@ -461,6 +521,7 @@ class Queue(RuleBasedStateMachine):
         self.all_is_well()
         for job_id in self.jobs:
             self._check_end(self._job(job_id))
+            self._check_access(self._job(job_id))
         self.clock.advance(2 * (CALL_TIMEOUT + WINDOW))
         assert self.world.client.zcount(keys.slots("default"), f"({self.clock.ms}", "+inf") == 0
 
@@ -476,9 +537,10 @@ class Queue(RuleBasedStateMachine):
             "intent_ms",
             "looks",
             "evidence",
+            "access",
         }
         jobs = [self._job(job_id) for job_id in self.jobs]
-        return [job.model_dump(mode="json", include=shown) for job in jobs if not job.state.terminal]
+        return [job.model_dump(mode="json", include=shown) for job in jobs if not job.settled]
 
     def _check_end(self, job: JobRecord) -> None:
         assert job.state.terminal, job
@@ -500,6 +562,24 @@ class Queue(RuleBasedStateMachine):
                 >= self.world.settings.finetune_training_limit * 1000,
             }
             assert reasons.get(job.error.code, False), job.error
+
+    def _check_access(self, job: JobRecord) -> None:
+        """What was asked for last holds, or the job says why not."""
+        self.segmind.catch_up()
+        model, wanted = self.asked.get(job.id, (None, Visibility.PRIVATE))
+        if job.access is None:
+            assert model is None or model != job.finetune_id  # a retry made another one
+            return
+        assert job.access.wanted is None
+        if job.access.error is None:
+            assert job.access.confirmed is wanted
+            assert self.segmind.trainings[job.finetune_id or ""].public is (wanted is Visibility.PUBLIC)
+            return
+        reasons = {
+            "test": access_of(job.finetune_id or "") in self.segmind.refused,
+            "worker_lost": self.mishaps >= self.world.settings.finetune_max_attempts,
+        }
+        assert reasons.get(job.access.error.code, False), job.access.error
 
 
 @pytest.fixture

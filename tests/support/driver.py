@@ -65,6 +65,10 @@ class WatchedPost(Post):
         self._reach("message sweep")
         super().sweep(account)
 
+    def access(self, job_id: str) -> None:
+        self._reach("message access")
+        super().access(job_id)
+
 
 class Driver:
     """Does what a worker does, in this thread."""
