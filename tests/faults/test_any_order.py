@@ -261,7 +261,7 @@ class Queue(RuleBasedStateMachine):
         index=indexes,
         public=st.booleans(),
         mishap=mishaps,
-        then=mishaps,
+        then=st.none() | st.tuples(st.sampled_from(["segmind", "reply", "take_slot"]), MISHAPS, PAUSES),
         trouble=st.sampled_from(ACCESS_TROUBLE),
         back=st.sampled_from([None, 1.0, 5.0, 16.0]),
     )
