@@ -26,6 +26,7 @@ from pydantic import (
 from finetune_queue.contract.request import ACCOUNT_NAME
 from finetune_queue.contract.sink import BROKERS, parse_sink
 from finetune_queue.loopback import is_loopback
+from finetune_queue.place_url import FORMS, read_place
 
 ANY_ORIGIN = "*"
 """Stands for every origin that has no signing secret of its own."""
@@ -112,10 +113,12 @@ def _check_redis_url(url: str) -> str:
 
 def _check_storage_url(url: str) -> str:
     parts = _split(url)
-    if not parts.scheme or not (parts.netloc or parts.path.strip("/")):
-        raise ValueError("should be a URL that names a folder or bucket, like file:///srv/finetune or s3://bucket/path")
     if parts.username is not None:
         raise ValueError("should hold no user name or password: the storage's own environment variables carry them")
+    try:
+        read_place(url)
+    except ValueError:
+        raise ValueError(f"should be a URL that names a folder or bucket: {FORMS}") from None
     return url
 
 

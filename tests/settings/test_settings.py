@@ -317,12 +317,18 @@ def test_other_servers_are_refused_without_being_shown(name: str, value: str, ex
     assert "hidden-word" not in problem
 
 
-@pytest.mark.parametrize("value", ["file://./var/x", "file:///srv/x", "s3://bucket", "s3://bucket/a/b", "memory://x"])
+@pytest.mark.parametrize("value", ["file://./var/x", "file:///srv/x", "s3://bucket", "s3://bucket/a/b", "az://x"])
 def test_storage_urls_name_a_place(value: str) -> None:
     assert load_settings({"FINETUNE_ARTIFACT_URL": value}).finetune_artifact_url == value
 
 
-@pytest.mark.parametrize("value", ["var/x", "/srv/x", "file://", "s3:///", "s3://key:hidden-word@bucket"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("var/x", "/srv/x", "file://", "s3:///", "s3://key:hidden-word@bucket"),
+        *("s3:/x", "file:/x", "file://srv/x", "memory://x", "https://host/x"),  # a worker would end with them
+    ],
+)
 def test_other_storage_urls_are_refused(value: str) -> None:
     problem = _problem({"FINETUNE_STAGING_URL": value})
     assert problem.startswith("FINETUNE_STAGING_URL (given): should")
