@@ -1,7 +1,9 @@
 """Where settings are read from: the environment, a `.env` file, a folder of secret files. Nothing is checked here."""
 
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,31 @@ def read_mapping(model: type[BaseSettings], environ: Mapping[str, str]) -> tuple
     return {name: pair for name, pair in found.items() if name in model.model_fields or _is_ours(name)}, []
 
 
+@contextmanager
+def _no_unreadable_lines(problems: list[str]) -> Iterator[None]:
+    """Add a problem for each line of `.env` that python-dotenv cannot read: it skips one with a log line of its own,
+    which says neither in which file nor that a setting now has its default."""
+
+    def tell(record: logging.LogRecord) -> bool:
+        line = record.args[0] if isinstance(record.args, tuple) and record.args else "?"
+        problems.append(f".env: line {line} cannot be read. Write NAME=value, and close quotes")
+        return False
+
+    logger = logging.getLogger("dotenv.main")
+    logger.addFilter(tell)
+    try:
+        yield
+    finally:
+        logger.removeFilter(tell)
+
+
 def read_sources(model: type[BaseSettings]) -> tuple[Given, list[str]]:
     """Return the settings of all sources, and what begins like one; also a sentence for each unreadable source."""
     problems: list[str] = []
     env = EnvSettingsSource(model)
     try:
-        dotenv = DotEnvSettingsSource(model, env_file=Path(".env"))
+        with _no_unreadable_lines(problems):
+            dotenv = DotEnvSettingsSource(model, env_file=Path(".env"))
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f".env: cannot be read ({type(error).__name__})")
         dotenv = DotEnvSettingsSource(model, env_file=None)

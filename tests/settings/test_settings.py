@@ -105,6 +105,20 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest
     assert second.startswith(f"FINETUNE_SECRETS_DIR: a file in {folder} cannot be read")
 
 
+def test_a_line_of_dotenv_that_cannot_be_read_is_named_and_not_shown(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is ignored otherwise, and its setting keeps its default."""
+    Path(".env").write_text("FINETUNE_LEASE=7\nSEGMIND API_KEY=hidden-word\nFINETUNE_LEAS='7\n")
+    lines = [problem for problem in _problems() if problem.startswith(".env")]
+    assert [line.partition(" cannot")[0] for line in lines] == [".env: line 2", ".env: line 3"]
+    assert "NAME=value" in lines[0]
+    assert "hidden-word" not in "".join(lines)
+    assert caplog.text == ""
+    Path(".env").write_text("FINETUNE_LEASE=7\n# a remark\n\nexport OTHER='a\nb'\n")
+    assert load_settings().finetune_lease == 7
+
+
 def test_every_wrong_value_is_named_at_once_with_its_source_and_an_example(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
