@@ -57,6 +57,22 @@ def test_no_command_is_the_help(run: Run) -> None:
     assert "Usage: finetune" in result.out
 
 
+def test_it_runs_where_the_current_folder_was_removed(
+    run: Run, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(sys, "argv", ["/opt/venv/bin/finetune"])
+    monkeypatch.setenv("PATH", "")  # so it is called by its path, seen from the current folder
+    job = worker.bring(worker.accept(), JobState.SUCCEEDED)
+    assert run("status", job.id).code == ExitCode.OK
+    assert "See: /opt/venv/bin/finetune --help" in run("nonsense").err
+    found = run("doctor")
+    assert "The current folder was removed." in found.out
+    assert "Traceback" not in found.err
+
+
 @pytest.mark.parametrize("command", commands())
 def test_every_command_has_help(run: Run, command: str) -> None:
     result = run(*command.split(), "--help")

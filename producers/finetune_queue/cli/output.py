@@ -107,7 +107,10 @@ def program() -> str:
     path = Path(sys.argv[0])
     if path.name != "finetune" or shutil.which("finetune") is not None:
         return "finetune"
-    return os.path.relpath(path)
+    try:
+        return os.path.relpath(path)
+    except FileNotFoundError:  # the current folder was removed
+        return str(path)
 
 
 def out() -> "Console":

@@ -50,7 +50,7 @@ def near(url: str) -> str:
     path = place(url)
     try:
         return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, FileNotFoundError):  # elsewhere, or the current folder was removed
         return path
 
 
