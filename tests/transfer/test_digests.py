@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import threading
+from contextlib import closing
 
 import pytest
+from crc32c import CRC32CHash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,6 +73,7 @@ def test_digests_of_blocks_of_any_size_are_those_of_the_whole(sizes: list[int]) 
     hashing = Hashing(*found)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digests, "_WORTH_A_THREAD", 100_000)
+        patch.setattr(digests, "_HANDED_OVER", 150_000)
         for block in blocks:
             hashing.update(block)
     hashing.wait()
@@ -90,6 +93,33 @@ def test_only_a_large_transfer_starts_a_thread() -> None:
     assert len(threads()) == 1
     hashing.close()
     assert threads() == []
+
+
+def test_digests_that_take_long_are_computed_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is done with its bytes only when the other has got them, too."""
+    monkeypatch.setattr(digests, "_WORTH_A_THREAD", 0)
+    both, fed = threading.Barrier(2), []
+
+    class Slow:
+        def update(self, data: bytes | memoryview) -> None:
+            both.wait(10)
+            fed.append(len(data))
+
+        def hexdigest(self) -> str:
+            return ""
+
+    with closing(Hashing(Slow(), Slow())) as hashing:
+        hashing.update(bytes(600_000))
+        hashing.update(bytes(500_000))
+        hashing.wait()
+    assert sorted(fed) == [500_000, 500_000, 600_000, 600_000]
+
+
+def test_a_crc_gets_no_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "_WORTH_A_THREAD", 0)
+    with closing(Hashing(hashlib.sha256(), CRC32CHash())) as hashing:
+        hashing.update(bytes(1 << 20))
+        assert [each.name for each in threading.enumerate() if each.name.startswith("checksum")] == ["checksum_0"]
 
 
 def test_one_call_at_a_time_goes_on_beside_and_its_error_comes_back() -> None:

@@ -4,7 +4,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,6 +14,8 @@ from finetune_worker.transfer.beside import Beside
 
 _WORTH_HANDING_OVER = 32 * 1024
 """Bytes; a smaller block is hashed sooner than it is handed over."""
+_HANDED_OVER = 1024 * 1024
+"""Bytes at a time: with fewer, a transfer and its digests wait for each other more often."""
 _WORTH_A_THREAD = 4 * 1024 * 1024
 """Bytes; a smaller transfer is hashed sooner than a thread has started, while the network fills the socket's buffer."""
 
@@ -77,32 +79,52 @@ def etag_md5(headers: Mapping[str, str]) -> str | None:
 
 
 class Hashing:
-    """Feeds bytes to digests, from a few megabytes on in a thread of its own, so that they cost a transfer no time
-    (`hashlib` and crc32c let other threads run). At most one block is in work: memory stays flat.
+    """Feeds bytes to digests, from a few megabytes on each in a thread of its own: they cost a transfer no time, or
+    what the slowest takes (`hashlib` and crc32c let other threads run). Memory stays flat: while some blocks are in
+    work the next are gathered, of no more bytes.
     """
 
     def __init__(self, *digests: Digest) -> None:
         self._digests = digests
-        self._beside = Beside("checksum")
+        self._threads: list[tuple[Beside, list[Digest]]] = []
+        for digest in digests:
+            if self._threads and isinstance(digest, CRC32CHash):
+                self._threads[-1][1].append(digest)  # sooner done than handed over
+            else:
+                self._threads.append((Beside("checksum"), [digest]))
         self._size = 0
+        self._waiting: list[bytes | memoryview] = []
 
     def update(self, block: bytes | memoryview) -> None:
         """Take the next bytes, which must not change any more."""
         self._size += len(block)
         if len(block) < _WORTH_HANDING_OVER or self._size <= _WORTH_A_THREAD:
-            self._beside.wait()
-            self._step(block)
-        else:
-            self._beside.start(self._step, block)
+            self.wait()
+            _feed(self._digests, [block])
+            return
+        self._waiting.append(block)
+        if sum(map(len, self._waiting)) >= _HANDED_OVER:
+            self._hand_over()
 
     def wait(self) -> None:
         """Return when the digests are those of all bytes."""
-        self._beside.wait()
+        if self._waiting:
+            self._hand_over()
+        for beside, _ in self._threads:
+            beside.wait()
 
     def close(self) -> None:
-        """End the thread."""
-        self._beside.close()
+        """End the threads."""
+        for beside, _ in self._threads:
+            beside.close()
 
-    def _step(self, block: bytes | memoryview) -> None:
-        for digest in self._digests:
+    def _hand_over(self) -> None:
+        blocks, self._waiting = self._waiting, []
+        for beside, digests in self._threads:
+            beside.start(_feed, digests, blocks)
+
+
+def _feed(digests: Iterable[Digest], blocks: Iterable[bytes | memoryview]) -> None:
+    for block in blocks:
+        for digest in digests:
             digest.update(block)
