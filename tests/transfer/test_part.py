@@ -94,14 +94,24 @@ def test_a_killed_worker_s_bytes_are_all_taken_up(server: RawServer, part: Path,
     assert bucket.heard[1].headers["range"] == f"bytes={done}-"
 
 
-def test_a_small_download_does_not_wait_for_the_disk(
-    server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("often", [partfile.SYNC_BYTES, 400_000])
+def test_all_bytes_are_on_the_disk_before_anybody_reads_them(
+    server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, often: int
 ) -> None:
-    def never(handle: int) -> None:
-        raise AssertionError(handle)
+    """Those of a small download, and those after the last sync beside a large one."""
+    monkeypatch.setattr(partfile, "SYNC_BYTES", often)
+    monkeypatch.setattr(sys.modules["finetune_worker.transfer.download"], "BLOCK", 100_000)
+    fsync, synced = os.fsync, [0]
 
-    monkeypatch.setattr(os, "fsync", never)
-    assert get(server, part).sha256 == digest(CONTENT)
+    def watched(handle: int) -> None:
+        length = os.fstat(handle).st_size
+        fsync(handle)
+        assert Path(f"/proc/self/fd/{handle}").readlink() == part
+        synced.append(length)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    get(server, part)
+    assert synced[-1] == len(CONTENT)
 
 
 def test_a_disk_that_is_slower_than_the_network_is_waited_for(
@@ -138,12 +148,34 @@ def test_a_disk_that_is_slower_than_the_network_is_waited_for(
 def test_a_disk_that_loses_bytes_ends_the_download_and_none_is_taken_up(
     server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is heard of in a thread of its own, and must not stay there."""
+    """It is heard of in a thread of its own, and must not stay there: the sync at the end does not fail again."""
     monkeypatch.setattr(partfile, "SYNC_BYTES", 100_000)
-    monkeypatch.setattr(os, "fsync", _full)
+    fsync = os.fsync
+
+    def full_once(handle: int) -> None:
+        if threading.current_thread().name.startswith("sync"):
+            _full(handle)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full_once)
     error = failure(server, part)
     assert (type(error), error.code) == (NoRoom, "disk_full")
     assert "set TMPDIR to a larger disk" in str(error)
+    monkeypatch.undo()
+    assert get(server, part).sha256 == digest(CONTENT)
+    assert "range" not in bucket.heard[1].headers
+
+
+def test_a_disk_that_loses_the_last_bytes_ends_the_download_and_none_is_taken_up(
+    server: RawServer, part: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    error = failure(server, part)
+    assert (type(error), error.code, error.retryable) == (NoRoom, "disk_failed", True)
+    assert "Input/output error. Mend it, or set TMPDIR to another disk." in error.detail
     monkeypatch.undo()
     assert get(server, part).sha256 == digest(CONTENT)
     assert "range" not in bucket.heard[1].headers

@@ -1,6 +1,8 @@
 """The download stage beside a worker that does not know yet that it was overtaken."""
 
+import errno
 import fcntl
+import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -116,6 +118,30 @@ def test_a_full_disk_keeps_what_came_and_the_job_tries_again(bench: Bench, monke
     bench.run(job)
     assert bench.read(job).weights is not None
     assert bench.submits() == 1
+
+
+def test_weights_whose_last_bytes_the_disk_lost_are_not_stored(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy would be made of what the disk had before, and be told of by the sha256 of what came."""
+    job = downloading(bench)
+    part, fsync = bench.container.work_folder.part_of(job.id), os.fsync
+
+    def lost(handle: int) -> None:
+        if Path(f"/proc/self/fd/{handle}").readlink() == part:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lost)
+        bench.run(job)
+    waiting = bench.read(job)
+    assert waiting.error is not None
+    assert (waiting.state, waiting.error.code, waiting.error.retryable) == (JobState.DOWNLOADING, "disk_failed", True)
+    assert "Input/output error" in waiting.error.message
+    assert not bench.container.artifacts.exists(f"{job.id}/weights.safetensors")
+
+    bench.run(job)
+    assert bench.read(job).weights is not None
+    assert (downloads(bench), bench.submits()) == (2, 1)
 
 
 def test_what_a_killed_worker_left_among_the_artifacts_goes_with_the_job_s_success(bench: Bench) -> None:

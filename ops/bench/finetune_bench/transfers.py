@@ -32,7 +32,7 @@ _PIECE = 1 << 20
 
 CURL, CURL_SYNC, CURL_SUMS = "curl", "curl, sync", "curl, sha256sum, md5sum"
 OURS, OURS_STORED = "ours", "ours, stored"
-"""Downloaded, hashed and verified; and then in its place in an artifact folder, on the disk by its bytes and name."""
+"""Downloaded to the disk, hashed and verified; and then in its place in an artifact folder, by its bytes and name."""
 
 Rows = list[dict[str, Any]]
 Times = dict[str, float]
@@ -147,7 +147,7 @@ def _up_by_tools(url: str, file: Path) -> Times:
 def _compare(found: Sequence[Times], size: int) -> dict[str, Any]:
     """Return the rate of each way, and of ours beside that of curl which gives as much."""
     row: dict[str, Any] = {name: round(size / median(each[name] for each in found) / MB) for name in found[0]}
-    for ours, curl in ((OURS, CURL), (OURS_STORED, CURL_SYNC), (OURS, CURL_SUMS)):
+    for ours, curl in ((OURS, CURL), (OURS, CURL_SYNC), (OURS_STORED, CURL_SYNC), (OURS, CURL_SUMS)):
         if {ours, curl} <= found[0].keys():
             row[f"{ours} of {curl}"] = round(median(each[curl] / each[ours] for each in found), 2)
     return row

@@ -57,7 +57,7 @@ def download(
     on_progress: OnProgress | None = None,
     allow_loopback: bool = False,
 ) -> Download:
-    """Download ``url`` to ``part``, going on where an earlier call broke off.
+    """Download ``url`` to ``part``, going on where an earlier call broke off, and bring it to the disk.
 
     Whatever ends the call early, also an exception of ``on_progress``, leaves a part that the next call takes up. The
     caller moves a whole part to its place and then calls `discard`.
@@ -70,7 +70,7 @@ def download(
         TryAgain: the connection broke or the storage is busy; what came is kept.
         NeedNewUrl: the storage refuses the URL (401, 403); what came is kept.
         StartOver: the object changed or came damaged; what came is deleted.
-        NoRoom: the disk is full; what came is kept.
+        NoRoom: the disk is full; what came is kept. Or it fails, and nobody knows what it has.
         Refused: the object is gone or too large, or the URL is not one to call.
     """
     done = _Downloader(url, limits or Limits(), on_progress, allow_loopback=allow_loopback).run(part)
@@ -233,7 +233,7 @@ def _classify(part: PartFile, response: requests.Response, host: str) -> Transfe
 
 
 def _finish(part: PartFile) -> Download:
-    """Compare the whole file with what the storage said of it."""
+    """Bring the whole file to the disk, and compare it with what the storage said of it."""
     part.settle()
     named = None if part.checksum is None else part.checksum.algorithm
     if part.damaged:

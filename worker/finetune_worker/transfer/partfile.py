@@ -4,8 +4,10 @@
 worker leaves the bytes that it wrote and no others, so as long as the system runs the whole file counts. A power cut
 may leave a file of the right length with holes in it: a part of an earlier start is never taken up.
 
-So nothing here has to be on the disk, neither the note nor the folder nor the last bytes. What must be there before
-the job is told of it is the artifact store's copy, which the store syncs itself (`finetune_queue.storage`). The bytes
+So for resuming nothing here has to be on the disk, and neither the note nor the folder is ever brought there. The bytes
+of a whole part are, before anybody reads them: the system drops from memory what it could not write, tells of it only
+who syncs, and gives the next reader what the disk had before, which would be stored under the sha256 of what came. The
+copy that must outlast a power cut is the artifact store's, which syncs it itself (`finetune_queue.storage`). The bytes
 kept are hashed again when the download goes on, so that the digests are those of the file.
 """
 
@@ -33,8 +35,8 @@ from finetune_worker.transfer.errors import NoRoom, PartBusy
 from finetune_worker.wire.urls import safe_url
 
 SYNC_BYTES = 64 * 1024 * 1024
-"""After so many, what is in memory is brought to the disk, beside the transfer: what a disk loses is heard of, and
-memory does not fill up with what it has not taken. The last ones, and a file of fewer, are copied out of memory."""
+"""After so many, what is in memory is brought to the disk, beside the transfer: what a disk loses is heard of soon,
+memory does not fill up with what it has not taken, and the end waits for the last ones alone."""
 MAX_UNSYNCED = 4 * SYNC_BYTES
 """A disk that is slower than the network is waited for from here on."""
 SPARE_BYTES = 16 * 1024 * 1024
@@ -42,6 +44,7 @@ SPARE_BYTES = 16 * 1024 * 1024
 
 _READ = 1024 * 1024
 _MAKE_ROOM = "Make room there, or set TMPDIR to a larger disk."
+_MEND = "Mend it, or set TMPDIR to another disk."
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _log = structlog.get_logger(__name__)
 
@@ -164,8 +167,10 @@ class PartFile:
             self._syncing.start(self._sync, self.size)
 
     def settle(self) -> None:
-        """Wait for what is being brought to the disk."""
+        """Bring the last bytes to the disk, before anybody reads the file: see above."""
         self._syncing.wait()
+        if self.size > self._synced:
+            self._sync(self.size)
 
     def _sync(self, size: int) -> None:
         """Bring the first ``size`` bytes to the disk, and perhaps some that came meanwhile."""
@@ -247,7 +252,7 @@ def _disk() -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise NoRoom("disk_full", f"The worker's disk is full. {_MAKE_ROOM}") from None
-        raise NoRoom("disk_failed", f"The file system does not take the download: {error.strerror}.") from None
+        raise NoRoom("disk_failed", f"The file system does not take the download: {error.strerror}. {_MEND}") from None
 
 
 def discard(part: Path) -> None:
