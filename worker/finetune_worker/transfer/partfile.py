@@ -191,10 +191,7 @@ class PartFile:
 
     def _write_note(self, known: Known) -> None:
         note = _Note(source=self._source, etag=known.etag, total=known.total, checksum=self.checksum, boot=_boot())
-        path = _sidecar(self.path)
-        fresh = path.with_name(path.name + ".new")
-        fresh.write_text(note.model_dump_json())
-        fresh.replace(path)
+        _sidecar(self.path).write_text(note.model_dump_json())  # one that is cut short is none, and no byte is lost yet
 
     def drop(self) -> None:
         """Forget the bytes."""
@@ -225,13 +222,10 @@ class PartFile:
     def _load(self, note: _Note | None, report: OnProgress | None) -> None:
         """Take up what an earlier download left."""
         if note is None:
-            self.drop()
-            return
+            return  # what is in the file goes when an object begins
         self.known = Known(note.etag, note.total)
         self.etag = note.etag
         self._hash(note.checksum)
-        with _disk():
-            os.lseek(self._file, 0, os.SEEK_SET)
         self._sync(os.fstat(self._file).st_size)
         while data := self._read_on():
             self._hashing.update(data)
@@ -257,8 +251,7 @@ def _disk() -> Iterator[None]:
 
 def discard(part: Path) -> None:
     """Delete what belongs to a part, also after the part itself was moved to where it is wanted."""
-    sidecar = _sidecar(part)
-    for path in (part, sidecar, sidecar.with_name(sidecar.name + ".new")):
+    for path in (part, _sidecar(part)):
         path.unlink(missing_ok=True)
 
 
