@@ -121,6 +121,28 @@ def test_a_copy_is_brought_to_the_disk_as_it_goes(tmp_path: Path, local: Path, m
     assert synced[:3] == [1 << 20, 2 << 20, 3_000_000]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs posix_fadvise(2)")
+def test_a_large_copy_does_not_fill_the_memory(tmp_path: Path, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system is told to forget what is on the disk; what is not, it cannot forget."""
+    monkeypatch.setattr("finetune_queue.storage.local._SYNC", 1 << 20)
+    fsync, advise, done = os.fsync, os.posix_fadvise, []
+
+    def synced(handle: int) -> None:
+        fsync(handle)
+        done.append(("synced", os.fstat(handle).st_size))
+
+    def advised(handle: int, offset: int, length: int, advice: int) -> None:
+        advise(handle, offset, length, advice)
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        done.append(("forgotten", os.fstat(handle).st_size))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "posix_fadvise", advised)
+    Place(f"file://{tmp_path}/store").put_file(local, "a")
+    steps = [(step, size) for size in (1 << 20, 2 << 20) for step in ("synced", "forgotten")]
+    assert done[:5] == [*steps, ("synced", 3_000_000)]
+
+
 def test_what_is_put_is_on_the_disk_by_each_of_its_names(
     tmp_path: Path, local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
