@@ -12,11 +12,13 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
 COMPILE = uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
   --python-version 3.11 $(ARGS)
 EXTRAS := --extra worker --extra sandbox --extra gateway --extra s3
+# Modules that write committed files.
+GENERATORS := settings_table metrics_table monitoring.dashboard k8s.prometheus_rule contract
 # More for pytest: `make test ARGS="-k budget"`.
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-crash chaos clouds-test node-test k8s-test image-test check bench lock clean
+.PHONY: help install demo up test test-crash chaos clouds-test node-test k8s-test image-test check generated bench lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,11 +61,10 @@ check: $(DEV) ## Check style, types, layers and generated files.
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python ops/settings_table.py --check
-	$(BIN)/python ops/metrics_table.py --check
-	$(BIN)/python ops/monitoring/dashboard.py --check
-	$(BIN)/python ops/k8s/prometheus_rule.py --check
-	$(BIN)/python ops/contract.py --check
+	@set -e; for module in $(GENERATORS); do $(BIN)/python -m ops.$$module --check; done
+
+generated: $(DEV) ## Write the tables, schemas and manifests that are made from the code anew.
+	@set -e; for module in $(GENERATORS); do $(BIN)/python -m ops.$$module; done
 
 bench: $(RUNTIME) ## Measure it beside other workers, for over an hour; ARGS=--quick takes minutes.
 	PYTHONPATH=$(CURDIR)/ops/bench $(BIN)/python -m finetune_bench $(ARGS)

@@ -1,6 +1,6 @@
 """Write the published contract from the models: JSON Schemas, examples and the AsyncAPI document.
 
-    python ops/contract.py [--check]
+    python -m ops.contract [--check]
 
 With `--check` it writes nothing and says which file differs.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ops.generated import ROOT, main
 from pydantic import BaseModel
 
 from finetune_queue.contract import Event, EventType, FineTuneRequest, JobRecord, JobState, parse_request
@@ -20,10 +21,6 @@ from finetune_queue.contract.job import Access, JobError, Stage, Visibility, Wai
 from finetune_queue.contract.views import EVENT_DATA, PublicJob
 from finetune_queue.messaging import ACCEPT, QUEUE, RUN
 from finetune_queue.store import keys
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a script finds only what lies beside it
-
-from ops.generated import ROOT, main
 
 FOLDER = ROOT / "docs" / "contract"
 VERSION = "1.0.0"

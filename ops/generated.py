@@ -1,4 +1,5 @@
-"""What the scripts share that write committed files: they end in `main`, which also checks for `make check`."""
+"""What the modules share that write committed files: they end in `main`, which also checks for `make check`. They run
+from the project's folder."""
 
 import re
 import sys
@@ -29,9 +30,8 @@ def main(wanted: Mapping[Path, str]) -> int:
     1 if there are any."""
     stale = {path: text for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text}
     if "--check" in sys.argv[1:]:
-        script = Path(sys.argv[0]).resolve().relative_to(ROOT)
         for path in stale:
-            print(f"{path.relative_to(ROOT)} is stale: run `python {script}`")
+            print(f"{path.relative_to(ROOT)} is stale: run `make generated`")
         return 1 if stale else 0
     for path, text in stale.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,17 @@
 """Write the table of metrics in docs/metrics.md from the metrics themselves.
 
-    python ops/metrics_table.py [--check]
+    python -m ops.metrics_table [--check]
 
 With `--check` it writes nothing and says whether the file differs.
 """
 
 import sys
-from pathlib import Path
+
+from ops.generated import ROOT, main, replace_block
 
 from finetune_queue.gateway.gauges import GAUGES
 from finetune_queue.gateway.metrics import OF_PROCESS
 from finetune_queue.store import COUNTED, Metric
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a script finds only what lies beside it
-
-from ops.generated import ROOT, main, replace_block
 
 PAGE = ROOT / "docs" / "metrics.md"
 

@@ -1,6 +1,6 @@
 """Write the settings table and `.env.example` from the settings themselves.
 
-    python ops/settings_table.py [--check]
+    python -m ops.settings_table [--check]
 
 With `--check` it writes nothing and says which file is stale.
 """
@@ -9,11 +9,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from finetune_queue.settings import SettingRow, describe
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # a script finds only what lies beside it
-
 from ops.generated import ROOT, main, replace_block
+
+from finetune_queue.settings import SettingRow, describe
 
 # Where the table stands, between markers.
 PAGES = (ROOT / "docs" / "settings.md", ROOT / "README.md")

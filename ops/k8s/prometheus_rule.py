@@ -1,17 +1,13 @@
 """Wrap the Prometheus alerts of ops/monitoring as the Prometheus operator takes them.
 
-    python ops/k8s/prometheus_rule.py [--check]
+    python -m ops.k8s.prometheus_rule [--check]
 
 With `--check` it writes nothing and says whether ops/k8s/components/monitoring/alerts.yaml differs.
 """
 
 import sys
-from pathlib import Path
 
 import yaml
-
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # a script finds only what lies beside it
-
 from ops.generated import ROOT, main
 
 OPS = ROOT / "ops"

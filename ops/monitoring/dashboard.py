@@ -1,6 +1,6 @@
 """Write the Grafana dashboard, ops/monitoring/dashboard.json, from the table below.
 
-    python ops/monitoring/dashboard.py [--check]
+    python -m ops.monitoring.dashboard [--check]
 
 With `--check` it writes nothing and says whether the file differs. Import the file in Grafana, or have it provisioned.
 """
@@ -10,8 +10,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # a script finds only what lies beside it
 
 from ops.generated import main
 

@@ -47,9 +47,8 @@ def validator(name: str) -> Draft202012Validator:
 
 
 def test_the_committed_files_are_what_the_models_say() -> None:
-    run = subprocess.run(
-        [sys.executable, ROOT / "ops/contract.py", "--check"], capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [sys.executable, "-m", "ops.contract", "--check"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (run.returncode, run.stdout) == (0, "")
 
 

@@ -12,13 +12,15 @@ from finetune_queue.settings import AccountSettings, Settings
 from finetune_worker import celery
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path("ops/settings_table.py")
-FILES = [SCRIPT, Path("ops/generated.py"), Path("README.md"), Path("docs/settings.md"), Path(".env.example")]
+FILES = [
+    *(Path("ops/settings_table.py"), Path("ops/generated.py")),
+    *(Path("README.md"), Path("docs/settings.md"), Path(".env.example")),
+]
 
 
 def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(root / SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-m", "ops.settings_table", *arguments]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_a_changed_file_is_named_and_mended(copy: Path, path: str) -> None:
     (copy / path).write_text(original.replace("free plan", "expensive plan"))
     checked = _run(copy, "--check")
     assert checked.returncode == 1
-    assert checked.stdout == f"{path} is stale: run `python ops/settings_table.py`\n"
+    assert checked.stdout == f"{path} is stale: run `make generated`\n"
     assert _run(copy).returncode == 0
     assert (copy / path).read_text() == original
 
