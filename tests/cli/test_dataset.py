@@ -42,3 +42,11 @@ def test_nothing_to_check(run: Run, tmp_path: Path) -> None:
     result = run("dataset", "check", tmp_path / "missing", "--json")
     assert result.code == ExitCode.USAGE
     assert result.error["code"] == "dataset_not_found"
+
+
+def test_a_folder_with_an_odd_file_name_is_not_told_to_give_a_folder(run: Run, tmp_path: Path) -> None:
+    make_dataset_folder(tmp_path / "odd", count=6)
+    next((tmp_path / "odd").glob("*.jpg")).rename(tmp_path / "odd" / "back\\slash.jpg")
+    findings = run("dataset", "check", tmp_path / "odd", "--json").json["findings"]
+    [found] = [each for each in findings if each["code"] == "entry_unsafe_path"]
+    assert "older" not in found["fix"]

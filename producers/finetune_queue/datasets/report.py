@@ -42,7 +42,7 @@ RULES: dict[str, Rule] = {
     "check_too_slow": Rule("error", _SMALLER),
     # one entry
     "entry_encrypted": Rule("error", "Pack again without a password: the training could not open it."),
-    "entry_unsafe_path": Rule("error", f"Give the file a plain name. {_REPACK}"),
+    "entry_unsafe_path": Rule("error", "Give the file a plain name; a ZIP has to be made again for that."),
     "entry_link": Rule("error", "Put the file itself in the ZIP in place of the link."),
     "entry_repeated": Rule("error", "Keep one of the two: tools differ in which one they would take."),
     "entry_damaged": Rule("error", _REPACK),
