@@ -5,9 +5,19 @@ _UNITS = (("GB", 10**9, 2), ("MB", 10**6, 1), ("kB", 10**3, 1))
 _WORDS = {
     "Value error, ": "",
     "Input should be a valid integer, unable to parse string as an integer": "should be a whole number",
+    "Input should be a valid integer, got a number with a fractional part": "should be a whole number",
+    "Input should be a valid integer": "should be a whole number",
     "Input should be a valid number, unable to parse string as a number": "should be a number",
+    "Input should be a valid string": "should be a text",
+    "Input should be a valid boolean": "should be true or false",
+    "Input should be a valid tuple": "should be a list",
+    "Input should be a valid list": "should be a list",
+    "Input should be a valid dictionary": "should be an object",
     "Input should be": "should be",
+    "String should have at least 1 character": "should not be empty",
+    "String should have": "should have",
 }
+"""pydantic's words, which are Python's, and ours; the longer of two that begin alike comes first."""
 
 
 def escaped(text: str) -> str:

@@ -73,7 +73,7 @@ def test_as_json_every_line_has_one_document(run: Run, worker: Worker, write: Wr
     assert first["idempotency_key"] == jobs["a"].request.idempotency_key
     assert bad["error"]["code"] == "usage"
     assert refused["error"]["code"] == "invalid_request"
-    assert refused["error"]["problems"] == ["priority: input should be less than or equal to 9"]
+    assert refused["error"]["problems"] == ["priority: should be less than or equal to 9"]
 
 
 def test_a_repeated_file_submits_only_what_is_missing(run: Run, worker: Worker, write: Write) -> None:

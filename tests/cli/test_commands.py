@@ -91,7 +91,7 @@ def test_a_request_that_cannot_be_accepted_names_everything(run: Run, worker: Wo
     result = run("submit", "--name", "x", "--priority", 11)
     assert result.code == ExitCode.USAGE
     assert result.err.startswith("error: The fine-tune request cannot be accepted:\n")
-    for line in ("dataset (--dataset): is required", "priority: input should be less than or equal to 9"):
+    for line in ("dataset (--dataset): is required", "priority: should be less than or equal to 9"):
         assert f"\n  {line}\n" in result.err
     assert worker.newest() == []
 

@@ -75,6 +75,25 @@ def test_a_number_is_no_deadline(deadline: object) -> None:
         parse_request(sample(deadline=deadline))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("name", "   ", "should not be empty"),
+        ("name", 5, "should be a text"),
+        ("name", "x" * 129, "should have at most 128 characters"),
+        ("reply_to", "list://x", "should be a list"),
+        ("labels", [], "should be an object"),
+        ("advance_parameters", "{}", "should be an object"),
+        ("priority", 1.5, "should be a whole number"),
+        ("fetch_dataset", "x", "should be true or false"),
+    ],
+)
+def test_what_is_wrong_is_said_without_python_s_words(field: str, value: object, said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_request(sample(**{field: value}))
+    assert caught.value.problems == [f"{field}: {said}"]
+
+
 def test_a_deadline_that_has_passed_can_still_be_read() -> None:
     """A stored job is read long after its end."""
     request = sample_request(deadline="2026-01-31T18:00:00+01:00")

@@ -60,6 +60,34 @@ def test_an_idempotency_key_gives_the_same_job_as_in_the_sdk(
     problem(other, 409, "idempotency-conflict")
 
 
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (b"", "should not be empty"),
+        (b"k" * 256, "should have at most 255 characters"),
+        (b"k\xe9", "should be ASCII characters, 255 at most, without a space at either end"),
+    ],
+)
+def test_a_key_that_none_can_be_is_said_once(http: httpx.Client, header: bytes, said: str) -> None:
+    found = problem(http.post("/v1/jobs", json=sample(), headers={b"Idempotency-Key": header}), 422, "invalid-request")
+    assert found["errors"] == [{"where": "idempotency-key", "detail": said}]
+
+
+@pytest.mark.parametrize(
+    ("query", "where", "said"),
+    [
+        ({"label": "team"}, "label.0", "should be KEY=VALUE"),
+        ({"cursor": "x"}, "cursor", "should be `next` of the page before"),
+        ({"account": "a b"}, "account", "should be letters, digits"),
+    ],
+)
+def test_a_form_is_told_without_its_pattern(http: httpx.Client, query: dict[str, str], where: str, said: str) -> None:
+    found = problem(http.get("/v1/jobs", params=query), 422, "invalid-request")
+    [only] = found["errors"]
+    assert only["where"] == where
+    assert only["detail"].startswith(said)
+
+
 def test_two_keys_that_differ_are_refused(http: httpx.Client) -> None:
     reply = http.post("/v1/jobs", json=sample(idempotency_key="a"), headers={"Idempotency-Key": "b"})
     problem(reply, 409, "idempotency-conflict")

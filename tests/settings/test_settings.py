@@ -172,7 +172,7 @@ def test_several_accounts_come_as_json() -> None:
         ("{", "is not JSON (line 1, column 2)"),
         (KEY, "is not JSON (line 1, column 1)"),
         ("[" * 100_000, "nested too deep"),
-        ('["a"]', "should be a valid dictionary"),
+        ('["a"]', "should be an object"),
         ('{"a": "x"}', "account a: should be an object with an api_key"),
         ('{"a": {}}', "account a, api_key: is missing"),
         ('{"a b": {"api_key": "$KEY"}}', "should use names of up to 63 letters"),

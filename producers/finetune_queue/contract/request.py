@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from finetune_queue.contract.sink import Sink, parse_sink, parse_sinks
+from finetune_queue.plain_words import in_plain_words
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
@@ -190,5 +191,5 @@ def _sentence(problem: Any) -> str:
         case "string_pattern_mismatch" if field == "account":
             return "account: should be letters, digits and . _ -, beginning with a letter or digit, 63 at most"
         case _:
-            said = problem["msg"].removeprefix("Value error, ")
+            said = in_plain_words(problem["msg"])
             return f"{field}: {said[0].lower()}{said[1:]}"

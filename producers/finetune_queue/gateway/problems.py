@@ -19,6 +19,7 @@ from finetune_queue.errors import (
     UnknownJobError,
     UnreadableJobError,
 )
+from finetune_queue.plain_words import in_plain_words
 from finetune_queue.store import CursorError, JobNotFoundError, RedisError
 
 MEDIA_TYPE = "application/problem+json"
@@ -125,6 +126,17 @@ def explain(error: Exception) -> ProblemError | None:
             return None
 
 
+_FORMS = {
+    "account": "should be letters, digits and . _ -, beginning with a letter or digit, 63 at most",
+    "cursor": "should be `next` of the page before",
+    "idempotency-key": "should be ASCII characters, 255 at most, without a space at either end",
+    "label": "should be KEY=VALUE, the key of letters, digits and . _ / -, 63 at most",
+    "/account": "should be letters, digits and . _ -, beginning with a letter or digit, 63 at most",
+    "/dataset": "should be a URL like https://example.com/faces.zip, its special characters percent-encoded",
+}
+"""What a text should look like, where a pattern says it: nobody reads those."""
+
+
 def internal_error() -> ProblemError:
     """Make the problem of a defect; what it was is in the log, under the request's id."""
     return ProblemError("internal-error", "See the gateway's log for this request's id.")
@@ -166,8 +178,10 @@ def _invalid(error: RequestValidationError) -> ProblemError:
         source, *path = found["loc"]
         if found["type"] == "json_invalid":
             return ProblemError("bad-request", f"The body is not JSON: {found['ctx']['error']}.")
+        if found["type"] == "none_required":  # beside what is wrong with a value that could also be left out
+            continue
         where = "/" + "/".join(map(str, path)) if source == "body" else _parameter(path)
-        problems.append(FieldProblem(where=_printable(where), detail=_said(found)))
+        problems.append(FieldProblem(where=_printable(where), detail=_said(found, where)))
     detail = "; ".join(f"{problem.where}: {problem.detail}" for problem in problems[:5])
     return ProblemError("invalid-request", detail, errors=problems[:50])
 
@@ -177,8 +191,10 @@ def _parameter(path: list[str | int]) -> str:
     return ".".join(str(part) for place, part in enumerate(path) if place == 0 or isinstance(part, int))
 
 
-def _said(found: Mapping[str, Any]) -> str:
+def _said(found: Mapping[str, Any], where: str) -> str:
     match found["type"]:
+        case "string_pattern_mismatch":
+            return _FORMS.get(where.partition(".")[0], "does not have the form that the API's description asks for")
         case "missing":
             return "is required"
         case "extra_forbidden":
@@ -186,7 +202,7 @@ def _said(found: Mapping[str, Any]) -> str:
         case "model_attributes_type":
             return "should be a JSON object"
         case _:
-            text = str(found["msg"]).removeprefix("Value error, ")
+            text = in_plain_words(str(found["msg"]))
             return _printable(f"{text[:1].lower()}{text[1:]}")
 
 
