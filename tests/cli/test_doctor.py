@@ -72,12 +72,13 @@ def test_an_account_that_is_paused(run: Run, worker: Worker, queue_url: str) -> 
     worker.announce()
     with connect(queue_url) as client:
         budget = Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
-        call = budget.take("default", "someone", float(CallClass.SUBMIT))
+        call = budget.take("default", "someone", float(CallClass.SUBMIT), submit=True)
         assert isinstance(call, Slot)
         budget.pause(call, "Segmind answered 429.", 30.0, code="rate_limited")
     account = checks(run("doctor", "--json"))["account default"]
     assert account["status"] == "warn"
     assert "Segmind answered 429." in account["message"]
+    assert account["message"].endswith("1 submit today")
     assert "lower its rate_limit" in account["action"]
 
 

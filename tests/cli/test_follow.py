@@ -84,6 +84,14 @@ def test_submit_and_wait_as_json_is_one_document_also_when_the_time_is_up(run: R
     assert result.code == ExitCode.TIMEOUT
     assert result.json["job_id"] == job.id
     assert result.error["job_id"] == job.id
+    assert result.error["message"].count("goes on") == 1
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
+def test_a_time_that_is_none_is_refused(run: Run, worker: Worker, seconds: str) -> None:
+    result = run("watch", worker.accept().id, "--timeout", seconds)
+    assert result.code == ExitCode.USAGE
+    assert "'--timeout': should be a number of seconds, 0 or more" in result.err
 
 
 def test_submit_and_wait_ends_with_the_job(worker: Worker) -> None:

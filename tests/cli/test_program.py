@@ -57,6 +57,16 @@ def test_no_command_is_the_help(run: Run) -> None:
     assert "Usage: finetune" in result.out
 
 
+def test_an_output_that_is_full_is_no_defect(worker: Worker) -> None:
+    worker.accept()
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*FINETUNE, "list", "--json"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert done.returncode == ExitCode.FAILED
+    assert json.loads(done.stderr)["error"]["message"] == "Nothing more can be written: No space left on device."
+
+
 def test_it_runs_where_the_current_folder_was_removed(
     run: Run, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,7 +192,7 @@ def _account(account: AccountStatus) -> Finding:
     cap = "" if limits.max_training is None else f" of {limits.max_training}"
     parts.append(f"{account.tracked}{cap} {'training' if account.tracked == 1 and not cap else 'trainings'}")
     cap = "" if limits.max_submits_per_day is None else f" of {limits.max_submits_per_day}"
-    parts.append(f"{account.spent_today}{cap} submits today")
+    parts.append(f"{account.spent_today}{cap} {'submit' if account.spent_today == 1 and not cap else 'submits'} today")
     name, message = f"account {account.name}", ", ".join(parts)
     if account.stopped:
         return Finding(
@@ -232,7 +232,8 @@ def _sinks(client: "Redis") -> Iterator[Finding]:
         waiting = list(lines)
         since = words.since(min(line.since_ms or 0 for line in waiting))
         jobs = sum(line.waiting for line in waiting)
-        message = f"{words.printable(origin)} has been out of reach for {since}, {jobs} jobs wait"
+        waits = "1 job waits" if jobs == 1 else f"{jobs} jobs wait"
+        message = f"{words.printable(origin)} has been out of reach for {since}, {waits}"
         yield Finding(
             "sinks", "warn", f"{message}: {words.printable(waiting[0].reason)}", "It is tried again by itself."
         )

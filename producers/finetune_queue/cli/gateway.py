@@ -5,7 +5,7 @@ import json
 
 from finetune_queue.cli import output
 from finetune_queue.cli.output import CliError, ExitCode
-from finetune_queue.settings import load_settings
+from finetune_queue.settings import SettingsError, load_settings
 
 
 def gateway(host: str, port: int) -> ExitCode:
@@ -45,9 +45,13 @@ def token(name: str, *, as_json: bool) -> ExitCode:
         raise _missing(error) from None
 
     secret = new_token()
-    tokens = {**load_settings().finetune_gateway_tokens, name: token_hash(secret)}
-    # Checks the name, too.
-    value = json.dumps(load_settings({"FINETUNE_GATEWAY_TOKENS": json.dumps(tokens)}).finetune_gateway_tokens)
+    one = {name: token_hash(secret)}
+    try:
+        load_settings({"FINETUNE_GATEWAY_TOKENS": json.dumps(one)})
+    except SettingsError:  # it holds nothing of the caller's but the name
+        raise output.usage_error("NAME should be up to 63 letters, digits, dots, dashes and underscores.") from None
+    tokens = {**load_settings().finetune_gateway_tokens, **one}
+    value = json.dumps(tokens)
     if as_json:
         output.emit({"name": name, "token": secret, "sha256": tokens[name]})
         return ExitCode.OK

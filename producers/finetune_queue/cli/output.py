@@ -1,5 +1,6 @@
 """What leaves the program: text for people, JSON for programs, errors and exit codes."""
 
+import errno
 import json
 import os
 import shutil
@@ -78,6 +79,9 @@ def explain(error: Exception) -> CliError | None:  # noqa: PLR0912 - one case fo
             return CliError(text, ExitCode.UNAVAILABLE, "queue_unavailable")
         case errors.StagingUnavailableError():
             return CliError(text, ExitCode.UNAVAILABLE, "staging_unavailable")
+        case OSError(errno=errno.ENOSPC):
+            # The code is not that of a request which was refused: what the command did may be done.
+            return CliError(f"Nothing more can be written: {error.strerror}.", ExitCode.FAILED, "no_space")
         case _:
             return None
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 from finetune_queue import tracing
 from finetune_queue.cli import output, words
 from finetune_queue.cli.display import display
-from finetune_queue.cli.follow import ctrl_c_leaves, follow
+from finetune_queue.cli.follow import ctrl_c_leaves, follow, snapshots
 from finetune_queue.cli.output import CliError, ExitCode
 from finetune_queue.cli.session import open_queue
 from finetune_queue.cli.summary import exit_code, print_summary
@@ -50,7 +50,8 @@ def stay(queue: FineTuneQueue, job: Job, *, timeout: float | None, as_json: bool
     with ctrl_c_leaves(job):
         if as_json:
             try:
-                job.wait(timeout)
+                for seen in snapshots(queue, job, timeout):
+                    job = seen.job
             finally:
                 output.emit(job.as_dict())
         else:
