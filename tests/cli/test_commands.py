@@ -1,6 +1,7 @@
 """Submitting, reading and changing jobs: what is printed, as text and as JSON, and the exit codes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,13 @@ def test_a_pause_that_is_over_is_no_reason_to_wait(run: Run, worker: Worker) -> 
     worker.announce()
     job = worker.park(worker.accept(), WaitReason.PAUSED, score=1)
     assert run("status", job.id, "--json").json["waiting"]["reason"] == "api-slot"
+
+
+def test_status_says_when_the_worker_that_has_the_job_gave_its_last_sign(run: Run, worker: Worker) -> None:
+    job = worker.move(worker.accept(), JobState.UPLOADING, owner="a task")
+    assert re.search(r"worker +has the job; its last sign was \d\.\d s ago", run("status", job.id).out)
+    worker.store.transition(job, Change(delay=600), owner="")
+    assert "has the job" not in run("status", job.id).out
 
 
 def test_status_of_a_job_that_ended(run: Run, worker: Worker) -> None:
