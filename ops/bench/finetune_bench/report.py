@@ -45,13 +45,22 @@ def cells(result: Result) -> tuple[str, ...]:
 
 def print_case(case: Case, results: Iterable[Result], console: Console) -> None:
     """Print a case's results."""
-    heads, rows = _table(case, results)
-    table = Table(title=case.title, title_justify="left", title_style="bold")
-    for name in heads:
-        table.add_column(name, justify="left" if name == COLUMNS[0] else "right", overflow="fold")
+    _print(case.title, *_table(case, results), console)
+
+
+def _print(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
+    """Print a table that can be read at 80 columns: figures are never broken, heads between words only."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    for number, (name, *cells) in enumerate(zip(heads, *rows, strict=True)):
+        widest = max(map(len, [*cells, *name.split()]))
+        if number:
+            table.add_column(name, justify="right", width=widest)
+        else:
+            table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
+    console.print()
 
 
 def _table(case: Case, results: Iterable[Result]) -> tuple[list[str], list[list[str]]]:
@@ -63,12 +72,7 @@ def _table(case: Case, results: Iterable[Result]) -> tuple[list[str], list[list[
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print rows of figures that name their columns."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for name in _heads(rows):
-        table.add_column(name, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*_cells_of(row))
-    console.print(table)
+    _print(title, _heads(rows), list(map(_cells_of, rows)), console)
 
 
 def markdown_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
