@@ -110,7 +110,6 @@ def test_a_worker_may_die_before_any_call_of_a_job(lanes: list[Lane]) -> None:
     check(die_everywhere(lanes, tried), tried)
 
 
-@pytest.mark.timeout(600)
 def test_a_second_worker_may_die_at_any_call_while_it_looks_for_the_first_one_s_submit(lanes: list[Lane]) -> None:
     first = "submit: http reply #1"
     points = record(lanes[0], first=first)
