@@ -40,7 +40,8 @@ apply = TaskPool.on_apply
 
 def stop_and_apply(self: Any, target: Any, args: Any = (), *more: Any, **options: Any) -> Any:
     if args and args[0] == "odd.come_with_signal":
-        os.kill(os.getpid(), signal.SIGTERM)  # which Celery's handler answers before the next line
+        with self.executor._shutdown_lock, hubs[0]._ready_lock:  # which the main thread takes for each message
+            os.kill(os.getpid(), signal.SIGTERM)  # its handler runs before the next line
     return apply(self, target, args, *more, **options)
 
 
@@ -87,5 +88,6 @@ def hold(began: str, sign: str) -> None:
 
 
 @app.task(name="odd.come_with_signal")
-def come_with_signal() -> None:
-    """Have the worker told to stop between taking the message from its queue and giving it to a thread."""
+def come_with_signal(ran: str) -> None:
+    """Have the worker told to stop while its main thread gives the message to a thread; then make the file ``ran``."""
+    Path(ran).touch()

@@ -1,35 +1,69 @@
-"""A worker's end: stages hear of it when the signal comes."""
+"""A worker's end: stages hear of it when the signal comes, Celery between two rounds of its event loop."""
 
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from celery import bootsteps
+from celery.worker import state
+from celery.worker.loops import asynloop
 
 from finetune_worker.container import Container
 
 _SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
+LOOK_EVERY = 0.1
+"""Seconds between two looks of the event loop for a stop that was asked for."""
+
 
 class StopSignalStep(bootsteps.StartStopStep):
-    """Counts a stop from its signal on. Celery's own ``worker_shutting_down`` comes when its soft shutdown is over."""
+    """Counts a stop from its signal on, and lets Celery act on it where its main thread holds no lock.
+
+    Celery's own ``worker_shutting_down`` comes when its soft shutdown is over. And it runs all of that, which ends the
+    pool, in the signal's handler, wherever this met the main thread: if that was handing a message to a thread, or
+    waking its event loop, the handler waited for ever for a lock of its own thread.
+    """
 
     requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._asked: Callable[[], None] | None = None
 
     def start(self, parent: Any) -> None:
         """Put ourselves before Celery's handlers, which are there by now."""
         container: Container = parent.app.finetune.container
         for number in _SIGNALS:
-            _before(number, container)
+            self._before(number, container)
+        parent.timer.call_repeatedly(LOOK_EVERY, self._act)
+
+    def _before(self, number: signal.Signals, container: Container) -> None:
+        handler = signal.getsignal(number)
+        if not callable(handler):
+            return
+
+        def stop(received: int, frame: FrameType | None) -> None:
+            container.stop_soon()
+            if self._asked is None and _in_event_loop(frame):
+                self._asked = lambda: handler(received, frame)
+            else:  # nothing to wait for; or it is asked for again, perhaps since the loop stands still
+                handler(received, frame)
+
+        signal.signal(number, stop)
+
+    def _act(self) -> None:
+        """Do what was asked for, in the event loop; raises what ends it."""
+        if self._asked is not None:
+            asked, self._asked = self._asked, None
+            asked()
+            state.maybe_shutdown()  # before the loop takes another message
 
 
-def _before(number: signal.Signals, container: Container) -> None:
-    handler = signal.getsignal(number)
-    if not callable(handler):
-        return
-
-    def stop(received: int, frame: FrameType | None) -> None:
-        container.stop_soon()
-        handler(received, frame)
-
-    signal.signal(number, stop)
+def _in_event_loop(frame: FrameType | None) -> bool:
+    """Tell whether the main thread was in Celery's event loop, which looks at its timers in each round."""
+    while frame is not None:
+        if frame.f_code is asynloop.__code__:
+            return True
+        frame = frame.f_back
+    return False
