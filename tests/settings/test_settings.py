@@ -315,6 +315,7 @@ def test_the_broker_may_be_another_server() -> None:
         ("redis+cluster://hidden-word@h", "names a Redis Cluster, which Celery's Redis transport cannot use"),
         ("rediss+cluster://h", "names a Redis Cluster"),
         ("amqp://guest:hidden-word@h", "should start with redis://"),
+        ("REDIS://h:1/0", "should start with redis://"),
         ("redis:localhost", "should name a host"),
         ("redis:///0", "should name a host"),
         ("redis://h/jobs", "should end in the number of a database"),

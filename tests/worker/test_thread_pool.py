@@ -1,14 +1,20 @@
-"""Celery's thread pool as it is mended: the event loop hears of a thread that is free."""
+"""Celery's thread pool as it is mended: the event loop hears of a thread that is free. And a word on other pools."""
 
 import socket
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
+from celery import signals
+from celery.concurrency.base import BasePool
+from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.concurrency.thread import TaskPool
 from kombu.asynchronous import Hub, set_event_loop
 from kombu.asynchronous.timer import Timer
+from structlog.testing import capture_logs
 
+import finetune_worker.celery
 from finetune_worker.thread_pool import patch_thread_pool
 from support.until import until
 
@@ -62,3 +68,16 @@ def test_the_end_of_a_task_wakes_the_event_loop(rounds: list[None]) -> None:
     # By itself the loop would look again after ten seconds.
     until(lambda: len(rounds) > before, seconds=5)
     pool.on_stop()
+
+
+class GreenPool(BasePool):
+    is_green = True
+
+
+@pytest.mark.parametrize("pool", [GreenPool, TaskPool, PreforkPool])
+def test_a_pool_without_an_event_loop_is_warned_of(pool: type[BasePool]) -> None:
+    with capture_logs() as logs:
+        signals.celeryd_after_setup.send(
+            sender="worker@here", instance=SimpleNamespace(pool_cls=pool), conf=finetune_worker.celery.app.conf
+        )
+    assert [entry["event"] for entry in logs] == (["pool_slow"] if pool is GreenPool else [])

@@ -137,6 +137,12 @@ def _silence_advice(**_: object) -> None:
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 
+@signals.celeryd_after_setup.connect
+def _warn_of_green_pool(instance: Any, **_: object) -> None:
+    if get_implementation(instance.pool_cls).is_green:
+        log.warning("pool_slow", next="use -P threads, the default, or -P processes (docs/benchmarks.md)")
+
+
 @signals.worker_process_init.connect
 def _trace_process(**_: object) -> None:
     tracing.start(SERVICE)
