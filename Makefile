@@ -33,7 +33,7 @@ up: $(RUNTIME) ## Start Valkey, the sandbox, a worker, Flower and the HTTP gatew
 	@$(BIN)/python -m finetune_queue.local
 
 test: $(DEV) ## Run all tests. ARGS="-k word" chooses some.
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-crash: $(DEV) ## Kill a worker at every single call and in every way, try hundreds of histories; takes many minutes.
 	FAULTS=all EXAMPLES=500 $(BIN)/python -m pytest tests/faults $(ARGS)

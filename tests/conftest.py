@@ -1,19 +1,23 @@
 """What every test gets: no settings from outside, no network but loopback, and a real Valkey when it asks for one."""
 
 import ipaddress
+import logging
 import os
 import signal
 import socket
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+import structlog
 
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.logs import configure_logging
 from finetune_queue.storage import drivers
 from segmind_sandbox.testing import SandboxControl
 from support.clouds import environment
@@ -32,10 +36,34 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+_LONGEST = ("faults", "upgrade", "chaos", "probes", "cli", "local", "bench", "e2e")
+"""Folders whose tests start whole workers and wait for them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest begin first, so that at the end no process is left alone with one of them."""
+    order = {folder: number for number, folder in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+
+
 @pytest.fixture(autouse=True)
 def _no_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each test in its own empty folder, where no `.env` lies."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_logging() -> Iterator[None]:
+    """Give the next test the logging of a new process: what a test calls may set it up and bind fields to its lines."""
+    root = logging.getLogger()
+    level, showwarning = root.level, warnings.showwarning
+    yield
+    root.handlers = [handler for handler in root.handlers if type(handler).__module__ != configure_logging.__module__]
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+    warnings.showwarning = showwarning
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture(autouse=True, scope="session")

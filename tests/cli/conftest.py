@@ -1,11 +1,8 @@
 """The command line run in this process, on a real Valkey, with jobs written by the store as workers would."""
 
-import logging
-import warnings
 from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from finetune_queue import __version__
 from finetune_queue.cli import main
@@ -17,10 +14,8 @@ from support.cli import Result, Run, Worker
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Run ``finetune`` with the given arguments; logging is given back as it was."""
-    root = logging.getLogger()
-    handlers, level, showwarning = root.handlers[:], root.level, warnings.showwarning
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``finetune`` with the given arguments."""
 
     def run(*arguments: object) -> Result:
         capsys.readouterr()
@@ -28,12 +23,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
         said = capsys.readouterr()
         return Result(int(code), said.out, said.err)
 
-    yield run
-    root.handlers = handlers
-    root.setLevel(level)
-    logging.captureWarnings(capture=False)
-    warnings.showwarning = showwarning
-    structlog.reset_defaults()
+    return run
 
 
 @pytest.fixture

@@ -21,14 +21,12 @@ from gateway.serving import AUTH, HOOK_SECRET, TOKEN, MakeSettings, Start, run_g
 
 
 @pytest.fixture(autouse=True)
-def _plain_logs() -> Iterator[None]:
+def _plain_logs(_fresh_logging: None) -> None:
     """Lines of JSON; the library's own default shows every local variable of a traceback, in seconds."""
     add_level, as_text = structlog.processors.add_log_level, structlog.processors.format_exc_info
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, add_level, as_text, structlog.processors.JSONRenderer()]
     )
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

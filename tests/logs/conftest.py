@@ -2,13 +2,10 @@
 
 import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import structlog
 
 from finetune_queue.logs import configure_logging
 from finetune_queue.settings import load_settings
@@ -34,25 +31,15 @@ class Logs:
 
 
 @pytest.fixture
-def configured() -> Iterator[Callable[..., Logs]]:
+def configured() -> Callable[..., Logs]:
     """Set the pipeline up with these variables as settings and return what it writes.
 
     Called in the test, not before it: only then are pytest's own handlers there to be replaced.
     """
-    root = logging.getLogger()
-    level = root.level
-    showwarning = warnings.showwarning
-    structlog.contextvars.clear_contextvars()  # other tests of this process may have bound some
 
     def configure(**variables: str) -> Logs:
         stream = io.StringIO()
         configure_logging(load_settings(variables), stream=stream)
         return Logs(stream)
 
-    yield configure
-    root.handlers = [handler for handler in root.handlers if type(handler).__module__ != configure_logging.__module__]
-    root.setLevel(level)
-    logging.captureWarnings(capture=False)
-    warnings.showwarning = showwarning
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
+    return configure
