@@ -11,99 +11,35 @@ found as it was found, soon.
 """
 
 import itertools
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import redis
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import invariant, precondition, rule, run_state_machine_as_test
 
-from finetune_queue.contract import TRANSITIONS, EventType, JobRecord, JobState, Stage, Visibility
-from finetune_queue.contract.event import type_name
-from finetune_queue.errors import NotPossibleError, QueueUnavailableError
-from finetune_queue.messaging import producer_app
-from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.settings import Settings
-from finetune_queue.store import CALL_MARGIN, keys, transfers_of
-from finetune_worker import dispatcher
-from finetune_worker.container import Container
+from finetune_queue.contract import JobRecord, JobState, Stage, Visibility
+from finetune_queue.store import keys
 from finetune_worker.dispatcher import Dispatcher
-from finetune_worker.stages.calls import FRESH
-from support.driver import Driver, Message, WatchedPost
-from support.images import make_dataset_zip
+from support.any_order import Steps
+from support.consistency import check_events, check_sets
+from support.driver import Message
 from support.samples import sample
-from support.simulation import CALL_TIMEOUT, LAG, LATENCY, Clock, Interruption, Segmind, access_of, weights
+from support.simulation import CALL_TIMEOUT, LAG, access_of, weights
+from support.world import CALLS, WINDOW, World
 
-CALLS, WINDOW = 5, 60
-SETTLE = 150.0
 MOST_JOBS = 6
-
-PAUSE_THAT_PAYS_ONCE = CALL_TIMEOUT + SETTLE - FRESH - LATENCY - LAG - 1
-"""Seconds that a worker may stand still between its last check and the first byte of its submit: docs/guarantees.md."""
-
-PAUSE_WITHIN_THE_LIMIT = CALL_TIMEOUT - FRESH - LATENCY
-"""Seconds that it may stand still there without arriving after its slot has ended."""
-
-PAUSE_THAT_OVERTAKES_NOBODY = CALL_TIMEOUT + CALL_MARGIN - FRESH - LATENCY - 1
-"""Seconds that it may stand still there with a change of access before another may be made."""
 
 LONGEST_DRAIN = 8 * 3600
 """Seconds in which everything must have ended once nothing disturbs it any more."""
 
 MOST_LOOKS = 1000
 """How often the dispatcher may look for work in that time: it sleeps until there is some."""
-
-
-class World:
-    """One queue with its workers' parts, used for one example after the other."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self.client: Any = redis.Redis.from_url(url, decode_responses=True, socket_timeout=10)
-        self.clock = Clock(self.client)
-        self.points = Interruption(self.clock)
-        self.dataset = make_dataset_zip(folder / "faces.zip", count=1, size=(512, 512))
-        self.settings = Settings(
-            segmind_api_key="SG_0123456789abcdef",
-            segmind_rate_limit=f"{CALLS}/{WINDOW}",
-            segmind_call_timeout=CALL_TIMEOUT,
-            finetune_settle_time=SETTLE,
-            finetune_redis_url=url,
-            finetune_artifact_url=f"file://{folder}/artifacts",
-            finetune_dataset_roots=str(folder),
-        )
-
-    def open(self, patch: pytest.MonkeyPatch) -> None:
-        self.clock.rule(patch)
-        patch.setattr(dispatcher, "LONGEST_SLEEP", 3600.0)  # a wake-up that never comes must not be made up for
-        self.container = Container.build(self.settings, producer_app(self.settings))
-        self.queue = FineTuneQueue(self.settings)
-        self.points.patch(patch.setattr)
-        self.patch = patch
-
-    def begin(self) -> Segmind:
-        """Empty it and return a Segmind of its own."""
-        self.client.flushdb()
-        self.clock.ms = self.clock.ms // 86_400_000 * 86_400_000 + 86_400_000
-        self.clock.advance(0)
-        segmind = Segmind(self.clock, self.points)
-        segmind.stand_in(self.patch)
-        self.container._clients["default"] = segmind  # type: ignore[assignment]
-        self.container.announce_accounts()
-        return segmind
-
-    def close(self) -> None:
-        self.container.close()
-        self.queue.close()
-        self.client.close()
-
 
 TROUBLE = [
     *itertools.product(
@@ -117,8 +53,6 @@ TROUBLE = [
 
 ACCESS_TROUBLE: list[list[tuple[str, str]]] = [[], [], *([("access", kind)] for kind in ("acts late", "reply lost"))]
 """What comes with a change of access: those that may take effect after a later one are the ones to fear."""
-
-STATES = {type_name(EventType(state)): state for state in JobState}
 
 PLACES = ["segmind", "reply", "take_slot", "WAITAOF", "end_call", "storage", "message", "file replace"]
 """Calls that much hangs on, by a part of their names."""
@@ -135,25 +69,8 @@ mishaps = st.none() | st.tuples(st.sampled_from(PLACES) | st.integers(0, 40), MI
 indexes = st.integers(0, 11)
 
 
-class Queue(RuleBasedStateMachine):
+class Queue(Steps):
     """The steps, and what must hold after each."""
-
-    world: ClassVar[World]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.clock, self.points, self.container = self.world.clock, self.world.points, self.world.container
-        self.segmind = self.world.begin()
-        self.post = WatchedPost(self.points.reach)
-        self.world.queue._submitter._messenger = self.post  # type: ignore[assignment]
-        self.driver = Driver(self.container, post=self.post)
-        self.jobs: list[str] = []
-        self.paid_for: Counter[tuple[str, str]] = Counter()  # how many trainings may have been started
-        self.ended: Counter[str] = Counter()  # how often a job may have ended
-        self.wanted_cancelled: set[str] = set()
-        self.asked: dict[str, tuple[str | None, Visibility]] = {}  # of which model, and what it was last asked to be
-        self.mishaps = 0
-        self.cuts = 0
 
     # what happens
 
@@ -282,174 +199,17 @@ class Queue(RuleBasedStateMachine):
             self._set_public(job_id, None, public=not public)
             self._do_all()
 
-    # how it happens
-
-    @staticmethod
-    def _one_of(among: list[Any], index: int) -> Any:
-        return among[index % len(among)]
-
-    def _jobs_in(self, state: JobState) -> list[str]:
-        return [job_id for job_id in self.jobs if self._job(job_id).state is state]
-
-    def _with_models(self) -> list[str]:
-        """Jobs that have ended and have a training."""
-        jobs = map(self._job, self.jobs)
-        return [job.id for job in jobs if job.state.terminal and job.finetune_id is not None]
-
-    def _with(self, mishap: Any, work: Callable[[], Any]) -> bool:
-        """Do it, and have its mishap on the way; False if it was not done to its end."""
-        if mishap is None:
-            work()
-            return True
-        self.mishaps += 1
-        at, kind, (times, seconds) = mishap
-        what: dict[str, Callable[[str], None]] = {
-            "dies": self.points.die,
-            "loses Redis": self.points.lose_redis,
-            "loses a reply": self.points.after_it(self.points.lose_reply),
-            "stands still": partial(self._meanwhile, times=times, seconds=seconds),
-            "stands still with the answer": self.points.after_it(
-                partial(self._meanwhile, times=times, seconds=seconds)
-            ),
-            "stands still, all are cancelled": partial(self._meanwhile, times=times, seconds=seconds, cancel=True),
-        }
-
-        def sdk_or_worker() -> None:
-            try:
-                work()
-            except QueueUnavailableError:
-                raise redis.ConnectionError from None
-
-        return self.points.run(sdk_or_worker, at=at, what=what[kind])
-
-    def _meanwhile(self, call: str, *, times: int, seconds: float, cancel: bool = False) -> None:
-        """Let the others work while one stands still before ``call``."""
-        if call.startswith("segmind") and not call.endswith("reply"):
-            longest = PAUSE_THAT_PAYS_ONCE
-            if call == "segmind: access":
-                longest = PAUSE_THAT_OVERTAKES_NOBODY
-                # What was on its way for so long already must not lie about elsewhere, too.
-                self.segmind.faults = [fault for fault in self.segmind.faults if fault[1] != "acts late"]
-            seconds = min(seconds, longest / times)
-            late = times * seconds > PAUSE_WITHIN_THE_LIMIT
-        else:
-            late = False
-        undisturbed, self.segmind.faults = self.segmind.faults, []
-        for _ in range(times):
-            self.clock.advance(seconds)
-            self.segmind.finish()
-            for job_id in self.jobs if cancel else []:
-                self._cancel(job_id, None)
-            if call == "segmind: access":
-                for job_id, (_, wanted) in list(self.asked.items()):
-                    self._set_public(job_id, None, public=wanted is Visibility.PRIVATE)
-            self._do_all()
-        self.segmind.faults = undisturbed
-        self.segmind.late = late
-
-    def _do_all(self) -> None:
-        for _ in range(3):
-            self.driver.dispatcher.step()
-            self._deliver_all()
-
-    def _next_to(self, stage: Stage) -> Message | None:
-        """Go on until a message is there for a stage of this kind, and return it."""
-        for _ in range(8):
-            self.driver.dispatcher.step()
-            while self.post.messages:
-                message = self.post.messages.pop(0)
-                if message.stages[:1] == (stage,):
-                    return message
-                self._deliver(message, None)
-            self.clock.advance(16.0)
-            self.segmind.finish()
-        return None
-
-    def _deliver_all(self) -> None:
-        while self.post.messages:
-            self._deliver(self.post.messages.pop(0), None)
-
-    def _deliver(self, message: Message, mishap: Any) -> None:
-        if message.sweep or not message.stages:
-            if not self._with(mishap, lambda: self.driver.deliver(message)) and not message.sweep:
-                self.post.messages.append(message)  # acknowledged late
-            return
-        went_on: list[bool] = []
-        stage, *rest = message.stages
-        self._with(mishap, lambda: went_on.append(self.driver.run_stage(stage, message.subject).proceed))
-        if any(went_on) and rest:
-            self.post.messages.append(Message(message.subject, tuple(rest)))
-
-    def _cancel(self, job_id: str, mishap: Any) -> None:
-        self.wanted_cancelled.add(job_id)
-        self._possible(lambda: self.world.queue.cancel(job_id), mishap)
-
-    def _set_public(self, job_id: str, mishap: Any, *, public: bool) -> None:
-        def ask() -> None:
-            try:
-                model = self.world.queue.set_public(job_id, public).record.finetune_id
-            except NotPossibleError:
-                return
-            self.asked[job_id] = (model, Visibility.PUBLIC if public else Visibility.PRIVATE)
-
-        if not self._with(mishap, ask):
-            ask()  # who had no answer asks again
-
-    def _by_hand(self, job_id: str, act: Callable[[str], Any], mishap: Any) -> None:
-        before = self._job(job_id)
-        self._possible(lambda: act(job_id), mishap)
-        after = self._job(job_id)
-        if after.event_seq == before.event_seq:
-            return
-        if before.state is JobState.FAILED:
-            self.ended[job_id] += 1
-            self.wanted_cancelled.discard(job_id)
-            if before.failed_stage is Stage.SUBMIT and before.finetune_id is not None:
-                self.paid_for[self._kind(before)] += 1  # a new training in place of one that failed
-
-    def _resolve(self, job_id: str, mishap: Any) -> None:
-        job = self._job(job_id)
-        if job.state is not JobState.NEEDS_ATTENTION:
-            return
-        alike = [
-            found.finetune_id
-            for found in self.segmind.trainings.values()
-            if (found.request.name, found.request.data_source_path) == (job.request.name, job.dataset_url)
-            and found.finetune_id not in job.ruled_out
-            and self.container.jobs.owner_of(found.finetune_id) in {None, job_id}
-        ]
-        if alike:
-            self._by_hand(job_id, partial(self.world.queue.resolve, adopt=alike[0]), mishap)
-        else:
-            self.paid_for[self._kind(job)] += 1
-            self._by_hand(job_id, partial(self.world.queue.resolve, resubmit=True), mishap)
-
-    def _possible(self, act: Callable[[], Any], mishap: Any) -> None:
-        def if_possible() -> None:
-            try:
-                act()
-            except NotPossibleError:
-                return
-
-        self._with(mishap, if_possible)
-
     # what must hold
-
-    def _job(self, job_id: str) -> JobRecord:
-        return self.container.jobs.get(job_id)
-
-    @staticmethod
-    def _kind(job: JobRecord) -> tuple[str, str]:
-        """Jobs of a kind are the same to Segmind."""
-        return job.request.name, job.dataset_url or ""
 
     @invariant()
     def all_is_well(self) -> None:
         jobs = [self._job(job_id) for job_id in self.jobs]
         self._nothing_is_paid_twice(jobs)
         self._the_limit_holds()
-        self._every_set_agrees_with_the_jobs(jobs)
-        self._events_tell_what_happened_in_order_and_once(jobs)
+        check_sets(self.world.client, jobs)
+        check_events(self.world.client, jobs, self.ended)
+        cancelled = {job.id for job in jobs if job.state is JobState.CANCELLED}
+        assert cancelled <= self.wanted_cancelled
 
     def _nothing_is_paid_twice(self, jobs: list[JobRecord]) -> None:
         wanted = self.paid_for + Counter(map(self._kind, jobs))
@@ -462,43 +222,6 @@ class Queue(RuleBasedStateMachine):
             assert after_it - first >= WINDOW * 1000, arrivals
         taken = self.world.client.zcount(keys.slots("default"), f"({self.clock.ms}", "+inf")
         assert taken <= CALLS
-
-    def _every_set_agrees_with_the_jobs(self, jobs: list[JobRecord]) -> None:
-        client = self.world.client
-        live = {job.id for job in jobs if not job.state.terminal}
-        unsettled = {job.id for job in jobs if not job.settled}
-        assert set(client.zrange(keys.deadlines(), 0, -1)) == unsettled
-        for state in JobState:
-            assert set(client.zrange(keys.state(state), 0, -1)) == {job.id for job in jobs if job.state is state}
-        rooms = [client.zrange(keys.room(name), 0, -1) for name in ("default", transfers_of("default"))]
-        assert set(rooms[0]) <= unsettled
-        assert rooms[1] == []
-        tracked = set(client.zrange(keys.tracked("default"), 0, -1))
-        assert {job.id for job in jobs if job.tracked} <= tracked <= live
-        owners = client.hgetall(keys.owners())
-        for job in jobs:
-            assert job.finetune_id is None or owners[job.finetune_id] == job.id
-            assert not (job.settled and job.owner)
-            assert job.error is None or job.error.code != "internal_error", job.error
-            assert job.state is not JobState.CANCELLED or job.id in self.wanted_cancelled
-
-    def _events_tell_what_happened_in_order_and_once(self, jobs: list[JobRecord]) -> None:
-        client = self.world.client
-        stream: dict[str, list[dict[str, Any]]] = {job.id: [] for job in jobs}
-        for _, fields in client.xrange(keys.events()):
-            event = json.loads(fields["event"])
-            stream[event["subject"]].append(event)
-        for job in jobs:
-            events = stream[job.id]
-            assert events == [json.loads(row) for row in client.lrange(keys.job_events(job.id), 0, -1)]
-            assert [event["id"] for event in events] == [f"{job.id}-{number + 1}" for number in range(job.event_seq)]
-            states = [STATES[event["type"]] for event in events if event["type"] in STATES]
-            assert states[0] is JobState.ACCEPTED
-            assert states[-1] is job.state
-            for before, after in itertools.pairwise(states):
-                assert after in TRANSITIONS[before], states
-            ends = sum(state.terminal for state in states)
-            assert ends == self.ended[job.id] - (not job.state.terminal), states
 
     # how it ends
 
