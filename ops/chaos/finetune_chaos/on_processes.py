@@ -15,19 +15,24 @@ from finetune_queue.store import RedisError
 Action = Callable[[dict[str, Any]], bool]
 """Does what an act of the script asks for, by its arguments; False if there was nothing to do it to."""
 
+LONGEST_END = 60.0
+"""Seconds after which a worker that was told to end hangs: its soft shutdown and every time-out are over by then."""
+
 
 class Workers:
     """Keeps as many running as there were at the start; they die with the thread that starts them."""
 
     def __init__(self, ground: Ground, agenda: Agenda) -> None:
         self.ended: dict[Child, str] = {}
-        """Processes that ended though nobody ended them, and how."""
+        """Processes that ended though nobody ended them, or did not though they were told to, and how."""
         self._ground = ground
         self._agenda = agenda
         self._wanted = len(ground.workers)
         self._names = count(self._wanted + 1)
         self._stopped: set[Child] = set()
         self._struck: set[Child] = set()
+        self._told: dict[Child, float] = {}
+        """Workers that were told to end, and when they last could begin to."""
 
     @property
     def acts(self) -> Mapping[str, Action]:
@@ -41,10 +46,14 @@ class Workers:
         }
 
     def keep(self) -> None:
-        """Note what ended by itself, and start as many as there should be."""
+        """Note what ended by itself or hangs, and start as many as there should be."""
         for child in self._ground.children:
             if not child.running and child not in self._struck and child is not self._ground.valkey.process:
                 self.ended.setdefault(child, f"{child.name} ended by itself with exit code {child.returncode}")
+        for worker in self._told.keys() & set(self._alive()):
+            if time.monotonic() - self._told[worker] > LONGEST_END:
+                self.ended[worker] = f"{worker.name} still ran {LONGEST_END:g} s after it was told to end"
+                worker.kill()
         for _ in range(self._wanted - len(self._alive())):
             self.start_one()
 
@@ -54,9 +63,8 @@ class Workers:
 
     def calm(self) -> None:
         """Wake all that stand still."""
-        for worker in self._stopped:
-            worker.send_signal(signal.SIGCONT)
-        self._stopped.clear()
+        for worker in list(self._stopped):
+            self._wake(worker)
 
     def _alive(self) -> list[Child]:
         return [worker for worker in self._ground.workers if worker.running and worker not in self._stopped]
@@ -69,6 +77,8 @@ class Workers:
             worker: Child = spread(alive, args["pick"])
             self._struck.add(worker)
             worker.send_signal(number)
+            if number is not signal.SIGKILL:
+                self._told.setdefault(worker, time.monotonic())
             return True
 
         return send
@@ -88,12 +98,17 @@ class Workers:
         self._stopped.add(worker)
 
         def wake() -> bool:
-            worker.send_signal(signal.SIGCONT)
-            self._stopped.discard(worker)
+            self._wake(worker)
             return True
 
         self._agenda.after(args["seconds"], "worker SIGCONT", wake)
         return True
+
+    def _wake(self, worker: Child) -> None:
+        worker.send_signal(signal.SIGCONT)
+        self._stopped.discard(worker)
+        if worker in self._told:
+            self._told[worker] = time.monotonic()
 
 
 class Servers:

@@ -1,0 +1,46 @@
+"""Blows against workers: what they should survive, and how they should end, is noted where they do not."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from finetune_queue.local.processes import Child
+from support.until import until
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+
+
+@pytest.fixture
+def deaf(tmp_path: Path) -> Iterator[Child]:
+    """A worker that does not end when it is told to."""
+    with Child("worker1", [sys.executable, "-c", DEAF], env={}, cwd=tmp_path, log=tmp_path / "worker1.log") as child:
+        child.wait_for_line(lambda line: line == "up", timeout=20)
+        yield child
+        child.kill()
+
+
+def test_a_worker_that_does_not_end_when_told_to_is_noted_and_replaced(
+    deaf: Child, chaos: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chaos.on_processes, "LONGEST_END", 0.2)
+    started: list[str] = []
+    ground: Any = SimpleNamespace(
+        workers=[deaf], children=[deaf], valkey=SimpleNamespace(process=None), launch_worker=started.append
+    )
+    workers = chaos.on_processes.Workers(ground, chaos.agenda.Agenda())
+    workers.keep()
+    assert workers.acts["worker SIGTERM"]({"pick": 0})
+
+    def noted() -> bool:
+        workers.keep()
+        return bool(workers.ended)
+
+    until(noted, seconds=20)
+    assert list(workers.ended.values()) == ["worker1 still ran 0.2 s after it was told to end"]
+    assert started == ["worker2"]
+    assert deaf.returncode == -signal.SIGKILL
