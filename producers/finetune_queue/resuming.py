@@ -31,15 +31,9 @@ def resume_at(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
 
 
 def adopted(record: JobRecord, finetune_id: str) -> tuple[JobState, dict[str, Any]]:
-    """Let the job have this training; its details are asked for at once, so a wrong id is noticed."""
-    training: dict[str, Any] = {
-        "finetune_id": finetune_id,
-        "submitted_ms": record.intent_ms,
-        "wants_details": True,
-        "candidates": [],
-    }
-    evidence = record.with_evidence(f"training {finetune_id} was adopted by hand")
-    return JobState.TRAINING, {**_FRESH, **training, "evidence": evidence}
+    """Have a worker look at the training, and give it to the job if it can be the job's."""
+    evidence = record.with_evidence(f"training {finetune_id} was named by hand")
+    return JobState.SUBMITTING, {**_FRESH, "adopting": finetune_id, "candidates": [], "evidence": evidence}
 
 
 def resubmitted(record: JobRecord) -> tuple[JobState, dict[str, Any]]:

@@ -13,6 +13,7 @@ from finetune_queue.messaging import QUEUE, RUN
 from finetune_queue.store import (
     AccountLimits,
     Accounts,
+    Change,
     DeadLetter,
     LostDelivery,
     RawMessage,
@@ -42,16 +43,14 @@ def queued(client: redis.Redis) -> list[Any]:
     return rows
 
 
-def test_resolve_adopts_a_training(run: Run, worker: Worker) -> None:
+def test_resolve_names_a_training(run: Run, worker: Worker) -> None:
     job = needs_attention(worker)
     said = run("resolve", job.id, "--adopt", "ft-7")
     assert said.code == 0
-    assert f"Job {job.id} goes on with training ft-7." in said.out
+    assert f"A worker looks at training ft-7; if it can be job {job.id}'s, the job goes on with it." in said.out
     job = worker.store.get(job.id)
-    assert (job.state, job.finetune_id, job.submitted_ms) == (JobState.TRAINING, "ft-7", 1_000)
-    assert job.wants_details
-    assert worker.store.owner_of("ft-7") == job.id
-    assert job.evidence == ["nobody knows", "training ft-7 was adopted by hand"]
+    assert (job.state, job.adopting, job.intent_ms) == (JobState.SUBMITTING, "ft-7", 1_000)
+    assert job.evidence == ["nobody knows", "training ft-7 was named by hand"]
 
 
 def test_resolve_submits_again(run: Run, worker: Worker, client: redis.Redis) -> None:
@@ -63,7 +62,8 @@ def test_resolve_submits_again(run: Run, worker: Worker, client: redis.Redis) ->
 
 
 def test_a_training_of_another_job_cannot_be_adopted(run: Run, worker: Worker) -> None:
-    run("resolve", needs_attention(worker).id, "--adopt", "ft-7")
+    owner = needs_attention(worker)
+    worker.store.transition(owner, Change(delay=60, own="ft-7"), to=JobState.TRAINING, finetune_id="ft-7")
     job = needs_attention(worker)
     said = run("resolve", job.id, "--adopt", "ft-7")
     assert said.code == 7

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import EventType, JobError, JobRecord, JobState, WaitReason
-from finetune_queue.resuming import adopted
 from finetune_queue.store import SWEEP, CallClass, Change, keys
 from finetune_queue.store.room import room_score_floor
 from finetune_worker.stages.sweep import sweep, sweep_if_due
@@ -221,20 +220,6 @@ def test_a_training_that_never_ends_fails_its_job(bench: Bench) -> None:
 def test_a_training_that_ended_while_nobody_could_look_is_fetched_however_late(bench: Bench) -> None:
     [job] = trained(bench, 1)
     bench.container.jobs.transition(bench.read(job), Change(delay=60), submitted_ms=1)
-
-    bench.run(job)
-
-    assert bench.read(job).state is JobState.DOWNLOADING
-
-
-def test_a_training_adopted_after_its_limit_is_looked_at_first(bench: Bench) -> None:
-    [other] = trained(bench, 1)
-    finetune_id, jobs = bench.finetune_id(other), bench.container.jobs
-    jobs.transition(bench.read(other), Change(), to=JobState.CANCELLED, finetune_id=None)
-    job = bench.submitting()
-    job = jobs.transition(job, Change(delay=60), to=JobState.NEEDS_ATTENTION, intent_ms=1)
-    to, fields = adopted(job, finetune_id)
-    jobs.transition(job, Change(delay=60), to=to, **fields)
 
     bench.run(job)
 

@@ -22,8 +22,10 @@ def resolve(job_id: str, *, adopt: str | None, resubmit: bool, as_json: bool) ->
     if as_json:
         output.emit(job.as_dict())
     else:
-        what = f"goes on with training {adopt}" if adopt is not None else "is submitted again, and paid"
-        output.say(f"Job {job.id} {what}.")
+        if adopt is None:
+            output.say(f"Job {job.id} is submitted again, and paid.")
+        else:
+            output.say(f"A worker looks at training {adopt}; if it can be job {job.id}'s, the job goes on with it.")
         output.say(f"Follow it: {output.program()} watch {job.id}")
     return ExitCode.OK
 

@@ -189,6 +189,7 @@ class JobRecord(BaseModel):
     looks: int = 0
     candidates: list[str] = Field(default_factory=list)
     ruled_out: list[str] = Field(default_factory=list)
+    adopting: str | None = None  # the training that a person named as its own, not looked at yet
     evidence: list[str] = Field(default_factory=list)
     # poll
     finetune_id: str | None = None
@@ -278,7 +279,7 @@ MOVED_ON: Mapping[str, Any] = {**RELEASED, "attempts": 0, "takeovers": 0, "waiti
 _INTERNAL = {
     *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
     *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private", "takeovers"),
-    "access_settles_ms",
+    *("access_settles_ms", "adopting"),
 }
 _MOST_EVIDENCE = 20
 _JSON_FIELDS = frozenset(

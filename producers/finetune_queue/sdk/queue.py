@@ -29,7 +29,6 @@ from finetune_queue.store import (
     JobPages,
     JobStore,
     Outbox,
-    OwnedElsewhereError,
     UnknownAccountError,
     Workers,
     connect,
@@ -245,8 +244,9 @@ class FineTuneQueue:
     def resolve(self, job_id: str, *, adopt: str | None = None, resubmit: bool = False) -> Job:
         """Say what became of the submit of a job that needs attention: exactly one of the two.
 
-        ``adopt`` names the training that is the job's; the job goes on with it. ``resubmit`` says that there is none;
-        a new training is submitted, and paid.
+        ``adopt`` names the training that is the job's: a worker looks at it, and the job goes on with it or, where it
+        is not there or has another name or dataset, needs attention again. ``resubmit`` says that there is none; a new
+        training is submitted, and paid.
 
         Raises:
             NotPossibleError: the job does not need attention, was just changed, or the training is another job's.
@@ -260,10 +260,14 @@ class FineTuneQueue:
             if record.state is not JobState.NEEDS_ATTENTION:
                 message = f"Only a job that needs attention can be resolved; job {job_id} {record.state.sentence}."
                 raise NotPossibleError(message)
+            owner = None if adopt is None else self._jobs.owner_of(adopt)
+            if owner not in {None, job_id}:
+                message = f"Training {adopt} belongs to job {owner}."
+                raise NotPossibleError(message)
             to, fields = resubmitted(record) if adopt is None else adopted(record, adopt)
             try:
-                record = self._jobs.transition(record, Change(delay=0.0, own=adopt), to=to, **fields)
-            except (ConflictError, OwnedElsewhereError) as error:
+                record = self._jobs.transition(record, Change(delay=0.0), to=to, **fields)
+            except ConflictError as error:
                 raise NotPossibleError(str(error)) from None
             return Job(self, record)
 

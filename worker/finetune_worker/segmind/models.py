@@ -133,6 +133,7 @@ class FinetuneDetails(_Finetune):
     """One fine-tune's details (section 2)."""
 
     created_ts: LooseTime = None
+    instance_prompt: LooseText = None
 
     @model_validator(mode="before")
     @classmethod

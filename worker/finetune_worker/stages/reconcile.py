@@ -15,6 +15,7 @@ from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
 from finetune_worker.stages.calls import PARKED, ask
 from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.outcome import Attention, Done, Outcome, Wait
+from finetune_worker.stages.training_request import training_request
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,7 @@ class Sightings:
     alike: list[str] = field(default_factory=list)
 
 
-def sight(job: JobRecord, item: FinetuneItem, sightings: Sightings) -> None:
+def sight(job: JobRecord, item: FinetuneItem | FinetuneDetails, sightings: Sightings) -> None:
     """Note the item if it may be the job's training.
 
     Our own upload is named after the job, so its URL is an exact mark, however Segmind spells the URL. A URL that was
@@ -70,6 +71,8 @@ def _same_place(one: str, other: str) -> bool:
 
 def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, asked_ms: int, complete: bool) -> str:
     """Act on what one list showed; returns a word for the log. ``asked_ms`` is when the list was asked for."""
+    if job.adopting is not None:
+        return "named by hand"  # which a worker is about to look at
     marked, alike = (list(dict.fromkeys(found)) for found in (sightings.marked, sightings.alike))  # a list may repeat
     if marked:
         if len(marked) > 1:
@@ -77,7 +80,8 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
         return _adopt(container, job, marked[-1])  # newest first, as far as was seen: the earliest
     alike = [found for found in alike if container.jobs.owner_of(found) is None]
     if alike and job.state is JobState.SUBMITTING:
-        _examine_soon(container, job, alike)
+        if not job.candidates:  # those that are left of an earlier list come first, or it would begin anew for ever
+            _examine_soon(container, job, alike)
         return "candidate"
     # Only a list asked for after the POST must have ended says anything about its absence.
     settings = container.settings
@@ -114,6 +118,7 @@ def trained_by(finetune_id: str, job: JobRecord) -> dict[str, Any]:
         "submitted_ms": job.intent_ms,
         "waiting_for": WaitReason.PROVIDER,
         "candidates": [],
+        "adopting": None,
     }
 
 
@@ -137,35 +142,69 @@ def _examine_soon(container: Container, job: JobRecord, candidates: list[str]) -
 
 
 def examine_candidate(container: Container, job: JobRecord) -> Outcome:
-    """Ask for the details of the first candidate: only one created when the submit was on its way is the job's."""
+    """Ask for the details of the first candidate. The job's is one that was created when its submit was on its way,
+    has its prompt, and cannot be that of another job whose outcome is open as well."""
     candidate, *others = job.candidates
-    what = f"look at training {candidate}, which may be this job's"
-    try:
-        details = ask(container, job, CallClass.FINISH, what, lambda client: client.details(candidate))
-    except (Rejected, MalformedReply) as error:
-        return Attention(
-            f"needs attention: training {candidate} may be this job's, but it cannot be looked at",
-            f"details of {candidate}: {error.detail}",
-        )
-    if isinstance(details, Wait):
+    owner = container.jobs.owner_of(candidate)
+    if owner not in {None, job.id}:
+        return _ruled_out(container, job, f"training {candidate} is that of job {owner}")
+    details = _look_at(container, job, candidate)
+    if not isinstance(details, FinetuneDetails):
         return details
     if details.created_ts is None and not (marks(job) and details.data_source_path is not None):
         return Attention(
             f"needs attention: training {candidate} may be this job's, but Segmind does not say when it was created",
             f"training {candidate} has the same name and dataset, and no creation time",
         )
-    if _is_its(container, job, details):
-        return Done(
-            f"found as training {candidate}",
-            to=JobState.TRAINING,
-            own=candidate,
-            fields={
-                **trained_by(candidate, job),
-                "evidence": job.with_evidence(f"found as training {candidate}, created {details.created_ts}"),
-            },
+    if not _is_its(container, job, details):
+        return _ruled_out(container, job, f"training {candidate} is an older one of the same name and dataset")
+    if not marks(job):
+        doubt = _doubt(container, job, details, others)
+        if doubt is not None:
+            return doubt
+    return _found(job, candidate, f"found as training {candidate}, created {details.created_ts}")
+
+
+def examine_named(container: Container, job: JobRecord, finetune_id: str) -> Outcome:
+    """Look at the training that a person named as the job's, and take it unless it plainly is another's."""
+    details = _look_at(container, job, finetune_id)
+    if not isinstance(details, FinetuneDetails):
+        return details
+    sightings = Sightings()
+    sight(job.model_copy(update={"ruled_out": []}), details, sightings)
+    if not sightings.marked and not sightings.alike:
+        said = f"named '{details.name}', trained on {details.data_source_path}"
+        return Attention(
+            f"needs attention: training {finetune_id}, which was named by hand, is not this job's: it is {said}",
+            f"training {finetune_id} is {said}",
         )
+    return _found(job, finetune_id, f"training {finetune_id} was adopted by hand")
+
+
+def _look_at(container: Container, job: JobRecord, finetune_id: str) -> FinetuneDetails | Outcome:
+    what = f"look at training {finetune_id}, which may be this job's"
+    try:
+        return ask(container, job, CallClass.FINISH, what, lambda client: client.details(finetune_id))
+    except (Rejected, MalformedReply) as error:
+        return Attention(
+            f"needs attention: training {finetune_id} may be this job's, but it cannot be looked at: {error.detail}",
+            f"details of {finetune_id}: {error.detail}",
+        )
+
+
+def _found(job: JobRecord, finetune_id: str, evidence: str) -> Done:
+    return Done(
+        f"found as training {finetune_id}",
+        to=JobState.TRAINING,
+        own=finetune_id,
+        fields={**trained_by(finetune_id, job), "evidence": job.with_evidence(evidence)},
+    )
+
+
+def _ruled_out(container: Container, job: JobRecord, why: str) -> Wait:
+    candidate, *others = job.candidates
     return Wait(
-        f"training {candidate} is an older one of the same name and dataset: still looking",
+        f"{why}: still looking",
         WaitReason.PROVIDER,
         container.settings.finetune_unseen_limit,
         fields={"candidates": others, "ruled_out": [*job.ruled_out, candidate]},
@@ -179,3 +218,46 @@ def _is_its(container: Container, job: JobRecord, details: FinetuneDetails) -> b
     ended = sent + timedelta(seconds=container.settings.segmind_call_timeout)
     created = details.created_ts
     return created is not None and sent - CLOCK_SKEW <= created <= ended + CLOCK_SKEW
+
+
+def _doubt(container: Container, job: JobRecord, details: FinetuneDetails, others: list[str]) -> Outcome | None:
+    """Return what to do while a training of the right name, dataset and time need not be the job's; None if it must."""
+    candidate = details.finetune_id
+    rivals = [rival for rival in _rivals(container, job) if _fits(rival, details)]
+    if not _fits(job, details):
+        if rivals:
+            return _ruled_out(container, job, f"training {candidate} has the prompt of job {rivals[0].id}")
+        if others:  # it is seen again by the next sweep, unless one of them is the job's
+            what = f"training {candidate} has another prompt: looking at the others first"
+            return Wait(what, WaitReason.PROVIDER, 0.0, fields={"candidates": others})
+        said = f"training {candidate} has the same name and dataset, and another prompt"
+        return Attention(f"needs attention: {said}", said)
+    if any(rival.owner for rival in rivals):
+        what = f"training {candidate} may be that of a submit that is just on its way: still looking"
+        return Wait(what, WaitReason.PROVIDER, container.settings.segmind_call_timeout)
+    wanted = training_request(job)
+    unlike = [rival for rival in rivals if training_request(rival) != wanted]
+    if unlike:
+        said = f"training {candidate} may be this job's or that of job {unlike[0].id}, which asked for another one"
+        return Attention(f"needs attention: {said}", said)
+    return None
+
+
+def _rivals(container: Container, job: JobRecord) -> list[JobRecord]:
+    """Return the account's other jobs of the same name and dataset that may have been submitted and have no training.
+
+    There are as many candidates as submits that had no answer, so to look through all that is tracked is rare.
+    """
+    return [
+        other
+        for other in container.jobs.tracked(job.account)
+        if other.id != job.id
+        and other.finetune_id is None
+        and other.request.name == job.request.name
+        and _same_place(other.dataset_url or "", job.dataset_url or "")
+    ]
+
+
+def _fits(job: JobRecord, details: FinetuneDetails) -> bool:
+    """Tell whether the details have the job's prompt, the one thing in them that tells such jobs apart."""
+    return details.instance_prompt is None or details.instance_prompt.strip() == job.request.instance_prompt.strip()

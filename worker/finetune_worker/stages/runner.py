@@ -242,7 +242,8 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             job = container.jobs.transition(job, Change(), to=JobState.FAILED, **fields)
             return job, StageResult(f"failed: {outcome.error.message}", proceed=False)
         case Attention():
-            fields = {**RELEASED, "waiting_for": None, "evidence": job.with_evidence(outcome.evidence)}
+            evidence = job.with_evidence(outcome.evidence)
+            fields = {**RELEASED, "waiting_for": None, "adopting": None, "evidence": evidence}
             change = Change(delay=settings.finetune_training_limit)
             job = container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
             return job, StageResult(outcome.sentence, proceed=False)

@@ -13,7 +13,7 @@ from finetune_queue.store import CallClass, ConflictError, NoSlot, NotDurableErr
 from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import OutcomeUnknown, Rejected
-from finetune_worker.segmind.models import SubmitReply, SubmitRequest
+from finetune_worker.segmind.models import SubmitReply
 from finetune_worker.stages.calls import (
     FRESH,
     AccountPausedError,
@@ -26,7 +26,8 @@ from finetune_worker.stages.calls import (
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
-from finetune_worker.stages.reconcile import examine_candidate, trained_by
+from finetune_worker.stages.reconcile import examine_candidate, examine_named, trained_by
+from finetune_worker.stages.training_request import training_request
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +38,8 @@ DURABLE_WITHIN = 4.0
 def submit(container: Container, claim: Claim) -> Outcome:
     """Send the job's training to Segmind, at most once."""
     job = claim.job
+    if job.adopting is not None:
+        return examine_named(container, job, job.adopting)
     if job.intent_ms is not None:
         if job.updated_ms - job.intent_ms >= container.settings.finetune_training_limit * 1000:
             return _never_found(container)
@@ -71,7 +74,7 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
             fields={"intent_ms": None},
         )
     try:
-        reply = call_api(container.budget, slot, partial(client.submit, _body(claim.job)))
+        reply = call_api(container.budget, slot, partial(client.submit, training_request(claim.job)))
     except AccountPausedError as paused:
         waiting = park_paused(claim.job, CallClass.SUBMIT, paused, "submit")
         waiting.fields["intent_ms"] = None
@@ -89,20 +92,6 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
         log.warning("submit_outcome_unknown", code=error.code, detail=error.detail)
         return _look_for_it(container, claim.job, error.detail)
     return _accepted(claim.job, reply)
-
-
-def _body(job: JobRecord) -> SubmitRequest:
-    request = job.request
-    return SubmitRequest(
-        name=request.name,
-        data_source_path=job.dataset_url or "",
-        instance_prompt=request.instance_prompt,
-        trigger_word=request.trigger_word,
-        base_model=request.base_model,
-        theme=request.theme,
-        segmind_public=request.segmind_public,
-        advance_parameters=request.advance_parameters,
-    )
 
 
 def _never_found(container: Container) -> Attention:

@@ -1,0 +1,186 @@
+"""Which training a job may have when the answer to its submit was lost, or when a person names one."""
+
+from typing import Any
+
+import pytest
+
+from finetune_queue.contract import JobRecord, JobState
+from finetune_queue.resuming import adopted
+from finetune_queue.store import Change, keys
+from finetune_worker.segmind.models import SubmitRequest
+from finetune_worker.stages.sweep import sweep
+from finetune_worker.stages.training_request import training_request
+from support.bench import Bench
+from support.until import until
+
+
+@pytest.fixture
+def shared(bench: Bench) -> str:
+    """The URL of a dataset that is not ours, and that several jobs are trained on."""
+    url = bench.submitting(passed_through=True).dataset_url
+    assert url is not None
+    return url
+
+
+def in_doubt(bench: Bench, shared: str, **request: Any) -> JobRecord:
+    """Return a job whose submit reached Segmind and whose answer was lost."""
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    job = on_shared(bench, shared, **request)
+    bench.run(job)
+    open_for_calls(bench)
+    return bench.read(job)
+
+
+def on_shared(bench: Bench, shared: str, **request: Any) -> JobRecord:
+    job = bench.submitting(passed_through=True, **request)
+    return bench.container.jobs.transition(job, Change(delay=60), dataset_url=shared)
+
+
+def open_for_calls(bench: Bench) -> None:
+    """End the account's pause, so that a test need not wait for it."""
+    bench.container.jobs._redis.hdel(keys.account("default"), "paused_until", "probing", "probe_until")
+
+
+def look(bench: Bench, *jobs: JobRecord) -> bool:
+    """Let a sweep see what Segmind has, and each of the jobs examine its candidates; tells whether all have found."""
+    open_for_calls(bench)
+    sweep(bench.container, "default")
+    for job in jobs:
+        open_for_calls(bench)
+        if bench.read(job).state is JobState.SUBMITTING and bench.read(job).candidates:
+            bench.run(job)
+    return all(bench.read(job).finetune_id is not None for job in jobs)
+
+
+def prompt_of(bench: Bench, job: JobRecord) -> str:
+    """Return the prompt of the training that the job has."""
+    details = bench.container.segmind("default").details(bench.finetune_id(job))
+    assert details.instance_prompt is not None
+    return details.instance_prompt
+
+
+def train_elsewhere(bench: Bench, job: JobRecord, **change: Any) -> str:
+    """Have somebody else train on the job's dataset under its name; returns the training's id."""
+    body: SubmitRequest = training_request(job)
+    return bench.container.segmind("default").submit(body.model_copy(update=change)).finetune_id
+
+
+def test_jobs_that_differ_in_their_prompt_alone_each_find_their_own(bench: Bench, shared: str) -> None:
+    jobs = [in_doubt(bench, shared, instance_prompt=f"a {word} of 1MAN") for word in ("cat", "dog", "cow")]
+
+    until(lambda: look(bench, *jobs), seconds=15)
+
+    assert [prompt_of(bench, job) for job in jobs] == [job.request.instance_prompt for job in jobs]
+    assert bench.submits() == 3
+
+
+def test_a_training_of_another_prompt_is_left_to_the_job_that_is_just_being_answered(bench: Bench, shared: str) -> None:
+    job = in_doubt(bench, shared, instance_prompt="a cat of 1MAN")
+    answered = on_shared(bench, shared, instance_prompt="a dog of 1MAN")
+    train_elsewhere(bench, answered)
+    bench.container.jobs.transition(answered, Change(delay=60), intent_ms=bench.read(job).intent_ms, owner="task-2")
+
+    until(lambda: look(bench, job), seconds=15)
+
+    assert prompt_of(bench, job) == "a cat of 1MAN"
+
+
+def test_what_may_be_that_of_a_submit_on_its_way_is_not_taken(bench: Bench, shared: str) -> None:
+    job = in_doubt(bench, shared)
+    twin = on_shared(bench, shared)
+    bench.container.jobs.transition(twin, Change(delay=60), intent_ms=job.intent_ms, owner="task-2")
+
+    look(bench, job)
+
+    assert bench.read(job).state is JobState.SUBMITTING
+    assert len(bench.read(job).candidates) == 1
+
+
+def test_jobs_that_ask_for_the_same_may_have_each_other_s(bench: Bench, shared: str) -> None:
+    jobs = [in_doubt(bench, shared) for _ in range(2)]
+
+    until(lambda: look(bench, *jobs), seconds=15)
+
+    assert len({bench.finetune_id(job) for job in jobs}) == 2
+
+
+def test_what_cannot_be_told_apart_is_left_to_a_person(bench: Bench, shared: str) -> None:
+    job = in_doubt(bench, shared, advance_parameters={"steps": 500})
+    other = in_doubt(bench, shared, advance_parameters={"steps": 1000})
+
+    look(bench, job)
+
+    job = bench.read(job)
+    assert (job.state, job.finetune_id) == (JobState.NEEDS_ATTENTION, None)
+    assert other.id in job.evidence[-1]
+
+
+def test_a_training_of_a_prompt_that_no_job_has_is_left_to_a_person(bench: Bench, shared: str) -> None:
+    job = on_shared(bench, shared)
+    bench.sandbox.control.add_fault(op="submit", kind="reset")
+    bench.run(job)
+    open_for_calls(bench)
+    finetune_id = train_elsewhere(bench, job, instance_prompt="somebody else's")
+
+    look(bench, job)
+
+    job = bench.read(job)
+    assert (job.state, job.finetune_id) == (JobState.NEEDS_ATTENTION, None)
+    assert f"training {finetune_id} has the same name and dataset, and another prompt" in job.evidence[-1]
+
+
+def test_the_job_s_own_is_found_behind_one_of_another_prompt(bench: Bench, shared: str) -> None:
+    job = in_doubt(bench, shared)
+    train_elsewhere(bench, job, instance_prompt="somebody else's")  # the newest comes first
+
+    until(lambda: look(bench, job), seconds=15)
+
+    assert prompt_of(bench, job) == job.request.instance_prompt
+
+
+def named(bench: Bench, job: JobRecord, finetune_id: str) -> JobRecord:
+    """Have a person name a training as the job's, which needs attention, and a worker look at it."""
+    jobs = bench.container.jobs
+    job = bench.read(job)
+    if job.state is not JobState.NEEDS_ATTENTION:
+        job = jobs.transition(job, Change(delay=60), to=JobState.NEEDS_ATTENTION)
+    to, fields = adopted(job, finetune_id)
+    jobs.transition(job, Change(delay=60), to=to, **fields)
+    open_for_calls(bench)
+    sweep(bench.container, "default")  # which must not send it again meanwhile
+    bench.run(job)
+    return bench.read(job)
+
+
+def test_a_training_that_a_person_names_is_taken_however_long_ago_it_was(bench: Bench, shared: str) -> None:
+    job = in_doubt(bench, shared)
+    bench.container.jobs.transition(job, Change(delay=60), intent_ms=1)
+    finetune_id = bench.sandbox.control.trainings()[-1]["finetune_id"]
+
+    job = named(bench, job, finetune_id)
+
+    assert (job.state, job.finetune_id, job.adopting) == (JobState.TRAINING, finetune_id, None)
+    assert bench.container.jobs.owner_of(finetune_id) == job.id
+    assert "adopted by hand" in job.evidence[-1]
+
+
+def test_a_training_that_is_not_there_can_be_named_and_another_after_it(bench: Bench, shared: str) -> None:
+    job = in_doubt(bench, shared)
+
+    job = named(bench, job, "mistyped")
+
+    assert (job.state, job.finetune_id, job.adopting) == (JobState.NEEDS_ATTENTION, None, None)
+    assert "details of mistyped" in job.evidence[-1]
+    assert bench.container.jobs.owner_of("mistyped") is None
+    assert named(bench, job, bench.sandbox.control.trainings()[-1]["finetune_id"]).state is JobState.TRAINING
+
+
+def test_a_training_of_another_name_is_not_taken(bench: Bench, shared: str) -> None:
+    job = in_doubt(bench, shared)
+    finetune_id = train_elsewhere(bench, job, name="another")
+
+    job = named(bench, job, finetune_id)
+
+    assert (job.state, job.finetune_id) == (JobState.NEEDS_ATTENTION, None)
+    assert "named 'another'" in job.evidence[-1]
+    assert bench.container.jobs.owner_of(finetune_id) is None
