@@ -20,15 +20,27 @@ from support.until import until
 
 
 @pytest.fixture
-def rounds() -> Iterator[list[None]]:
+def pool() -> Iterator[TaskPool]:
+    patch_thread_pool()
+    pool = TaskPool(limit=1)
+    pool.on_start()
+    yield pool
+    pool.on_stop()
+
+
+@pytest.fixture(params=[False, True], ids=["first connection", "after a lost one"])
+def rounds(request: pytest.FixtureRequest, pool: TaskPool) -> Iterator[list[None]]:
     """An event loop that has nothing to do for minutes, as while all threads are busy; it notes each of its rounds."""
     noted: list[None] = []
     hub = Hub(Timer(max_interval=600))
+    set_event_loop(hub)
+    if request.param:
+        hub.reset()  # as celery.worker.loops.asynloop does, before the next connection begins it anew
+    pool.register_with_event_loop(hub)
     hub.on_tick.add(lambda: noted.append(None))  # type: ignore[attr-defined]  # a set, whatever the stubs say
     far = hub.call_later(600, lambda: None)
     ours, theirs = socket.socketpair()  # stands for the connections that the loop waits for
     hub.add_reader(ours, lambda: None)
-    set_event_loop(hub)
     ended = threading.Event()
 
     def run() -> None:
@@ -49,10 +61,7 @@ def rounds() -> Iterator[list[None]]:
     theirs.close()
 
 
-def test_the_end_of_a_task_wakes_the_event_loop(rounds: list[None]) -> None:
-    patch_thread_pool()
-    pool = TaskPool(limit=1)
-    pool.on_start()
+def test_the_end_of_a_task_wakes_the_event_loop(pool: TaskPool, rounds: list[None]) -> None:
     go, begun = threading.Event(), threading.Event()
 
     def task() -> None:
@@ -67,7 +76,6 @@ def test_the_end_of_a_task_wakes_the_event_loop(rounds: list[None]) -> None:
     result.wait(5)
     # By itself the loop would look again after ten seconds.
     until(lambda: len(rounds) > before, seconds=5)
-    pool.on_stop()
 
 
 class GreenPool(BasePool):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from celery.concurrency.thread import TaskPool
-from kombu.asynchronous import get_event_loop
+from kombu.asynchronous import get_event_loop, set_event_loop
 
 _apply = TaskPool.on_apply
 
@@ -15,10 +15,12 @@ def patch_thread_pool() -> None:
     worker as an "Unrecoverable error". A thread cannot be cancelled, and need not be: its stage parks by itself, soon.
 
     With ``worker_disable_prefetch`` the event loop asks for no message while all threads are busy, and looks again only
-    when something wakes it. The end of a task, in its thread, did not: up to a second went by each time. Now it does.
+    when something wakes it. The end of a task, in its thread, did not: up to a second went by each time. Now it does,
+    also after a lost connection, with which kombu forgets which loop is the process's.
     """
     TaskPool.terminate_job = _let_alone  # type: ignore[method-assign]
     TaskPool.on_apply = _apply_and_wake  # type: ignore[method-assign]
+    TaskPool.register_with_event_loop = _name_event_loop  # type: ignore[method-assign]
 
 
 def _let_alone(self: Any, pid: object, signal: object = None) -> None:
@@ -29,6 +31,11 @@ def _apply_and_wake(self: Any, *args: Any, **options: Any) -> Any:
     result = _apply(self, *args, **options)
     result.f.add_done_callback(_wake_event_loop)
     return result
+
+
+def _name_event_loop(self: Any, loop: Any) -> None:  # noqa: ARG001 - Celery's signature
+    """What Celery calls with its loop for each new connection."""
+    set_event_loop(loop)
 
 
 def _wake_event_loop(_: object) -> None:
