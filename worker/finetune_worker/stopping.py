@@ -1,6 +1,7 @@
 """A worker's end: stages hear of it when the signal comes, Celery between two rounds of its event loop."""
 
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -16,6 +17,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 LOOK_EVERY = 0.1
 """Seconds between two looks of the event loop for a stop that was asked for."""
 
+STUCK_AFTER = 2.0
+"""Seconds in which the loop has looked, if it goes round: a signal that comes sooner is one of the same stop, as those
+of a supervisor and of its process group are."""
+
 
 class StopSignalStep(bootsteps.StartStopStep):
     """Counts a stop from its signal on, and lets Celery act on it where its main thread holds no lock.
@@ -30,6 +35,7 @@ class StopSignalStep(bootsteps.StartStopStep):
     def __init__(self, parent: Any, **options: Any) -> None:
         super().__init__(parent, **options)
         self._asked: Callable[[], None] | None = None
+        self._asked_at = 0.0
 
     def start(self, parent: Any) -> None:
         """Put ourselves before Celery's handlers, which are there by now."""
@@ -45,9 +51,13 @@ class StopSignalStep(bootsteps.StartStopStep):
 
         def stop(received: int, frame: FrameType | None) -> None:
             container.stop_soon()
-            if self._asked is None and _in_event_loop(frame):
+            now = time.monotonic()
+            if self._asked is None:
+                self._asked_at = now
+            if _in_event_loop(frame) and now - self._asked_at < STUCK_AFTER:
                 self._asked = lambda: handler(received, frame)
-            else:  # nothing to wait for; or it is asked for again, perhaps since the loop stands still
+            else:  # nothing to wait for, or the loop stands still
+                self._asked = None
                 handler(received, frame)
 
         signal.signal(number, stop)
