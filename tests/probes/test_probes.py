@@ -176,11 +176,19 @@ def test_a_signal_that_comes_while_a_message_is_handed_to_a_thread_harms_neither
     with producer_app(load_settings(worker.env)) as app:
         app.send_task("odd.come_with_signal", args=[str(ran)], queue=QUEUE)
         worker.process.wait(timeout=SECONDS)
-        assert Messenger(app).queued(QUEUE) == 0
     assert ran.exists()
     said = "".join(worker.process.lines())
     assert "critical" not in said
     assert "Traceback" not in said
+
+
+def test_a_signal_that_comes_while_the_broker_is_lost_ends_the_worker(worker: OddWorker) -> None:
+    worker.process.kill()
+    worker.process.start()
+    until(worker.is_up, seconds=SECONDS)
+    with producer_app(load_settings(worker.env)) as app:
+        app.send_task("odd.lose_broker", args=[worker.valkey.process.pid], queue=QUEUE)
+    worker.process.wait(timeout=SECONDS)
 
 
 def test_while_redis_was_away_nothing_counts(tmp_path: Path) -> None:

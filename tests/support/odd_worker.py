@@ -92,3 +92,15 @@ def hold(began: str, sign: str) -> None:
 def come_with_signal(ran: str) -> None:
     """Have the worker told to stop while its main thread gives the message to a thread; then make the file ``ran``."""
     Path(ran).touch()
+
+
+@app.task(name="odd.lose_broker")
+def lose_broker(broker: int) -> None:
+    """Have the worker told to stop in the round of its event loop in which its broker, the process ``broker``, dies."""
+
+    def lose() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(broker, signal.SIGKILL)
+        raise ConnectionError("the broker died")
+
+    hubs[0].call_soon(lose)

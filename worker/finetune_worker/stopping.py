@@ -43,6 +43,8 @@ class StopSignalStep(bootsteps.StartStopStep):
         for number in _SIGNALS:
             self._before(number, container)
         parent.timer.call_repeatedly(LOOK_EVERY, self._act)
+        if parent.hub is not None:
+            parent.hub.on_close.add(lambda _: self._act_in(parent))
 
     def _before(self, number: signal.Signals, container: Container) -> None:
         handler = signal.getsignal(number)
@@ -61,6 +63,11 @@ class StopSignalStep(bootsteps.StartStopStep):
                 handler(received, frame)
 
         signal.signal(number, stop)
+
+    def _act_in(self, parent: Any) -> None:
+        """A lost connection ends the loop before it looks, and to get the next one may take for ever."""
+        if parent.blueprint.state == bootsteps.RUN:  # type: ignore[attr-defined]  # the stubs lack it
+            self._act()
 
     def _act(self) -> None:
         """Do what was asked for, in the event loop; raises what ends it."""
