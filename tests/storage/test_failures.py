@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_queue.settings import Settings
 from finetune_queue.storage import (
     DiskFullError,
     DriverMissingError,
@@ -314,7 +316,6 @@ def lead(scheme: str, monkeypatch: pytest.MonkeyPatch) -> Lead:
     """Makes a place whose store is at an origin; its library tries again without waiting."""
     monkeypatch.setattr(drivers, "_filesystems", {})
     if scheme == "s3":
-        monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     elif scheme == "gs":
         monkeypatch.setattr("gcsfs.retry.min", lambda *_seconds: 0, raising=False)
@@ -351,6 +352,23 @@ def test_a_store_that_is_not_there(lead: Lead, caplog: pytest.LogCaptureFixture)
         lead("http://127.0.0.1:9").check_writable()
     assert caught.value.code == "unavailable"
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("size", [100, 20 << 20], ids=["one PUT", "in parts"])
+def test_a_silent_s3_is_given_up_before_its_job_is(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = drivers.S3_CALL_SECONDS + drivers.S3_ABORT_SECONDS
+    assert whole < Settings.model_fields["finetune_lease"].default
+    monkeypatch.setattr(drivers, "S3_CALL_SECONDS", 0.5)
+    monkeypatch.setattr(drivers, "_filesystems", {})
+    local = tmp_path / "weights.bin"
+    local.write_bytes(bytes(size))
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the system takes its connections
+        for name, value in environment("s3", f"http://127.0.0.1:{silent.getsockname()[1]}").items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UnavailableError) as caught:
+            Place("s3://bucket").put_file(local, "a")
+    assert caught.value.retryable
 
 
 @pytest.mark.parametrize(("scheme", "module"), [("s3", "s3fs"), ("gs", "gcsfs"), ("az", "adlfs")])

@@ -1,10 +1,11 @@
 """What each store's fsspec driver has to be told, and what its exceptions mean. Nothing is loaded before it is used."""
 
+import asyncio
 import errno
 import importlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,26 @@ from finetune_queue.storage.urls import ObjectAddress
 _PART = 8 << 20
 _READ_AHEAD = 4 << 20
 
+S3_CALL_SECONDS = 25.0
+S3_ABORT_SECONDS = 2.0
+"""What a call has with all its tries, and one that gives up an upload after it. Together it is less than a stage may be
+silent (FINETUNE_LEASE): what takes longer would go on without its job."""
+
+
+def _bounded_s3(kind: Any) -> Any:
+    """Return S3's file system with an end to each call: aiohttp has no time-out for the wait for `100 Continue`, which
+    each PUT begins with, nor while it sends."""
+
+    class Bounded(kind):  # type: ignore[misc]  # the library has no types
+        retries = 2
+
+        async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
+            aborts = method == "abort_multipart_upload"
+            async with asyncio.timeout(S3_ABORT_SECONDS if aborts else S3_CALL_SECONDS):
+                return await super()._call_s3(method, *args, **kwargs)
+
+    return Bounded
+
 
 @dataclass(frozen=True, slots=True)
 class Driver:
@@ -33,6 +54,8 @@ class Driver:
     options: Mapping[str, Any]
     put: Mapping[str, Any]
     open: Mapping[str, Any] = field(default_factory=dict)
+    mend: Callable[[Any], Any] = lambda kind: kind
+    """Makes what is used of the library's class."""
     log_levels: Mapping[str, int] = field(default_factory=dict)
     """Loggers that say each request, or with a stack or on twenty lines what they also raise."""
 
@@ -44,8 +67,9 @@ DRIVERS = {
         module="s3fs",
         filesystem="S3FileSystem",
         credentials="AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, a profile, or the machine's role",
-        options={"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}, "default_block_size": _READ_AHEAD},
+        options={"config_kwargs": {"connect_timeout": 10, "read_timeout": 12}, "default_block_size": _READ_AHEAD},
         put={"chunksize": _PART, "max_concurrency": 4},
+        mend=_bounded_s3,
     ),
     "gs": Driver(
         # Not the class that the package shows first: it asks for each bucket's kind by gRPC, with threads that do not
@@ -108,7 +132,7 @@ def _connect(scheme: str) -> Any:
     for name, level in driver.log_levels.items():
         logging.getLogger(name).setLevel(level)
     try:
-        kind = getattr(importlib.import_module(driver.module), driver.filesystem)
+        kind = driver.mend(getattr(importlib.import_module(driver.module), driver.filesystem))
     except ImportError as error:
         raise DriverMissingError(
             f"{scheme}:// needs a library that is not installed.",
