@@ -143,6 +143,23 @@ def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: MakeDeliveries
     assert [line.failures for line in bench.outbox.lines()] == [1]
 
 
+def test_a_line_whose_thread_the_system_refused_takes_no_place(
+    make: MakeDeliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make()
+
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")  # as Python says it
+
+    bench.job(reply_to=["http://127.0.0.1:9/hook"])
+    bench.notifier._line_up()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="thread"):
+            bench.notifier.step()
+    assert bench.notifier._free() == THREADS
+
+
 def test_a_notifier_that_stops_gives_its_lines_back(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_LEASE="60")
     started = threading.Event()

@@ -59,6 +59,20 @@ def test_what_was_counted_is_sent_by_itself_and_an_idle_process_sends_nothing(cl
     assert counters._timer is None
 
 
+def test_a_moment_without_threads_does_not_end_the_counting(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")  # as Python says when the system refuses one
+
+    counters = Counters(client)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        counters.add(TRANSFERRED_BYTES, "upload", by=3)
+    counters.add(TRANSFERRED_BYTES, "upload", by=4)
+    until(lambda: value(client, TRANSFERRED_BYTES, "upload") == 7, seconds=10)
+
+
 def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_pass(client: redis.Redis) -> None:
     counters = Counters(client)
     for seconds in (0.25, 0.26, 90_000.0):

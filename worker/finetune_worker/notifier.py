@@ -98,7 +98,12 @@ class Notifier:
                     self._running[hold.line] = hold.failures > 0
             if start:
                 name = f"deliver {hold.line}"
-                threading.Thread(target=self._deliver, args=(hold,), name=name, daemon=True).start()
+                try:
+                    threading.Thread(target=self._deliver, args=(hold,), name=name, daemon=True).start()
+                except RuntimeError:  # the system has no thread left; the hold runs out by itself
+                    with self._lock:
+                        del self._running[hold.line]
+                    raise
             else:
                 self._outbox.put_back(hold, PUT_BACK)
         if len(holds) == free:

@@ -204,7 +204,12 @@ class Counters:
             for name, amount in amounts.items():
                 self._unsent[name] += amount
             if self._timer is None:
-                self._timer = threading.Timer(after, self.send)
-                self._timer.daemon = True
-                self._timer.name = "counters"
-                self._timer.start()
+                timer = threading.Timer(after, self.send)
+                timer.daemon = True
+                timer.name = "counters"
+                try:
+                    timer.start()
+                except RuntimeError as error:  # the system has no thread left: what counts next asks again
+                    log.warning("counters_not_sent", error=str(error))
+                else:
+                    self._timer = timer
