@@ -61,7 +61,8 @@ def transport_config(settings: Settings) -> dict[str, Any]:
         "broker_transport_options": {
             "global_keyprefix": BROKER_PREFIX,
             "visibility_timeout": 3600,
-            "socket_timeout": 30,
+            # As long as the store waits. A worker that stops while the server is silent meets it several times.
+            "socket_timeout": 10,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
             "health_check_interval": 10,
