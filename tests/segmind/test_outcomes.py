@@ -156,6 +156,7 @@ NO = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    406: "credits_exhausted",
     413: "request_too_large",
     415: "request_rejected",
     422: "request_rejected",
@@ -369,7 +370,7 @@ def test_a_submit_whose_server_stops_reading_has_an_unknown_outcome() -> None:
     assert (type(error), error.code) == (OutcomeUnknown, "read_timeout")
 
 
-UNCLEAR = [103, 204, 301, 302, 303, 307, 308, 406, 408, 409, 410, 418, 421, 425, 451, 499, 500, 502, 503, 504]
+UNCLEAR = [103, 204, 301, 302, 303, 307, 308, 408, 409, 410, 418, 421, 425, 451, 499, 500, 502, 503, 504]
 
 
 @pytest.mark.parametrize("status", UNCLEAR)

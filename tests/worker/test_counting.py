@@ -66,6 +66,7 @@ def test_a_job_s_stages_calls_bytes_and_time(bench: Bench) -> None:
     [
         ({"kind": "http_error", "status": 401}, "api_key_rejected"),
         ({"kind": "http_error", "status": 402}, "credits_exhausted"),
+        ({"kind": "http_error", "status": 406}, "credits_exhausted"),
         ({"kind": "rate_limited"}, "rate_limited"),
         ({"kind": "http_error", "status": 503}, "server_error"),
     ],

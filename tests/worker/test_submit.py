@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
+from finetune_queue.contract import EventType, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import Budget, Change, NotDurableError, jobs, keys
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.segmind.client import SegmindClient
@@ -80,6 +80,7 @@ def test_a_submit_whose_answer_is_lost_is_found_and_not_repeated(bench: Bench, f
         ({"kind": "rate_limited", "retry_after": 30}, WaitReason.PAUSED),
         ({"kind": "http_error", "status": 401}, None),
         ({"kind": "http_error", "status": 402}, None),
+        ({"kind": "http_error", "status": 406}, None),
         ({"kind": "http_error", "status": 422}, None),
     ],
     ids=lambda value: value.get("status", value["kind"]) if isinstance(value, dict) else "",
@@ -101,6 +102,21 @@ def test_a_clear_no_takes_the_intent_back(bench: Bench, fault: dict[str, Any], r
         assert job.error.message
         wrong_request = fault.get("status") == 422
         assert job.error.action.startswith("Submit again" if wrong_request else "When the cause is mended")
+
+
+def test_an_account_without_credits_is_held_back_and_pays_nothing(bench: Bench) -> None:
+    job, next_one = bench.submitting(), bench.submitting()
+    bench.sandbox.control.change_settings(credits=0)
+
+    bench.run(job)
+    bench.run(next_one)
+
+    assert bench.error(job).code == "credits_exhausted"
+    assert "no credits left" in bench.error(job).message
+    assert bench.read(next_one).waiting_for is WaitReason.PAUSED
+    status = bench.container.accounts.status("default")
+    assert (status.unwell, status.spent_today) == ("credits_exhausted", 0)
+    assert "no credits left" in status.pause_reason
 
 
 def test_a_refused_connection_uses_no_attempt_and_pauses_the_account(bench: Bench) -> None:
@@ -157,6 +173,31 @@ def test_a_list_that_lags_does_not_make_a_submit_absent(bench: Bench) -> None:
     until(found, seconds=20, pause=0.3)
     assert bench.submits() == 1
     bench.sandbox.control.change_settings(list_lag_seconds=0)
+
+
+def test_submits_that_never_have_a_clear_answer_use_up_the_attempts(bench: Bench) -> None:
+    values = bench.container.settings.model_copy(update={"finetune_max_attempts": 2})
+    bench.container = replace(bench.container, settings=values)
+    bench.sandbox.control.add_fault(op="submit", kind="http_error", status=500, count=None)
+    job = bench.submitting()
+
+    def sent_and_absent() -> JobRecord:
+        open_for_calls(bench)
+        bench.run(job)
+        assert bench.read(job).waiting_for is WaitReason.PROVIDER
+        bench.container.jobs.transition(bench.read(job), Change(delay=60), intent_ms=1, looks=50)
+        open_for_calls(bench)
+        sweep(bench.container, "default")
+        return bench.read(job)
+
+    first = sent_and_absent()
+    assert (first.state, first.attempts, first.intent_ms) == (JobState.SUBMITTING, 1, None)
+    assert bench.due_ms(job) - first.updated_ms < 2000
+
+    last = sent_and_absent()
+    assert (last.state, last.failed_stage, last.intent_ms) == (JobState.FAILED, Stage.SUBMIT, None)
+    assert bench.error(job).code == "submit_unanswered"
+    assert bench.container.accounts.status("default").spent_today == 2  # as a list may be wrong
 
 
 def test_a_submit_that_may_go_again_waits_for_its_slot_until_the_caller_s_deadline_only(bench: Bench) -> None:

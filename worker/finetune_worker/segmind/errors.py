@@ -83,6 +83,8 @@ class MalformedReply(SegmindError):
     retryable = True
 
 
+_NO_CREDITS = ("credits_exhausted", "The Segmind account has no credits left: add credits, then retry.")
+
 # A clear no for every operation. To a submit, only these statuses prove that no training was started.
 _CLEAR = {
     400: ("request_rejected", "Segmind rejected the request: correct it before sending it again."),
@@ -90,10 +92,12 @@ _CLEAR = {
         "api_key_rejected",
         "Segmind does not know the API key: check SEGMIND_API_KEY, or the account's in SEGMIND_ACCOUNTS.",
     ),
-    402: ("credits_exhausted", "The Segmind account has no credits left: add credits, then retry."),
+    402: _NO_CREDITS,
     403: ("forbidden", "The API key may not do this: check the key, the account's plan and who owns the fine-tune."),
     404: ("not_found", "Segmind does not know the fine-tune or the address: check the id and SEGMIND_BASE_URL."),
     405: ("method_not_allowed", "There is another API at this address: check SEGMIND_BASE_URL."),
+    # Segmind's word for it. What HTTP means by 406 (RFC 9110) cannot be: every call accepts any kind of reply.
+    406: _NO_CREDITS,
     413: ("request_too_large", "The request is larger than Segmind accepts."),
     415: ("request_rejected", "Segmind does not read this kind of request: check SEGMIND_BASE_URL."),
     422: ("request_rejected", "Segmind rejected a value of the request: correct it before sending it again."),

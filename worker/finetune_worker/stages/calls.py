@@ -98,7 +98,7 @@ def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:
         _pause(budget, slot, error, refund=False)
         raise
     except Rejected as error:
-        if error.status in {401, 402, 403}:
+        if error.status in {401, 402, 403, 406}:
             # The account is refused, not this job: hold the others back instead of failing them one by one.
             _pause(budget, slot, error, refund=slot.submit)
         else:

@@ -7,14 +7,16 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from finetune_queue.contract import MOVED_ON, JobRecord, JobState, WaitReason
+from finetune_queue.contract import MOVED_ON, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import CallClass, Change, OwnedElsewhereError, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
 from finetune_worker.stages.calls import PARKED, ask
 from finetune_worker.stages.claim import until_deadline
-from finetune_worker.stages.outcome import Attention, Done, Outcome, Wait
+from finetune_worker.stages.errors import again
+from finetune_worker.stages.outcome import Attention, Done, Outcome, Retry, Wait
+from finetune_worker.stages.runner import conclude
 from finetune_worker.stages.training_request import training_request
 
 log = structlog.get_logger(__name__)
@@ -100,15 +102,24 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
         container.jobs.transition(job, Change(delay=delay), looks=looks)
         return "not seen"
     log.warning("submit_absent", job_id=job.id, looks=looks)
-    container.jobs.transition(
-        job,
-        Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.SUBMIT, job)),
-        intent_ms=None,
-        looks=0,
-        waiting_for=WaitReason.API_SLOT,
-        evidence=job.with_evidence(f"{looks} complete lists over the settle time do not have it: it may be sent again"),
-    )
+    # A try that failed: a Segmind that never gives a clear answer must not be sent submits for ever. It stays in the
+    # count of the day's submits, as a list that is wrong about it would make it a paid one.
+    evidence = job.with_evidence(f"{looks} complete lists over the settle time do not have it: it may be sent again")
+    absent = Retry(_unanswered(), fields={"intent_ms": None, "looks": 0, "evidence": evidence})
+    job, _ = conclude(container, job, Stage.SUBMIT, absent)
+    if job.state.terminal:
+        container.count_ended(job)
     return "absent"
+
+
+def _unanswered() -> JobError:
+    return JobError(
+        code="submit_unanswered",
+        stage=Stage.SUBMIT,
+        message="The submit had no clear answer, and Segmind's list shows that it started no training.",
+        action=f"See the workers' log for submit_outcome_unknown, and Segmind's status; then {again(Stage.SUBMIT)}.",
+        retryable=True,
+    )
 
 
 def trained_by(finetune_id: str, job: JobRecord) -> dict[str, Any]:
