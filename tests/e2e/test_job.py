@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from finetune_queue.contract import Access, Event, EventType, JobState, Visibili
 from finetune_queue.errors import IdempotencyConflictError, InvalidRequestError
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.messaging import QUEUE, RUN, producer_app
+from finetune_queue.replaying import DeadLetterBox
 from finetune_queue.sdk import FineTuneQueue
 from segmind_sandbox.testing import SandboxControl
 from support.samples import sample
@@ -116,6 +118,21 @@ def test_a_message_that_cannot_become_a_job_is_kept_and_told_of(
         [letter] = letters()
     assert problem in letter["problems"]
     assert json.loads(letter["body"])[0] == [argument]
+
+
+def test_a_request_that_expired_in_the_queue_is_kept_and_may_be_sent_again(
+    queue: FineTuneQueue, stack: LocalStack, images: Path
+) -> None:
+    staged = queue.submit(sample(dataset=str(images))).wait(SECONDS).record.request.dataset
+    request, past = sample(dataset=staged), datetime.now(UTC) - timedelta(seconds=1)
+    sent = producer_app(stack.settings).send_task(RUN, [request], queue=QUEUE, expires=past)
+    with DeadLetterBox(stack.settings) as letters:
+        until(lambda: sent.id in [each.message_id for each in letters.newest(5)], seconds=SECONDS)
+        [letter] = [each for each in letters.newest(5) if each.message_id == sent.id]
+        assert "the message expired at 20" in letter.problems[0]
+        letters.replay(letter.id)
+    until(lambda: any(job.id == sent.id for job in queue.list()), seconds=SECONDS)
+    assert queue.get(sent.id).wait(SECONDS).state is JobState.SUCCEEDED
 
 
 def test_a_message_of_10_mb_is_kept(queue: FineTuneQueue, stack: LocalStack, images: Path) -> None:

@@ -1,6 +1,7 @@
 """The way in: what a raw client's messages become, however odd they are and however often they come."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -49,3 +50,24 @@ def test_a_password_in_the_dataset_s_url_is_rejected_and_told_to_nobody(bench: B
 def test_a_text_that_is_no_job_s_id_is_rejected(bench: Bench) -> None:
     events_of = f"{bench.job().id}:events"  # with it, Redis would refuse the job's key, and the message come for ever
     assert accept(bench.container, [events_of], {}, message_id="m-1").startswith("rejected: ")
+
+
+def test_a_request_that_expired_before_a_worker_took_it_is_set_aside(bench: Bench) -> None:
+    past = datetime.now(UTC) - timedelta(minutes=1)
+    said = accept(bench.container, [sample()], {}, message_id="m-1", expires=past)
+
+    redis: Any = bench.container.jobs._redis
+    [(_, letter)] = redis.xrange(keys.dead_letters())
+    assert json.loads(letter["body"]) == [[sample()], {}]
+    [(_, event)] = redis.xrange(keys.events())
+    for told in (said, letter["problems"], event["event"]):
+        assert "the message expired at 20" in told
+    assert redis.zcard(keys.jobs()) == 0
+
+
+def test_a_request_in_time_that_comes_again_when_it_has_expired_finds_its_job(bench: Bench) -> None:
+    now = datetime.now(UTC)
+    accept(bench.container, [sample()], {}, message_id="m-1", expires=now + timedelta(minutes=1))
+    said = accept(bench.container, [sample()], {}, message_id="m-1", expires=now - timedelta(minutes=1))
+    assert said.startswith("nothing to do: job ")
+    assert bench.container.jobs._redis.exists(keys.dead_letters()) == 0

@@ -1,6 +1,7 @@
 """The way in: what ``finetune.run`` and unreadable messages become. Nothing that arrives vanishes."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -27,16 +28,24 @@ from finetune_worker.stages.shares import has_share, park_for_transfer
 log = structlog.get_logger(__name__)
 
 
-def accept(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], *, message_id: str) -> str:
+def accept(
+    container: Container,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    message_id: str,
+    expires: datetime | None = None,
+) -> str:
     """Register the request of a message, or find the job that it names, and start its chain.
 
-    A message that cannot become a job is set aside with its body, and a ``rejected`` event tells of it.
+    A message that cannot become a job is set aside with its body, and a ``rejected`` event tells of it; so is a request
+    that no worker took before its message ``expires``.
 
     Raises:
         RedisError: the store is out of reach; the message was not acknowledged and comes again.
     """
     try:
-        job_id = _register(container, args, kwargs, message_id)
+        job_id = _register(container, args, kwargs, message_id, expires)
         job = container.jobs.get(job_id)
     except (RequestError, IdempotencyError, JobNotFoundError) as error:
         problems = error.problems if isinstance(error, RequestError) else [str(error)]
@@ -65,7 +74,9 @@ def accept(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any],
     return f"started job {job.id}"
 
 
-def _register(container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str) -> str:
+def _register(
+    container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str, expires: datetime | None
+) -> str:
     if len(args) != 1 or kwargs:
         raise RequestError([f"finetune.run takes one argument, the request (got {len(args)} and {len(kwargs)} named)"])
     if isinstance(args[0], str):
@@ -78,8 +89,20 @@ def _register(container: Container, args: Sequence[Any], kwargs: Mapping[str, An
     else:
         # So that a redelivered message finds the job it made the first time.
         job_id = message_job_id(request.account, message_id)
+    if expires is not None and expires <= datetime.now(UTC):
+        _refuse_late(container, job_id, expires)
+        return job_id
     container.jobs.register(job_id, request, delay=container.settings.finetune_handover)
     return job_id
+
+
+def _refuse_late(container: Container, job_id: str, expires: datetime) -> None:
+    """Refuse a request whose message has expired, unless it came in time before and made its job."""
+    try:
+        container.jobs.get(job_id)
+    except JobNotFoundError:
+        late = f"the message expired at {expires.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}, before a worker took it"
+        raise RequestError([late]) from None
 
 
 class DeadLetterStep(bootsteps.StartStopStep):

@@ -72,6 +72,10 @@ class DiscreetRequest(Request):
                 shown = "(a request)"
         self._argsrepr = self._request_dict["argsrepr"] = shown
         self._kwargsrepr = self._request_dict["kwargsrepr"] = "{}"
+        self._request_dict["expires"] = self._expires  # as the moment that Celery read in it
+
+    def maybe_expire(self) -> None:
+        """Let it live: Celery would drop a request that has expired, and the task sets it aside."""
 
     def info(self, safe: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002 - Celery's signature
         """Return what ``inspect`` is told."""
@@ -89,7 +93,8 @@ def register(app: Celery, runtime: HasContainer) -> None:
         _bind(self, "run")
         try:
             with tracing.continued(self.request.get("traceparent")):  # as OpenTelemetry's Celery clients send it
-                return accept(runtime.container, args, kwargs, message_id=self.request.id or "")
+                message_id, expires = self.request.id or "", self.request.get("expires")
+                return accept(runtime.container, args, kwargs, message_id=message_id, expires=expires)
         except RedisError as error:
             # Celery would acknowledge a failed task. A raw client's request must survive the store's outage.
             log.warning("request_put_back", error=str(error))
