@@ -245,12 +245,32 @@ def test_one_attempt_gives_up_for_all_that_waited_too_long(make: MakeDeliveries,
 def test_news_of_a_job_whose_sink_gave_up_are_delivered(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_SINK_LIMIT="0.1")
     with Receiver() as receiver:
-        receiver.refuse = [Answer(status=410)]
+        receiver.refuse = [Answer(status=500)] * 100
         job = bench.job(reply_to=[receiver.url("/hook")])
         bench.until_done()
+        receiver.refuse = []
         bench.go(job, JobState.UPLOADING)
         bench.until_done()
     assert kinds(receiver.got) == ["uploading"]
+
+
+def test_a_sink_that_said_never_again_is_not_asked_again_but_by_a_person(
+    make: MakeDeliveries, client: redis.Redis
+) -> None:
+    bench = make()
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=410)]
+        job = bench.job(reply_to=[receiver.url("/hook"), "list://other"])
+        bench.until_done()
+        job = bench.go(job, JobState.UPLOADING, JobState.CANCELLED)
+        bench.until_done()
+        assert len(receiver.seen) == 1
+        assert client.xlen("{finetune}:dead") == 1
+        assert kinds(listed(client, "other")) == THREE
+
+        bench.outbox.redeliver(job.id)
+        bench.until_done()
+    assert kinds(receiver.got) == THREE
 
 
 def test_a_new_job_need_not_wait_for_one_that_was_put_off(make: MakeDeliveries) -> None:

@@ -125,13 +125,15 @@ class _Delivery:
     @staticmethod
     def _wanted(subject: Subject, sink: Sink) -> list[tuple[int, Event, str]]:
         """Return the events that the sink lacks and wants, each with how many it has after it."""
+        if subject.gone(sink):
+            return []
         rest = list(enumerate(subject.events, 1))[subject.after(sink) :]
         read = [(place, Event.model_validate_json(text), text) for place, text in rest]
         return [found for found in read if sink.wants(found[1].kind)]
 
     def _failed(self, subject: Subject, sink: Sink, attempt: Attempt, error: DeliveryError) -> float | None:
-        if error.hopeless or self._expired(subject, sink):
-            self._give_up(subject, sink, attempt)
+        if error.hopeless or error.gone or self._expired(subject, sink):
+            self._give_up(subject, sink, attempt, gone=error.gone)
             if error.unreachable:
                 raise _LineDownError(error)
             return None
@@ -144,10 +146,18 @@ class _Delivery:
         return self._backoff(failures)
 
     def _note(
-        self, subject: Subject, sink: Sink, attempt: Attempt, *, after: int, dead: DeadLetter | None = None
+        self,
+        subject: Subject,
+        sink: Sink,
+        attempt: Attempt,
+        *,
+        after: int,
+        dead: DeadLetter | None = None,
+        gone: bool = False,
     ) -> int:
+        before = subject.after(sink)
         failures = self._outbox.attempted(
-            self._hold, subject.id, attempt, before=subject.after(sink), after=after, lease=self._lease, dead=dead
+            self._hold, subject.id, attempt, before=before, after=after, lease=self._lease, dead=dead, gone=gone
         )
         subject.reached[sink.id] = after
         self._container.counters.add(DELIVERIES, attempt.outcome)
@@ -159,13 +169,14 @@ class _Delivery:
             return False
         return self._now_ms() - since >= self._container.settings.finetune_sink_limit * 1000
 
-    def _give_up(self, subject: Subject, sink: Sink, attempt: Attempt) -> None:
-        """Make a dead letter of what the sink lacks, in order, so that it can be sent again also without the job."""
+    def _give_up(self, subject: Subject, sink: Sink, attempt: Attempt, *, gone: bool = False) -> None:
+        """Make a dead letter of what the sink lacks, in order, so that it can be sent again also without the job. One
+        that is ``gone`` gets none of the events that follow."""
         lost = [text for _, _, text in self._wanted(subject, sink)]
         content = LostDelivery(subject.id, sink.shown, sink.url, lost)
         letter = DeadLetter(attempt.event_id, "the sink did not take it", [attempt.detail], content)
         attempt = replace(attempt, outcome="dead")
-        self._note(subject, sink, attempt, after=len(subject.events), dead=letter)
+        self._note(subject, sink, attempt, after=len(subject.events), dead=letter, gone=gone)
         log.error("delivery_given_up", job_id=subject.id, sink=sink.shown, events=len(lost), reason=attempt.detail)
 
     def _line_is_down(self, error: DeliveryError) -> None:

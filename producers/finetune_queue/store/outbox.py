@@ -45,13 +45,13 @@ class Hold:
 class Subject:
     """What there is to deliver of one job, or of events without a job: its events in order, and how many each sink has.
 
-    ``reached`` has for each sink's id how many of the events it has, ``waiting_since`` the times (ms) that
+    ``reached`` has for each sink's id how many of the events it has, ``notes`` the other numbers and times (ms) that
     :func:`keys.job_sinks` names. ``only`` is the URL of the one sink that events without a job are for, if it is one.
     """
 
     id: str
     reached: dict[str, int]
-    waiting_since: Mapping[str, int]
+    notes: Mapping[str, int]
     only: str | None
     events: Sequence[str]
 
@@ -59,9 +59,13 @@ class Subject:
         """Return how many of the events the sink has."""
         return self.reached.get(sink.id, 0)
 
+    def gone(self, sink: Sink) -> bool:
+        """Tell whether the sink said that it wants no more of the events."""
+        return f"{sink.id}:gone" in self.notes
+
     def since(self, sink: Sink, line: str) -> int | None:
         """Return since when (ms) the sink's next event has been waiting, as far as is known."""
-        return self.waiting_since.get(f"{sink.id}:since", self.waiting_since.get(f"line:{line}"))
+        return self.notes.get(f"{sink.id}:since", self.notes.get(f"line:{line}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,7 @@ class Outbox:
         return Subject(
             id=subject_id,
             reached={name: value for name, value in numbers.items() if ":" not in name},
-            waiting_since={name: value for name, value in numbers.items() if ":" in name},
+            notes={name: value for name, value in numbers.items() if ":" in name},
             only=only,
             events=events,
         )
@@ -196,10 +200,11 @@ class Outbox:
         after: int,
         lease: float,
         dead: DeadLetter | None = None,
+        gone: bool = False,
     ) -> int:
         """Record an attempt, and that the sink now has ``after`` of the events, where it had ``before``; if the two are
-        equal, the attempt failed. ``dead`` adds a dead letter in the same step. Returns how often in a row the sink
-        failed for this job.
+        equal, the attempt failed. In the same step ``dead`` adds a dead letter, and ``gone`` notes that the sink wants
+        no more of them. Returns how often in a row the sink failed for this job.
 
         Raises:
             HoldLostError: the line is somebody else's now; nothing was written.
@@ -208,7 +213,7 @@ class Outbox:
         names = [keys.lines(), keys.job_sinks(subject_id), keys.deliveries(subject_id), keys.dead_letters()]
         letter = [text for pair in (dead.fields() if dead else {}).items() for text in pair]
         args = [hold.line, hold.until, int(lease * 1000), attempt.sink_id, before, after, _entry(attempt), LOG_LENGTH]
-        reply = self._attempt(names, [*args, MOST_LETTERS, *letter])
+        reply = self._attempt(names, [*args, MOST_LETTERS, int(gone), *letter])
         if reply[0] == 0:
             raise HoldLostError(hold.line)
         if reply[0] == -1:
@@ -295,6 +300,7 @@ class Outbox:
         if chosen:
             pipe = self._redis.pipeline(transaction=True)
             pipe.hset(keys.job_sinks(job_id), mapping=dict.fromkeys(chosen, 0))
+            pipe.hdel(keys.job_sinks(job_id), *(f"{name}:gone" for name in chosen))
             self._send_out(pipe, job_id)
             pipe.execute()
         return chosen

@@ -6,7 +6,7 @@ class DeliveryError(Exception):
 
     ``status`` is that of an HTTP answer. ``unreachable``: nothing gets through to the sink's origin now, so that the
     deliveries of others need not be tried either, for ``after`` seconds if it said so. ``hopeless``: it will not take
-    the event later either.
+    the event later either. ``gone``: it said that it wants none of the job's events any more.
     """
 
     def __init__(
@@ -16,6 +16,7 @@ class DeliveryError(Exception):
         status: int | None = None,
         unreachable: bool = False,
         hopeless: bool = False,
+        gone: bool = False,
         after: float | None = None,
     ) -> None:
         super().__init__(sentence)
@@ -23,4 +24,5 @@ class DeliveryError(Exception):
         self.status = status
         self.unreachable = unreachable
         self.hopeless = hopeless
+        self.gone = gone
         self.after = after

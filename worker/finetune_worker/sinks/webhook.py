@@ -51,7 +51,7 @@ def post(sink: Sink, event: Event, text: str, *, secrets: Sequence[str], policy:
         f"{sink.shown} answered with{redirect} status {status}",
         status=status,
         unreachable=status in _BUSY,
-        hopeless=status == _GONE,
+        gone=status == _GONE,
         after=wait if status in _BUSY else None,
     )
 

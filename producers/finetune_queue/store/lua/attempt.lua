@@ -4,7 +4,7 @@
 -- KEYS  1 lines  2 the job's sinks  3 the job's deliveries  4 dead letters
 -- ARGV  1 line  2 the hold  3 lease_ms  4 sink's id  5 how far it was when read  6 how far it is now
 --       7 entry of the log  8 how many entries are kept  9 how many dead letters are kept
---       10... field and value of the dead letter
+--       10 "1" if the sink wants no more of the job's events  11... field and value of the dead letter
 -- Returns {1, the new hold, failures in a row}; {0} when the hold was lost; {-1} when the sink was set back meanwhile.
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '-1') ~= tonumber(ARGV[2]) then return {0} end
 local time = redis.call('TIME')
@@ -20,6 +20,7 @@ else
   redis.call('HDEL', KEYS[2], ARGV[4] .. ':failures', ARGV[4] .. ':since')
   redis.call('HSET', KEYS[2], ARGV[4], ARGV[6])
 end
-if #ARGV > 9 then redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', unpack(ARGV, 10)) end
+if ARGV[10] == '1' then redis.call('HSET', KEYS[2], ARGV[4] .. ':gone', 1) end
+if #ARGV > 10 then redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', unpack(ARGV, 11)) end
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[1])
 return {1, now + ARGV[3], failures}
