@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from finetune_queue.contract import Event, FineTuneRequest, JobState, Stage, WaitReason
 from finetune_queue.contract.job import Progress
@@ -165,7 +165,7 @@ class AccessBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    public: bool
+    public: StrictBool
 
 
 class JobCard(_Model):
