@@ -38,6 +38,23 @@ def test_plain_http_is_for_this_machine_and_for_hosts_that_were_named(make: Make
     assert refusal(make(FINETUNE_REPLY_TO="http://h.example"), "http://h.example/x") is None
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["10.0.0.1", "10.0.0.1.", "169.254.169.254", "127.1", "0x7f.1", "0177.0.0.1", "167772161", "[::1]", "[fd00::1]",
+     "[::ffff:10.0.0.1]", "h.example:8443"],
+)  # fmt: skip
+def test_an_address_that_is_plainly_not_public_fails_before_anything_is_paid(make: MakeDeliveries, host: str) -> None:
+    bench = make(**PROVIDER)
+    job = bench.go(bench.job(reply_to=[f"https://{host}/x"]), JobState.UPLOADING)
+    run_stage(bench.container, job.stage, STAGES[job.stage], job.id, "task-1")
+    job = bench.container.jobs.get(job.id)
+    assert job.error is not None
+    assert (job.state, job.error.code) == (JobState.FAILED, "reply_to_refused")
+    assert "only public addresses" in job.error.message
+    assert refusal(make(**PROVIDER, FINETUNE_REPLY_TO=f"https://{host}"), f"https://{host}/x") is None
+    assert refusal(make(**PROVIDER, FINETUNE_SINKS=f"https://{host}/x"), f"https://{host}/x") is None
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_private_address_is_not_knocked_at(make: MakeDeliveries, scheme: str) -> None:
     bench = make(**PROVIDER, FINETUNE_REPLY_TO=f"{scheme}://", FINETUNE_SINK_LIMIT="0.01")

@@ -11,7 +11,8 @@ from celery import Celery
 from finetune_queue.contract import Event, FineTuneRequest, Sink, SinkKind, parse_sink, parse_sinks
 from finetune_queue.contract.sink import allowed
 from finetune_queue.loopback import is_loopback
-from finetune_queue.public_fetch.addresses import AddressPolicy
+from finetune_queue.public_fetch.addresses import AddressPolicy, check_url
+from finetune_queue.public_fetch.errors import FetchError
 from finetune_queue.settings import Settings
 from finetune_queue.store import LocalQueues, QueueFullError, RedisError
 from finetune_worker.sinks.brokers import Broker, CeleryQueue
@@ -50,9 +51,19 @@ class Senders:
         """Say why this service does not deliver to a sink; None if it does."""
         if sink.kind is SinkKind.WEB and not self._settings.signing_secrets(sink.origin):
             return f"{sink.shown}: there is no FINETUNE_SIGNING_SECRET to sign deliveries with."
-        if sink.id in self._own_ids or allowed(sink, self._settings.finetune_reply_to) or self._local_web(sink):
-            return None
-        return f"{sink.shown}: FINETUNE_REPLY_TO does not let a request name this sink."
+        if not (sink.id in self._own_ids or allowed(sink, self._settings.finetune_reply_to) or self._local_web(sink)):
+            return f"{sink.shown}: FINETUNE_REPLY_TO does not let a request name this sink."
+        if sink.kind is SinkKind.WEB and not self._may_be_public(sink):
+            return f"{sink.shown}: only public addresses on port 443, and hosts in FINETUNE_REPLY_TO, may be reached."
+        return None
+
+    def _may_be_public(self, sink: Sink) -> bool:
+        """Tell whether the URL's text alone lets it be reached; what a name resolves to is judged at the delivery."""
+        try:
+            check_url(sink.target, self.policy(sink))
+        except FetchError:
+            return False
+        return True
 
     def policy(self, sink: Sink) -> AddressPolicy:
         """Return which addresses a web sink may have: a private one only if the operator named its host."""
