@@ -3,6 +3,7 @@
 Beside the storage itself, which settings may not import: they refuse what names no place before a worker ends by it.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -35,6 +36,8 @@ def read_place(url: str) -> Path | ObjectAddress:
     scheme = scheme.lower()
     if not separator:
         raise ValueError("A place is given as a URL.")
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", url):  # no request could name a dataset there
+        raise ValueError("A place's URL holds no line breaks or other control characters.")
     if scheme == "file":
         return _local(rest)
     if scheme not in OBJECT_SCHEMES:

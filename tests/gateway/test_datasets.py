@@ -117,3 +117,14 @@ def test_a_staging_store_that_takes_nothing_is_said(
     reply = httpx.post(f"{url}/v1/datasets", content=archive, headers={**AUTH, **ZIP}, trust_env=False)
     assert (reply.status_code, reply.json()["code"]) == (503, "staging-unavailable")
     assert "retry-after" in reply.headers
+
+
+def test_what_a_staging_store_of_any_name_gives_a_request_takes(
+    make_settings: MakeSettings, start: Start, bucket: str, archive: bytes
+) -> None:
+    place = f"s3://{bucket}/mein Bestand/ä%20b"
+    url = start(make_settings(finetune_staging_url=place))
+    staged = httpx.post(f"{url}/v1/datasets", content=archive, headers={**AUTH, **ZIP}, trust_env=False).json()
+    assert staged["dataset"] == f"{place}/{staged['sha256']}.zip"
+    taken = httpx.post(f"{url}/v1/jobs", json=sample(dataset=staged["dataset"]), headers=AUTH, trust_env=False)
+    assert taken.status_code == 202, taken.text

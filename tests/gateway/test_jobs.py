@@ -102,6 +102,8 @@ def test_two_keys_that_differ_are_refused(http: httpx.Client) -> None:
         ({"dataset": "/etc/passwd"}, "/dataset"),
         ({"dataset": "images/faces"}, "/dataset"),
         ({"dataset": "http://F[>^"}, "/dataset"),
+        ({"dataset": "https://example.com/my good.zip"}, "/dataset"),
+        ({"dataset": "s3://data/my\ngood.zip"}, "/dataset"),
         ({"dataset": "https://me:hidden-pw@example.com/a.zip"}, "/dataset"),
         ({"priority": 10}, "/priority"),
         ({"labels": {"a b": "c"}}, "/labels/a b/[key]"),
@@ -115,6 +117,12 @@ def test_each_wrong_field_is_named(http: httpx.Client, fields: dict[str, Any], w
     assert where in body["detail"]
     assert "/etc/passwd" not in body["detail"]
     assert "hidden-pw" not in str(body)
+
+
+@pytest.mark.parametrize("key", ["my good.zip", "schön/日本.zip", "a%20b+c?d#e[1].zip"])
+def test_the_key_of_an_object_is_taken_as_it_is(http: httpx.Client, queue: FineTuneQueue, key: str) -> None:
+    job = queue.get(submit(http, dataset=f"s3://data/{key}")["job_id"])
+    assert job.record.request.dataset == f"s3://data/{key}"
 
 
 def test_a_body_that_is_no_object_says_what_is_wanted(http: httpx.Client) -> None:

@@ -55,6 +55,8 @@ def test_buckets(url: str, expected: ObjectAddress) -> None:
         "s3://bucket::https://host",
         "s3://bucket/a::file:///etc/passwd",
         "memory://x",
+        "s3://bucket/a\nb",
+        "file:///srv/a\tb",
     ],
 )
 def test_everything_else_is_refused_with_what_to_use(url: str) -> None:

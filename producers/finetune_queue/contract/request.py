@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -58,20 +59,38 @@ def _check_finite(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
+_AUTHORITY = r'[!-"$-.0->@-Z^-~]*'  # without brackets: what has some may be no address
+DATASET_URL = rf"^((https?|file)://{_AUTHORITY}([/?#][!-\[\]-~]*)?|(s3|gs|az)://{_AUTHORITY}(/[^{_CONTROL}]*)?)$"
+"""The URL of a dataset. One that has a standard is percent-encoded (RFC 3986, 8089). The key of an object is written as
+it is: no store's tools encode it, and `%20` may be part of one."""
+
+_URL_BEGINS = "^(https?|file|s3|gs|az)://"
+_ANY_CASE = re.ASCII | re.IGNORECASE
+
+_PASSWORD: JsonDict = {"pattern": "^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@"}
+DATASET_SCHEMA: JsonDict = {
+    "not": {"anyOf": [_PASSWORD, {"pattern": f"[{_CONTROL}]"}]},
+    "if": {"pattern": _URL_BEGINS},
+    "then": {"pattern": DATASET_URL},
+}
+"""What JSON Schema can say of ``check_dataset``."""
+
+
 def check_dataset(dataset: str) -> str:
     """Refuse what looks like a URL and is none, as everything that reads it later relies on that, and a URL with a
     password in it, which jobs and events would show. The library's messages are not passed on: they quote the URL."""
+    if re.search(f"[{_CONTROL}]", dataset):
+        raise ValueError("should hold no line breaks or other control characters")
     try:
         parts = urlsplit(dataset)
     except ValueError:
         raise ValueError("is not a URL that can be read (are special characters in it percent-encoded?)") from None
     if parts.scheme and "@" in parts.netloc:
         raise ValueError("should hold no user name or password: leave them out, or use a signed link")
+    if re.match(_URL_BEGINS, dataset, _ANY_CASE) and not re.match(DATASET_URL, dataset, _ANY_CASE):
+        raise ValueError("is not a URL that can be read (are special characters in it percent-encoded?)")
     return dataset
-
-
-DATASET_SCHEMA: JsonDict = {"not": {"pattern": "^[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@"}}
-"""What JSON Schema can say of ``check_dataset``."""
 
 
 def _check_sink(url: str) -> str:
@@ -112,7 +131,8 @@ class FineTuneRequest(BaseModel):
     )
     dataset: Annotated[Text, AfterValidator(check_dataset)] = Field(
         description="https:// URL of a public ZIP, or file://, s3://, gs://, az:// URL, without a user name or "
-        "password; the SDK and the CLI also take a local ZIP or folder.",
+        "password; the key of an object is written as it is, the rest percent-encoded; the SDK and the CLI also take a "
+        "local ZIP or folder.",
         json_schema_extra=DATASET_SCHEMA,
     )
 

@@ -8,19 +8,14 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from finetune_queue.contract import Event, FineTuneRequest, JobState, Stage, WaitReason
 from finetune_queue.contract.job import Progress
-from finetune_queue.contract.request import DATASET_SCHEMA, AccountName, check_dataset
+from finetune_queue.contract.request import DATASET_SCHEMA, DATASET_URL, AccountName, check_dataset
 from finetune_queue.contract.views import PublicJob
 from finetune_queue.load import Load
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.sdk import Job, Waiting
 from finetune_queue.store import CURSOR, PLACE
 
-# Without brackets and backslashes, which a URL holds percent-encoded: an address with brackets may be none.
-DatasetUrl = Annotated[
-    str,
-    StringConstraints(pattern=r"^(https?|file|s3|gs|az)://[!-Z^-~]+$", max_length=2000),
-    AfterValidator(check_dataset),
-]
+DatasetUrl = Annotated[str, StringConstraints(pattern=DATASET_URL, max_length=2000), AfterValidator(check_dataset)]
 LabelFilter = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=", max_length=320)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]([ -~]*[!-~])?$")]
 Place = Annotated[str, StringConstraints(pattern=rf"^{PLACE}$")]
@@ -40,7 +35,7 @@ class SubmitBody(FineTuneRequest):
 
     dataset: DatasetUrl = Field(
         description="https:// URL of a public ZIP, a URL that /v1/datasets gave, or another that the workers can read; "
-        "without a user name or password.",
+        "without a user name or password. The key of an object is written as it is, the rest percent-encoded.",
         json_schema_extra=DATASET_SCHEMA,
     )
 

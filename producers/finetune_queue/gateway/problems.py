@@ -132,7 +132,8 @@ _FORMS = {
     "idempotency-key": "should be ASCII characters, 255 at most, without a space at either end",
     "label": "should be KEY=VALUE, the key of letters, digits and . _ / -, 63 at most",
     "/account": "should be letters, digits and . _ -, beginning with a letter or digit, 63 at most",
-    "/dataset": "should be a URL like https://example.com/faces.zip, its special characters percent-encoded",
+    "/dataset": "should be a URL: https://example.com/my%20faces.zip, percent-encoded, or s3://bucket/my faces.zip, "
+    "the key as it is",
 }
 """What a text should look like, where a pattern says it: nobody reads those."""
 
