@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from finetune_queue.contract import MOVED_ON, JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.contract import MOVED_ON, RELEASED, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import CallClass, Change, OwnedElsewhereError, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
@@ -15,8 +15,7 @@ from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
 from finetune_worker.stages.calls import PARKED, ask
 from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.errors import again
-from finetune_worker.stages.outcome import Attention, Done, Outcome, Retry, Wait
-from finetune_worker.stages.runner import conclude
+from finetune_worker.stages.outcome import Attention, Done, Outcome, Wait
 from finetune_worker.stages.training_request import training_request
 
 log = structlog.get_logger(__name__)
@@ -102,23 +101,26 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
         container.jobs.transition(job, Change(delay=delay), looks=looks)
         return "not seen"
     log.warning("submit_absent", job_id=job.id, looks=looks)
-    # A try that failed: a Segmind that never gives a clear answer must not be sent submits for ever. It stays in the
-    # count of the day's submits, as a list that is wrong about it would make it a paid one.
     evidence = job.with_evidence(f"{looks} complete lists over the settle time do not have it: it may be sent again")
-    absent = Retry(_unanswered(), fields={"intent_ms": None, "looks": 0, "evidence": evidence})
-    job, _ = conclude(container, job, Stage.SUBMIT, absent)
-    if job.state.terminal:
-        container.count_ended(job)
+    absent: dict[str, Any] = {"intent_ms": None, "looks": 0, "evidence": evidence}
+    if job.attempts >= settings.finetune_max_attempts:
+        # Each was answered, never clearly and not by an outage: it would be sent for ever.
+        error = _unanswered(job)
+        fields = {**RELEASED, "waiting_for": None, "failed_stage": Stage.SUBMIT, "error": error, **absent}
+        container.count_ended(container.jobs.transition(job, Change(), to=JobState.FAILED, **fields))
+        return "absent once too often"
+    # It stays in the count of the day's submits: a list that is wrong about it would make it a paid one.
+    change = Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.SUBMIT, job))
+    container.jobs.transition(job, change, waiting_for=WaitReason.API_SLOT, **absent)
     return "absent"
 
 
-def _unanswered() -> JobError:
+def _unanswered(job: JobRecord) -> JobError:
     return JobError(
         code="submit_unanswered",
         stage=Stage.SUBMIT,
-        message="The submit had no clear answer, and Segmind's list shows that it started no training.",
+        message=f"{job.attempts} submits had no clear answer, and Segmind's list shows that none started a training.",
         action=f"See the workers' log for submit_outcome_unknown, and Segmind's status; then {again(Stage.SUBMIT)}.",
-        retryable=True,
     )
 
 

@@ -82,10 +82,10 @@ def _run(
         claim = Claim(container.jobs, job, task_id, container.settings.finetune_lease, container.out_of_time)
         outcome = _act(container, function, claim)
         try:
-            job, result = conclude(container, claim.job, stage, outcome)
+            job, result = _conclude(container, claim.job, stage, outcome)
         except OwnedElsewhereError as error:
             outcome = Attention(f"needs attention: {error}", str(error))
-            job, result = conclude(container, claim.job, stage, outcome)
+            job, result = _conclude(container, claim.job, stage, outcome)
     except ConflictError as error:
         return StageResult(claim_lost(error), proceed=False)
     if job.state.terminal:
@@ -215,8 +215,7 @@ def _deadline_error(job: JobRecord) -> JobError:
     )
 
 
-def conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outcome) -> tuple[JobRecord, StageResult]:
-    """Write down how a stage of the job ended."""
+def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outcome) -> tuple[JobRecord, StageResult]:
     settings = container.settings
     match outcome:
         case Done():

@@ -90,7 +90,9 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
         return Fail(from_api(error, Stage.SUBMIT), fields={"intent_ms": None})
     except OutcomeUnknown as error:
         log.warning("submit_outcome_unknown", code=error.code, detail=error.detail)
-        return _look_for_it(container, claim.job, error.detail)
+        # An answer that is no outage's may be this job's own, so it is a try; an outage costs nobody one.
+        tried = claim.job.attempts + (error.code == "unclear_status")
+        return _look_for_it(container, claim.job, error.detail, attempts=tried)
     return _accepted(claim.job, reply)
 
 
@@ -110,7 +112,7 @@ def _accepted(job: JobRecord, reply: SubmitReply) -> Done:
     )
 
 
-def _look_for_it(container: Container, job: JobRecord, why: str) -> Wait:
+def _look_for_it(container: Container, job: JobRecord, why: str, **fields: int) -> Wait:
     """Wait for the sweeps to say whether the submit reached Segmind."""
     try:
         container.accounts.next_sweep_in(job.account, 0.0)
@@ -120,5 +122,5 @@ def _look_for_it(container: Container, job: JobRecord, why: str) -> Wait:
         f"outcome of the submit unknown ({why}): looking for the training in Segmind's list, not sending again",
         WaitReason.PROVIDER,
         container.settings.finetune_unseen_limit,
-        fields={"evidence": job.with_evidence(f"the submit's outcome is unknown: {why}")},
+        fields={"evidence": job.with_evidence(f"the submit's outcome is unknown: {why}"), **fields},
     )
