@@ -105,7 +105,7 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
     absent: dict[str, Any] = {"intent_ms": None, "looks": 0, "evidence": evidence}
     if job.attempts >= settings.finetune_max_attempts:
         # Each was answered, never clearly and not by an outage: it would be sent for ever.
-        error = _unanswered(job)
+        error = _unanswered()
         fields = {**RELEASED, "waiting_for": None, "failed_stage": Stage.SUBMIT, "error": error, **absent}
         container.count_ended(container.jobs.transition(job, Change(), to=JobState.FAILED, **fields))
         return "absent once too often"
@@ -115,11 +115,11 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
     return "absent"
 
 
-def _unanswered(job: JobRecord) -> JobError:
+def _unanswered() -> JobError:
     return JobError(
         code="submit_unanswered",
         stage=Stage.SUBMIT,
-        message=f"{job.attempts} submits had no clear answer, and Segmind's list shows that none started a training.",
+        message="Submits were answered again and again, never clearly, and Segmind's list shows that none was taken.",
         action=f"See the workers' log for submit_outcome_unknown, and Segmind's status; then {again(Stage.SUBMIT)}.",
     )
 
