@@ -211,10 +211,15 @@ def test_status_of_a_failed_job_says_what_to_do(run: Run, worker: Worker) -> Non
     assert "again     " not in run("status", wrong.id).out  # a retry has the same address
 
 
-def test_status_of_a_job_that_needs_a_person_gives_the_evidence(run: Run, worker: Worker) -> None:
+def test_status_of_a_job_that_needs_a_person_gives_the_evidence_and_the_commands(run: Run, worker: Worker) -> None:
     job = worker.bring(worker.accept(), JobState.SUBMITTING)
-    worker.move(job, JobState.NEEDS_ATTENTION, intent_ms=1, evidence=["two trainings carry the name"])
-    assert "because   two trainings carry the name" in run("status", job.id).out
+    lost = JobError(code="worker_lost", stage="submit", message="Workers ended.", action="finetune retry")
+    worker.move(job, JobState.NEEDS_ATTENTION, intent_ms=1, evidence=["two trainings carry the name"], error=lost)
+    out = run("status", job.id).out
+    assert "because   two trainings carry the name" in out
+    [do] = [line for line in out.splitlines() if line.startswith("  do ")]  # and none to retry, which is refused
+    assert f"`finetune resolve {job.id} --adopt FINETUNE_ID` if Segmind has its training" in do
+    assert f"`finetune resolve {job.id} --resubmit` if it certainly has none: that pays again" in do
 
 
 def test_list_is_one_line_a_job_newest_first(run: Run, worker: Worker) -> None:

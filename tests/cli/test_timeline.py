@@ -82,7 +82,7 @@ def test_a_job_that_needs_a_person_says_so(worker: Worker) -> None:
         ("downloading", "todo"),
         ("succeeded", "todo"),
     ]
-    assert "a person must say" in found[3].detail
+    assert found[3].detail == "a person must say whether the submit reached Segmind (finetune resolve)"
 
 
 def test_a_cancel_says_what_goes_on(worker: Worker) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from finetune_queue.cli import output, words
 from finetune_queue.cli.output import CliError, ExitCode
-from finetune_queue.contract import Event
+from finetune_queue.contract import Event, JobState
 from finetune_queue.errors import QueueUnavailableError, WaitTimeoutError
 from finetune_queue.sdk import FOLLOW_EVERY, FineTuneQueue, Job, Waiting
 
@@ -30,8 +30,8 @@ Show = Callable[[Snapshot], None]
 
 
 def look(queue: FineTuneQueue, job: Job) -> Snapshot:
-    """Read the job, all of its events, why it waits and whether anybody is there to go on with it."""
-    job = queue.get(job.id)
+    """Read the job again, all of its events, why it waits and whether anybody is there to go on with it."""
+    job.refresh()
     stranded = not job.done and not queue.workers()
     return Snapshot(job, tuple(queue.events(job.id)), queue.waiting(job), stranded=stranded)
 
@@ -72,7 +72,7 @@ def follow(queue: FineTuneQueue, job: Job, *, timeout: float | None, show: Abstr
 
 @contextmanager
 def ctrl_c_leaves(job: Job) -> Iterator[None]:
-    """End the command at Ctrl-C, or when the time is up, with the word that the job goes on.
+    """End the command at Ctrl-C, or when the time is up, with the word that the job goes on, or why it does not.
 
     Raises:
         CliError: that word, with its exit code.
@@ -80,11 +80,22 @@ def ctrl_c_leaves(job: Job) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise CliError(goes_on(job.id), ExitCode.INTERRUPTED, "interrupted", job_id=job.id) from None
+        raise CliError(goes_on(job), ExitCode.INTERRUPTED, "interrupted", job_id=job.id) from None
     except WaitTimeoutError as error:
-        raise CliError(f"{error} {goes_on(job.id)}", ExitCode.TIMEOUT, "timeout", job_id=job.id) from None
+        raise CliError(f"{error} {goes_on(job)}", ExitCode.TIMEOUT, "timeout", job_id=job.id) from None
 
 
-def goes_on(job_id: str) -> str:
-    """Say that nothing was lost, and how to look again."""
-    return f"The job goes on. Follow it: {output.program()} watch {job_id}"
+def goes_on(job: Job) -> str:
+    """Say that nothing was lost, and how to look again; of a job that stands still, what it needs."""
+    if job.state is JobState.NEEDS_ATTENTION:
+        return f"It waits until a person says whether the submit reached Segmind: {how_to_resolve(job.id)}."
+    return f"The job goes on. Follow it: {output.program()} watch {job.id}"
+
+
+def how_to_resolve(job_id: str) -> str:
+    """Say by which commands a job that needs attention goes on."""
+    command = f"{output.program()} resolve {job_id}"
+    return (
+        f"`{command} --adopt FINETUNE_ID` if Segmind has its training, "
+        f"`{command} --resubmit` if it certainly has none: that pays again"
+    )

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_queue.cli import output, words
-from finetune_queue.cli.follow import Snapshot, look, snapshots
+from finetune_queue.cli.follow import Snapshot, how_to_resolve, look, snapshots
 from finetune_queue.cli.output import ExitCode, usage_error
 from finetune_queue.cli.requests import parse_labels
 from finetune_queue.cli.session import open_queue
@@ -43,7 +43,9 @@ def _status_facts(seen: Snapshot) -> Facts:
     if not seen.job.done:
         if record.attempts:
             found.append(("tries", str(record.attempts)))
-        if record.error is not None and record.error.action:
+        if record.state is JobState.NEEDS_ATTENTION:
+            found.append(("do", how_to_resolve(record.id)))
+        elif record.error is not None and record.error.action:
             found.append(("do", words.printable(record.error.action)))
         if record.owner:  # if it died, this is all that shows why nothing moves until its lease is over
             found.append(("worker", f"has the job; its last sign was {words.since(record.updated_ms)} ago"))

@@ -53,7 +53,7 @@ def detail(record: JobRecord, waiting: Waiting | None, *, stranded: bool = False
     if record.state.terminal:
         return words.printable(record.error.message) if record.error else ""
     if record.state is JobState.NEEDS_ATTENTION:
-        return "a person must say whether the submit reached Segmind"
+        return "a person must say whether the submit reached Segmind (finetune resolve)"
     parts = list(_live_parts(record, waiting))
     if record.cancel_requested:
         parts.insert(0, "a cancel was asked for")
