@@ -10,7 +10,7 @@ import structlog
 from finetune_queue.contract import Stage
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.settings import Settings
-from finetune_queue.store import RawMessage, RedisError, TaskCall
+from finetune_queue.store import RawMessage, RedisError, ResponseError, TaskCall
 from finetune_queue.store.keys import BROKER_PREFIX
 
 if TYPE_CHECKING:
@@ -191,7 +191,8 @@ def _broker_errors() -> Iterator[None]:
     try:
         yield
     except (OperationalError, RedisError) as error:
-        message = f"The broker is out of reach: {error}"
+        what = "refused a command" if isinstance(error, ResponseError) else "is out of reach"
+        message = f"The broker {what}: {error}"
         raise QueueUnavailableError(message) from error
 
 

@@ -12,7 +12,16 @@ from finetune_queue import __version__
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import JobState
 from finetune_queue.local.valkey import ValkeyServer, free_port
-from finetune_queue.store import Accounts, Budget, CallClass, LiveWorker, Slot, Workers, clock_skew, connect
+from finetune_queue.store import (
+    Accounts,
+    Budget,
+    CallClass,
+    LiveWorker,
+    Slot,
+    Workers,
+    clock_skew,
+    connect,
+)
 from support.cli import Run, Worker
 from support.until import until
 
@@ -37,6 +46,7 @@ def test_a_server_without_workers(run: Run, queue_url: str) -> None:
         "redis": "ok",
         "persistence": "ok",
         "eviction": "ok",
+        "memory": "ok",
         "clock": "ok",
         "workers": "fail",
         "accounts": "warn",
@@ -50,7 +60,7 @@ def test_a_server_without_workers(run: Run, queue_url: str) -> None:
 
 def test_the_same_as_text_has_a_line_for_each_check(run: Run, queue_url: str) -> None:
     lines = run("doctor").out.splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 12
     assert lines[2] == f"ok    redis: Valkey {_version(queue_url)} at {queue_url}"
     assert next(line for line in lines if line.startswith("fail")).endswith("Jobs wait until then.")
 
@@ -108,6 +118,30 @@ def test_a_server_that_may_lose_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, 
     assert "noeviction" in found["eviction"]["action"]
 
 
+def test_a_server_that_is_full(run: Run, queue_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "valkey") as server:
+        monkeypatch.setenv("FINETUNE_REDIS_URL", server.url)
+        with redis.Redis.from_url(server.url) as client:
+            client.setrange("much", 20_000_000, "x")
+            client.config_set("maxmemory", 100_000_000)
+            assert checks(run("doctor", "--json"))["memory"]["status"] == "ok"
+            client.config_set("maxmemory", 25_000_000)
+            assert checks(run("doctor", "--json"))["memory"]["status"] == "warn"
+            client.config_set("maxmemory", 20_000_000)
+            found = checks(run("doctor", "--json"))
+            refused = run("submit", "-d", "https://example.com/x.zip", "-n", "x", "-p", "a T", "-t", "T")
+        monkeypatch.setenv("FINETUNE_REDIS_URL", queue_url)
+        monkeypatch.setenv("FINETUNE_BROKER_URL", server.url)
+        broker = checks(run("doctor", "--json"))["workers"]
+    assert found["memory"]["status"] == "fail"
+    assert "(maxmemory) in use: it refuses new jobs" in found["memory"]["message"]
+    assert found["workers"]["message"].startswith("they could not be asked. The broker refused a command")
+    assert "FINETUNE_BROKER_URL" not in found["workers"]["action"]  # which is not set
+    assert "FINETUNE_BROKER_URL" in broker["action"]
+    assert refused.code == ExitCode.UNAVAILABLE
+    assert "The queue's Redis is full (maxmemory)" in refused.err
+
+
 def test_a_replica_takes_no_jobs(
     run: Run, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -138,7 +172,8 @@ def test_another_broker_that_is_away(run: Run, monkeypatch: pytest.MonkeyPatch) 
     found = checks(run("doctor", "--json"))
     assert found["redis"]["status"] == "ok"
     assert found["workers"]["status"] == "fail"
-    assert found["workers"]["action"] == "Check FINETUNE_BROKER_URL."
+    assert found["workers"]["message"].startswith("they could not be asked. The broker is out of reach")
+    assert found["workers"]["action"].startswith("Check FINETUNE_BROKER_URL")
 
 
 @pytest.mark.usefixtures("queue_url")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_queue.contract import JobState
 from finetune_queue.gateway.app import create_app
+from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
 from finetune_queue.store import Accounts, CallClass, Change, JobStore, TaskCall, keys, room_score
@@ -92,6 +94,19 @@ def test_no_label_is_one_of_too_many(http: httpx.Client, queue: FineTuneQueue) -
 def away(make_settings: MakeSettings, start: Start) -> str:
     """A gateway whose Redis refuses connections."""
     return start(make_settings(finetune_redis_url="redis://127.0.0.1:1/0"))
+
+
+def test_a_redis_that_is_full_is_not_said_to_be_out_of_reach(
+    make_settings: MakeSettings, start: Start, tmp_path: Path
+) -> None:
+    with ValkeyServer(tmp_path / "valkey") as server:
+        with redis.Redis.from_url(server.url) as full:
+            full.config_set("maxmemory", 1)
+        url = start(make_settings(finetune_redis_url=server.url))
+        with httpx.Client(base_url=url, headers=AUTH, timeout=30, trust_env=False) as http:
+            reply = http.post("/v1/jobs", json=sample())
+    assert (reply.status_code, reply.json()["code"]) == (503, "queue-unavailable")
+    assert "as when it is full" in reply.json()["detail"]
 
 
 def test_without_redis_every_route_says_so_and_when_to_come_back(away: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from finetune_queue.cli.session import quiet_logs
 from finetune_queue.contract import Sink, SinkKind, parse_sinks
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.messaging import Messenger, producer_app
+from finetune_queue.plain_words import byte_size
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.storage import Place, StorageError
 from finetune_queue.store import (
@@ -23,6 +24,7 @@ from finetune_queue.store import (
     AccountStatus,
     Outbox,
     RedisError,
+    ServerFacts,
     Workers,
     clock_skew,
     connect,
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 PING_SECONDS = 1.5
 """How long workers have to answer."""
+
+NEARLY_FULL = 0.8
+"""The share of its memory from which the server is nearly full, as for the alert FinetuneRedisFull."""
 
 KNOCK_SECONDS = 3.0
 """How long a sink's host has to take a connection."""
@@ -110,13 +115,30 @@ def _server(settings: Settings) -> Iterator[Finding]:
             yield Finding(about, status, f"{problem.message}{place}", problem.action)
         else:
             yield Finding(about, "ok", f"{message}{place}")
+    yield _memory(facts)
+
+
+def _memory(facts: ServerFacts) -> Finding:
+    used, most = facts.used_bytes, facts.max_bytes
+    if not most:
+        return Finding("memory", "ok", f"{byte_size(used)} in use, no limit is set")
+    said = f"{byte_size(used)} of {byte_size(most)} (maxmemory) in use"
+    if used < NEARLY_FULL * most:
+        return Finding("memory", "ok", said)
+    action = "Give the server more memory, or see what fills it (docs/runbook.md, FinetuneRedisFull)."
+    if used < most:
+        return Finding("memory", "warn", f"{said}: a full server refuses new jobs and changes of jobs", action)
+    return Finding("memory", "fail", f"{said}: it refuses new jobs and changes of jobs; none is lost", action)
 
 
 def _workers(settings: Settings) -> Finding:
     try:
         names = Messenger(producer_app(settings)).workers(PING_SECONDS)
     except QueueUnavailableError as error:
-        return Finding("workers", "fail", words.printable(error), "Check FINETUNE_BROKER_URL.")
+        action = "See the lines on redis and memory: it is the jobs' server."
+        if settings.broker_url != settings.finetune_redis_url:
+            action = "Check FINETUNE_BROKER_URL, and the server's memory."
+        return Finding("workers", "fail", f"they could not be asked. {words.printable(error)}", action)
     if not names:
         action = "Start one: celery -A finetune_worker worker. Jobs wait until then."
         return Finding("workers", "fail", f"no worker answered within {PING_SECONDS:g} s", action)

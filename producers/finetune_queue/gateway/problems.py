@@ -40,7 +40,7 @@ TITLES: Mapping[str, tuple[int, str]] = {
     "idempotency-conflict": (409, "The idempotency key was used with another request"),
     "rate-limited": (429, "Too many requests"),
     "internal-error": (500, "The gateway met a defect"),
-    "queue-unavailable": (503, "The queue is out of reach"),
+    "queue-unavailable": (503, "The queue cannot be used now"),
     "staging-unavailable": (503, "The staging store is out of reach"),
     "busy": (503, "The gateway is busy"),
 }
@@ -121,7 +121,8 @@ def explain(error: Exception) -> ProblemError | None:
             return later("staging-unavailable", text)
         case QueueUnavailableError() | RedisError():
             # What Redis or its client says may name hosts, which is for the log: the edge writes it there.
-            return later("queue-unavailable", "The queue's Redis is out of reach. Nothing was lost; try again.")
+            message = "The queue's Redis is out of reach, or refuses, as when it is full. Nothing was lost; try again."
+            return later("queue-unavailable", message)
         case _:
             return None
 

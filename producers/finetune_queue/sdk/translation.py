@@ -11,7 +11,7 @@ from finetune_queue.errors import (
     UnknownJobError,
     UnreadableJobError,
 )
-from finetune_queue.store import IdempotencyError, JobNotFoundError, RedisError, ResponseError
+from finetune_queue.store import IdempotencyError, JobNotFoundError, OutOfMemoryError, RedisError, ResponseError
 
 Known = JobNotFoundError | IdempotencyError | store.UnreadableJobError | RedisError | ConnectionError
 """What has a form that a caller of the SDK sees."""
@@ -35,8 +35,12 @@ def translation(error: Known) -> FineTuneQueueError:
             return IdempotencyConflictError(str(error))
         case store.UnreadableJobError():
             return UnreadableJobError(str(error))
+        case OutOfMemoryError():
+            message = "The queue's Redis is full (maxmemory): it takes nothing new until it is given more memory."
+            return QueueUnavailableError(message)
         case ResponseError():
-            message = f"The queue's Redis refused a command: {error}. `finetune doctor` looks for the cause."
+            reason = str(error).rstrip(".")
+            message = f"The queue's Redis refused a command: {reason}. `finetune doctor` looks for the cause."
             return QueueUnavailableError(message)
         case _:
             reason = str(error).rstrip(".")
