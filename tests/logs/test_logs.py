@@ -13,7 +13,8 @@ import structlog
 from billiard.einfo import ExceptionInfo
 
 from finetune_queue.logs import configure_logging
-from finetune_queue.settings import load_settings
+from finetune_queue.settings import Settings, load_settings
+from finetune_worker.celery import create_app
 
 log = structlog.get_logger("finetune_queue.early")  # as modules do: at import, before any set-up
 
@@ -58,6 +59,17 @@ def test_fields_of_the_context_are_on_each_line_also_of_other_libraries(configur
         "warning",
     )
     assert "job_id" not in after
+
+
+def test_a_task_that_cannot_begin_is_not_told_of_as_the_one_before_it(configured: Callable[..., Any]) -> None:
+    logs = configured()
+    app = create_app(Settings())
+    with structlog.contextvars.bound_contextvars(job_id="j1", stage="submit"):  # as the last task on a thread left them
+        failed = app.tasks["finetune.upload"].apply(args=())
+    assert isinstance(failed.result, TypeError)
+    assert "raised unexpected" in logs.last["event"]
+    assert logs.last["task_id"] == failed.id
+    assert logs.last.keys().isdisjoint({"job_id", "stage"})
 
 
 def test_exceptions_are_fields_without_local_variables(configured: Callable[..., Any]) -> None:

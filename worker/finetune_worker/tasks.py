@@ -52,6 +52,12 @@ class Recovered(Task):  # type: ignore[type-arg]
 
     throws = (RedisError, OperationalError)
 
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002
+        """Forget what the log says of the task before on this thread: one whose arguments do not fit has no body that
+        could do it."""
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(task_id=task_id)
+
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:  # noqa: ARG002
         """Say what happens next; the fields bound for the task say to which job, in which stage."""
         if isinstance(exc, self.throws):
@@ -90,7 +96,7 @@ def register(app: Celery, runtime: HasContainer) -> None:
     # Acks late: until the job is registered the message is all there is of a raw client's request.
     @app.task(name=RUN, base=Recovered, shared=False, bind=True, acks_late=True, Request=DiscreetRequest)
     def run(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
-        _bind(self, "run")
+        _bind("run")
         try:
             with tracing.continued(self.request.get("traceparent")):  # as OpenTelemetry's Celery clients send it
                 message_id, expires = self.request.id or "", self.request.get("expires")
@@ -101,15 +107,15 @@ def register(app: Celery, runtime: HasContainer) -> None:
             time.sleep(PUT_BACK_AFTER)
             raise Reject(str(error), requeue=True) from error
 
-    @app.task(name=SWEEP, base=Recovered, shared=False, bind=True)
-    def sweep_account(self: Task[..., str], account: str) -> str:
-        _bind(self, "sweep", account=account)
+    @app.task(name=SWEEP, base=Recovered, shared=False)
+    def sweep_account(account: str) -> str:
+        _bind("sweep", account=account)
         with tracing.span(SWEEP, kind="consumer", attributes={tracing.ACCOUNT: account}):
             return sweep_if_due(runtime.container, account)
 
     @app.task(name=ACCESS, base=Recovered, shared=False, bind=True)
     def access(self: Task[..., str], job_id: str) -> str:
-        _bind(self, "access", job_id=job_id)
+        _bind("access", job_id=job_id)
         return change_access(runtime.container, job_id, self.request.id or "")
 
 
@@ -117,13 +123,12 @@ def _register_stage(app: Celery, runtime: HasContainer, stage: Stage, function: 
     # Acks early: a stage's recovery is its job's deadline, and a redelivery would only be refused by the claim.
     @app.task(name=stage_task(stage), base=Recovered, shared=False, bind=True)
     def run(self: Task[..., str], job_id: str) -> str:
-        _bind(self, stage, job_id=job_id)
+        _bind(stage, job_id=job_id)
         result = run_stage(runtime.container, stage, function, job_id, self.request.id or "")
         if not result.proceed:
             self.request.chain = None
         return result.sentence
 
 
-def _bind(task: "Task[..., str]", stage: str, **fields: str) -> None:
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(task_id=task.request.id, stage=str(stage), **fields)
+def _bind(stage: str, **fields: str) -> None:
+    structlog.contextvars.bind_contextvars(stage=str(stage), **fields)
