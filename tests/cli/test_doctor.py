@@ -10,17 +10,21 @@ import redis
 
 from finetune_queue import __version__
 from finetune_queue.cli.output import ExitCode
-from finetune_queue.contract import JobState
+from finetune_queue.contract import JobState, parse_sink
 from finetune_queue.local.valkey import ValkeyServer, free_port
 from finetune_queue.store import (
     Accounts,
+    Attempt,
     Budget,
     CallClass,
+    Hold,
     LiveWorker,
+    Outbox,
     Slot,
     Workers,
     clock_skew,
     connect,
+    keys,
 )
 from support.cli import Run, Worker
 from support.until import until
@@ -235,6 +239,31 @@ def test_workers_of_two_versions(run: Run, queue_url: str) -> None:
     versions = checks(run("doctor", "--json"))["versions"]
     assert versions["status"] == "warn"
     assert versions["message"] == f"workers: 1 with 0.0.9, 1 with {__version__}; this program: {__version__}"
+
+
+def test_a_sink_that_answers_and_takes_nothing_is_named(run: Run, worker: Worker, queue_url: str) -> None:
+    url = "https://sink.example/secret?events=accepted"
+    job, sink = worker.accept(reply_to=[url]), parse_sink(url)
+    with connect(queue_url) as client:
+        outbox = Outbox(client)
+        outbox.line_up(job.id, [sink.line(job.id)])
+        assert checks(run("doctor", "--json"))["sinks"]["status"] == "ok"
+        [hold], _ = outbox.take_lines(1, 60)
+        why = f"{sink.shown} answered with status 500"
+        attempt = Attempt(f"{job.id}-1", sink.shown, sink.id, "failed", 1, 5, 500, why)
+        outbox.attempted(hold, job.id, attempt, before=0, after=0, lease=60)
+        client.hincrby(keys.job_sinks(job.id), f"{sink.id}:since", -25 * 60_000)
+        outbox.leave(hold, outbox.subject(job.id), [sink], delay=100)
+        outbox.settle(hold)
+        assert outbox.view().lag == pytest.approx(25 * 60, abs=30)
+        found = checks(run("doctor", "--json"))["sinks"]
+        assert (found["status"], found["message"]) == ("warn", f"{why}; so for 25 min")
+        assert found["action"].endswith(f"finetune deliveries {job.id}")
+
+        hold = Hold(sink.line(job.id), outbox.lines()[0].next_ms)
+        outbox.settle(hold, down_for=100, reason="cannot be reached")
+    [line] = [each for each in run("doctor", "--json").json["checks"] if each["name"] == "sinks"]
+    assert "has been out of reach" in line["message"]
 
 
 @pytest.mark.usefixtures("queue_url")

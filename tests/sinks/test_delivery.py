@@ -84,6 +84,21 @@ def test_while_secrets_change_both_sign(make: MakeDeliveries) -> None:
     assert receiver.verified(new) == receiver.verified(old) == 1
 
 
+@pytest.mark.parametrize("status", [302, 400, 500])
+def test_what_a_sink_refuses_is_told_until_it_takes_it(make: MakeDeliveries, status: int) -> None:
+    bench = make(FINETUNE_BACKOFF_BASE="0.5", FINETUNE_BACKOFF_MAX="0.5")
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=status)]
+        job = bench.cancelled(reply_to=[receiver.url("/hook")])
+        bench.deliver()
+        [found] = bench.outbox.refusals(bench.outbox.lines())
+        assert (found.job_id, found.attempt.status, found.line.failures) == (job.id, status, 0)
+        until(lambda: bench.outbox.view().lag > 0.2, seconds=5)
+        bench.until_done()
+    assert bench.outbox.refusals(bench.outbox.lines()) == []
+    assert bench.outbox.view().lag == 0
+
+
 def test_a_refused_event_comes_again_before_the_next_one(make: MakeDeliveries) -> None:
     bench = make()
     with Receiver() as receiver:

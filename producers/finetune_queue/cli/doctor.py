@@ -245,13 +245,15 @@ def _account(account: AccountStatus) -> Finding:
 
 
 def _sinks(client: "Redis") -> Iterator[Finding]:
-    down = [line for line in Outbox(client).lines() if line.failures]
-    if not down:
-        yield Finding("sinks", "ok", "no sink is out of reach")
-    for origin, lines in groupby(
+    outbox = Outbox(client)
+    lines = outbox.lines()
+    down, refusals = [line for line in lines if line.failures], outbox.refusals(lines)
+    if not down and not refusals:
+        yield Finding("sinks", "ok", "no sink is out of reach or refuses")
+    for origin, group in groupby(
         sorted(down, key=lambda line: line.name), key=lambda line: line.name.partition("#")[0]
     ):
-        waiting = list(lines)
+        waiting = list(group)
         since = words.since(min(line.since_ms or 0 for line in waiting))
         jobs = sum(line.waiting for line in waiting)
         waits = "1 job waits" if jobs == 1 else f"{jobs} jobs wait"
@@ -259,6 +261,11 @@ def _sinks(client: "Redis") -> Iterator[Finding]:
         yield Finding(
             "sinks", "warn", f"{message}: {words.printable(waiting[0].reason)}", "It is tried again by itself."
         )
+    for _, refused in groupby(sorted(refusals, key=lambda each: each.attempt.sink), key=lambda each: each.attempt.sink):
+        first = min(refused, key=lambda each: each.since_ms)
+        why = words.printable(first.attempt.detail)
+        action = f"Mend that, it is tried again by itself. See: finetune deliveries {first.job_id}"
+        yield Finding("sinks", "warn", f"{why}; so for {words.since(first.since_ms)}", action)
 
 
 def _store(name: str, setting: str, url: str, *, needed: bool) -> Finding:

@@ -87,7 +87,7 @@ _QUEUES = _gauge("queue_messages", "Messages that wait in a Celery queue; none w
 _LINES = _gauge("sink_lines", "Lines of events to sinks: up, or down (out of reach)", "condition")
 _SINKS: dict[Metric, Read[OutboxView]] = {
     _gauge("sink_waiting", "Jobs whose events wait in those lines"): lambda view: view.waiting,
-    _gauge("sink_lag_seconds", "For how long the line that is longest late, or down, has been so"): (
+    _gauge("sink_lag_seconds", "For how long the line that is longest late, refused or down, has been so"): (
         lambda view: view.lag
     ),
 }

@@ -102,9 +102,20 @@ class LineStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a line's sinks, which can be reached, did not take: the latest attempt for a job that was put off, and since
+    when (ms) that has failed."""
+
+    line: LineStatus
+    job_id: str
+    attempt: Attempt
+    since_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class OutboxView:
     """All lines at one look: how many are well and how many down, how many jobs wait in them, and for how many seconds
-    the one that is longest late, or down, has been so."""
+    the one that is longest late, refused or down, has been so."""
 
     up: int
     down: int
@@ -269,9 +280,30 @@ class Outbox:
         ]
         return sorted(found, key=lambda line: (-line.failures, line.name))
 
+    def refusals(self, lines: Iterable[LineStatus]) -> list[Refusal]:
+        """Return what the sinks of these lines did not take, of each line that is not down one job at most."""
+        up = [line for line in lines if not line.failures]
+        pipe = self._redis.pipeline(transaction=False)
+        for line in up:
+            pipe.zrange(keys.line(line.name), -1, -1)  # one that was put off is behind all that are due
+        last = [(line, ids[0]) for line, ids in zip(up, pipe.execute(), strict=True) if ids]
+        for _, job_id in last:
+            pipe.hgetall(keys.job_sinks(job_id))
+            pipe.lrange(keys.deliveries(job_id), 0, -1)
+        replies = pipe.execute()
+        found = []
+        for (line, job_id), state, rows in zip(last, replies[::2], replies[1::2], strict=True):
+            for attempt in (Attempt(**json.loads(row)) for row in rows):
+                since = state.get(f"{attempt.sink_id}:since")
+                if since is not None and attempt.sink.startswith(line.name.partition("#")[0]):
+                    found.append(Refusal(line, job_id, attempt, int(since)))
+                    break
+        return found
+
     def view(self) -> OutboxView:
         """Return how far the sinks are behind."""
         lines = self.lines()
+        refusals = self.refusals(lines)
         pipe = self._redis.pipeline(transaction=False)
         pipe.time()
         for index in (keys.outbox(), *(keys.line(line.name) for line in lines)):
@@ -279,6 +311,7 @@ class Outbox:
         (seconds, micros), *firsts = pipe.execute()
         now = seconds * 1000 + micros / 1000
         since = [first[0][1] for first in firsts if first] + [line.since_ms for line in lines if line.since_ms]
+        since += [refusal.since_ms for refusal in refusals]  # each was put off, and so is not due now
         down = sum(1 for line in lines if line.failures)
         return OutboxView(
             up=len(lines) - down,
