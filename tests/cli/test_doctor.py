@@ -170,6 +170,30 @@ def test_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["staging"]["status"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("redis://:wrong@{place}/0", "username-password"),
+        ("redis://{place}/0", "Authentication"),
+        ("redis://:secret@{place}/99", "DB index"),
+    ],
+)
+def test_a_server_that_refuses_is_not_said_to_be_away(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, said: str
+) -> None:
+    with ValkeyServer(tmp_path / "valkey") as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("requirepass", "secret")
+        monkeypatch.setenv("FINETUNE_REDIS_URL", url.format(place=f"127.0.0.1:{server.port}"))
+        check = checks(run("doctor", "--json"))["redis"]
+        listed = run("list").err
+    assert check["status"] == "fail"
+    assert "answers, and refuses: " in check["message"]
+    assert said in check["message"]
+    assert check["action"].startswith("Correct user, password and database number in FINETUNE_REDIS_URL")
+    assert "The queue's Redis refused a command" in listed
+
+
 @pytest.mark.usefixtures("queue_url")
 def test_another_broker_that_is_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_BROKER_URL", "redis://127.0.0.1:1/0")

@@ -22,8 +22,10 @@ from finetune_queue.storage import Place, StorageError
 from finetune_queue.store import (
     Accounts,
     AccountStatus,
+    AuthenticationError,
     Outbox,
     RedisError,
+    ResponseError,
     ServerFacts,
     Workers,
     clock_skew,
@@ -98,6 +100,11 @@ def _server(settings: Settings) -> Iterator[Finding]:
     try:
         with connect(settings.finetune_redis_url) as client:
             facts = server_facts(client)
+    except (AuthenticationError, ResponseError) as error:
+        message = f"{where} answers, and refuses: {words.printable(error)}"
+        action = "Correct user, password and database number in FINETUNE_REDIS_URL, or what that user may do."
+        yield Finding("redis", "fail", message, action)
+        return
     except RedisError as error:
         message = f"{where} does not answer: {words.printable(error)}"
         yield Finding("redis", "fail", message, "Start the server, or set FINETUNE_REDIS_URL to where it is.")

@@ -11,7 +11,14 @@ from finetune_queue.errors import (
     UnknownJobError,
     UnreadableJobError,
 )
-from finetune_queue.store import IdempotencyError, JobNotFoundError, OutOfMemoryError, RedisError, ResponseError
+from finetune_queue.store import (
+    AuthenticationError,
+    IdempotencyError,
+    JobNotFoundError,
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+)
 
 Known = JobNotFoundError | IdempotencyError | store.UnreadableJobError | RedisError | ConnectionError
 """What has a form that a caller of the SDK sees."""
@@ -38,7 +45,7 @@ def translation(error: Known) -> FineTuneQueueError:
         case OutOfMemoryError():
             message = "The queue's Redis is full (maxmemory): it takes nothing new until it is given more memory."
             return QueueUnavailableError(message)
-        case ResponseError():
+        case ResponseError() | AuthenticationError():
             reason = str(error).rstrip(".")
             message = f"The queue's Redis refused a command: {reason}. `finetune doctor` looks for the cause."
             return QueueUnavailableError(message)

@@ -1,6 +1,6 @@
 """The only package that talks to Redis: keys, scripts, the job store and the accounts' budget."""
 
-from redis import OutOfMemoryError, RedisError, ResponseError
+from redis import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
 
 from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfers_of
 from finetune_queue.store.budget import CALL_MARGIN, SWEEP, Budget, NoSlot, Slot
@@ -71,6 +71,7 @@ __all__ = [
     "AccountStatus",
     "Accounts",
     "Attempt",
+    "AuthenticationError",
     "Budget",
     "CallClass",
     "Change",
