@@ -160,6 +160,7 @@ def test_a_disk_that_loses_bytes_ends_the_download_and_none_is_taken_up(
     monkeypatch.setattr(os, "fsync", full_once)
     error = failure(server, part)
     assert (type(error), error.code) == (NoRoom, "disk_full")
+    assert f"The disk of {part.parent} is full." in str(error)
     assert "set TMPDIR to a larger disk" in str(error)
     monkeypatch.undo()
     assert get(server, part).sha256 == digest(CONTENT)
@@ -191,6 +192,18 @@ def test_a_disk_that_has_lost_what_was_kept_is_heard_of_before_it_is_taken_up(
         assert failure(server, part).code == "disk_full"
     assert get(server, part).sha256 == digest(CONTENT)
     assert "range" not in bucket.heard[1].headers
+
+
+def test_a_quota_that_is_used_up_is_no_full_disk(
+    server: RawServer, part: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def over_quota(handle: int) -> None:
+        raise OSError(errno.EDQUOT, "x")
+
+    monkeypatch.setattr(os, "fsync", over_quota)
+    error = failure(server, part)
+    assert error.code == "disk_full"
+    assert f"quota on the disk of {part.parent} is used up" in error.detail
 
 
 def _full(handle: int) -> None:
@@ -241,6 +254,7 @@ def test_a_disk_that_fills_up_keeps_what_came(server: RawServer, part: Path, buc
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (type(error), error.code) == (NoRoom, "disk_full")
+    assert f"may write no file of this size in {part.parent}. Raise `ulimit -f`" in error.detail
     assert get(server, part).sha256 == digest(CONTENT)
     assert bucket.heard[1].headers["range"] == "bytes=400000-"
 

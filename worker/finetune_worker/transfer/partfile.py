@@ -45,7 +45,13 @@ SPARE_BYTES = 16 * 1024 * 1024
 _READ = 1024 * 1024
 _MAKE_ROOM = "Make room there, or set TMPDIR to a larger disk."
 _MEND = "Mend it, or set TMPDIR to another disk."
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL = {
+    errno.ENOSPC: f"The disk of {{folder}} is full. {_MAKE_ROOM}",
+    errno.EDQUOT: "The worker's quota on the disk of {folder} is used up. Raise it, or set TMPDIR to another disk.",
+    errno.EFBIG: "The worker may write no file of this size in {folder}. Raise `ulimit -f`, or set TMPDIR to a disk "
+    "that takes larger files.",
+}
+"""What is said when the download does not fit."""
 _log = structlog.get_logger(__name__)
 
 
@@ -93,10 +99,10 @@ class PartFile:
         self._syncing = Beside("sync")
         self._hashing = Hashing()
         self._hash(None)
-        with _disk():
+        with _disk(path.parent):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            with _disk():
+            with _disk(self.path.parent):
                 self._lock()
                 note = self._usable_note()
             self._load(note, report)
@@ -135,14 +141,14 @@ class PartFile:
     def begin(self, known: Known | None, checksum: Checksum | None) -> None:
         """Start from the first byte of an object; without ``known`` it cannot be resumed."""
         self._syncing.wait()
-        with _disk():
+        with _disk(self.path.parent):
             _sidecar(self.path).unlink(missing_ok=True)  # first: a worker killed here leaves no note with other bytes
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
         self.known, self.size, self._synced, self.etag = known, 0, 0, None
         self._hash(checksum)
         if known is not None:
-            with _disk():
+            with _disk(self.path.parent):
                 self._write_note(known)
 
     def require_room(self, total: int) -> None:
@@ -157,7 +163,7 @@ class PartFile:
         """Append."""
         view = memoryview(data)
         while view:
-            with _disk():
+            with _disk(self.path.parent):
                 written = os.write(self._file, view)
             self._hashing.update(view[:written])
             self.size += written
@@ -182,7 +188,7 @@ class PartFile:
     def _or_lost(self) -> Iterator[None]:
         """Nobody knows which bytes a disk has lost that fails late: none of them is taken up again."""
         try:
-            with _disk():
+            with _disk(self.path.parent):
                 yield
         except NoRoom as failed:
             _sidecar(self.path).unlink(missing_ok=True)
@@ -234,19 +240,20 @@ class PartFile:
                 report(self.size, note.total)
 
     def _read_on(self) -> bytes:
-        with _disk():
+        with _disk(self.path.parent):
             return os.read(self._file, _READ)
 
 
 @contextmanager
-def _disk() -> Iterator[None]:
-    """Name what the file system says."""
+def _disk(folder: Path) -> Iterator[None]:
+    """Name what the file system says of the folder."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise NoRoom("disk_full", f"The worker's disk is full. {_MAKE_ROOM}") from None
-        raise NoRoom("disk_failed", f"The file system does not take the download: {error.strerror}. {_MEND}") from None
+        if said := _FULL.get(error.errno or 0):
+            raise NoRoom("disk_full", said.format(folder=folder)) from None
+        said = f"The file system of {folder} does not take the download: {error.strerror}. {_MEND}"
+        raise NoRoom("disk_failed", said) from None
 
 
 def discard(part: Path) -> None:
