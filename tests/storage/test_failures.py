@@ -39,6 +39,8 @@ VARIABLES = {
     "az": "AZURE_STORAGE_CONNECTION_STRING",
 }
 
+ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST", "az": "the account's name"}
+
 
 class Refusing:
     """A store of any kind that answers everything with `status`."""
@@ -342,15 +344,17 @@ def test_a_store_that_refuses(refusing: Refusing, lead: Lead, caplog: pytest.Log
 
 def test_a_store_that_is_busy(refusing: Refusing, lead: Lead) -> None:
     refusing.status = 503
-    with pytest.raises(UnavailableError, match=r"SlowDown|503") as caught:
+    with pytest.raises(UnavailableError, match=r"cannot be used now: (SlowDown|HTTP 503)") as caught:
         lead(refusing.url).check_writable()
     assert caught.value.retryable
+    assert caught.value.fix == ""  # the network and the address are right
 
 
-def test_a_store_that_is_not_there(lead: Lead, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_store_that_is_not_there(lead: Lead, scheme: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UnavailableError) as caught:
         lead("http://127.0.0.1:9").check_writable()
     assert caught.value.code == "unavailable"
+    assert caught.value.fix.startswith(f"Check the network from here to it, and {ENDPOINTS[scheme]}")
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 

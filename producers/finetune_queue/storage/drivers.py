@@ -51,6 +51,8 @@ class Driver:
     filesystem: str
     credentials: str
     """Where the library looks for them, for a sentence."""
+    endpoint: str
+    """What says where the store is, for a sentence."""
     options: Mapping[str, Any]
     put: Mapping[str, Any]
     open: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +69,7 @@ DRIVERS = {
         module="s3fs",
         filesystem="S3FileSystem",
         credentials="AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, a profile, or the machine's role",
+        endpoint="AWS_ENDPOINT_URL, for another store than Amazon's, or AWS_REGION",
         options={"config_kwargs": {"connect_timeout": 10, "read_timeout": 12}, "default_block_size": _READ_AHEAD},
         put={"chunksize": _PART, "max_concurrency": 4},
         mend=_bounded_s3,
@@ -77,6 +80,7 @@ DRIVERS = {
         module="gcsfs.core",
         filesystem="GCSFileSystem",
         credentials="GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
+        endpoint="STORAGE_EMULATOR_HOST, which is for an emulator alone",
         options={"requests_timeout": 120, "block_size": _READ_AHEAD},
         put={"chunksize": _PART},
         open={"cache_type": "readahead"},
@@ -86,6 +90,7 @@ DRIVERS = {
         module="adlfs",
         filesystem="AzureBlobFileSystem",
         credentials="AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key, SAS token or identity",
+        endpoint="the account's name or the endpoint in AZURE_STORAGE_CONNECTION_STRING",
         options={"blocksize": _READ_AHEAD, "max_concurrency": 4},
         put={"overwrite": True},
         log_levels={"azure": logging.ERROR},
@@ -168,7 +173,9 @@ def meaning(error: Exception, address: ObjectAddress, url: str, *, writing: bool
     if isinstance(error, OSError | TimeoutError) or type(error).__module__.split(".")[0] in _LIBRARIES:
         busy = isinstance(error, OSError) and error.errno in _BUSY
         why = code or ("it is busy" if busy else f"HTTP {status}" if status else type(error).__name__)
-        return UnavailableError(f"The store of {url} cannot be used now: {why}.")
+        answered = code or status or busy
+        fix = "" if answered else f"Check the network from here to it, and {DRIVERS[address.scheme].endpoint}."
+        return UnavailableError(f"The store of {url} cannot be used now: {why}.", fix)
     return None
 
 
