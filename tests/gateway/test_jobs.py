@@ -1,5 +1,6 @@
 """Submit, read, list, cancel and retry over HTTP."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import httpx
 import pytest
 import redis
 
-from finetune_queue.contract import JobError, JobState, Stage, derived_job_id
+from finetune_queue.contract import JobError, JobState, Stage, derived_job_id, new_job_id
 from finetune_queue.messaging import QUEUE
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import Accounts, Change, JobStore, keys
@@ -127,6 +128,15 @@ def test_the_key_of_an_object_is_taken_as_it_is(http: httpx.Client, queue: FineT
 
 def test_a_body_that_is_no_object_says_what_is_wanted(http: httpx.Client) -> None:
     assert problem(http.post("/v1/jobs", json=[1]), 422, "invalid-request")["detail"] == "/: should be a JSON object"
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+def test_json_that_is_not_said_to_be_json_is_told_of_by_its_header(http: httpx.Client, kind: str | None) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    for path in ("/v1/jobs", f"/v1/jobs/{new_job_id()}/access"):
+        reply = http.post(path, content=json.dumps(sample()), headers=headers)
+        assert "Content-Type: application/json" in problem(reply, 415, "unsupported-media-type")["detail"]
+    assert problem(http.post("/v1/jobs"), 422, "invalid-request")["detail"] == "/: is required"
 
 
 def test_a_local_path_reaches_no_file_of_the_gateway(http: httpx.Client, staging: Path, tmp_path: Path) -> None:

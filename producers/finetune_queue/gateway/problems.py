@@ -175,6 +175,8 @@ def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 
 def _invalid(error: RequestValidationError) -> ProblemError:
+    if isinstance(error.body, bytes) and error.body:  # FastAPI reads a body as JSON that is said to be, and no other
+        return ProblemError("unsupported-media-type", "Send JSON, and say so: `Content-Type: application/json`.")
     problems = []
     for found in error.errors():
         source, *path = found["loc"]

@@ -14,6 +14,9 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 _NO_CHANGE = ("job-not-found", "not-possible", "job-unreadable")
 """Why a job may not be changed."""
 
+_BODY = ("bad-request", "too-large", "request-timeout", "unsupported-media-type")
+"""Why a body in JSON may not be read."""
+
 IdempotencyKey = Annotated[
     Key | SkipJsonSchema[None],
     Header(description="The same key and request give the same job, however often they are sent."),
@@ -26,9 +29,7 @@ IdempotencyKey = Annotated[
     response_model_exclude_none=True,
     responses={
         202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "The job."}}},
-        **documented(
-            "bad-request", "too-large", "request-timeout", "invalid-request", "idempotency-conflict", "job-unreadable"
-        ),
+        **documented(*_BODY, "invalid-request", "idempotency-conflict", "job-unreadable"),
     },
 )
 def submit(
@@ -83,7 +84,7 @@ def retry(job_id: JobId, backend: BackendDep) -> JobView:
     "/{job_id}/access",
     status_code=202,
     response_model_exclude_none=True,
-    responses=documented("bad-request", "too-large", "request-timeout", *_NO_CHANGE),
+    responses=documented(*_BODY, *_NO_CHANGE),
 )
 def access(job_id: JobId, body: AccessBody, backend: BackendDep) -> JobView:
     """Have the model of an ended job made public or private at Segmind. The job's `access` says what is wanted, what
