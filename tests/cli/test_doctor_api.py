@@ -1,6 +1,7 @@
 """``finetune doctor --api`` against the sandbox: what it asks, what it finds, and that it keeps to the budget."""
 
 import json
+import re
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from finetune_queue.cli.output import ExitCode
 from finetune_queue.store import AccountLimits, Accounts, Budget, Slot, connect, keys
 from segmind_sandbox.testing import LiveSandbox
 from support.cli import Result, Run
+from support.until import until
 
 GATEWAY = "http://127.0.0.1:9"
 ASKED = ("key default", "credits default", "limit default", "webhook default", "segmind clock")
@@ -161,6 +163,33 @@ def test_an_account_that_is_paused_is_not_asked_and_not_waited_for(run: Run, san
     assert list(found) == ["api default"]
     assert "is paused for 1" in found["api default"]["message"]
     assert "rate limit" in found["api default"]["message"]
+    assert api_calls(sandbox) == 0
+
+
+def test_a_pause_of_seconds_is_told_of_at_once(run: Run, sandbox: LiveSandbox) -> None:
+    sandbox.control.add_fault(op="credits", kind="rate_limited", retry_after=20)
+    run("doctor", "--api")
+    sandbox.control.reset("report")
+    found = asked(run("doctor", "--api", "--json"))
+    assert list(found) == ["api default"]
+    assert re.search(r"is paused for (20|1\d) s: .*rate limit", found["api default"]["message"])
+    assert "goes on by itself" in found["api default"]["action"]
+    assert api_calls(sandbox) == 0
+
+
+def test_an_account_that_a_worker_is_just_trying_again_is_not_waited_for(
+    run: Run, sandbox: LiveSandbox, queue_url: str
+) -> None:
+    with connect(queue_url) as client:
+        Accounts(client).configure("default", AccountLimits(calls=50, window=60))
+        budget = Budget(client, call_timeout=60, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
+        first = budget.take("default", "a-job", 0.0)
+        assert isinstance(first, Slot)
+        budget.pause(first, "Segmind answered 503.", 0.01)
+        until(lambda: isinstance(budget.take("default", "a-job", 0.0), Slot), seconds=5)
+    found = asked(run("doctor", "--api", "--json"))
+    assert list(found) == ["api default"]
+    assert "is paused while one call tries it again: Segmind answered 503." in found["api default"]["message"]
     assert api_calls(sandbox) == 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from finetune_queue.cli import output, words
 from finetune_queue.cli.output import CliError, ExitCode, usage_error
+from finetune_queue.contract import WaitReason
 from finetune_queue.settings import Settings
 from finetune_queue.store import (
     AccountLimits,
@@ -68,7 +69,7 @@ class Session:
         """Make one call to Segmind in a slot of the account, waiting for one as long as a window lasts.
 
         Raises:
-            CliError: there was no slot, or the call failed; its code is that of the call's error.
+            CliError: the account is paused, there was no slot, or the call failed, with the code of its error.
         """
         from finetune_worker.segmind.errors import RateLimited, SegmindError
 
@@ -94,14 +95,10 @@ class Session:
         return self._accounts.status(self.account)
 
     def _slot(self) -> Slot:
-        found = self._budget.take(self.account, HOLDER, 0.0)
+        found = self._take()
         if isinstance(found, Slot):
             return found
         patience = self.settings.accounts[self.account].rate_limit.seconds + GRACE
-        status = self.status
-        if status.paused_for > patience:
-            message = f"The account '{self.account}' is paused for {words.duration(status.paused_for)}: "
-            raise CliError(message + status.pause_reason, ExitCode.UNAVAILABLE, "account_paused")
         said = f"Waiting for a free call of the account '{self.account}', {patience:g} s at most ..."
         errors = output.errors()
         end = time.monotonic() + patience
@@ -111,7 +108,16 @@ class Session:
                     message = f"The account '{self.account}' had no call free in {patience:g} s ({found.reason})."
                     raise CliError(message, ExitCode.UNAVAILABLE, "no_call_free")
                 time.sleep(ASK_AGAIN)
-                found = self._budget.take(self.account, HOLDER, 0.0)
+                found = self._take()
+        return found
+
+    def _take(self) -> Slot | NoSlot:
+        found = self._budget.take(self.account, HOLDER, 0.0)
+        if isinstance(found, NoSlot) and found.reason is WaitReason.PAUSED:
+            status = self.status
+            left = f"for {words.duration(status.paused_for)}" if status.paused_for else "while one call tries it again"
+            message = f"The account '{self.account}' is paused {left}: {status.pause_reason}"
+            raise CliError(message, ExitCode.UNAVAILABLE, "account_paused")
         return found
 
 
