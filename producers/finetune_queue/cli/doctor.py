@@ -33,6 +33,7 @@ from finetune_queue.store import (
     server_facts,
     server_problems,
 )
+from finetune_queue.store.workers import GONE
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -166,16 +167,19 @@ def _clock(client: "Redis") -> Iterator[Finding]:
 
 
 def _versions(client: "Redis") -> Iterator[Finding]:
-    """Say which versions run, unless no worker has said that it is there: then the line before says what to do."""
+    """Say which versions ran of late, unless no worker has said that it is there: then the line before says what to do.
+
+    One that was killed counts until then: whether a worker answers now is what that line says."""
     running = Counter(worker.version for worker in Workers(client).alive())
     if not running:
         return
-    said = ", ".join(f"{count} with {words.printable(version)}" for version, count in sorted(running.items()))
+    found = ", ".join(f"{count} with {words.printable(version)}" for version, count in sorted(running.items()))
+    said = f"workers seen in the last {GONE:g} s: {found}"
     if running.keys() == {__version__}:
-        yield Finding("versions", "ok", f"workers: {said}, as this program")
+        yield Finding("versions", "ok", f"{said}, as this program")
         return
     action = "Fine during an upgrade, workers first; else bring them to one version (docs/upgrade.md)."
-    yield Finding("versions", "warn", f"workers: {said}; this program: {__version__}", action)
+    yield Finding("versions", "warn", f"{said}; this program: {__version__}", action)
 
 
 def _remote(settings: Settings) -> list[Sink]:
