@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from finetune_queue.cli.output import ExitCode
 from support.cli import Run
 from support.images import make_dataset_folder, make_dataset_zip, make_zip
@@ -42,6 +44,13 @@ def test_nothing_to_check(run: Run, tmp_path: Path) -> None:
     result = run("dataset", "check", tmp_path / "missing", "--json")
     assert result.code == ExitCode.USAGE
     assert result.error["code"] == "dataset_not_found"
+
+
+def test_an_empty_path_is_not_the_current_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_dataset_folder(tmp_path / "images"))
+    result = run("dataset", "check", "", "--json")
+    assert (result.code, result.error["code"]) == (ExitCode.USAGE, "dataset_bad_address")
+    assert run("dataset", "check", ".").code == ExitCode.OK
 
 
 def test_a_folder_with_an_odd_file_name_is_not_told_to_give_a_folder(run: Run, tmp_path: Path) -> None:

@@ -74,8 +74,10 @@ def local_path(source: str) -> Path:
     """Return the folder or ZIP on this machine that a person named, `~` included.
 
     Raises:
-        DatasetError: it is a URL.
+        DatasetError: it is a URL, or empty.
     """
+    if not source:
+        raise DatasetError("dataset_bad_address", "No folder or ZIP is named.", "The current folder is `.`.")
     if "://" in source:
         raise DatasetError(
             "dataset_bad_address",
