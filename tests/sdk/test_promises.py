@@ -152,6 +152,15 @@ def test_a_wait_goes_on_through_a_restart_of_redis(tmp_path: Path) -> None:
     assert [event.id for event in events] == [f"{job.id}-{number}" for number in range(1, 7)]
 
 
+def test_a_wait_does_not_say_that_a_job_goes_on_that_needs_a_person(queue: FineTuneQueue, redis_url: str) -> None:
+    job = queue.submit(sample())
+    with connect(redis_url) as client:
+        worker = Worker(client)
+        worker.move(worker.bring(worker.store.get(job.id), JobState.SUBMITTING), JobState.NEEDS_ATTENTION, intent_ms=1)
+    with pytest.raises(WaitTimeoutError, match=r"was still needs_attention after 0 s\. It waits for a person\.$"):
+        job.wait(0)
+
+
 @pytest.mark.parametrize(("number", "jobs"), [(0, 1), (1, 1000), (2, 3)], ids=["one", "many", "async"])
 def test_the_examples_of_the_page_run(redis_url: str, number: int, jobs: int) -> None:
     program = subprocess.Popen(

@@ -84,7 +84,8 @@ class Job:
             except QueueUnavailableError as error:  # a restart, or a failover: the job is in its log
                 trouble = f" It was not seen since: {error}"
             if end is not None and time.monotonic() >= end:
-                message = f"Job {self.id} was still {self.state} after {timeout:g} s. It goes on.{trouble}"
+                then = "It waits for a person" if self.state is JobState.NEEDS_ATTENTION else "It goes on"
+                message = f"Job {self.id} was still {self.state} after {timeout:g} s. {then}.{trouble}"
                 raise WaitTimeoutError(message)
             time.sleep(FOLLOW_EVERY)
 
