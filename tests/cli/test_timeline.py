@@ -85,6 +85,18 @@ def test_a_job_that_needs_a_person_says_so(worker: Worker) -> None:
     assert found[3].detail == "a person must say whether the submit reached Segmind (finetune resolve)"
 
 
+def test_a_job_that_no_worker_has_taken_up_says_so_after_a_while(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = worker.accept()
+    assert detail(job, None) == ""
+    monkeypatch.setattr("finetune_queue.cli.timeline.TAKEN_UP", -1.0)
+    assert detail(job, None) == "waiting for a free worker: none has taken it up yet"
+    assert detail(job, None, stranded=True) == "no worker runs: it waits until one is started"
+    assert detail(job.model_copy(update={"owner": "task-1"}), None) == ""
+    assert detail(worker.bring(job, JobState.TRAINING), Waiting(WaitReason.PROVIDER, 0, None)) == "Segmind: REQUESTED"
+
+
 def test_a_cancel_says_what_goes_on(worker: Worker) -> None:
     job = worker.move(worker.bring(worker.accept(), JobState.TRAINING), JobState.CANCELLED, waiting_for=None)
     assert detail(job, None) == "stopped here; Segmind's training goes on, it has no cancel"
