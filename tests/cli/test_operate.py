@@ -131,7 +131,7 @@ def test_what_celery_could_not_read_is_sent_again_byte_for_byte(run: Run, worker
 def test_events_that_a_sink_did_not_take_are_sent_to_it_again(run: Run, client: redis.Redis) -> None:
     event = {"id": "job-1-6", "type": "io.finetunequeue.job.succeeded.v1"}
     lost = LostDelivery("job-1", "https://a.example/hook", "https://user:secret@a.example/hook", [json.dumps(event)])
-    letter = DeadLetter("job-1-6", "the sink did not take it", [], lost)
+    letter = DeadLetter("job-1-6", "the events were not delivered", [], lost)
     place: Any = client.xadd(keys.dead_letters(), letter.fields())  # type: ignore[arg-type]
     said = run("dead", "list")
     assert "1 event of job job-1 for https://a.example/hook" in said.out

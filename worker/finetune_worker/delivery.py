@@ -174,7 +174,7 @@ class _Delivery:
         that is ``gone`` gets none of the events that follow."""
         lost = [text for _, _, text in self._wanted(subject, sink)]
         content = LostDelivery(subject.id, sink.shown, sink.url, lost)
-        letter = DeadLetter(attempt.event_id, "the sink did not take it", [attempt.detail], content)
+        letter = DeadLetter(attempt.event_id, "the events were not delivered", [attempt.detail], content)
         attempt = replace(attempt, outcome="dead")
         self._note(subject, sink, attempt, after=len(subject.events), dead=letter, gone=gone)
         log.error("delivery_given_up", job_id=subject.id, sink=sink.shown, events=len(lost), reason=attempt.detail)
