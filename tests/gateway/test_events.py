@@ -9,13 +9,14 @@ from typing import Any
 import httpx
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from finetune_queue.contract import JobState, new_job_id
 from finetune_queue.gateway import hub, server
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.sdk import FineTuneQueue, Job
 from finetune_queue.settings import Settings
-from finetune_queue.store import Change, JobStore, keys
+from finetune_queue.store import Change, Feed, JobStore, keys
 from gateway.serving import AUTH, MakeSettings, Start, run_gateway
 from gateway.sse import stream
 from support.samples import sample
@@ -174,6 +175,50 @@ def test_a_stream_waits_for_a_redis_that_is_away_and_misses_nothing(
                 valkey.start()
                 move(queue, job, JobState.UPLOADING, JobState.CANCELLED)
                 assert [event.kind for event in events if event.event == "message"] == ["uploading", "cancelled"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"event": "no JSON"}, {"event": "[]"}, {"event": '{"subject": []}'}, {"event": b"\xff"}, {"other": "1"}],
+    ids=["no JSON", "no object", "no subject", "no text", "no event"],
+)
+def test_what_is_no_event_does_not_keep_news_from_those_who_follow(
+    http: httpx.Client, queue: FineTuneQueue, client: redis.Redis, fields: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "LOOK_EVERY", 60.0)
+    job = queue.submit(sample())
+    with stream(http, f"/v1/jobs/{job.id}/stream") as events, capture_logs() as logs:
+        assert next(events).kind == "accepted"
+
+        def told() -> bool:
+            client.xadd(keys.events(), fields)  # again, as the gateway may not have looked for the newest one yet
+            return "event_stream_unreadable" in [entry["event"] for entry in logs]
+
+        until(told, seconds=5, pause=0.2)
+        move(queue, job, JobState.UPLOADING, JobState.CANCELLED)
+        assert [event.kind for event in events if event.event == "message"] == ["uploading", "cancelled"]
+
+
+def test_a_thread_that_the_system_refuses_does_not_end_the_reader_of_events(
+    http: httpx.Client, queue: FineTuneQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "LOOK_EVERY", 60.0)
+    latest = Feed.latest
+    refused: list[bool] = []
+
+    def at_first_refused(feed: Feed) -> str:
+        if not refused:
+            refused.append(True)
+            raise RuntimeError("can't start new thread")
+        return latest(feed)
+
+    monkeypatch.setattr(Feed, "latest", at_first_refused)
+    job = queue.submit(sample())
+    with stream(http, f"/v1/jobs/{job.id}/stream") as events:
+        assert next(events).kind == "accepted"
+        until(lambda: bool(refused), seconds=5)
+        move(queue, job, JobState.UPLOADING, JobState.CANCELLED)
+        assert [event.kind for event in events if event.event == "message"] == ["uploading", "cancelled"]
 
 
 def test_streams_end_when_the_gateway_stops(settings: Settings, queue: FineTuneQueue) -> None:

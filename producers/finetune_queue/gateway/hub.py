@@ -77,14 +77,13 @@ class Hub:
                     place = await to_thread.run_sync(self._feed.latest, limiter=self._reader)
                     self._wake(None)
                 found = await to_thread.run_sync(self._feed.wait, place, _BLOCK, _BATCH, limiter=self._reader)
-            except RedisError as error:
-                log.warning("event_stream_unreadable", error=str(error))
+                if found:
+                    place = found[-1].place
+                    self._wake({json.loads(item.event).get("subject") for item in found})
+            except Exception as error:  # also an entry that is no event, and a thread that the system refuses
+                log.warning("event_stream_unreadable", error=str(error), exc_info=not isinstance(error, RedisError))
                 place = None
                 await asyncio.sleep(_BLOCK)
-                continue
-            if found:
-                place = found[-1].place
-                self._wake({json.loads(item.event).get("subject") for item in found})
 
     def _wake(self, subjects: set[str | None] | None) -> None:
         for news, subject in self._followers.items():
