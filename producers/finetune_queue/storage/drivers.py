@@ -22,8 +22,8 @@ from finetune_queue.storage.urls import ObjectAddress
 _PART = 8 << 20
 _READ_AHEAD = 4 << 20
 
-S3_CALL_SECONDS = 25.0
-S3_ABORT_SECONDS = 2.0
+CALL_SECONDS = 25.0
+ABORT_SECONDS = 2.0
 """What a call has with all its tries, and one that gives up an upload after it. Together it is less than a stage may be
 silent (FINETUNE_LEASE): what takes longer would go on without its job."""
 
@@ -37,10 +37,42 @@ def _bounded_s3(kind: Any) -> Any:
 
         async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
             aborts = method == "abort_multipart_upload"
-            async with asyncio.timeout(S3_ABORT_SECONDS if aborts else S3_CALL_SECONDS):
+            async with asyncio.timeout(ABORT_SECONDS if aborts else CALL_SECONDS):
                 return await super()._call_s3(method, *args, **kwargs)
 
     return Bounded
+
+
+def _bounded_gs(kind: Any) -> Any:
+    """Return Google's file system with an end to each call: a time-out of its own holds for each of six tries."""
+
+    class Bounded(kind):  # type: ignore[misc]  # the library has no types
+        async def _call(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
+            aborts = method == "DELETE" and path.startswith("http")  # an upload's own address; objects have a path
+            async with asyncio.timeout(ABORT_SECONDS if aborts else CALL_SECONDS):
+                return await super()._call(method, path, *args, **kwargs)
+
+    return Bounded
+
+
+def _bounded_az(kind: Any) -> Any:
+    """Have Azure's file system make clients that put an end to each call, which it has no option for: four tries of a
+    minute with a quarter of one between them are the client's own, and to send it may take for ever."""
+    blob, spec = map(importlib.import_module, ("azure.storage.blob.aio", "adlfs.spec"))
+
+    class Tries(blob.LinearRetry):  # type: ignore[misc, name-defined]  # not always installed
+        async def send(self, request: Any) -> Any:
+            async with asyncio.timeout(CALL_SECONDS):
+                return await super().send(request)
+
+    class Client(blob.BlobServiceClient):  # type: ignore[misc, name-defined]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options["retry_policy"] = Tries(backoff=2, retry_total=2, random_jitter_range=1)
+            options |= {"connection_timeout": 10, "read_timeout": 12, "max_single_put_size": _READ_AHEAD}
+            super().__init__(*args, **options)
+
+    spec.AIOBlobServiceClient = Client  # type: ignore[attr-defined]
+    return kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +116,7 @@ DRIVERS = {
         options={"requests_timeout": 120, "block_size": _READ_AHEAD},
         put={"chunksize": _PART},
         open={"cache_type": "readahead"},
+        mend=_bounded_gs,
         log_levels={"gcsfs": logging.CRITICAL},
     ),
     "az": Driver(
@@ -93,6 +126,7 @@ DRIVERS = {
         endpoint="the account's name or the endpoint in AZURE_STORAGE_CONNECTION_STRING",
         options={"blocksize": _READ_AHEAD, "max_concurrency": 4},
         put={"overwrite": True},
+        mend=_bounded_az,
         log_levels={"azure": logging.ERROR},
     ),
 }
