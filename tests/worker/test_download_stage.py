@@ -3,15 +3,16 @@
 import errno
 import fcntl
 import os
+import socket
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from finetune_queue.contract import JobRecord, JobState
+from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.storage import Place
+from finetune_queue.storage import DiskFullError, Place, UnavailableError, drivers
 from finetune_queue.store import Change
 from finetune_worker.stages.sweep import sweep
 from finetune_worker.transfer.errors import NoRoom
@@ -100,6 +101,52 @@ def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(benc
     assert s3.head_object(Bucket=bucket, Key=f"weights/{job.id}/weights.safetensors")["ContentLength"] == 65536
     assert (downloads(bench), bench.submits()) == (1, 1)
     assert not bench.container.work_folder.part_of(job.id).exists()
+
+
+def test_an_outage_of_the_store_ends_no_paid_job(bench: Bench, s3: Any, bucket: str) -> None:
+    object.__setattr__(bench.container, "artifacts", Place(f"s3://{bucket}/weights"))
+    tries = bench.container.settings.finetune_max_attempts + 2
+
+    def meets_an_outage(job: JobRecord) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(drivers, "_filesystems", {})
+            patch.setattr(drivers, "CALL_SECONDS", 0.2)
+            patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            for _ in range(tries):
+                bench.run(job)
+        waiting = bench.read(job)
+        assert (waiting.state, waiting.owner, waiting.waiting_for) == (JobState.DOWNLOADING, "", WaitReason.BACKOFF)
+        assert (waiting.takeovers, bench.error(job).code) == (0, "unavailable")
+
+    job = downloading(bench)
+    meets_an_outage(job)
+    bench.run(job)
+    assert bench.read(job).stage is Stage.PUBLISH
+    meets_an_outage(job)
+    bench.run(job)
+    assert bench.read(job).state is JobState.SUCCEEDED
+    assert (downloads(bench), bench.submits()) == (1, 1)
+
+
+def test_what_failed_while_the_store_was_away_does_not_count_against_another_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = downloading(bench)
+
+    def away(*_args: object, **_options: object) -> None:
+        raise UnavailableError("The store is away.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.container.artifacts, "put_file", away)
+        for _ in range(bench.container.settings.finetune_max_attempts + 2):
+            bench.run(job)
+
+    def full(*_args: object, **_options: object) -> None:
+        raise DiskFullError("The disk is full.")
+
+    monkeypatch.setattr(bench.container.artifacts, "put_file", full)
+    bench.run(job)
+    assert (bench.read(job).state, bench.read(job).attempts) == (JobState.DOWNLOADING, 1)
 
 
 def test_a_full_disk_keeps_what_came_and_the_job_tries_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

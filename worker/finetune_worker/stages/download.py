@@ -12,8 +12,8 @@ from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.stages.calls import ask
 from finetune_worker.stages.claim import Claim
-from finetune_worker.stages.errors import from_api, from_storage, from_transfer
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error
+from finetune_worker.stages.errors import from_api, from_transfer
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error, after_storage
 from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.download import discard
@@ -97,7 +97,7 @@ def _store(container: Container, claim: Claim, part: Path, name: str) -> Outcome
     try:
         container.artifacts.put_file(part, name, on_progress=claim.progress)
     except StorageError as error:
-        return after_error(from_storage(error, Stage.DOWNLOAD))
+        return after_storage(error, Stage.DOWNLOAD)
     return None
 
 

@@ -4,7 +4,9 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune_queue.contract import JobError, JobState, WaitReason
+from finetune_queue.contract import JobError, JobState, Stage, WaitReason
+from finetune_queue.storage import StorageError, UnavailableError
+from finetune_worker.stages.errors import from_storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,11 @@ class Wait:
 @dataclass(frozen=True, slots=True)
 class Retry:
     """The stage failed in a way that may pass: it uses an attempt and comes back after a backoff, or after ``after``
-    seconds."""
+    seconds. An ``outage`` of the store ends no job, however long it lasts."""
 
     error: JobError
     after: float | None = None
+    outage: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
 
 
@@ -62,6 +65,12 @@ Outcome = Done | Wait | Retry | Fail | Attention
 def after_error(error: JobError) -> Retry | Fail:
     """Return how a stage ends that met an error: it is tried again if the error may pass."""
     return Retry(error) if error.retryable else Fail(error)
+
+
+def after_storage(error: StorageError, stage: Stage) -> Retry | Fail:
+    """Return how a stage ends whose file the store did not take: the weights are paid for, so an outage is sat out."""
+    found = from_storage(error, stage)
+    return Retry(found, outage=True) if isinstance(error, UnavailableError) else after_error(found)
 
 
 def log_level(outcome: Outcome) -> int:

@@ -8,8 +8,7 @@ from finetune_queue.contract.job import iso_time
 from finetune_queue.storage import StorageError
 from finetune_worker.container import Container
 from finetune_worker.stages.claim import Claim
-from finetune_worker.stages.errors import from_storage
-from finetune_worker.stages.outcome import Done, Outcome, after_error
+from finetune_worker.stages.outcome import Done, Outcome, after_storage
 
 
 def publish(container: Container, claim: Claim) -> Outcome:
@@ -25,7 +24,7 @@ def publish(container: Container, claim: Claim) -> Outcome:
         # Of workers that were killed, or were overtaken and may not replace what is there.
         container.artifacts.drop_parts(job.id)
     except StorageError as error:
-        return after_error(from_storage(error, Stage.PUBLISH))
+        return after_storage(error, Stage.PUBLISH)
     return Done(f"succeeded: weights at {weights.url} (sha256 {weights.sha256[:12]}…)", to=JobState.SUCCEEDED)
 
 

@@ -12,6 +12,7 @@ import structlog
 from finetune_queue import tracing
 from finetune_queue.contract import MOVED_ON, RELEASED, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.messaging import stage_task
+from finetune_queue.storage import UnavailableError
 from finetune_queue.store import (
     STAGE_SECONDS,
     Change,
@@ -230,13 +231,16 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             fields = {**RELEASED, "waiting_for": outcome.reason, **outcome.fields}
             job = container.jobs.transition(job, change, **fields)
             return job, StageResult(outcome.sentence, proceed=False)
-        case Retry() if job.attempts + 1 < settings.finetune_max_attempts:
-            delay = outcome.after if outcome.after is not None else try_again_in(container, job.attempts + 1)
+        case Retry() if outcome.outage or _failures(job, outcome) < settings.finetune_max_attempts:
+            failures = _failures(job, outcome)
+            delay = outcome.after if outcome.after is not None else try_again_in(container, failures)
             fields = {**RELEASED, "waiting_for": WaitReason.BACKOFF, "error": outcome.error, **outcome.fields}
             change = Change(delay=until_deadline(job, delay))
-            job = container.jobs.transition(job, change, attempts=job.attempts + 1, **fields)
-            tries = f"try {job.attempts} of {settings.finetune_max_attempts}"
-            return job, StageResult(f"{tries} failed: {outcome.error.message} Again in {delay:.0f} s", proceed=False)
+            job = container.jobs.transition(job, change, attempts=failures, **fields)
+            most = "" if outcome.outage else f" of {settings.finetune_max_attempts}"
+            return job, StageResult(
+                f"try {failures}{most} failed: {outcome.error.message} Again in {delay:.0f} s", proceed=False
+            )
         case Retry() | Fail():
             fields = {**RELEASED, "waiting_for": None, "failed_stage": stage, "error": outcome.error, **outcome.fields}
             job = container.jobs.transition(job, Change(), to=JobState.FAILED, **fields)
@@ -247,6 +251,12 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             change = Change(delay=settings.finetune_training_limit)
             job = container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
             return job, StageResult(outcome.sentence, proceed=False)
+
+
+def _failures(job: JobRecord, outcome: Retry) -> int:
+    """Return how often the stage has failed in a row; those of an outage do not count against another failure."""
+    over = not outcome.outage and job.error is not None and job.error.code == UnavailableError.code
+    return 1 if over else job.attempts + 1
 
 
 def try_again_in(container: Container, failures: int) -> float:
