@@ -1,5 +1,6 @@
 """Disks that are full, buckets that are gone, stores that refuse: one clear error each, and nothing half-written."""
 
+import asyncio
 import errno
 import json
 import logging
@@ -8,10 +9,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -377,6 +381,56 @@ def test_a_silent_store_is_given_up_before_its_job_is(
             with pytest.raises(UnavailableError) as caught:
                 attempt()
             assert caught.value.retryable
+
+
+@contextmanager
+def slow_line(origin: str, bytes_a_second: float) -> Iterator[str]:
+    """The server at an origin, at the other end of a line on which what is sent takes its time."""
+    server, free = urlsplit(origin), [0.0]
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, slowly: bool) -> None:
+        while data := await reader.read(1 << 16):
+            if slowly:
+                free[0] = max(free[0], time.monotonic()) + len(data) / bytes_a_second
+                await asyncio.sleep(free[0] - time.monotonic())
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, there = await asyncio.open_connection(server.hostname, server.port)
+        try:
+            await asyncio.gather(carry(reader, there, slowly=True), carry(back, writer, slowly=False))
+        except ConnectionError:
+            pass  # one of the two has hung up
+        finally:
+            there.close()
+            writer.close()
+
+    with asyncio.Runner() as runner:
+        line = runner.run(asyncio.start_server(connect, "127.0.0.1", 0))
+        ended = asyncio.Event()
+        thread = threading.Thread(target=runner.run, args=(ended.wait(),))
+        thread.start()
+        yield f"http://127.0.0.1:{line.sockets[0].getsockname()[1]}"
+        runner.get_loop().call_soon_threadsafe(line.close)
+        runner.get_loop().call_soon_threadsafe(ended.set)
+        thread.join(10)
+
+
+@large_bodies
+def test_a_large_file_goes_over_a_slow_line_to_s3(
+    make_store: Callable[[str], Store], s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As slow as docs/stores.md says, with the limit and the line ten times as fast."""
+    bucket = make_store("s3").bucket
+    monkeypatch.setattr(drivers, "CALL_SECONDS", drivers.CALL_SECONDS / 10)
+    monkeypatch.setattr(drivers, "_filesystems", {})
+    local = tmp_path / "weights.bin"
+    local.write_bytes(bytes(24 << 20))
+    with slow_line(s3_server, 10 * 600_000) as origin:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", origin)
+        assert Place(f"s3://{bucket}").put_file(local, "a").size == 24 << 20
 
 
 @pytest.mark.parametrize(("scheme", "module"), [("s3", "s3fs"), ("gs", "gcsfs"), ("az", "adlfs")])

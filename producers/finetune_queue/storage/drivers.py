@@ -20,6 +20,7 @@ from finetune_queue.storage.errors import (
 from finetune_queue.storage.urls import ObjectAddress
 
 _PART = 8 << 20
+_S3_PART = 5 << 20  # the smallest that S3 takes: each has its time, and two share the line
 _READ_AHEAD = 4 << 20
 
 CALL_SECONDS = 25.0
@@ -68,7 +69,7 @@ def _bounded_az(kind: Any) -> Any:
     class Client(blob.BlobServiceClient):  # type: ignore[misc, name-defined]
         def __init__(self, *args: Any, **options: Any) -> None:
             options["retry_policy"] = Tries(backoff=2, retry_total=2, random_jitter_range=1)
-            options |= {"connection_timeout": 10, "read_timeout": 12, "max_single_put_size": _READ_AHEAD}
+            options |= {"connection_timeout": 10, "read_timeout": CALL_SECONDS, "max_single_put_size": _READ_AHEAD}
             super().__init__(*args, **options)
 
     spec.AIOBlobServiceClient = Client  # type: ignore[attr-defined]
@@ -102,8 +103,11 @@ DRIVERS = {
         filesystem="S3FileSystem",
         credentials="AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, a profile, or the machine's role",
         endpoint="AWS_ENDPOINT_URL, for another store than Amazon's, or AWS_REGION",
-        options={"config_kwargs": {"connect_timeout": 10, "read_timeout": 12}, "default_block_size": _READ_AHEAD},
-        put={"chunksize": _PART, "max_concurrency": 4},
+        options={
+            "config_kwargs": {"connect_timeout": 10, "read_timeout": CALL_SECONDS},
+            "default_block_size": _READ_AHEAD,
+        },
+        put={"chunksize": _S3_PART, "max_concurrency": 2},
         mend=_bounded_s3,
     ),
     "gs": Driver(
