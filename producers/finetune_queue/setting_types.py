@@ -25,6 +25,7 @@ from pydantic import (
 
 from finetune_queue.contract.request import ACCOUNT_NAME
 from finetune_queue.contract.sink import BROKERS, parse_sink
+from finetune_queue.home_path import home_path
 from finetune_queue.loopback import is_loopback
 from finetune_queue.place_url import FORMS, read_place
 
@@ -191,7 +192,7 @@ def _check_signing_secrets(secrets: dict[str, tuple[SecretStr, ...]]) -> dict[st
 def _split_paths(value: object) -> object:
     if not isinstance(value, str):
         return value
-    return tuple(Path(part).expanduser().absolute() for part in value.split(os.pathsep) if part.strip())
+    return tuple(home_path(part).absolute() for part in value.split(os.pathsep) if part.strip())
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

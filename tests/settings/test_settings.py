@@ -433,6 +433,11 @@ def test_settings_cannot_be_changed_or_misspelt() -> None:
         Settings(finetune_leese=1)  # type: ignore[call-arg]
 
 
+def test_the_home_of_a_user_who_is_not_here_stays_as_it_was_written() -> None:
+    settings = load_settings({"FINETUNE_DATASET_ROOTS": "~nobody-here/sets"})
+    assert settings.finetune_dataset_roots == (Path("~nobody-here/sets").absolute(),)
+
+
 @given(environ=st.dictionaries(st.sampled_from([row.env for row in describe()]), st.text(max_size=40), max_size=6))
 def test_no_text_makes_anything_but_settings_or_a_settings_error(environ: dict[str, str]) -> None:
     try:

@@ -1,5 +1,6 @@
 """A worker's parts without Celery's processes: real Valkey, a real sandbox over a socket, stages called one by one."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def settings(sandbox: LiveSandbox, redis_url: str, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def container(settings: Settings) -> Iterator[Container]:
+def container(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Container]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the worker's folder, of which some tests leave a part
     built = Container.build(settings, producer_app(settings))
     built.announce_accounts()
     yield built

@@ -20,6 +20,7 @@ from finetune_queue.cli.session import open_queue
 from finetune_queue.cli.summary import exit_code, print_summary
 from finetune_queue.contract import FineTuneRequest, JobState
 from finetune_queue.errors import WaitTimeoutError
+from finetune_queue.home_path import home_path
 from finetune_queue.local.processes import ProcessError
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.local.valkey import ServerNotFoundError
@@ -39,7 +40,7 @@ def demo(folder: Path, *, keep: bool, as_json: bool) -> ExitCode:
         CliError: a part is not installed, did not start or ended; the job did not end; or Ctrl-C.
     """
     _check_installed()
-    results = folder.expanduser().absolute()
+    results = home_path(folder).absolute()
     try:
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:

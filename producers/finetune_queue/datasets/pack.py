@@ -31,6 +31,7 @@ from finetune_queue.datasets.names import (
     suffix_of,
 )
 from finetune_queue.datasets.report import Finding, finding
+from finetune_queue.home_path import home_path
 from finetune_queue.plain_words import byte_size
 
 _MAX_FILES = 20_000
@@ -84,7 +85,7 @@ def local_path(source: str) -> Path:
             f"{display_name(source)} is not a folder or ZIP on this machine.",
             "A job takes https://, s3://, gs://, az:// and file:// URLs; a check needs the file itself.",
         )
-    return Path(source).expanduser()
+    return home_path(source)
 
 
 def pack(source: Path, destination: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES) -> PackedDataset:
