@@ -1,14 +1,24 @@
 """What this worker needs of kombu 5.7's Redis transport and has to take from inside it: whether it still waits for
-messages, and two patches."""
+messages, and three patches."""
 
 import time
 from typing import Any
 
-from kombu.transport.redis import Channel
+import structlog
+from kombu.transport import redis as transport
+from kombu.transport.redis import Channel, Transport
+from kombu.utils.json import loads
 
-from finetune_queue.messaging import patch_channels
+from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE, patch_channels
+from finetune_worker.envelope import well_formed, wrapped
+
+log = structlog.get_logger(__name__)
 
 _create_client = Channel._create_client  # type: ignore[attr-defined]
+_deliver = Transport._deliver
+
+_STUMBLES = (AttributeError, LookupError, TypeError, ValueError)
+"""What kombu and Celery raise over a message that nobody foresaw; not what means a lost connection, or a stop."""
 
 
 OVERDUE = 5.0
@@ -31,8 +41,8 @@ def fetches(consumer: Any) -> bool:
 
 
 def patch_kombu() -> None:
-    """Patch kombu's channels in this process: one that lost its connection says so (:func:`patch_channels`), and each
-    keeps its Redis client.
+    """Patch kombu's channels in this process: one that lost its connection says so (:func:`patch_channels`), a message
+    that is none is set aside (:mod:`finetune_worker.envelope`), and each keeps its Redis client.
 
     kombu makes a client for every message that it sends or acknowledges, and for every task event: a tenth of the CPU
     of a busy worker went into making them. A client holds nothing but its pool of connections, so one will do for as
@@ -40,6 +50,8 @@ def patch_kombu() -> None:
     """
     patch_channels()
     Channel._create_client = _kept_client  # type: ignore[attr-defined]
+    Transport._deliver = _deliver_well_formed  # type: ignore[assignment, method-assign]
+    transport.loads = _loads_or_keeps  # type: ignore[attr-defined]
 
 
 def _kept_client(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature
@@ -49,3 +61,25 @@ def _kept_client(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001,
     if kept is None or kept.connection_pool is not self.pool:
         kept = self.finetune_client = _create_client(self)
     return kept
+
+
+def _loads_or_keeps(text: str) -> Any:
+    """Read what lies in a list; what is no JSON stays text, which the delivery sets aside."""
+    try:
+        return loads(text)
+    except ValueError:
+        return text
+
+
+def _deliver_well_formed(self: Any, entry: Any, queue: str) -> None:
+    if queue not in {QUEUE, TRANSFER_QUEUE}:
+        _deliver(self, entry, queue)
+        return
+    message = well_formed(entry, queue)
+    try:
+        _deliver(self, message, queue)
+    except _STUMBLES as error:
+        log.warning("message_not_understood", queue=queue, exc_info=True)
+        for channel in self.channels:
+            channel.qos.ack(message["properties"]["delivery_tag"])  # or it comes back to end the next worker
+        _deliver(self, wrapped(entry, queue, f"Celery stumbled over it: {type(error).__name__}"), queue)

@@ -21,6 +21,7 @@ from finetune_queue.store import (
     UnreadableJobError,
 )
 from finetune_worker.container import Container
+from finetune_worker.envelope import PROBLEM
 from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.runner import left_alone
 from finetune_worker.stages.shares import has_share, park_for_transfer
@@ -135,9 +136,12 @@ class DeadLetterStep(bootsteps.StartStopStep):
             content_type=str(message.content_type or "application/data"),
             content_encoding=str(message.content_encoding or "binary"),
         )
+        problem = headers.pop(PROBLEM, None)
         message_id = str(headers.get("id") or new_job_id())
         task = str(headers.get("task") or "none")
         problems = [f"Celery could not take the message ({why.removeprefix('on_')}, task {task})"]
+        if problem is not None:
+            problems = [f"the message is none of Celery's: {problem}"]
         try:
             container.jobs.reject(message_id, raw, why.removeprefix("on_"), problems)
         except RedisError:

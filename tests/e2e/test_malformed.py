@@ -1,0 +1,125 @@
+"""Entries of the queue's list that are no messages: the worker lives, and each is kept with its bytes and told of."""
+
+import base64
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from finetune_queue.contract import JobState
+from finetune_queue.local.stack import LocalStack
+from finetune_queue.sdk import FineTuneQueue
+from support.images import make_dataset_folder
+from support.samples import sample
+from support.until import until
+
+SECONDS = 60
+LIST = "{finetune}:finetune\x06\x169"
+"""Where kombu puts a request of a raw client."""
+
+Entry = dict[str, Any]
+
+
+def well_made(mark: str) -> Entry:
+    """Return the entry of a request as Celery's own clients make it, with a mark in it to find it by."""
+    call = [[{**sample(), "dataset": "https://example.com/faces.zip", "labels": {"mark": mark}}], {}, {}]
+    return {
+        "body": base64.b64encode(json.dumps(call).encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"task": "finetune.run", "id": mark, "lang": "py", "retries": 0, "mark": mark},
+        "properties": {
+            "correlation_id": mark,
+            "delivery_info": {"exchange": "", "routing_key": "finetune"},
+            "priority": 9,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid.uuid4()),
+        },
+    }
+
+
+def without(*path: str) -> Callable[[Entry], object]:
+    def change(entry: Entry) -> Entry:
+        part = entry
+        for name in path[:-1]:
+            part = part[name]
+        del part[path[-1]]
+        return entry
+
+    return change
+
+
+def having(value: object, *path: str) -> Callable[[Entry], object]:
+    def change(entry: Entry) -> Entry:
+        part = entry
+        for name in path[:-1]:
+            part = part[name]
+        part[path[-1]] = value
+        return entry
+
+    return change
+
+
+def call(body: object) -> Callable[[Entry], object]:
+    return having(base64.b64encode(json.dumps(body).encode()).decode(), "body")
+
+
+MALFORMED: dict[str, Callable[[Entry], object]] = {
+    "no content type": without("content-type"),
+    "no content encoding": without("content-encoding"),
+    "no properties": without("properties"),
+    "no delivery tag": without("properties", "delivery_tag"),
+    "no delivery info": without("properties", "delivery_info"),
+    "no routing key": without("properties", "delivery_info", "routing_key"),
+    "no id": without("headers", "id"),
+    "a number as id": having(7, "headers", "id"),
+    "a list as task": having(["finetune.run"], "headers", "task"),
+    "headers that are text": having("task", "headers"),
+    "no body": without("body"),
+    "a body that is no text": having({"a": 1}, "body"),
+    "a body that is not base64": having("!!!", "body"),
+    "another encoding of the body": having("rot13", "properties", "body_encoding"),
+    "two parts": call([[], {}]),
+    "a number as arguments": call([7, {}, {}]),
+    "an object": call({"a": 1}),
+    "the request alone": lambda _: {**sample(), "labels": {}},
+    "a list": lambda entry: [entry],
+    "a number": lambda _: 7,
+    "an unknown compression": having("zip-it", "headers", "compression"),
+    "times that are none": having("soon", "headers", "timelimit"),
+}
+
+
+@pytest.fixture(scope="module")
+def kept(stack: LocalStack) -> Any:
+    with redis.Redis.from_url(stack.valkey.url) as client:
+        yield client
+
+
+def letters(client: Any) -> list[dict[bytes, bytes]]:
+    rows: Any = client.xrange("{finetune}:dead")
+    return [fields for _, fields in rows]
+
+
+def test_what_is_no_message_is_kept_and_no_worker_ends(
+    queue: FineTuneQueue, stack: LocalStack, kept: Any, tmp_path: Path
+) -> None:
+    pids = [worker.pid for worker in stack.workers]
+    before = len(letters(kept))
+    for name, change in MALFORMED.items():
+        kept.lpush(LIST, json.dumps(change(well_made(name))))
+    for text in (b"{ no json", b"\xff\xfe", b""):
+        kept.lpush(LIST, text)
+    wanted = before + len(MALFORMED) + 3
+
+    until(lambda: len(letters(kept)) >= wanted, seconds=SECONDS)
+
+    assert len(letters(kept)) == wanted
+    images = make_dataset_folder(tmp_path / "images", count=1)
+    assert queue.submit(sample(dataset=str(images))).wait(SECONDS).state is JobState.SUCCEEDED
+    assert [worker.pid for worker in stack.workers if worker.running] == pids
+    assert kept.hlen("{finetune}:unacked") == 0

@@ -1,0 +1,108 @@
+"""Messages as they lie in the queue's list: what kombu and Celery would stumble over becomes one that can be set aside.
+
+Any program may push to a Redis list. An entry without its properties, or with a body that is no task's, raised errors
+in the middle of kombu and Celery that ended the worker; kombu then put it back, and the next worker ended, too.
+"""
+
+import base64
+import binascii
+import json
+import uuid
+from typing import Any
+
+PROBLEM = "finetune_problem"
+"""The header of a message that was made to be set aside: what was wrong with it."""
+
+NO_TASK = "application/octet-stream"
+"""Its type, which this worker does not take for a task's."""
+
+
+class MalformedError(Exception):
+    """Says what is wrong with a message."""
+
+
+def well_formed(entry: object, queue: str) -> dict[str, Any]:
+    """Return the entry of a queue's list if it is a message that Celery can read, else one that holds it."""
+    try:
+        return _checked(entry)
+    except MalformedError as error:
+        return wrapped(entry, queue, str(error))
+
+
+def wrapped(entry: object, queue: str, problem: str) -> dict[str, Any]:
+    """Return a message that holds the entry of a queue's list as it came."""
+    text = entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False)
+    return {
+        "body": base64.b64encode(text.encode(errors="surrogateescape")).decode(),
+        "content-type": NO_TASK,
+        "content-encoding": "binary",
+        "headers": {PROBLEM: problem},
+        "properties": {
+            "delivery_tag": str(uuid.uuid4()),
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "body_encoding": "base64",
+        },
+    }
+
+
+def _checked(entry: object) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise MalformedError("it is no JSON object")
+    properties = _object(entry, "properties")
+    _text(properties, "delivery_tag")
+    place = _object(properties, "delivery_info")
+    for name in ("exchange", "routing_key"):
+        if not isinstance(place.get(name), str):
+            raise MalformedError(f"its properties.delivery_info has no text '{name}'")
+    for name in ("content-type", "content-encoding"):
+        _text(entry, name)
+    body = _body(entry, properties.get("body_encoding"))
+    headers = entry.get("headers")
+    if headers is not None and not isinstance(headers, dict):
+        raise MalformedError("its headers are no JSON object")
+    if headers and "task" in headers:  # Celery's protocol 2; what lacks it is Celery's to judge
+        for name in ("task", "id"):
+            _text(headers, name)
+        _check_call(entry, body)
+    return entry
+
+
+def _object(of: dict[str, Any], name: str) -> dict[str, Any]:
+    found = of.get(name)
+    if not isinstance(found, dict):
+        raise MalformedError(f"it has no JSON object '{name}'")
+    return found
+
+
+def _text(of: dict[str, Any], name: str) -> str:
+    found = of.get(name)
+    if not isinstance(found, str) or not found:
+        raise MalformedError(f"it has no text '{name}'")
+    return found
+
+
+def _body(entry: dict[str, Any], encoding: object) -> bytes:
+    body = _text(entry, "body")
+    if encoding is None:
+        return body.encode(errors="surrogateescape")
+    if encoding != "base64":
+        raise MalformedError("its properties.body_encoding is not base64")
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError):
+        raise MalformedError("its body is not base64, as properties.body_encoding says") from None
+
+
+def _check_call(entry: dict[str, Any], body: bytes) -> None:
+    if entry["content-type"] != "application/json":
+        return  # which Celery refuses by itself
+    try:
+        call = json.loads(body)
+    except ValueError:
+        return  # the same
+    if isinstance(call, dict) and "args" in call:
+        return  # a mixture of both protocols that Celery knows
+    match call:
+        case [list(), dict(), dict() | None]:
+            return
+    raise MalformedError("its body is not [args, kwargs, options], as Celery's protocol 2 has it")
