@@ -91,7 +91,7 @@ def test_a_job_that_no_worker_has_taken_up_says_so_after_a_while(
     job = worker.accept()
     assert detail(job, None) == ""
     monkeypatch.setattr("finetune_queue.cli.timeline.TAKEN_UP", -1.0)
-    assert detail(job, None) == "waiting for a free worker: none has taken it up yet"
+    assert detail(job, None) == "no worker has taken it up yet"
     assert detail(job, None, stranded=True) == "no worker runs: it waits until one is started"
     assert detail(job.model_copy(update={"owner": "task-1"}), None) == ""
     assert detail(worker.bring(job, JobState.TRAINING), Waiting(WaitReason.PROVIDER, 0, None)) == "Segmind: REQUESTED"

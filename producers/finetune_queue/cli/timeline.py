@@ -59,7 +59,7 @@ def detail(record: JobRecord, waiting: Waiting | None, *, stranded: bool = False
         return "a person must say whether the submit reached Segmind (finetune resolve)"
     parts = list(_live_parts(record, waiting))
     if not parts and not stranded and _lies_in_a_queue(record):
-        parts.append("waiting for a free worker: none has taken it up yet")
+        parts.append("no worker has taken it up yet")
     if record.cancel_requested:
         parts.insert(0, "a cancel was asked for")
     if stranded:
