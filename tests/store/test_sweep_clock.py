@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import redis
 
-from finetune_queue.store import SWEEP, Accounts, Budget, CallClass, keys
+from finetune_queue.store import SWEEP, Accounts, Budget, CallClass, Slot, keys
 from finetune_queue.store.clock import server_ms
 from finetune_queue.store.room import room_score_floor
 
@@ -155,3 +155,53 @@ def test_a_time_that_is_set_from_outside_holds_for_an_idle_account_too(clock: Cl
     accounts.next_sweep_in("default", 50.0)
     clock.run(51, hints=False)
     assert clock.sweeps == [0, 100, 150]
+
+
+def submit_another(budget: Budget) -> None:
+    slot = budget.take("default", "another", 0.0, submit=True)
+    assert isinstance(slot, Slot)
+    budget.end(slot)
+
+
+def test_a_first_training_is_looked_at_as_soon_as_the_last_sweep_allows_an_idle_budget(
+    clock: Clock, client: redis.Redis, budget: Budget
+) -> None:
+    clock.idle = 20.0
+    clock.pass_time(INTERVAL)
+    assert clock.sweep_if_due()
+    client.delete(keys.tracked("default"))  # it moved them all on
+    clock.pass_time(2.0)
+    submit_another(budget)
+    clock.run(19, hints=False)
+    assert clock.sweeps == [0, 100, 120]
+
+
+def test_a_first_training_has_its_first_look_when_that_may_show_something(
+    clock: Clock, client: redis.Redis, budget: Budget
+) -> None:
+    clock.idle = 20.0
+    clock.pass_time(INTERVAL)
+    assert clock.sweep_if_due()
+    client.delete(keys.tracked("default"))
+    clock.pass_time(50.0)
+    submit_another(budget)
+    clock.run(12, hints=False)
+    assert clock.sweeps == [0, 100, pytest.approx(160, abs=1)]
+
+
+def test_trainings_that_come_one_by_one_are_not_looked_at_more_often_while_others_wait_for_calls(
+    clock: Clock, client: redis.Redis, budget: Budget
+) -> None:
+    clock.idle = 20.0
+    clock.pass_time(INTERVAL)
+    assert clock.sweep_if_due()
+    client.delete(keys.tracked("default"))
+    clock.pass_time(2.0)
+    submit_another(budget)
+    free_at = server_ms(client) + 50_000
+    client.zadd(keys.slots("default"), {"call-2": free_at, "call-3": free_at})
+    client.zadd(keys.room("default"), {"somebody": room_score_floor(CallClass.SUBMIT)})
+    assert idle_for(budget) == pytest.approx(50.0, abs=0.5)
+    assert float(str(client.hget(keys.account("default"), "sweep_at"))) - server_ms(client) == pytest.approx(
+        (INTERVAL - 2.0) * 1000, abs=500
+    )

@@ -50,8 +50,11 @@ if probing then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[4]) end
 if submit then
   redis.call('HSET', KEYS[3], 'spent_day', day, 'spent', spent + 1)
   if redis.call('ZCARD', KEYS[4]) == 0 then
-    redis.call('HSET', KEYS[3], 'sweep_at', math.max(number('sweep_at'), now + ARGV[6]))
-    redis.call('HDEL', KEYS[3], 'sweep_idle_at')
+    -- Not sooner than the last sweep allows: those of trainings that come one by one keep to their share as well. What
+    -- it allows an idle budget holds for this one too; its busy delay alone may be long over for what waits now.
+    for _, at in ipairs({'sweep_at', account.sweep_idle_at and 'sweep_idle_at'}) do
+      redis.call('HSET', KEYS[3], at, math.max(number(at), now + ARGV[6]))
+    end
   end
   redis.call('ZADD', KEYS[4], 'NX', now, ARGV[1])
 end
