@@ -12,9 +12,11 @@ import redis
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import finetune_queue.gateway
-from finetune_queue.contract import EventType, JobState, WaitReason
+from finetune_queue.contract import EventType, JobState, WaitReason, new_job_id
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.store import AccountLimits, Accounts, Change, keys
+from finetune_queue.store.clock import server_ms
+from finetune_queue.store.listing import LONGEST_SCAN
 from gateway.serving import TOKEN, MakeSettings, Start, run_gateway
 from support.cli import Worker
 
@@ -263,6 +265,36 @@ def test_jobs_are_found_by_a_label(board: Page, worker: Worker) -> None:
         expect(board.get_by_role("heading", name=heading)).to_be_focused()
         expect(board.get_by_role("row")).to_have_count(2 if label == "order=A-1" else 0)
     expect(board.locator("#link-text")).to_have_text("live")
+
+
+def add_newer(client: redis.Redis, count: int) -> None:
+    """Let there be newer jobs, which a page looks through; that their records are gone already is no matter."""
+    at = server_ms(client)
+    client.zadd(keys.jobs(), {new_job_id(): at + number for number in range(count)})
+
+
+def test_a_job_with_a_label_is_found_behind_thousands_of_newer_ones(
+    board: Page, worker: Worker, client: redis.Redis
+) -> None:
+    worker.accept(name="my-face", labels={"order": "A-1"})
+    add_newer(client, 2 * LONGEST_SCAN + 1)
+    board.get_by_label("Job", exact=True).fill("order=A-1")
+    board.keyboard.press("Enter")
+    expect(board.get_by_role("link", name="my-face")).to_be_visible()
+    expect(board.get_by_text("There are none.")).to_have_count(0)
+
+
+def test_a_search_that_takes_long_says_how_far_it_is(board: Page, worker: Worker, client: redis.Redis) -> None:
+    worker.accept(name="my-face", labels={"order": "A-1"})
+    add_newer(client, 10 * LONGEST_SCAN)
+    for label, found in (("order=A-1", 2), ("order=A-2", 1)):
+        board.get_by_label("Job", exact=True).fill(label)
+        board.keyboard.press("Enter")
+        expect(board.get_by_text("None among the newest. More looks further back.")).to_be_visible()
+        board.get_by_role("button", name="More").click()
+        expect(board.get_by_role("row")).to_have_count(found)
+        expect(board.get_by_text("There are none.")).to_have_count(2 - found)
+        expect(board.get_by_role("button", name="More")).to_have_count(0)
 
 
 def test_the_model_of_an_ended_job_is_made_public(board: Page, worker: Worker, client: redis.Redis) -> None:

@@ -10,6 +10,7 @@ const news = document.getElementById("news");
 const link = document.getElementById("link");
 const TITLE = document.title;
 const LOUD = new Set(["succeeded", "failed", "cancelled", "needs_attention"]);
+const LOOKS = 10; // pages without a match that are passed over at once
 
 let view = null; // what is shown: { refresh, wants(jobId), every }
 let queued = null;
@@ -69,23 +70,35 @@ const views = {
 /** A list of jobs that grows by the page, and stays as it is while somebody reads it. */
 function listed(what, filter) {
   const jobs = new Map();
-  let next = null;
-  const load = async (cursor) => {
+  let next; // the cursor of the page that follows; null after the last one
+  let looking = null;
+  const page = async (cursor) => {
     const query = new URLSearchParams({ ...filter, ...(cursor ? { cursor } : {}) });
-    const page = await api(`/v1/jobs?${query}`);
-    for (const each of page.jobs) jobs.set(each.job_id, each);
-    next = page.next;
+    const found = await api(`/v1/jobs?${query}`);
+    for (const each of found.jobs) jobs.set(each.job_id, each);
+    return found.next ?? null; // the last page has none
   };
-  const more = async () => { await load(next).catch(failed); await refresh(); };
-  return {
+  const look = async () => {
+    const known = jobs.size;
+    // A page ends after so many jobs that do not match, and may be empty before the last.
+    for (let looks = 0; looks < LOOKS && next !== null && jobs.size === known && view === mine; looks++) next = await page(next);
+  };
+  const further = () => (looking ??= look().finally(() => { looking = null; }));
+  const more = async () => { await further().catch(failed); await refresh(); };
+  const mine = {
     every: null,
     wants: () => false,
     refresh: async () => {
-      if (!jobs.size) await load(null);
+      if (next === undefined || looking) await further();
+      else if (!jobs.size) { // what came since
+        const after = await page();
+        if (jobs.size) next = after;
+      }
       document.title = `${what} - ${TITLE}`;
       return [list(what, [...jobs.values()], next ? more : null)];
     },
   };
+  return mine;
 }
 
 async function allEvents(base) {

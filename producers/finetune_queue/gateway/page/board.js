@@ -110,7 +110,7 @@ export function list(what, jobs, onMore) {
   return el("div", { "data-key": `list-${what}` },
     el("p", {}, el("a", { href: "#" }, "Back to the board")),
     el("h2", { tabindex: -1, id: "title" }, `Jobs: ${what}`),
-    !jobs.length && el("p", {}, "There are none."),
+    !jobs.length && el("p", {}, onMore ? "None among the newest. More looks further back." : "There are none."),
     el("table", {},
       el("thead", {}, el("tr", {}, ["Name", "Account", "State", "Changed", "What"].map((title) => el("th", { scope: "col" }, title)))),
       el("tbody", {}, jobs.map((job) => el("tr", { "data-key": job.job_id },
