@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from finetune_queue.contract import JobState
+from finetune_queue.contract import JobState, WaitReason
 from finetune_queue.messaging import QUEUE, RUN
 from finetune_queue.store import (
     AccountLimits,
@@ -76,6 +76,23 @@ def test_only_a_job_that_needs_attention_is_resolved(run: Run, worker: Worker) -
     said = run("resolve", job.id, "--resubmit")
     assert said.code == 7
     assert "is accepted" in said.err
+
+
+def test_a_job_that_is_to_be_submitted_may_be_given_a_training_first(run: Run, worker: Worker) -> None:
+    job = worker.bring(worker.accept(), JobState.SUBMITTING)
+    job = worker.park(job, WaitReason.API_SLOT, score=1.0)
+    assert run("resolve", job.id, "--resubmit").code == 7
+    assert run("resolve", job.id, "--adopt", "ft-7").code == 0
+    job = worker.store.get(job.id)
+    assert (job.state, job.adopting, job.waiting_for) == (JobState.SUBMITTING, "ft-7", None)
+
+
+def test_a_job_that_a_worker_may_just_be_submitting_is_not_given_another_training(run: Run, worker: Worker) -> None:
+    job = worker.note(worker.bring(worker.accept(), JobState.SUBMITTING), owner="task-1")
+    said = run("resolve", job.id, "--adopt", "ft-7")
+    assert said.code == 7
+    assert "A worker has job" in said.err
+    assert worker.store.get(job.id) == job
 
 
 @pytest.mark.parametrize("options", [(), ("--adopt", "ft-1", "--resubmit")])

@@ -184,3 +184,21 @@ def test_a_training_of_another_name_is_not_taken(bench: Bench, shared: str) -> N
     assert (job.state, job.finetune_id) == (JobState.NEEDS_ATTENTION, None)
     assert "named 'another'" in job.evidence[-1]
     assert bench.container.jobs.owner_of(finetune_id) is None
+
+
+def test_a_job_that_forgot_its_submit_is_given_its_training_while_submits_are_stopped(bench: Bench) -> None:
+    job = bench.submitting()  # as it is in a backup, which was made before its submit
+    finetune_id = train_elsewhere(bench, job)
+    bench.container.accounts.stop_submits("default", stopped=True)
+    bench.run(job)
+    job = bench.read(job)
+    assert (job.state, job.intent_ms) == (JobState.SUBMITTING, None)
+
+    _, fields = adopted(job, finetune_id)
+    bench.container.jobs.transition(job, Change(delay=60), **fields)
+    bench.run(job)
+
+    job = bench.read(job)
+    assert (job.state, job.finetune_id, job.adopting) == (JobState.TRAINING, finetune_id, None)
+    assert bench.container.jobs.owner_of(finetune_id) == job.id
+    assert bench.submits() == 1

@@ -245,11 +245,12 @@ class FineTuneQueue:
         """Say what became of the submit of a job that needs attention: exactly one of the two.
 
         ``adopt`` names the training that is the job's: a worker looks at it, and the job goes on with it or, where it
-        is not there or has another name or dataset, needs attention again. ``resubmit`` says that there is none; a new
+        is not there or has another name or dataset, needs attention again. It may also be said of a job that is to be
+        submitted and that no worker holds, as after a loss of data. ``resubmit`` says that there is none; a new
         training is submitted, and paid.
 
         Raises:
-            NotPossibleError: the job does not need attention, was just changed, or the training is another job's.
+            NotPossibleError: the job does not wait for such a word, was just changed, or the training is another job's.
             ValueError: neither or both of the two are given.
         """
         if (adopt is None) is not resubmit:
@@ -257,7 +258,11 @@ class FineTuneQueue:
             raise ValueError(message)
         with translated():
             record = self._jobs.get(job_id)
-            if record.state is not JobState.NEEDS_ATTENTION:
+            submitting = adopt is not None and record.state is JobState.SUBMITTING
+            if submitting and (record.owner or record.cancel_requested):
+                message = f"A worker has job {job_id} just now. Stop the account's submits and try it again."
+                raise NotPossibleError(message)
+            if not submitting and record.state is not JobState.NEEDS_ATTENTION:
                 message = f"Only a job that needs attention can be resolved; job {job_id} {record.state.sentence}."
                 raise NotPossibleError(message)
             owner = None if adopt is None else self._jobs.owner_of(adopt)
@@ -266,7 +271,7 @@ class FineTuneQueue:
                 raise NotPossibleError(message)
             to, fields = resubmitted(record) if adopt is None else adopted(record, adopt)
             try:
-                record = self._jobs.transition(record, Change(delay=0.0), to=to, **fields)
+                record = self._jobs.transition(record, Change(delay=0.0), to=None if submitting else to, **fields)
             except ConflictError as error:
                 raise NotPossibleError(str(error)) from None
             return Job(self, record)
