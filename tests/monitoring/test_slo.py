@@ -19,7 +19,15 @@ CASES: list[tuple[Series, float]] = [
         {"finetune_redis_append_only": "1", "finetune_redis_log_ok": "1", "finetune_redis_noeviction": "0"},
         0.0,
     ),
-    ({"finetune_up": f"1{GOOD_THEN_BAD} 0"}, 0.75),
+    # It is down for half of the last quarter, and full for the other half.
+    (
+        {
+            "finetune_up": "1x74 0x6 1",
+            "finetune_redis_used_bytes": "98x81 99",
+            "finetune_redis_max_bytes": "100",
+        },
+        0.75,
+    ),
     (
         {
             f'{REQUESTS}{{method="POST",route="/v1/jobs",status="503"}}': "0+1",
