@@ -52,12 +52,18 @@ JOBS_ENTERED = Metric(
     ("state",),
     zeros=tuple((state,) for state in JobState),
 )
+_FAILURES = (
+    *("deadline_passed", "worker_lost", "internal_error", "submit_unanswered", "dataset_rejected", "training_failed"),
+    *("api_key_rejected", "credits_exhausted", "forbidden", "disk_full", "disk_failed", "no_access", "place_missing"),
+)
+"""The codes of most failed jobs. Of any other one, the first is not seen by a rate."""
+
 JOBS_FAILED = Metric(
     "finetune_jobs_failed_total",
     "counter",
     "Jobs that failed, by the code of their error",
     ("code",),
-    zeros=(("deadline_passed",), ("worker_lost",)),
+    zeros=tuple((code,) for code in _FAILURES),
 )
 JOB_SECONDS = Metric(
     "finetune_job_seconds",
@@ -197,6 +203,9 @@ class Counters:
                 series.value = float(text)
             else:
                 series.buckets[float(last)] = float(text)
+        calls = found[API_CALLS]
+        for account, endpoint in {labels[:2] for labels in calls}:  # for which no zeros can be known before
+            calls.setdefault((account, endpoint, "rate_limited"), Counted())
         return found
 
     def _add(self, amounts: dict[str, float], *, after: float = EVERY) -> None:
