@@ -123,3 +123,5 @@ def test_what_is_no_message_is_kept_and_no_worker_ends(
     assert queue.submit(sample(dataset=str(images))).wait(SECONDS).state is JobState.SUCCEEDED
     assert [worker.pid for worker in stack.workers if worker.running] == pids
     assert kept.hlen("{finetune}:unacked") == 0
+    said = [line for worker in stack.workers for line in worker.lines()]
+    assert [line for line in said if well_made("no body")["body"][:40] in line] == [], "a log line shows a request"

@@ -163,15 +163,20 @@ def submit_another(budget: Budget) -> None:
     budget.end(slot)
 
 
-def test_a_first_training_is_looked_at_as_soon_as_the_last_sweep_allows_an_idle_budget(
-    clock: Clock, client: redis.Redis, budget: Budget
-) -> None:
+def submit_after_the_others(clock: Clock, client: redis.Redis, budget: Budget, *, seconds: float) -> None:
+    """Submit a training so long after a sweep that moved all others on."""
     clock.idle = 20.0
     clock.pass_time(INTERVAL)
     assert clock.sweep_if_due()
-    client.delete(keys.tracked("default"))  # it moved them all on
-    clock.pass_time(2.0)
+    client.delete(keys.tracked("default"))
+    clock.pass_time(seconds)
     submit_another(budget)
+
+
+def test_a_first_training_is_looked_at_as_soon_as_the_last_sweep_allows_an_idle_budget(
+    clock: Clock, client: redis.Redis, budget: Budget
+) -> None:
+    submit_after_the_others(clock, client, budget, seconds=2.0)
     clock.run(19, hints=False)
     assert clock.sweeps == [0, 100, 120]
 
@@ -179,12 +184,7 @@ def test_a_first_training_is_looked_at_as_soon_as_the_last_sweep_allows_an_idle_
 def test_a_first_training_has_its_first_look_when_that_may_show_something(
     clock: Clock, client: redis.Redis, budget: Budget
 ) -> None:
-    clock.idle = 20.0
-    clock.pass_time(INTERVAL)
-    assert clock.sweep_if_due()
-    client.delete(keys.tracked("default"))
-    clock.pass_time(50.0)
-    submit_another(budget)
+    submit_after_the_others(clock, client, budget, seconds=50.0)
     clock.run(12, hints=False)
     assert clock.sweeps == [0, 100, pytest.approx(160, abs=1)]
 
@@ -192,12 +192,7 @@ def test_a_first_training_has_its_first_look_when_that_may_show_something(
 def test_trainings_that_come_one_by_one_are_not_looked_at_more_often_while_others_wait_for_calls(
     clock: Clock, client: redis.Redis, budget: Budget
 ) -> None:
-    clock.idle = 20.0
-    clock.pass_time(INTERVAL)
-    assert clock.sweep_if_due()
-    client.delete(keys.tracked("default"))
-    clock.pass_time(2.0)
-    submit_another(budget)
+    submit_after_the_others(clock, client, budget, seconds=2.0)
     free_at = server_ms(client) + 50_000
     client.zadd(keys.slots("default"), {"call-2": free_at, "call-3": free_at})
     client.zadd(keys.room("default"), {"somebody": room_score_floor(CallClass.SUBMIT)})
