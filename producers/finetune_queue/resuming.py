@@ -30,7 +30,7 @@ def resume_at(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
             return JobState.DOWNLOADING, _FRESH
 
 
-def adopted(record: JobRecord, finetune_id: str) -> tuple[JobState, dict[str, Any]]:
+def to_adopt(record: JobRecord, finetune_id: str) -> tuple[JobState, dict[str, Any]]:
     """Have a worker look at the training, and give it to the job if it can be the job's."""
     evidence = record.with_evidence(f"training {finetune_id} was named by hand")
     return JobState.SUBMITTING, {**_FRESH, "adopting": finetune_id, "candidates": [], "evidence": evidence}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import JobRecord, JobState
-from finetune_queue.resuming import adopted
+from finetune_queue.resuming import to_adopt
 from finetune_queue.store import Change, keys
 from finetune_worker.segmind.models import SubmitRequest
 from finetune_worker.stages.sweep import sweep
@@ -144,7 +144,7 @@ def named(bench: Bench, job: JobRecord, finetune_id: str) -> JobRecord:
     job = bench.read(job)
     if job.state is not JobState.NEEDS_ATTENTION:
         job = jobs.transition(job, Change(delay=60), to=JobState.NEEDS_ATTENTION)
-    to, fields = adopted(job, finetune_id)
+    to, fields = to_adopt(job, finetune_id)
     jobs.transition(job, Change(delay=60), to=to, **fields)
     open_for_calls(bench)
     sweep(bench.container, "default")  # which must not send it again meanwhile
@@ -194,7 +194,7 @@ def test_a_job_that_forgot_its_submit_is_given_its_training_while_submits_are_st
     job = bench.read(job)
     assert (job.state, job.intent_ms) == (JobState.SUBMITTING, None)
 
-    _, fields = adopted(job, finetune_id)
+    _, fields = to_adopt(job, finetune_id)
     bench.container.jobs.transition(job, Change(delay=60), **fields)
     bench.run(job)
 

@@ -16,7 +16,7 @@ from finetune_queue.contract import (
 )
 from finetune_queue.errors import FineTuneQueueError, NotPossibleError, UnknownAccountNameError, UnknownStateError
 from finetune_queue.messaging import Messenger
-from finetune_queue.resuming import adopted, resubmitted, resume_at, with_access
+from finetune_queue.resuming import resubmitted, resume_at, to_adopt, with_access
 from finetune_queue.sdk.job import Job, Page, Submission, Waiting
 from finetune_queue.sdk.submitting import Submitter
 from finetune_queue.sdk.translation import translated
@@ -269,7 +269,7 @@ class FineTuneQueue:
             if owner not in {None, job_id}:
                 message = f"Training {adopt} belongs to job {owner}."
                 raise NotPossibleError(message)
-            to, fields = resubmitted(record) if adopt is None else adopted(record, adopt)
+            to, fields = resubmitted(record) if adopt is None else to_adopt(record, adopt)
             try:
                 record = self._jobs.transition(record, Change(delay=0.0), to=None if submitting else to, **fields)
             except ConflictError as error:
