@@ -103,7 +103,7 @@ def test_resolve_wants_one_of_two(run: Run, worker: Worker, options: tuple[str, 
 
 
 def test_dead_letters_are_listed_newest_first_and_without_secrets(run: Run, worker: Worker) -> None:
-    assert run("dead", "list").out == "Nothing was set aside.\n"
+    assert run("dead", "list").err == "Nothing was set aside.\n"
     url = "https://me:hidden-pw@bucket.example/x.zip?X-Amz-Signature=0123456789abcdef0123456789abcdef"
     worker.store.reject("m-1", TaskCall([{"dataset": url}], {}), "no job", ["name: is required"])
     worker.store.reject("m-2", RawMessage(b"\xff", {"id": "m-2"}, "application/json", "utf-8"), "decode_error", [])

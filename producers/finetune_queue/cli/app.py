@@ -31,6 +31,7 @@ account = typer.Typer(help="The kill switch of an account's paid submits.")
 app.add_typer(account, name="account")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
+JobIds = Annotated[list[str], typer.Argument(metavar="JOB...", help="The jobs' ids.", show_default=False)]
 
 
 def run(arguments: list[str]) -> int:
@@ -140,19 +141,19 @@ def events(
 
 
 @app.command()
-def cancel(job: JobId, *, as_json: AsJson = False) -> ExitCode:
-    """Stop a job. A training that Segmind has goes on there."""
+def cancel(jobs: JobIds, *, as_json: AsJson = False) -> ExitCode:
+    """Stop jobs. A training that Segmind has goes on there."""
     from finetune_queue.cli.change import cancel as command
 
-    return command(job, as_json=as_json)
+    return command(jobs, as_json=as_json)
 
 
 @app.command()
-def retry(job: JobId, *, as_json: AsJson = False) -> ExitCode:
-    """Resume a failed job at the stage that failed."""
+def retry(jobs: JobIds, *, as_json: AsJson = False) -> ExitCode:
+    """Resume failed jobs, each at the stage that failed."""
     from finetune_queue.cli.change import retry as command
 
-    return command(job, as_json=as_json)
+    return command(jobs, as_json=as_json)
 
 
 @app.command()

@@ -52,7 +52,7 @@ def list_dead(*, limit: int, as_json: bool) -> ExitCode:
         output.emit([_as_dict(letter) for letter in letters])
         return ExitCode.OK
     if not letters:
-        output.say("Nothing was set aside.")
+        output.note("Nothing was set aside.")
     for letter in letters:
         said = "; ".join([letter.reason, *letter.problems])
         output.say(f"{letter.id}  {words.since(letter.at_ms)} ago  {_subject(letter)}: {words.printable(said)}")

@@ -132,6 +132,11 @@ def say(text: str) -> None:
     out().print(text, soft_wrap=True)
 
 
+def note(text: str) -> None:
+    """Say on standard error that there is nothing to print: a program that reads the output takes its lines for data."""
+    errors().print(text, soft_wrap=True)
+
+
 def still_trying(why: str) -> None:
     """Say on standard error that a look failed, and is made again."""
     errors().print(f"{why} Still trying.", style="yellow", soft_wrap=True)

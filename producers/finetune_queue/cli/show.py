@@ -76,7 +76,7 @@ def list_jobs(*, state: str | None, account: str | None, labels: Sequence[str], 
             return ExitCode.OK
         rows = [(job, queue.waiting(job)) for job in jobs]
     if not rows:
-        output.say("No jobs match." if chosen or account or wanted else "There are no jobs yet.")
+        output.note("No jobs match." if chosen or account or wanted else "There are no jobs yet.")
         return ExitCode.OK
     console = output.out()
     if console.is_terminal:
