@@ -175,9 +175,11 @@ def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worke
     expect(dataset).to_contain_text("warning: photo07.jpg: has no caption Write a caption for each image, or for none.")
     expect(board.get_by_role("region", name="Facts")).to_contain_text("team=a")
 
-    job = worker.bring(job, JobState.TRAINING)
+    worker.note(job, waiting_for=WaitReason.PROVIDER)
+    expect(steps.nth(2)).to_contain_text("its training is looked for at Segmind", timeout=SOON)
+    job = worker.bring(worker.store.get(job.id), JobState.TRAINING)
     expect(board.get_by_role("heading", name="my-face training")).to_be_visible()
-    expect(steps.nth(3)).to_contain_text("waits for Segmind")
+    expect(steps.nth(3)).to_contain_text("It waits for Segmind")
     job = worker.bring(job, JobState.DOWNLOADING)
     job = worker.progress(job, 3_000_000, 12_000_000)
     expect(steps.nth(4).get_by_role("progressbar", name="3.0 MB of 12.0 MB")).to_be_visible()
@@ -345,13 +347,16 @@ def test_it_says_when_the_queue_is_out_of_reach_and_comes_back(
 ) -> None:
     with ValkeyServer(tmp_path / "own") as valkey, redis.Redis.from_url(valkey.url, decode_responses=True) as client:
         page.goto(start(make_settings(finetune_redis_url=valkey.url, finetune_gateway_tokens={})))
-        expect(page.locator("#link-text")).to_have_text("live")
+        Worker(client).accept(name="old-face")
+        expect(page.get_by_role("link", name="old-face")).to_be_visible(timeout=15000)
         valkey.stop()
-        expect(page.locator("#link-text")).to_have_text("connection lost, trying again", timeout=15000)
+        expect(page.locator("#link-text")).to_contain_text("The queue's Redis is out of reach", timeout=15000)
+        expect(page.locator("main")).to_have_attribute("data-old", "")  # it is still there, and looks old
         valkey.start()
         Worker(client).accept(name="my-face")
         expect(page.get_by_role("link", name="my-face")).to_be_visible(timeout=15000)
         expect(page.locator("#link-text")).to_have_text("live", timeout=15000)
+        expect(page.locator("main")).not_to_have_attribute("data-old", "")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -38,7 +38,8 @@ function failed(error) {
     show([el("p", {}, el("a", { href: "#" }, "Back to the board")), el("h2", { tabindex: -1, id: "title" }, title), el("p", {}, error.message)]);
     return;
   }
-  setLink("gone");
+  setLink("gone", error instanceof ApiError ? error.message : undefined);
+  main.toggleAttribute("data-old", true);
 }
 
 /** The views: each returns how it is brought up to date. */
@@ -117,6 +118,7 @@ async function refresh() {
     const content = await mine.refresh();
     if (mine !== view) return;
     show(content);
+    main.toggleAttribute("data-old", false);
     setLink(stream);
   } catch (error) {
     if (mine === view) failed(error);
@@ -171,9 +173,9 @@ function say(text) {
   silence = setTimeout(() => { news.textContent = ""; }, 8000);
 }
 
-function setLink(state) {
+function setLink(state, why = "Connection lost.") {
   link.dataset.state = state;
-  document.getElementById("link-text").textContent = { live: "live", gone: "connection lost, trying again", wait: "connecting" }[state];
+  document.getElementById("link-text").textContent = { live: "live", gone: `${why} Trying again.`, wait: "connecting" }[state];
 }
 
 function onEvent(event) {

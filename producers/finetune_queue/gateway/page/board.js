@@ -7,7 +7,7 @@ export const TONES = {
   needs_attention: "amber", succeeded: "green", failed: "red", cancelled: "soft",
 };
 
-export const REASONS = {
+const REASONS = {
   "api-slot": "waits for an API call",
   transfer: "waits for its turn to transfer",
   backoff: "waits for the next try",
@@ -16,6 +16,11 @@ export const REASONS = {
   trainings: "waits for another training to end",
   paused: "the account is paused",
 };
+
+const UNCLEAR = "waits: its training is looked for at Segmind, as the submit had no clear answer";
+
+/** Why a job in this state waits. */
+export const reason = (state, why) => (state === "submitting" && why === "provider" ? UNCLEAR : REASONS[why]);
 
 const ONLY_WITH_JOBS = new Set(["deploying", "needs_attention"]);
 const ENDED = new Set(["succeeded", "failed", "cancelled"]);
@@ -66,7 +71,7 @@ function column({ state, count, oldest_seconds: oldest, jobs: known }, most) {
 function card(job) {
   const ended = ENDED.has(job.state);
   const told = job.provider_status && !ended;
-  const said = job.waiting_for && !(told && job.waiting_for === "provider") ? REASONS[job.waiting_for] : null;
+  const said = job.waiting_for && !(told && job.waiting_for === "provider") ? reason(job.state, job.waiting_for) : null;
   return el("a", { class: "card", href: `#job=${job.job_id}` },
     el("strong", {}, job.name),
     el("span", {}, age(job.seconds_in_state, "", ended ? " ago" : ""), job.account === "default" ? "" : ` · ${job.account}`),
@@ -118,6 +123,6 @@ export function list(what, jobs, onMore) {
         el("td", {}, job.account),
         el("td", {}, el("span", { class: "badge", "data-tone": TONES[job.state] }, words(job.state))),
         el("td", {}, new Date(job.updated_at).toLocaleString()),
-        el("td", {}, job.error?.message ?? (job.provider_status && `Segmind: ${job.provider_status}`) ?? REASONS[job.waiting_for] ?? ""))))),
+        el("td", {}, job.error?.message ?? (job.provider_status && `Segmind: ${job.provider_status}`) ?? reason(job.state, job.waiting_for) ?? ""))))),
     onMore && el("p", {}, el("button", { onclick: onMore }, "More")));
 }

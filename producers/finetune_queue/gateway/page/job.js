@@ -1,6 +1,6 @@
 // One job: its facts, its timeline with progress, its dataset's findings and its error.
 
-import { REASONS, TONES, words } from "./board.js";
+import { reason, TONES, words } from "./board.js";
 import { age, bar, duration, el, facts, size, took } from "./dom.js";
 
 const PATH = ["accepted", "uploading", "submitting", "training", "downloading", "deploying", "succeeded"];
@@ -114,13 +114,13 @@ function now(found) {
   const { waiting } = found;
   const parts = [];
   if (found.cancel_requested) parts.push("A cancel was asked for.");
-  if (waiting) parts.push(`It ${sentence(waiting)}.`);
+  if (waiting) parts.push(`It ${sentence(found.state, waiting)}.`);
   if (found.attempts) parts.push(`Tries that failed: ${found.attempts}.`);
   return [parts.map((text) => el("p", {}, text)), found.progress && el("p", {}, bar(found.progress))];
 }
 
-function sentence({ reason, ahead, estimate_seconds: estimate, submits_stopped: stopped }) {
-  const text = reason === "spending" ? (stopped ? "the account's submits are stopped" : "the account has no submits left for today (UTC)") : REASONS[reason];
+function sentence(state, { reason: why, ahead, estimate_seconds: estimate, submits_stopped: stopped }) {
+  const text = why === "spending" ? (stopped ? "the account's submits are stopped" : "the account has no submits left for today (UTC)") : reason(state, why);
   const before = ahead ? `, ${ahead} ahead` : "";
   const long = estimate >= 1 ? `, about ${duration(estimate)}` : "";
   return `${text.startsWith("waits") ? text : `waits: ${text}`}${before}${long}`;
