@@ -173,9 +173,9 @@ function say(text) {
   silence = setTimeout(() => { news.textContent = ""; }, 8000);
 }
 
-function setLink(state, why = "Connection lost.") {
+function setLink(state, why = "the connection was lost.") {
   link.dataset.state = state;
-  document.getElementById("link-text").textContent = { live: "live", gone: `${why} Trying again.`, wait: "connecting" }[state];
+  document.getElementById("link-text").textContent = { live: "live", gone: `Trying again: ${why}`, wait: "connecting" }[state];
 }
 
 function onEvent(event) {
