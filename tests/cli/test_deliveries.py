@@ -28,7 +28,7 @@ def client(queue_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def bench(queue_url: str, tmp_path: Path) -> Iterator[Deliveries]:
+def bench(queue_url: str, client: redis.Redis, tmp_path: Path) -> Iterator[Deliveries]:
     """A worker that delivers, on the queue that the command line uses."""
     settings = load_settings(
         {
@@ -40,7 +40,7 @@ def bench(queue_url: str, tmp_path: Path) -> Iterator[Deliveries]:
         }
     )
     container = Container.build(settings, producer_app(settings))
-    yield Deliveries(container)
+    yield Deliveries(container, client)
     container.close()
 
 

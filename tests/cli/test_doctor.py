@@ -20,6 +20,7 @@ from finetune_queue.store import (
     Hold,
     LiveWorker,
     Outbox,
+    SinkLines,
     Slot,
     Workers,
     clock_skew,
@@ -272,7 +273,7 @@ def test_a_sink_that_answers_and_takes_nothing_is_named(run: Run, worker: Worker
     url = "https://sink.example/secret?events=accepted"
     job, sink = worker.accept(reply_to=[url]), parse_sink(url)
     with connect(queue_url) as client:
-        outbox = Outbox(client)
+        outbox, lines = Outbox(client), SinkLines(client)
         outbox.line_up(job.id, [sink.line(job.id)])
         assert checks(run("doctor", "--json"))["sinks"]["status"] == "ok"
         [hold], _ = outbox.take_lines(1, 60)
@@ -282,12 +283,12 @@ def test_a_sink_that_answers_and_takes_nothing_is_named(run: Run, worker: Worker
         client.hincrby(keys.job_sinks(job.id), f"{sink.id}:since", -25 * 60_000)
         outbox.leave(hold, outbox.subject(job.id), [sink], delay=100)
         outbox.settle(hold)
-        assert outbox.view().lag == pytest.approx(25 * 60, abs=30)
+        assert lines.view().lag == pytest.approx(25 * 60, abs=30)
         found = checks(run("doctor", "--json"))["sinks"]
         assert (found["status"], found["message"]) == ("warn", f"{why}; so for 25 min")
         assert found["action"].endswith(f"finetune deliveries {job.id}")
 
-        hold = Hold(sink.line(job.id), outbox.lines()[0].next_ms)
+        hold = Hold(sink.line(job.id), lines.all()[0].next_ms)
         outbox.settle(hold, down_for=100, reason="cannot be reached")
     [line] = [each for each in run("doctor", "--json").json["checks"] if each["name"] == "sinks"]
     assert "has been out of reach" in line["message"]

@@ -12,9 +12,9 @@ import redis
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import finetune_queue.gateway
-from finetune_queue.contract import EventType, JobState, WaitReason, new_job_id
+from finetune_queue.contract import EventType, JobState, WaitReason, new_job_id, parse_sink
 from finetune_queue.local.valkey import ValkeyServer
-from finetune_queue.store import AccountLimits, Accounts, Change, keys
+from finetune_queue.store import AccountLimits, Accounts, Attempt, Change, Hold, Outbox, SinkLines, keys
 from finetune_queue.store.clock import server_ms
 from finetune_queue.store.listing import LONGEST_SCAN
 from gateway.serving import TOKEN, MakeSettings, Start, run_gateway
@@ -159,6 +159,27 @@ def test_an_account_s_budget_and_its_line(board: Page, worker: Worker, client: r
     expect(account).not_to_contain_text("No submits are left")
     worker.accounts.configure("default", AccountLimits(calls=5, window=60.0, max_submits_per_day=0))
     expect(account).to_contain_text("No submits are left for today (UTC).")
+
+
+def test_a_sink_that_does_not_take_its_events_is_named(board: Page, worker: Worker, client: redis.Redis) -> None:
+    outbox, url = Outbox(client), "https://sink.example/hook"
+    job, sink = worker.accept(name="my-face", reply_to=[url]), parse_sink(url)
+    outbox.line_up(job.id, [sink.line(job.id)])
+    [hold], _ = outbox.take_lines(1, 60)
+    why = f"{sink.shown} answered with status 500"
+    attempt = Attempt(f"{job.id}-1", sink.shown, sink.id, "failed", 1, 5, 500, why)
+    outbox.attempted(hold, job.id, attempt, before=0, after=0, lease=60)
+    outbox.leave(hold, outbox.subject(job.id), [sink], delay=100)
+    outbox.settle(hold)
+    board.get_by_role("link", name="A job whose event it refuses").click()
+    expect(board.get_by_role("heading", name="my-face")).to_be_visible()
+    board.get_by_role("link", name="Back to the board").click()
+    expect(board.get_by_text(f"No events have reached {sink.shown} for")).to_contain_text(why)
+
+    outbox.settle(Hold(sink.line(job.id), SinkLines(client).all()[0].next_ms), down_for=100, reason="cannot be reached")
+    expect(board.get_by_text("No events have reached https://sink.example for")).to_contain_text(
+        "cannot be reached", timeout=SOON
+    )
 
 
 def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worker: Worker) -> None:

@@ -20,7 +20,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def make(redis_url: str, tmp_path: Path) -> Iterator[MakeDeliveries]:
+def make(redis_url: str, client: redis.Redis, tmp_path: Path) -> Iterator[MakeDeliveries]:
     """Make a worker's container, with settings as environment variables."""
     built: list[Container] = []
 
@@ -40,7 +40,7 @@ def make(redis_url: str, tmp_path: Path) -> Iterator[MakeDeliveries]:
         container = Container.build(found, app)
         container.outbox.announce(container.sinks.own)
         built.append(container)
-        return Deliveries(container)
+        return Deliveries(container, client)
 
     yield build
     for container in built:

@@ -139,7 +139,7 @@ def test_a_wrong_password_is_said_and_not_shown(make: MakeDeliveries, rabbitmq: 
     bench = make(FINETUNE_SINKS=f"{url}?queue=x")
     job = bench.job()
     bench.deliver()
-    [line] = bench.outbox.lines()
+    [line] = bench.lines.all()
     assert "ACCESS_REFUSED" in line.reason
     assert "hidden-pw" not in json.dumps([attempt.as_dict() for attempt in bench.outbox.deliveries(job.id)])
 
@@ -151,7 +151,7 @@ def test_a_broker_that_comes_back_gets_everything_in_order(make: MakeDeliveries,
     bench = make(FINETUNE_SINKS=f"{server.url}?queue=late list://fine")
     job = bench.go(bench.job(), JobState.UPLOADING)
     bench.deliver()
-    assert [line.failures for line in bench.outbox.lines()] == [1]
+    assert [line.failures for line in bench.lines.all()] == [1]
     bench.go(job, JobState.CANCELLED)
     bench.deliver()
     with server:
@@ -163,7 +163,7 @@ def test_a_driver_that_is_not_installed_is_said(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_SINKS="mongodb://127.0.0.1:9/x?queue=q")
     bench.job()
     bench.deliver()
-    [line] = bench.outbox.lines()
+    [line] = bench.lines.all()
     assert line.reason == "mongodb://127.0.0.1:9/x?queue=q needs a driver that is not installed on this worker"
 
 
@@ -183,7 +183,7 @@ def test_deliveries_by_many_threads_share_nothing_they_should_not(make: MakeDeli
 
     def all_done() -> bool:
         bench.notifier.step()
-        return not bench.outbox.lines()
+        return not bench.lines.all()
 
     until(all_done, seconds=20)
     events = [message.payload for message in taken(rabbitmq.url, "many", 30)]

@@ -91,12 +91,14 @@ def test_what_a_sink_refuses_is_told_until_it_takes_it(make: MakeDeliveries, sta
         receiver.refuse = [Answer(status=status)]
         job = bench.cancelled(reply_to=[receiver.url("/hook")])
         bench.deliver()
-        [found] = bench.outbox.refusals(bench.outbox.lines())
-        assert (found.job_id, found.attempt.status, found.line.failures) == (job.id, status, 0)
-        until(lambda: bench.outbox.view().lag > 0.2, seconds=5)
+        [found] = bench.lines.troubles()
+        assert found.refused_job == job.id
+        assert str(status) in found.reason
+        assert [line.failures for line in bench.lines.all()] == [0]
+        until(lambda: bench.lines.view().lag > 0.2, seconds=5)
         bench.until_done()
-    assert bench.outbox.refusals(bench.outbox.lines()) == []
-    assert bench.outbox.view().lag == 0
+    assert bench.lines.troubles() == []
+    assert bench.lines.view().lag == 0
 
 
 def test_a_refused_event_comes_again_before_the_next_one(make: MakeDeliveries) -> None:
@@ -153,7 +155,7 @@ def test_a_sink_that_is_down_is_tried_once_for_all_and_the_others_get_theirs(
         pass
     assert {event["subject"] for event in listed(client, "fine")} == {job.id for job in jobs}
     tried = [job for job in jobs if any(row.outcome == "failed" for row in bench.outbox.deliveries(job.id))]
-    lines = [line for line in bench.outbox.lines() if line.failures]
+    lines = [line for line in bench.lines.all() if line.failures]
     assert len(tried) == len(lines) == 4
     assert sum(line.waiting for line in lines) == 20
     assert {line.reason for line in lines} == {f"http://127.0.0.1:{port}/… cannot be reached"}
@@ -168,7 +170,7 @@ def test_a_sink_that_comes_back_gets_everything_in_order(make: MakeDeliveries) -
         bench.until_done()
         for job in jobs:
             assert kinds([event for event in receiver.got if event["subject"] == job.id]) == THREE
-    assert bench.outbox.lines() == []
+    assert bench.lines.all() == []
 
 
 def test_a_line_that_works_again_is_not_in_trouble_any_more(make: MakeDeliveries) -> None:
@@ -177,7 +179,7 @@ def test_a_line_that_works_again_is_not_in_trouble_any_more(make: MakeDeliveries
         receiver.refuse = [Answer(status=503)]
         bench.cancelled(reply_to=[receiver.url("/hook")])
         bench.deliver()
-        assert [line.failures for line in bench.outbox.lines()] == [1]
+        assert [line.failures for line in bench.lines.all()] == [1]
         receiver.refuse = [Answer(status=204), *[Answer(status=500)] * 20]
 
         def put_off_alone() -> bool:
@@ -185,7 +187,7 @@ def test_a_line_that_works_again_is_not_in_trouble_any_more(make: MakeDeliveries
             return len(receiver.got) == 1
 
         until(put_off_alone, seconds=5)
-        assert [(line.failures, line.reason, line.waiting) for line in bench.outbox.lines()] == [(0, "", 1)]
+        assert [(line.failures, line.reason, line.waiting) for line in bench.lines.all()] == [(0, "", 1)]
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -196,7 +198,7 @@ def test_retry_after_is_kept(make: MakeDeliveries, form: str) -> None:
         receiver.refuse = [Answer(status=429, headers={"Retry-After": "120" if form == "seconds" else date})]
         bench.job(reply_to=[receiver.url("/hook")])
         bench.deliver()
-        [line] = bench.outbox.lines()
+        [line] = bench.lines.all()
     seconds, _ = bench.container.jobs._redis.time()
     assert 110_000 < line.next_ms - seconds * 1000 <= 121_000
 
@@ -316,7 +318,7 @@ def test_a_worker_that_was_overtaken_cannot_write(make: MakeDeliveries) -> None:
     bench.outbox.settle(old)
     deliver_line(bench.container, old, threading.Event())
     assert bench.outbox.deliveries(job.id) == []
-    assert [line.name for line in bench.outbox.lines()] == ["list://x"]
+    assert [line.name for line in bench.lines.all()] == ["list://x"]
 
 
 def test_a_repeat_carries_the_same_id(make: MakeDeliveries, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +434,7 @@ def test_a_list_that_nobody_reads_does_not_fill_the_server(
     bench.cancelled(reply_to=["list://full"])
     bench.deliver()
     assert client.llen("full") == 2
-    [line] = bench.outbox.lines()
+    [line] = bench.lines.all()
     assert "nobody takes" in line.reason
     client.rpop("full")
     bench.until_done()

@@ -86,7 +86,7 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(make: MakeDeliveries,
         for number in range(count):
             bench.job(reply_to=[opened.enter_context(Silent(f"127.0.1.{number + 1}")).url])
         opened.enter_context(running(bench))
-        until(lambda: [line.failures > 0 for line in bench.outbox.lines()] == [True] * count, seconds=20)
+        until(lambda: [line.failures > 0 for line in bench.lines.all()] == [True] * count, seconds=20)
         busy = 0
 
         def others_get_theirs() -> bool:
@@ -135,12 +135,12 @@ def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: MakeDeliveries
 
     def put_back() -> bool:
         bench.notifier._start_lines()
-        [line] = bench.outbox.lines()
+        [line] = bench.lines.all()
         seconds, _ = bench.container.jobs._redis.time()
         return bool(50 < line.next_ms - seconds * 1000 < 5_000)
 
     until(put_back, seconds=5)
-    assert [line.failures for line in bench.outbox.lines()] == [1]
+    assert [line.failures for line in bench.lines.all()] == [1]
 
 
 def test_a_line_whose_thread_the_system_refused_takes_no_place(

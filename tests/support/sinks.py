@@ -6,10 +6,11 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Protocol
 
+import redis
 from standardwebhooks import Webhook
 
 from finetune_queue.contract import EventType, JobRecord, JobState, new_job_id
-from finetune_queue.store import Change
+from finetune_queue.store import Change, SinkLines
 from finetune_worker.container import Container
 from finetune_worker.delivery import deliver_line
 from finetune_worker.notifier import Notifier
@@ -66,9 +67,10 @@ def kinds(events: list[dict[str, Any]]) -> list[str]:
 class Deliveries:
     """A worker's notifier whose passes a test runs itself, and jobs to tell of."""
 
-    def __init__(self, container: Container) -> None:
+    def __init__(self, container: Container, client: redis.Redis) -> None:
         self.container = container
         self.outbox = container.outbox
+        self.lines = SinkLines(client)
         self.stopping = threading.Event()
         self.notifier = Notifier(container, self.stopping)
 
@@ -109,7 +111,7 @@ class Deliveries:
 
         def done() -> bool:
             self.deliver()
-            return not self.outbox.lines()
+            return not self.lines.all()
 
         until(done, seconds=seconds)
 

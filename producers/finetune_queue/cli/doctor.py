@@ -4,7 +4,6 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from itertools import groupby
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -23,10 +22,10 @@ from finetune_queue.store import (
     Accounts,
     AccountStatus,
     AuthenticationError,
-    Outbox,
     RedisError,
     ResponseError,
     ServerFacts,
+    SinkLines,
     Workers,
     clock_skew,
     connect,
@@ -256,27 +255,18 @@ def _account(account: AccountStatus) -> Finding:
 
 
 def _sinks(client: "Redis") -> Iterator[Finding]:
-    outbox = Outbox(client)
-    lines = outbox.lines()
-    down, refusals = [line for line in lines if line.failures], outbox.refusals(lines)
-    if not down and not refusals:
+    troubles = SinkLines(client).troubles()
+    if not troubles:
         yield Finding("sinks", "ok", "no sink is out of reach or refuses")
-    for origin, group in groupby(
-        sorted(down, key=lambda line: line.name), key=lambda line: line.name.partition("#")[0]
-    ):
-        waiting = list(group)
-        since = words.since(min(line.since_ms or 0 for line in waiting))
-        jobs = sum(line.waiting for line in waiting)
-        waits = "1 job waits" if jobs == 1 else f"{jobs} jobs wait"
-        message = f"{words.printable(origin)} has been out of reach for {since}, {waits}"
-        yield Finding(
-            "sinks", "warn", f"{message}: {words.printable(waiting[0].reason)}", "It is tried again by itself."
-        )
-    for _, refused in groupby(sorted(refusals, key=lambda each: each.attempt.sink), key=lambda each: each.attempt.sink):
-        first = min(refused, key=lambda each: each.since_ms)
-        why = words.printable(first.attempt.detail)
-        action = f"Mend that, it is tried again by itself. See: finetune deliveries {first.job_id}"
-        yield Finding("sinks", "warn", f"{why}; so for {words.since(first.since_ms)}", action)
+    for each in troubles:
+        since, why = words.since(each.since_ms), words.printable(each.reason)
+        if each.refused_job is not None:
+            action = f"Mend that, it is tried again by itself. See: finetune deliveries {each.refused_job}"
+            yield Finding("sinks", "warn", f"{why}; so for {since}", action)
+            continue
+        waits = "1 job waits" if each.waiting == 1 else f"{each.waiting} jobs wait"
+        message = f"{words.printable(each.sink)} has been out of reach for {since}, {waits}: {why}"
+        yield Finding("sinks", "warn", message, "It is tried again by itself.")
 
 
 def _store(name: str, setting: str, url: str, *, needed: bool) -> Finding:

@@ -22,8 +22,8 @@ from finetune_queue.store import (
     Deadlines,
     Feed,
     JobStore,
-    Outbox,
     Overview,
+    SinkLines,
     Workers,
     connect,
     server_facts,
@@ -61,7 +61,7 @@ class Backend:
         client = opened.enter_context(connect(settings.finetune_redis_url))
         probing = opened.enter_context(connect(settings.finetune_redis_url, read_timeout=QUICK))
         jobs = JobStore(client, retention=settings.finetune_retention)
-        accounts, overview, feed = Accounts(client), Overview(client), Feed(client)
+        accounts, overview, feed, sinks = Accounts(client), Overview(client), Feed(client), SinkLines(client)
         messenger = Messenger(producer_app(settings))  # imports Celery here, not during the first submit
         return cls(
             settings=settings,
@@ -72,14 +72,14 @@ class Backend:
             clients=Clients(settings.finetune_gateway_tokens, settings.finetune_gateway_rate_limit),
             hub=Hub(feed),
             hints=Hints(accounts.hint),
-            looks=Looks(jobs, accounts, overview, messenger),
+            looks=Looks(jobs, accounts, overview, sinks, messenger),
             loads=Loads(jobs, Deadlines(client), overview, messenger),
             metrics=Metrics(
                 Queue(
                     overview=overview,
                     accounts=accounts,
                     messenger=messenger,
-                    outbox=Outbox(client),
+                    sinks=sinks,
                     workers=Workers(client),
                     counters=Counters(client),
                     server=partial(server_facts, client),

@@ -13,10 +13,10 @@ from finetune_queue.store import (
     AccountStatus,
     Counters,
     Metric,
-    Outbox,
-    OutboxView,
     Overview,
     ServerFacts,
+    SinkLines,
+    SinksView,
     StateView,
     StoreView,
     UnknownAccountError,
@@ -85,7 +85,7 @@ _UNWELL = _gauge(
 _WORKERS = _gauge("workers", "Workers that gave a sign of life within 35 s", "version")
 _QUEUES = _gauge("queue_messages", "Messages that wait in a Celery queue; none while the broker is away", "queue")
 _LINES = _gauge("sink_lines", "Lines of events to sinks: up, or down (out of reach)", "condition")
-_SINKS: dict[Metric, Read[OutboxView]] = {
+_SINKS: dict[Metric, Read[SinksView]] = {
     _gauge("sink_waiting", "Jobs whose events wait in those lines"): lambda view: view.waiting,
     _gauge("sink_lag_seconds", "For how long the line that is longest late, refused or down, has been so"): (
         lambda view: view.lag
@@ -114,7 +114,7 @@ class Queue:
     overview: Overview
     accounts: Accounts
     messenger: Messenger
-    outbox: Outbox
+    sinks: SinkLines
     workers: Workers
     counters: Counters
     server: Callable[[], ServerFacts]
@@ -137,7 +137,7 @@ def look(queue: Queue) -> dict[Metric, Samples]:
     accounts = [((name,), status) for name in queue.accounts.names() if (status := _status(queue, name)) is not None]
     _read(found, _ACCOUNTS, accounts)
     found[_UNWELL] = [((status.name, status.unwell), float(bool(status.unwell))) for _, status in accounts]
-    sinks = queue.outbox.view()
+    sinks = queue.sinks.view()
     found[_LINES] = [(("up",), sinks.up), (("down",), sinks.down)]
     _read(found, _SINKS, [((), sinks)])
     _read(found, _SERVER, [((), queue.server())])

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 from finetune_queue.contract import JobRecord
 from finetune_queue.errors import QueueUnavailableError
-from finetune_queue.gateway.models import AccountView, InLine, JobCard, OverviewReply, StateColumn
+from finetune_queue.gateway.models import AccountView, InLine, JobCard, OverviewReply, SinkView, StateColumn
 from finetune_queue.messaging import Messenger
-from finetune_queue.store import Accounts, JobStore, Overview, UnknownAccountError
+from finetune_queue.store import Accounts, JobStore, Overview, SinkLines, UnknownAccountError
 
 JOBS_PER_STATE = 20
 IN_LINE = 10
@@ -20,10 +20,13 @@ FRESH = 0.3
 class Looks:
     """Takes looks, one thread at a time."""
 
-    def __init__(self, jobs: JobStore, accounts: Accounts, overview: Overview, messenger: Messenger) -> None:
+    def __init__(
+        self, jobs: JobStore, accounts: Accounts, overview: Overview, sinks: SinkLines, messenger: Messenger
+    ) -> None:
         self._jobs = jobs
         self._accounts = accounts
         self._overview = overview
+        self._sinks = sinks
         self._messenger = messenger
         self._lock = threading.Lock()
         self._latest: tuple[float, OverviewReply] | None = None
@@ -56,6 +59,16 @@ class Looks:
             at=datetime.fromtimestamp(look.at_ms / 1000, tz=UTC),
             states=states,
             accounts=[account for name in self._accounts.names() if (account := self._account(name)) is not None],
+            sinks=[
+                SinkView(
+                    sink=each.sink,
+                    trouble_seconds=max(0.0, (look.at_ms - each.since_ms) / 1000),
+                    waiting=each.waiting,
+                    reason=each.reason,
+                    refused_job=each.refused_job,
+                )
+                for each in self._sinks.troubles()
+            ],
             queues=queues,
             dead_letters=look.dead_letters,
             overdue_seconds=look.overdue,

@@ -213,12 +213,23 @@ class AccountView(_Model):
     line: list[InLine]
 
 
+class SinkView(_Model):
+    """Sinks that do not take their events: out of reach, or with a ``refused_job`` one that refuses its event."""
+
+    sink: str
+    trouble_seconds: float
+    waiting: int = Field(description="Jobs whose events wait for it, at least.")
+    reason: str
+    refused_job: str | None = None
+
+
 class OverviewReply(_Model):
     """The whole queue at one look."""
 
     at: AwareDatetime
     states: list[StateColumn]
     accounts: list[AccountView]
+    sinks: list[SinkView] = Field(description="Those that do not take their events; empty if all is well.")
     queues: dict[str, int] = Field(description="Messages that wait in each Celery queue; empty if the broker is away.")
     dead_letters: int
     overdue_seconds: float = Field(description="By how much the oldest deadline has passed: 0 while a worker runs.")

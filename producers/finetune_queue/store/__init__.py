@@ -39,15 +39,14 @@ from finetune_queue.store.outbox import (
     Attempt,
     Hold,
     HoldLostError,
-    LineStatus,
     Outbox,
-    OutboxView,
     SetBackError,
     Subject,
 )
 from finetune_queue.store.overview import Overview, StateView, StoreView
 from finetune_queue.store.room import CallClass, room_score
 from finetune_queue.store.server import ServerFacts, ServerProblem, answers, clock_skew, server_facts, server_problems
+from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble
 from finetune_queue.store.workers import LiveWorker, Workers
 from finetune_queue.store.write import Change
 
@@ -91,7 +90,6 @@ __all__ = [
     "JobPage",
     "JobPages",
     "JobStore",
-    "LineStatus",
     "LiveWorker",
     "LocalQueues",
     "LostDelivery",
@@ -100,7 +98,6 @@ __all__ = [
     "NotDurableError",
     "OutOfMemoryError",
     "Outbox",
-    "OutboxView",
     "Overview",
     "OwnedElsewhereError",
     "QueueFullError",
@@ -110,6 +107,9 @@ __all__ = [
     "ServerFacts",
     "ServerProblem",
     "SetBackError",
+    "SinkLines",
+    "SinkTrouble",
+    "SinksView",
     "Slot",
     "StateView",
     "StoreError",

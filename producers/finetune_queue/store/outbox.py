@@ -88,41 +88,6 @@ class Attempt:
         return body | {name: value for name, value in rest.items() if value not in (None, "")}
 
 
-@dataclass(frozen=True, slots=True)
-class LineStatus:
-    """A line with somebody in it. ``failures`` counts the attempts in a row at which its sinks were out of reach, since
-    ``since_ms``; ``next_ms`` is when it is due."""
-
-    name: str
-    waiting: int
-    failures: int
-    reason: str
-    since_ms: int | None
-    next_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """What a line's sinks, which can be reached, did not take: the latest attempt for a job that was put off, and since
-    when (ms) that has failed."""
-
-    line: LineStatus
-    job_id: str
-    attempt: Attempt
-    since_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxView:
-    """All lines at one look: how many are well and how many down, how many jobs wait in them, and for how many seconds
-    the one that is longest late, refused or down, has been so."""
-
-    up: int
-    down: int
-    waiting: int
-    lag: float
-
-
 class Outbox:
     """Moves events towards the sinks. One instance serves a whole process; it is safe in threads."""
 
@@ -258,67 +223,6 @@ class Outbox:
         self._settle(names, [hold.line, hold.until, int(seconds * 1000)])
 
     # for people
-
-    def lines(self) -> list[LineStatus]:
-        """Return every line with somebody in it, those in trouble first."""
-        rows = cast("list[tuple[str, float]]", self._redis.zrange(keys.lines(), 0, -1, withscores=True))
-        pipe = self._redis.pipeline(transaction=False)
-        for name, _ in rows:
-            pipe.zcard(keys.line(name))
-            pipe.hgetall(keys.line_state(name))
-        replies = pipe.execute()
-        found = [
-            LineStatus(
-                name=name,
-                waiting=waiting,
-                failures=int(state.get("failures", "0")),
-                reason=state.get("reason", ""),
-                since_ms=int(state["since"]) if "since" in state else None,
-                next_ms=int(score),
-            )
-            for (name, score), waiting, state in zip(rows, replies[::2], replies[1::2], strict=True)
-        ]
-        return sorted(found, key=lambda line: (-line.failures, line.name))
-
-    def refusals(self, lines: Iterable[LineStatus]) -> list[Refusal]:
-        """Return what the sinks of these lines did not take, of each line that is not down one job at most."""
-        up = [line for line in lines if not line.failures]
-        pipe = self._redis.pipeline(transaction=False)
-        for line in up:
-            pipe.zrange(keys.line(line.name), -1, -1)  # one that was put off is behind all that are due
-        last = [(line, ids[0]) for line, ids in zip(up, pipe.execute(), strict=True) if ids]
-        for _, job_id in last:
-            pipe.hgetall(keys.job_sinks(job_id))
-            pipe.lrange(keys.deliveries(job_id), 0, -1)
-        replies = pipe.execute()
-        found = []
-        for (line, job_id), state, rows in zip(last, replies[::2], replies[1::2], strict=True):
-            for attempt in (Attempt(**json.loads(row)) for row in rows):
-                since = state.get(f"{attempt.sink_id}:since")
-                if since is not None and attempt.sink.startswith(line.name.partition("#")[0]):
-                    found.append(Refusal(line, job_id, attempt, int(since)))
-                    break
-        return found
-
-    def view(self) -> OutboxView:
-        """Return how far the sinks are behind."""
-        lines = self.lines()
-        refusals = self.refusals(lines)
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.time()
-        for index in (keys.outbox(), *(keys.line(line.name) for line in lines)):
-            pipe.zrange(index, 0, 0, withscores=True)
-        (seconds, micros), *firsts = pipe.execute()
-        now = seconds * 1000 + micros / 1000
-        since = [first[0][1] for first in firsts if first] + [line.since_ms for line in lines if line.since_ms]
-        since += [refusal.since_ms for refusal in refusals]  # each was put off, and so is not due now
-        down = sum(1 for line in lines if line.failures)
-        return OutboxView(
-            up=len(lines) - down,
-            down=down,
-            waiting=sum(line.waiting for line in lines),
-            lag=max(0.0, now - min(since, default=now)) / 1000,
-        )
 
     def deliveries(self, job_id: str) -> list[Attempt]:
         """Return the latest attempts to deliver the job's events, newest first."""

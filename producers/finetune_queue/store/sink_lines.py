@@ -1,0 +1,138 @@
+"""How the sinks are: the lines in which jobs' events wait for them, and which sinks are out of reach or refuse."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+import redis
+
+from finetune_queue.store import keys
+from finetune_queue.store.outbox import Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class LineStatus:
+    """A line with somebody in it. ``failures`` counts the attempts in a row at which its sinks were out of reach, since
+    ``since_ms``; ``next_ms`` is when it is due."""
+
+    name: str
+    waiting: int
+    failures: int
+    reason: str
+    since_ms: int | None
+    next_ms: int
+
+    @property
+    def origin(self) -> str:
+        """Where its sinks are; several lines may lead there."""
+        return self.name.partition("#")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class SinkTrouble:
+    """Sinks at one place that are out of reach, or one that can be reached and refuses the events of ``refused_job``:
+    since when (ms), for how many jobs at least, and why."""
+
+    sink: str
+    since_ms: int
+    waiting: int
+    reason: str
+    refused_job: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SinksView:
+    """All lines at one look: how many are well and how many down, how many jobs wait in them, and for how many seconds
+    the one that is longest late, refused or down, has been so."""
+
+    up: int
+    down: int
+    waiting: int
+    lag: float
+
+
+class SinkLines:
+    """Looks at the lines; it takes none."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._redis = client
+
+    def all(self) -> list[LineStatus]:
+        """Return every line with somebody in it, those in trouble first."""
+        rows = cast("list[tuple[str, float]]", self._redis.zrange(keys.lines(), 0, -1, withscores=True))
+        pipe = self._redis.pipeline(transaction=False)
+        for name, _ in rows:
+            pipe.zcard(keys.line(name))
+            pipe.hgetall(keys.line_state(name))
+        replies = pipe.execute()
+        found = [
+            LineStatus(
+                name=name,
+                waiting=waiting,
+                failures=int(state.get("failures", "0")),
+                reason=state.get("reason", ""),
+                since_ms=int(state["since"]) if "since" in state else None,
+                next_ms=int(score),
+            )
+            for (name, score), waiting, state in zip(rows, replies[::2], replies[1::2], strict=True)
+        ]
+        return sorted(found, key=lambda line: (-line.failures, line.name))
+
+    def troubles(self) -> list[SinkTrouble]:
+        """Return the sinks that do not take their events, one entry for each place or sink, the oldest first."""
+        lines = self.all()
+        found: dict[str, SinkTrouble] = {}
+        for each in (*_out_of_reach(lines), *self._refusals(lines)):
+            known = found.get(each.sink)
+            if known is None:
+                found[each.sink] = each
+                continue
+            older = min(known, each, key=lambda one: one.since_ms)
+            waiting = known.waiting + each.waiting
+            found[each.sink] = SinkTrouble(older.sink, older.since_ms, waiting, older.reason, older.refused_job)
+        return sorted(found.values(), key=lambda each: each.since_ms)
+
+    def _refusals(self, lines: Iterable[LineStatus]) -> list[SinkTrouble]:
+        """Return what the sinks of these lines did not take, of each line that is not down one job at most."""
+        up = [line for line in lines if not line.failures]
+        pipe = self._redis.pipeline(transaction=False)
+        for line in up:
+            pipe.zrange(keys.line(line.name), -1, -1)  # one that was put off is behind all that are due
+        last = [(line, ids[0]) for line, ids in zip(up, pipe.execute(), strict=True) if ids]
+        for _, job_id in last:
+            pipe.hgetall(keys.job_sinks(job_id))
+            pipe.lrange(keys.deliveries(job_id), 0, -1)
+        replies = pipe.execute()
+        found = []
+        for (line, job_id), state, rows in zip(last, replies[::2], replies[1::2], strict=True):
+            for attempt in (Attempt(**json.loads(row)) for row in rows):
+                since = state.get(f"{attempt.sink_id}:since")
+                if since is not None and attempt.sink.startswith(line.origin):
+                    found.append(SinkTrouble(attempt.sink, int(since), 1, attempt.detail, job_id))
+                    break
+        return found
+
+    def view(self) -> SinksView:
+        """Return how far the sinks are behind."""
+        lines = self.all()
+        refusals = self._refusals(lines)
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.time()
+        for index in (keys.outbox(), *(keys.line(line.name) for line in lines)):
+            pipe.zrange(index, 0, 0, withscores=True)
+        (seconds, micros), *firsts = pipe.execute()
+        now = seconds * 1000 + micros / 1000
+        since = [first[0][1] for first in firsts if first] + [line.since_ms for line in lines if line.since_ms]
+        since += [refusal.since_ms for refusal in refusals]  # each was put off, and so is not due now
+        down = sum(1 for line in lines if line.failures)
+        return SinksView(
+            up=len(lines) - down,
+            down=down,
+            waiting=sum(line.waiting for line in lines),
+            lag=max(0.0, now - min(since, default=now)) / 1000,
+        )
+
+
+def _out_of_reach(lines: Iterable[LineStatus]) -> list[SinkTrouble]:
+    return [SinkTrouble(line.origin, line.since_ms or 0, line.waiting, line.reason) for line in lines if line.failures]
