@@ -29,6 +29,8 @@ from finetune_queue.store import (
 )
 from support.cli import Run, Worker
 from support.until import until
+from wire.certificates import server_context
+from wire.rawserver import RawServer
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +171,15 @@ def test_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in result.out
     assert "workers" not in found
     assert found["staging"]["status"] == "ok"
+
+
+def test_a_server_whose_certificate_is_not_trusted(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    context, _ = server_context(tmp_path)
+    with RawServer(lambda wire: None, tls=context) as server:
+        monkeypatch.setenv("FINETUNE_REDIS_URL", server.url.replace("https:", "rediss:"))
+        found = checks(run("doctor", "--json"))["redis"]
+    assert found["status"] == "fail"
+    assert "?ssl_ca_certs=FILE" in found["action"]
 
 
 @pytest.mark.parametrize(

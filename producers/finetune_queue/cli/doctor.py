@@ -107,7 +107,10 @@ def _server(settings: Settings) -> Iterator[Finding]:
         return
     except RedisError as error:
         message = f"{where} does not answer: {words.printable(error)}"
-        yield Finding("redis", "fail", message, "Start the server, or set FINETUNE_REDIS_URL to where it is.")
+        action = "Start the server, or set FINETUNE_REDIS_URL to where it is."
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            action = "Name the authority that signed its certificate: `?ssl_ca_certs=FILE` in FINETUNE_REDIS_URL."
+        yield Finding("redis", "fail", message, action)
         return
     problems = {problem.about: problem for problem in server_problems(facts)}
     well = {
