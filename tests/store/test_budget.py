@@ -229,6 +229,62 @@ def test_one_probe_is_reserved_after_a_pause(budget: Budget, jobs: JobStore, cli
     assert budget.reserve("default", 10)[0] == [waiting[1].id]
 
 
+def test_refused_submits_pause_submits_alone_and_one_tries_at_a_time(
+    budget: Budget, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=20, window=60.0))
+
+    def pause_over() -> None:
+        client.hset(keys.account("default"), "submits_paused_until", "0")
+
+    lengths = [budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted")]
+    for _ in range(2):
+        assert refused(budget, "b", submit=True).reason is WaitReason.PAUSED
+        budget.end(take(budget, "c"))  # a presign, or a sweep
+        assert refused(budget, "b", submit=True).reason is WaitReason.PAUSED
+        status = accounts.status("default")
+        assert (status.unwell, status.pause_reason, status.paused_for) == ("credits_exhausted", "no credits", 0)
+        pause_over()
+        trying = take(budget, "b", submit=True)
+        assert refused(budget, "d", submit=True).reason is WaitReason.PAUSED
+        lengths.append(budget.refuse_submits(trying, "no credits", None, code="credits_exhausted"))
+    assert lengths[0] * 1.5 < lengths[1] < lengths[2]
+
+    pause_over()
+    budget.unsent(take(budget, "b", submit=True))  # shows nothing: another may try
+    budget.end(take(budget, "d", submit=True))
+    assert accounts.status("default").unwell == ""
+    for holder in ("e", "f"):
+        take(budget, holder, submit=True)
+
+
+def test_of_refused_submits_one_is_handed_out_at_a_time_and_all_else(
+    budget: Budget, jobs: JobStore, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=20, window=60.0))
+    submits = [parked(jobs) for _ in range(2)]
+    budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted")
+    prepares = [parked(jobs, CallClass.PREPARE) for _ in range(2)]
+    handed_out, wait = budget.reserve("default", 10)
+    assert [each for each in handed_out if each != SWEEP] == [job.id for job in prepares]
+    assert wait is not None
+    assert 0.0 < wait <= 1.25
+
+    client.hset(keys.account("default"), "submits_paused_until", "0")
+    assert budget.reserve("default", 10)[0] == [submits[0].id]
+    assert budget.reserve("default", 10)[0] == []
+    budget.end(take(budget, submits[0].id, submit=True))
+    assert budget.reserve("default", 10)[0] == [submits[1].id]
+
+
+def test_to_resume_an_account_ends_what_was_refused_it(budget: Budget, accounts: Accounts) -> None:
+    budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted")
+    accounts.stop_submits("default", stopped=False)
+    assert accounts.status("default").unwell == ""
+    for holder in ("b", "c"):
+        take(budget, holder, submit=True)
+
+
 def test_a_cap_on_submits_holds_submits_only(budget: Budget, jobs: JobStore, accounts: Accounts) -> None:
     accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=1))
     call = take(budget, "job-1", submit=True)

@@ -250,6 +250,11 @@ def _account(account: AccountStatus) -> Finding:
         if account.unwell == "rate_limited":
             action = "It goes on by itself. If it happens again, lower its rate_limit, or stop what else uses its key."
         return Finding(name, "warn", message, action)
+    if account.submits_paused_for:
+        why = words.printable(account.pause_reason)
+        message = f"submits are paused for {words.duration(account.submits_paused_for)}: {why}; {message}"
+        action = f"Mend the reason: then it goes on by itself, and at once by `finetune account resume {account.name}`."
+        return Finding(name, "warn", message, action)
     if account.unwell:
         why = words.printable(account.pause_reason)
         action = "Mend the reason, if it is one that you must mend: the next call that goes well ends this."

@@ -73,13 +73,17 @@ _ACCOUNTS: dict[Metric, Read[AccountStatus]] = {
     _gauge("account_paused_seconds", "For how long the account is still paused", "account"): (
         lambda status: status.paused_for
     ),
+    _gauge(
+        "account_submits_paused_seconds", "For how long its submits are still paused, as Segmind refused one", "account"
+    ): (lambda status: status.submits_paused_for),
     _gauge("account_unlooked_seconds", "For how long no sweep saw the trainings; 0 without any", "account"): (
         lambda status: status.unlooked or 0.0
     ),
 }
 _UNWELL = _gauge(
     "account_unwell",
-    "1 with the code of the error since which no call of the account went well; 0 with an empty code if all is well",
+    "1 with the code of the error since which no call of the account, or no submit if one was refused, went well; 0 "
+    "with an empty code if all is well",
     *("account", "code"),
 )
 _WORKERS = _gauge("workers", "Workers that gave a sign of life within 35 s", "version")

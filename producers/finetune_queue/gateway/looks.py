@@ -92,6 +92,7 @@ class Looks:
             max_submits_per_day=status.limits.max_submits_per_day,
             stopped=status.stopped,
             paused_seconds=status.paused_for,
+            submits_paused_seconds=status.submits_paused_for,
             pause_reason=status.pause_reason,
             line=[
                 InLine(job_id=job.id, what="access" if job.wants_access else job.stage, name=job.request.name)

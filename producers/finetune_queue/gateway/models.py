@@ -209,6 +209,7 @@ class AccountView(_Model):
     max_submits_per_day: int | None = None
     stopped: bool
     paused_seconds: float
+    submits_paused_seconds: float
     pause_reason: str
     line: list[InLine]
 

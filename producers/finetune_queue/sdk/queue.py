@@ -172,12 +172,15 @@ class FineTuneQueue:
                 account = self._accounts.status(record.account)
             except UnknownAccountError:
                 return Waiting(reason, ahead, None)
-            if record.stage is Stage.SUBMIT and account.submits_held:
+            paused_for = account.paused_for
+            if record.stage is Stage.SUBMIT:
                 if account.stopped or account.at_cap:
                     return Waiting(WaitReason.SPENDING, ahead, None, submits_stopped=account.stopped)
-                return Waiting(WaitReason.TRAININGS, ahead, None)
-            seconds = self._accounts.slot_in(account, ahead)
-        return Waiting(WaitReason.PAUSED if account.paused_for else reason, ahead, seconds)
+                if account.full:
+                    return Waiting(WaitReason.TRAININGS, ahead, None)
+                paused_for = max(paused_for, account.submits_paused_for)
+            seconds = max(paused_for, self._accounts.slot_in(account, ahead))
+        return Waiting(WaitReason.PAUSED if paused_for else reason, ahead, seconds)
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job, see :meth:`Job.cancel`.

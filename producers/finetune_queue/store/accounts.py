@@ -41,7 +41,8 @@ class AccountLimits:
 class AccountStatus:
     """An account as ``finetune doctor`` and ``finetune status`` show it; times in seconds.
 
-    ``unwell`` is the code of the error since which no call went well, empty when all is; ``unlooked`` for how long
+    ``unwell`` is the code of the error since which no call, or no submit if one was refused, went well, empty when all
+    is; ``pause_reason`` says it to people; ``unlooked`` for how long
     nothing was seen of the trainings, None without any.
     """
 
@@ -54,6 +55,7 @@ class AccountStatus:
     spent_today: int
     stopped: bool
     paused_for: float
+    submits_paused_for: float
     pause_reason: str
     unwell: str
     unlooked: float | None
@@ -74,7 +76,7 @@ class AccountStatus:
     @property
     def submits_held(self) -> bool:
         """Whether submits wait for something else than a call."""
-        return self.stopped or self.at_cap or self.full
+        return self.stopped or self.at_cap or self.full or self.submits_paused_for > 0
 
     @property
     def busy(self) -> bool:
@@ -128,7 +130,8 @@ class Accounts:
         return sorted(cast("set[str]", self._redis.smembers(keys.accounts())))
 
     def stop_submits(self, account: str, *, stopped: bool) -> None:
-        """Throw the kill switch of an account's submits, or lift it; all else goes on.
+        """Throw the kill switch of an account's submits, or lift it, and forget that the provider refused them: somebody
+        says that this is mended. All else goes on.
 
         Raises:
             UnknownAccountError: no worker has configured it.
@@ -139,7 +142,10 @@ class Accounts:
         if stopped:
             pipe.hset(keys.account(account), "stopped", "1")
         else:
-            pipe.hdel(keys.account(account), "stopped")
+            forgotten = ["submits_paused_until", "submits_probe_until", "submits_refused"]
+            if not self._redis.hexists(keys.account(account), "probing"):
+                forgotten += ["pause_reason", "pause_code"]
+            pipe.hdel(keys.account(account), "stopped", *forgotten)
         _wake(pipe)
         pipe.execute()
 
@@ -235,6 +241,7 @@ class Accounts:
             spent_today=number("spent") if number("spent_day") == now // 86_400_000 else 0,
             stopped=fields.get("stopped") == "1",
             paused_for=max(0, number("paused_until") - now) / 1000,
+            submits_paused_for=max(0, number("submits_paused_until") - now) / 1000,
             pause_reason=fields.get("pause_reason", ""),
             unwell=fields.get("pause_code", ""),
             unlooked=max(0.0, now - max(number("looked_at"), first[0][1])) / 1000 if first else None,

@@ -155,6 +155,11 @@ class Budget:
             slot, "unwell", refund=refund, why=why, code=code, retry_after=retry_after, under_way=under_way
         )
 
+    def refuse_submits(self, slot: Slot, why: str, retry_after: float | None, *, code: str) -> float:
+        """End a submit that started nothing, as the provider refuses its account, and pause the account's submits: all
+        else goes on. Returns for how many seconds."""
+        return self._finish(slot, "refused", refund=True, why=why, code=code, retry_after=retry_after)
+
     def _finish(
         self,
         slot: Slot,
@@ -169,7 +174,7 @@ class Budget:
         names = [keys.slots(slot.account), keys.room(slot.account), keys.account(slot.account), keys.wake()]
         asked = "" if retry_after is None else str(int(retry_after * 1000))
         jitter = random.random()  # noqa: S311 - spreads load, keeps no secret
-        flags = [slot.at_ms if refund else "", code, "1" if under_way else "0"]
+        flags = [slot.at_ms if refund else "", code, "1" if under_way else "0", "1" if slot.submit else "0"]
         args = [slot.token, health, asked, *self._backoff_ms, jitter, why, *flags]
         return int(self._end(names, args)) / 1000
 

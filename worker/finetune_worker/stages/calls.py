@@ -100,7 +100,10 @@ def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:
     except Rejected as error:
         if error.status in {401, 402, 403, 406}:
             # The account is refused, not this job: hold the others back instead of failing them one by one.
-            _pause(budget, slot, error, refund=slot.submit)
+            if slot.submit:
+                _refuse_submits(budget, slot, error)
+            else:
+                _pause(budget, slot, error, refund=False)
         else:
             _end(budget, slot, refund=slot.submit)
         raise
@@ -121,6 +124,15 @@ def _pause(budget: Budget, slot: Slot, error: SegmindError, *, refund: bool) -> 
         return 0.0
     log.warning("account_paused", account=slot.account, seconds=round(seconds, 1), code=error.code, why=error.detail)
     return seconds
+
+
+def _refuse_submits(budget: Budget, slot: Slot, error: SegmindError) -> None:
+    try:
+        seconds = budget.refuse_submits(slot, error.detail, error.retry_after, code=error.code)
+    except RedisError as trouble:
+        _log_not_ended(slot, trouble)
+        return
+    log.warning("submits_paused", account=slot.account, seconds=round(seconds, 1), code=error.code, why=error.detail)
 
 
 def _end(budget: Budget, slot: Slot, *, refund: bool) -> None:

@@ -93,6 +93,8 @@ function account(found) {
     el("meter", { min: 0, max: calls, high: calls * 0.9, value: used, "aria-label": `${name}: ${budget}` }),
     found.paused_seconds > 0 && el("p", { class: "alert" },
       `Paused for ${duration(found.paused_seconds)}. ${found.pause_reason}`),
+    found.submits_paused_seconds > 0 && el("p", { class: "alert" },
+      `Submits are paused for ${duration(found.submits_paused_seconds)}. ${found.pause_reason}`),
     found.stopped && el("p", { class: "alert" }, "Paid submits are stopped (finetune account resume)."),
     found.submits_today >= (found.max_submits_per_day ?? Infinity) && el("p", { class: "alert" }, "No submits are left for today (UTC)."),
     el("p", {}, `Trainings: ${found.trainings}${of(found.max_training)}`),

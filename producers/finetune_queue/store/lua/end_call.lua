@@ -2,12 +2,13 @@
 -- Ends a call: its slot is free one window from now; that of a call which was given up and may still reach the provider
 -- stays taken as if its caller had died. An outcome that shows the provider well lifts a probe, but not during a pause:
 -- it is that of a call from before. One that shows it unwell pauses the account, and what was reserved lapses: after the
--- pause one call goes first. One that was not sent shows nothing: if it was the probe, another goes.
+-- pause one call goes first. One that was not sent shows nothing: if it was the probe, another goes. A submit that the
+-- provider refuses its account pauses the account's submits alone, until one goes well: one tries at a time.
 -- KEYS  1 slots  2 waiting room  3 account  4 wake
--- ARGV  1 token of the call  2 "well" | "unwell" | "unsent"  3 pause_ms asked for by the provider, or ""
+-- ARGV  1 token of the call  2 "well" | "unwell" | "unsent" | "refused"  3 pause_ms asked for by the provider, or ""
 --       4 backoff_base_ms  5 backoff_max_ms  6 jitter, 0 to 1  7 why, for people
 --       8 when the submit took its slot (ms), to take it off that day's count, or ""
---       9 why, for programs  10 "1" if it may still reach the provider
+--       9 why, for programs  10 "1" if it may still reach the provider  11 "1" for a submit
 -- Returns the pause in ms, 0 for none.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -17,26 +18,49 @@ if ARGV[8] ~= '' and redis.call('HGET', KEYS[3], 'spent_day') == tostring(math.f
   redis.call('HINCRBY', KEYS[3], 'spent', -1)
 end
 
-local pause = 0
-local already = tonumber(redis.call('HGET', KEYS[3], 'paused_until') or '0')
-if ARGV[2] == 'well' then
-  if already <= now then
-    redis.call('HDEL', KEYS[3], 'probing', 'probe_until', 'failures', 'pause_reason', 'pause_code')
+local health, submit = ARGV[2], ARGV[11] == '1'
+local function until_of(name) return tonumber(redis.call('HGET', KEYS[3], name) or '0') end
+
+local function lift()
+  if submit and health == 'well' and until_of('submits_paused_until') <= now then
+    redis.call('HDEL', KEYS[3], 'submits_paused_until', 'submits_probe_until', 'submits_refused')
   end
-elseif ARGV[2] == 'unsent' then
-  if redis.call('HEXISTS', KEYS[3], 'probing') == 1 then redis.call('HSET', KEYS[3], 'probe_until', '0') end
+  if until_of('paused_until') > now then return end
+  redis.call('HDEL', KEYS[3], 'probing', 'probe_until', 'failures')
+  if redis.call('HEXISTS', KEYS[3], 'submits_refused') == 0 then
+    redis.call('HDEL', KEYS[3], 'pause_reason', 'pause_code')
+  end
+end
+
+local function pause_by(prefix, counter)
+  local already = until_of(prefix .. 'paused_until')
+  if already > now and ARGV[3] == '' then return already - now end -- calls under way together count as one failure
+  local failures = redis.call('HINCRBY', KEYS[3], counter, 1)
+  local pause = tonumber(ARGV[3] ~= '' and ARGV[3] or math.min(ARGV[5], ARGV[4] * 2 ^ (failures - 1)))
+  pause = math.ceil(pause * (1 + 0.25 * ARGV[6]))
+  redis.call('HSET', KEYS[3], prefix .. 'paused_until', math.max(already, now + pause), prefix .. 'probe_until', '0',
+             'pause_reason', ARGV[7], 'pause_code', ARGV[9])
+  for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    if string.sub(member, 1, 9) == 'reserved:' then redis.call('ZREM', KEYS[1], member) end
+  end
+  return pause
+end
+
+local pause = 0
+if health == 'well' then
+  lift()
+elseif health == 'refused' then
+  lift()
+  pause = pause_by('submits_', 'submits_refused')
 else
-  if already > now and ARGV[3] == '' then
-    pause = already - now -- calls that were under way together count as one failure
-  else
-    local failures = redis.call('HINCRBY', KEYS[3], 'failures', 1)
-    pause = tonumber(ARGV[3] ~= '' and ARGV[3] or math.min(ARGV[5], ARGV[4] * 2 ^ (failures - 1)))
-    pause = math.ceil(pause * (1 + 0.25 * ARGV[6]))
-    redis.call('HSET', KEYS[3], 'paused_until', math.max(already, now + pause), 'pause_reason', ARGV[7], 'pause_code', ARGV[9],
-               'probing', '1', 'probe_until', '0')
-    for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-      if string.sub(member, 1, 9) == 'reserved:' then redis.call('ZREM', KEYS[1], member) end
-    end
+  if submit and redis.call('HEXISTS', KEYS[3], 'submits_refused') == 1 then
+    redis.call('HSET', KEYS[3], 'submits_probe_until', '0')
+  end
+  if health == 'unwell' then
+    pause = pause_by('', 'failures')
+    redis.call('HSET', KEYS[3], 'probing', '1')
+  elseif redis.call('HEXISTS', KEYS[3], 'probing') == 1 then
+    redis.call('HSET', KEYS[3], 'probe_until', '0')
   end
 end
 if redis.call('EXISTS', KEYS[2]) == 1 and redis.call('EXISTS', KEYS[4]) == 0 then redis.call('LPUSH', KEYS[4], '1') end

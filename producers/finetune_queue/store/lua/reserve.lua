@@ -25,6 +25,11 @@ local day = tostring(math.floor(now / 86400000))
 local spent = account.spent_day == day and number('spent') or 0
 local submits = math.min(cap('max_training') - tracked, cap('max_submits') - spent)
 if account.stopped == '1' then submits = 0 end
+local submits_in = math.huge
+if account.submits_refused then
+  local held = math.max(number('submits_paused_until'), number('submits_probe_until')) - now
+  if held > 0 then submits_in = submits > 0 and held or math.huge; submits = 0 else submits = math.min(submits, 1) end
+end
 
 local reply = {-1}
 local function reserve(holder)
@@ -47,15 +52,21 @@ if tracked > 0 then
 end
 
 local function pop(low, high, count)
-  if count <= 0 or free <= 0 then return end
+  if count <= 0 or free <= 0 then return 0 end
+  local popped = 0
   for _, id in ipairs(redis.call('ZRANGE', KEYS[2], low, high, 'BYSCORE', 'LIMIT', 0, math.min(count, free))) do
     redis.call('ZREM', KEYS[2], id)
     redis.call('ZADD', KEYS[5], now + ARGV[2], id)
     reserve(id)
+    popped = popped + 1
   end
+  return popped
 end
 pop('-inf', '(' .. ARGV[3], math.huge)
-pop(ARGV[3], '(' .. ARGV[4], submits)
+if pop(ARGV[3], '(' .. ARGV[4], submits) > 0 and account.submits_refused then
+  redis.call('HSET', KEYS[3], 'submits_probe_until', now + ARGV[2])
+  submits, submits_in = 0, tonumber(ARGV[2])
+end
 pop(ARGV[4], '+inf', math.huge)
 
 local startable = redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. ARGV[3]) + redis.call('ZCOUNT', KEYS[2], ARGV[4], '+inf')
@@ -70,6 +81,9 @@ if tracked > 0 and startable == 0 and account.sweep_idle_at then
 end
 
 local wait = sweep_in > 0 and sweep_in or math.huge
+if submits_in < math.huge and redis.call('ZCOUNT', KEYS[2], ARGV[3], '(' .. ARGV[4]) > 0 then
+  wait = math.min(wait, submits_in)
+end
 if startable > 0 or sweep_in <= 0 then
   local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
   if first[2] then wait = math.min(wait, first[2] - now) end

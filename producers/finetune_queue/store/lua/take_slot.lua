@@ -38,6 +38,9 @@ if submit then
   local others = redis.call('ZCARD', KEYS[4])
   if redis.call('ZSCORE', KEYS[4], ARGV[1]) then others = others - 1 end
   if others >= cap('max_training') then return {0, 'trainings', ahead} end
+  -- The provider refused the account's submits: one at a time tries whether it still does.
+  local held = not reserved and number('submits_probe_until') or 0
+  if math.max(number('submits_paused_until'), held) > now then return {0, 'paused', ahead} end
 end
 
 if not reserved and redis.call('ZCARD', KEYS[1]) + ahead >= number('limit') then return {0, 'api-slot', ahead} end
@@ -48,6 +51,7 @@ local window = number('window_ms')
 redis.call('ZADD', KEYS[1], now + ARGV[4] + window + math.ceil(window / 1000) + 1, ARGV[2])
 if probing then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[4]) end
 if submit then
+  if account.submits_refused then redis.call('HSET', KEYS[3], 'submits_probe_until', now + ARGV[4]) end
   redis.call('HSET', KEYS[3], 'spent_day', day, 'spent', spent + 1)
   if redis.call('ZCARD', KEYS[4]) == 0 then
     -- Not sooner than the last sweep allows: those of trainings that come one by one keep to their share as well. What
