@@ -130,8 +130,8 @@ class Accounts:
         return sorted(cast("set[str]", self._redis.smembers(keys.accounts())))
 
     def stop_submits(self, account: str, *, stopped: bool) -> None:
-        """Throw the kill switch of an account's submits, or lift it, and forget that the provider refused them: somebody
-        says that this is mended. All else goes on.
+        """Throw the kill switch of an account's submits, or lift it, and forget that the provider refused them, as who
+        lifts it says that this is mended. All else goes on.
 
         Raises:
             UnknownAccountError: no worker has configured it.
