@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from finetune_queue.contract import Stage
+from finetune_queue.contract import USUAL_PRIORITY, JobRecord, Stage
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.settings import Settings
 from finetune_queue.store import RawMessage, RedisError, ResponseError, TaskCall
@@ -32,7 +32,8 @@ ACCESS = "finetune.access"
 
 CONTINUE, BEGIN, ACCEPT = 0, 6, 9
 """Priorities of messages; Redis hands out the lower first. What was started goes before what is new: a call slot that
-was handed out lapses if its message waits behind thousands of new requests."""
+was handed out lapses if its message waits behind thousands of new requests. So do requests of more than the usual
+priority: their place in the account's line begins when a worker takes them in, which may be after a batch's."""
 
 ASKING_SECONDS = 3.0
 """How long a broker may be silent when somebody waits to be told how it stands."""
@@ -81,20 +82,21 @@ class Messenger:
     def __init__(self, app: "Celery") -> None:
         self._app = app
 
-    def run(self, job_id: str) -> None:
+    def run(self, job: JobRecord) -> None:
         """Ask for a registered job to be started. If the broker is out of reach, the job's deadline asks later."""
-        self.run_many([job_id])
+        self.run_many([job])
 
-    def run_many(self, job_ids: Sequence[str]) -> None:
+    def run_many(self, jobs: Sequence[JobRecord]) -> None:
         """Do what :meth:`run` does for many jobs, in few round trips where the broker's transport can do that."""
         from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]
 
         try:
             with self._app.producer_or_acquire() as producer, producer.batch():
-                for job_id in job_ids:
-                    self._app.send_task(RUN, args=(job_id,), queue=QUEUE, priority=ACCEPT, producer=producer)
+                for job in jobs:
+                    priority = BEGIN if job.request.priority > USUAL_PRIORITY else ACCEPT
+                    self._app.send_task(RUN, args=(job.id,), queue=QUEUE, priority=priority, producer=producer)
         except (OperationalError, BatchPublishError, RedisError) as error:
-            log.warning("messages_not_sent", jobs=len(job_ids), first=job_ids[0], error=str(error))
+            log.warning("messages_not_sent", jobs=len(jobs), first=jobs[0].id, error=str(error))
 
     def start(self, job_id: str, stages: Sequence[Stage], *, new: bool = False) -> None:
         """Start the rest of a job's chain; that of a ``new`` job after all others."""

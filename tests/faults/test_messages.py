@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import JobState, Stage
+from finetune_queue.contract import JobRecord, JobState, Stage
 from finetune_queue.sdk import FineTuneQueue
 from segmind_sandbox.settings import SandboxSettings
 from segmind_sandbox.testing import LiveSandbox, run_sandbox
@@ -43,9 +43,9 @@ class Lossy(Post):
         self.sent += 1
         return self.sent % self._every == 0
 
-    def run(self, job_id: str) -> None:
+    def run(self, job: JobRecord) -> None:
         if not self.lost():
-            super().run(job_id)
+            super().run(job)
 
     def start(self, job_id: str, stages: Any, *, new: bool = False) -> None:
         if not self.lost():

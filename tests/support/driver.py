@@ -30,8 +30,8 @@ class Post:
 
     messages: list[Message] = field(default_factory=list)
 
-    def run(self, job_id: str) -> None:
-        self.messages.append(Message(job_id))
+    def run(self, job: JobRecord) -> None:
+        self.messages.append(Message(job.id))
 
     def start(self, job_id: str, stages: Sequence[Stage], *, new: bool = False) -> None:
         self.messages.append(Message(job_id, tuple(stages)))
@@ -53,9 +53,9 @@ class WatchedPost(Post):
         super().__init__()
         self._reach = reach
 
-    def run(self, job_id: str) -> None:
+    def run(self, job: JobRecord) -> None:
         self._reach("message run")
-        super().run(job_id)
+        super().run(job)
 
     def start(self, job_id: str, stages: Sequence[Stage], *, new: bool = False) -> None:
         self._reach("message chain")

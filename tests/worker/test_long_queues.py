@@ -144,12 +144,15 @@ def test_an_empty_queue_has_no_messages(bench: Bench, dispatcher: Dispatcher) ->
 
 def test_what_was_started_is_handed_out_before_what_is_new(bench: Bench, dispatcher: Dispatcher) -> None:
     messenger = bench.container.messenger
-    messenger.run("requested")
+    requested, urgent = bench.job(), bench.job(priority=6)
+    messenger.run(requested)
     messenger.start("new", [Stage.SUBMIT], new=True)
+    messenger.run(urgent)
     messenger.start("goes on", [Stage.SUBMIT])
     messenger.sweep("default")
-    assert messenger.queued(QUEUE) == 4
+    assert messenger.queued(QUEUE) == 5
 
     with messenger._app.producer_or_acquire() as producer:
-        received = [producer.channel.basic_get(QUEUE, no_ack=True).decode() for _ in range(4)]
-    assert [args[0] for args, _, _ in received] == ["goes on", "default", "new", "requested"]
+        received = [producer.channel.basic_get(QUEUE, no_ack=True).decode() for _ in range(5)]
+    wanted = ["goes on", "default", "new", urgent.id, requested.id]
+    assert [args[0] for args, _, _ in received] == wanted

@@ -16,7 +16,7 @@ from finetune_queue.contract.job import (
     WaitReason,
 )
 from finetune_queue.contract.kinds import EventType
-from finetune_queue.contract.request import FineTuneRequest, RequestError, parse_request
+from finetune_queue.contract.request import USUAL_PRIORITY, FineTuneRequest, RequestError, parse_request
 from finetune_queue.contract.sink import Sink, SinkKind, parse_sink, parse_sinks
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "MOVED_ON",
     "RELEASED",
     "TRANSITIONS",
+    "USUAL_PRIORITY",
     "Access",
     "Event",
     "EventType",

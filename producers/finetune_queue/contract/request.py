@@ -26,6 +26,9 @@ from finetune_queue.plain_words import in_plain_words
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+USUAL_PRIORITY = 5
+"""Of a request that names none."""
+
 ACCOUNT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 AccountName = Annotated[str, StringConstraints(pattern=ACCOUNT_NAME)]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$")]
@@ -142,7 +145,7 @@ class FineTuneRequest(BaseModel):
     )
     account: AccountName = Field(default="default", description="Which configured Segmind account pays.")
     priority: Annotated[int, BeforeValidator(_check_number)] = Field(
-        default=5, ge=0, le=9, description="0 (last) to 9 (first) among the account's jobs."
+        default=USUAL_PRIORITY, ge=0, le=9, description="0 (last) to 9 (first) among the account's jobs."
     )
     labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict,

@@ -71,7 +71,7 @@ class Submitter:
         record, new = self._jobs.register(_job_id(request), request, delay=self._settings.finetune_handover)
         tracing.tell({tracing.JOB: record.id, tracing.ACCOUNT: record.account, "finetune.job.new": new})
         if new:
-            self._messages().run(record.id)
+            self._messages().run(record)
         return record
 
     def submit_many(self, raws: Iterable[Raw], *, batch: str | None) -> Iterator[Taken]:
@@ -99,7 +99,7 @@ class Submitter:
                 continue
             outcome = next(registered)
             outcomes.append(translation(outcome) if isinstance(outcome, Exception) else outcome)
-        new = [taken[0].id for taken in outcomes if isinstance(taken, tuple) and taken[1]]
+        new = [taken[0] for taken in outcomes if isinstance(taken, tuple) and taken[1]]
         if new:
             self._messages().run_many(new)
         return outcomes
