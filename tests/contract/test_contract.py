@@ -109,7 +109,7 @@ def test_every_reason_to_wait_is_given_and_put_into_words() -> None:
     scripts = "".join(path.read_text("utf-8") for path in (ROOT / "producers").rglob("*.lua"))
     given = {reason for reason in WaitReason if f"WaitReason.{reason.name}," in worker or f"'{reason}'" in scripts}
     page = (ROOT / "producers/finetune_queue/gateway/page/board.js").read_text("utf-8")
-    block = page.partition("export const REASONS = {")[2].partition("};")[0]
+    block = page.partition("const REASONS = {")[2].partition("};")[0]
     on_page = {line.split(":")[0].strip(' "') for line in block.strip().splitlines()}
     assert set(WaitReason) == given == on_page == set(words._REASONS)
 
