@@ -9,10 +9,8 @@ import pytest
 import redis
 
 from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
-from finetune_queue.store import Budget, Change, NotDurableError, jobs, keys
+from finetune_queue.store import Budget, Change, NotDurableError, jobs
 from finetune_worker.dispatcher import Dispatcher
-from finetune_worker.segmind.client import SegmindClient
-from finetune_worker.segmind.models import SubmitReply, SubmitRequest
 from finetune_worker.stages import calls
 from support.bench import Bench, make_settings
 from support.until import until
@@ -122,25 +120,6 @@ def test_an_answer_that_takes_longer_than_a_lease_is_still_taken(bench: Bench, t
     job = bench.read(job)
     assert (job.state, job.takeovers) == (JobState.TRAINING, 0)
     assert job.finetune_id is not None
-
-
-def test_its_job_is_held_for_as_long_as_the_call_can_last(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    redis_url = bench.container.settings.finetune_redis_url
-    values = make_settings(bench.sandbox, redis_url, tmp_path, finetune_lease=0.1)
-    bench.container = replace(bench.container, settings=values)
-    job = bench.submitting()
-    held: list[float] = []
-
-    def look(_client: SegmindClient, _request: SubmitRequest) -> SubmitReply:
-        due = bench.container.jobs._redis.zscore(keys.deadlines(), job.id) or 0.0
-        held.append((due - bench.read(job).updated_ms) / 1000)
-        return SubmitReply(finetune_id="f-1", status="REQUESTED")
-
-    monkeypatch.setattr(SegmindClient, "submit", look)
-    bench.run(job)
-    assert held == [calls.FRESH + values.segmind_call_timeout]
 
 
 def test_a_worker_overtaken_before_it_wrote_the_intent_has_spent_nothing(

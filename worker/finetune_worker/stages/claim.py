@@ -54,6 +54,7 @@ class Claim:
         self._out_of_time = out_of_time
         self._lease = lease
         self._last_sign = time.monotonic()
+        self._held_until = self._last_sign + lease
         self.on_sign: Callable[[], None] | None = None
         self.job = store.transition(job, Change(delay=lease), owner=owner, **_begun(job))
 
@@ -71,10 +72,11 @@ class Claim:
             ConflictError: the claim was lost.
             NotDurableError: see :meth:`JobStore.transition`; the change is made.
         """
+        began, held = time.monotonic(), max(self._lease, hold)
         try:
             self.job = self._store.transition(
                 self.job,
-                Change(delay=max(self._lease, hold)),
+                Change(delay=held),
                 event=event,
                 durable_within=durable_within,
                 **fields,
@@ -82,7 +84,16 @@ class Claim:
         except NotDurableError as error:
             self.job = error.job
             raise
-        self._last_sign = time.monotonic()
+        self._last_sign, self._held_until = time.monotonic(), began + held
+
+    def hold(self, seconds: float) -> None:
+        """Hold the job for so long from now, for work that gives no sign of life meanwhile.
+
+        Raises:
+            ConflictError: the claim was lost.
+        """
+        if time.monotonic() + seconds > self._held_until:
+            self.write(hold=seconds)
 
     def progress(self, done: int, total: int | None) -> None:
         """Give a sign of life and tell how far the stage is; cheap to call often.

@@ -10,7 +10,7 @@ from finetune_queue.storage import StorageError
 from finetune_queue.store import TRANSFERRED_BYTES, CallClass
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
-from finetune_worker.stages.calls import ask
+from finetune_worker.stages.calls import ask, longest_call
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_transfer
 from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error, after_storage
@@ -31,6 +31,7 @@ def download(container: Container, claim: Claim) -> Outcome:
         return _done(job, job.weights)
     url = job.weights_url or ""
     if job.weights_private:
+        claim.hold(longest_call(container))
         link = _private_link(container, job)
         if not isinstance(link, str):
             return link

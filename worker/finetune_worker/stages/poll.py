@@ -5,7 +5,7 @@ from finetune_queue.store import UNKNOWN_STATUSES, CallClass
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import FinetuneDetails
-from finetune_worker.stages.calls import ask
+from finetune_worker.stages.calls import ask, longest_call
 from finetune_worker.stages.claim import Claim, until_deadline
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.observe import observe
@@ -21,6 +21,7 @@ def poll(container: Container, claim: Claim) -> Outcome:
     if not (over or unseen or job.wants_details):
         return _wait(container, job)
     what = "ask for the training's details"
+    claim.hold(longest_call(container))
     try:
         seen = ask(container, job, CallClass.FINISH, what, lambda client: client.details(job.finetune_id or ""))
     except (Rejected, MalformedReply) as error:

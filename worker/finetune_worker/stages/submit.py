@@ -15,11 +15,11 @@ from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import OutcomeUnknown, Rejected
 from finetune_worker.segmind.models import SubmitReply
 from finetune_worker.stages.calls import (
-    FRESH,
     AccountPausedError,
     StaleCallError,
     call_api,
     give_back,
+    longest_call,
     park,
     park_paused,
 )
@@ -39,12 +39,14 @@ def submit(container: Container, claim: Claim) -> Outcome:
     """Send the job's training to Segmind, at most once."""
     job = claim.job
     if job.adopting is not None:
-        return examine_named(container, job, job.adopting)
+        claim.hold(longest_call(container))
+        return examine_named(container, claim.job, job.adopting)
     if job.intent_ms is not None:
         if job.updated_ms - job.intent_ms >= container.settings.finetune_training_limit * 1000:
             return _never_found(container)
         if job.candidates:
-            return examine_candidate(container, job)
+            claim.hold(longest_call(container))
+            return examine_candidate(container, claim.job)
         return _look_for_it(container, job, "the worker that was to send it did not come back")
     client = container.segmind(job.account)  # before the intent, as this worker may have no key for the account
     slot = container.budget.take(job.account, job.id, room_score(CallClass.SUBMIT, job), submit=True, claimed=job)
@@ -55,8 +57,7 @@ def submit(container: Container, claim: Claim) -> Outcome:
 
 def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient) -> Outcome:
     try:
-        # Held for as long as the call may last, begun as late as it may: an answer that comes late is still the best.
-        hold = FRESH + container.settings.segmind_call_timeout
+        hold = longest_call(container)  # an answer that comes late is still the best
         claim.write(intent_ms=slot.at_ms, looks=0, durable_within=DURABLE_WITHIN, hold=hold)
     except ConflictError:
         give_back(container.budget, slot)

@@ -17,7 +17,7 @@ from finetune_queue.store import TRANSFERRED_BYTES, CallClass
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import PresignedUpload
-from finetune_worker.stages.calls import ask
+from finetune_worker.stages.calls import ask, longest_call
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_dataset, from_transfer
 from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait, after_error
@@ -44,7 +44,7 @@ def upload(container: Container, claim: Claim) -> Outcome:
     upload_to = None
     if claim.job.dataset_report is not None and _kept_url(container, claim.job) is None:
         # Checked before; it came here with a call slot, which must not wait for a share of the transfers.
-        presigned = _presign(container, claim.job)
+        presigned = _presign(container, claim)
         if not isinstance(presigned, PresignedUpload):
             return presigned
         upload_to = presigned
@@ -87,10 +87,10 @@ def _prepare(container: Container, claim: Claim, scratch: Path, upload_to: Presi
             to=JobState.SUBMITTING,
             fields={"dataset_url": found.url},
         )
-    report = _checked(claim, found.path)
+    report = _checked(claim, found.path, hold=longest_call(container))
     if not report.ok:
         return Fail(_rejected(report))
-    presigned = upload_to or _kept_url(container, claim.job) or _presign(container, claim.job)
+    presigned = upload_to or _kept_url(container, claim.job) or _presign(container, claim)
     if not isinstance(presigned, PresignedUpload):
         return presigned
     return _put(container, claim, found.path, presigned, report)
@@ -123,7 +123,8 @@ def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpl
     )
 
 
-def _checked(claim: Claim, path: Path) -> DatasetReport:
+def _checked(claim: Claim, path: Path, *, hold: float) -> DatasetReport:
+    """Return the report of the dataset's check; the job that has a new one is held for the call that comes next."""
     request = claim.job.request
     if claim.job.dataset_report is not None:
         known = DatasetReport.model_validate(claim.job.dataset_report)
@@ -137,7 +138,7 @@ def _checked(claim: Claim, path: Path) -> DatasetReport:
         instance_prompt=request.instance_prompt,
         on_progress=claim.progress,
     )
-    claim.write(dataset_report=report.model_dump(mode="json"))
+    claim.write(dataset_report=report.model_dump(mode="json"), hold=hold)
     log.info("dataset_checked", ok=report.ok, images=report.images, bytes=report.bytes)
     return report
 
@@ -163,8 +164,10 @@ def _kept_url(container: Container, job: JobRecord) -> PresignedUpload | None:
     return None if found.expired(datetime.now(UTC), margin=URL_MARGIN) else found
 
 
-def _presign(container: Container, job: JobRecord) -> PresignedUpload | Outcome:
+def _presign(container: Container, claim: Claim) -> PresignedUpload | Outcome:
     what = "ask for an upload URL"
+    claim.hold(longest_call(container))
+    job = claim.job
     try:
         # Named after the job: the mark by which a submit of unknown outcome is found again.
         found = ask(container, job, CallClass.PREPARE, what, lambda client: client.presign_upload(job.id, public=True))

@@ -1,0 +1,63 @@
+"""A job is held for as long as each API call of its stages can last, so that a living worker is not taken for dead."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from finetune_queue.contract import JobRecord, JobState
+from finetune_queue.store import Change, keys
+from finetune_worker.segmind.client import SegmindClient
+from finetune_worker.stages.calls import FRESH
+from support.bench import Bench, make_settings
+from support.images import image_bytes, make_zip
+
+CALL = 7.0
+STATES = [JobState.UPLOADING, JobState.SUBMITTING, JobState.TRAINING, JobState.DOWNLOADING]
+REPORT = {"ok": True, "images": 1, "captions": 0, "bytes": 1, "sha256": "0" * 64, "findings": []}
+
+
+@pytest.fixture
+def impatient(bench: Bench, tmp_path: Path) -> Bench:
+    """Its leases are much shorter than its calls may be."""
+    redis_url = bench.container.settings.finetune_redis_url
+    values = make_settings(bench.sandbox, redis_url, tmp_path, finetune_lease=0.3, segmind_call_timeout=CALL)
+    bench.container = replace(bench.container, settings=values)
+    return bench
+
+
+def brought(bench: Bench, to: JobState, **fields: Any) -> JobRecord:
+    folder = Path(bench.container.settings.finetune_dataset_roots[0])
+    dataset = make_zip(folder / "d.zip", {"1.jpg": image_bytes(1, (600, 600))})
+    job = bench.job(dataset=f"file://{dataset}")
+    for state in STATES[: STATES.index(to) + 1]:
+        job = bench.container.jobs.transition(job, Change(delay=60), to=state)
+    return bench.container.jobs.transition(job, Change(delay=60), **fields) if fields else job
+
+
+@pytest.mark.parametrize(
+    ("call", "state", "fields"),
+    [
+        ("presign_upload", JobState.UPLOADING, {}),
+        ("presign_upload", JobState.UPLOADING, {"dataset_report": REPORT}),
+        ("submit", JobState.SUBMITTING, {"dataset_url": "https://example.com/a.zip"}),
+        ("details", JobState.SUBMITTING, {"dataset_url": "https://example.com/a.zip", "adopting": "ft-1"}),
+        ("details", JobState.TRAINING, {"finetune_id": "ft-1", "wants_details": True}),
+        ("private_link", JobState.DOWNLOADING, {"weights_url": "https://example.com/w", "weights_private": True}),
+    ],
+)
+def test_for_as_long_as_its_call_can_last(
+    impatient: Bench, monkeypatch: pytest.MonkeyPatch, call: str, state: JobState, fields: dict[str, Any]
+) -> None:
+    job = brought(impatient, state, **fields)
+    held: list[float] = []
+
+    def look(*_: object, **__: object) -> NoReturn:
+        due = impatient.container.jobs._redis.zscore(keys.deadlines(), job.id) or 0.0
+        held.append((due - impatient.read(job).updated_ms) / 1000)
+        raise RuntimeError
+
+    monkeypatch.setattr(SegmindClient, call, look)
+    impatient.run(job)
+    assert held == [FRESH + CALL]
