@@ -80,7 +80,8 @@ def test_an_account_is_unwell_until_a_call_goes_well(bench: Bench, fault: dict[s
     assert status(bench).unwell == code
     assert counted(bench, API_CALLS)["default", "submit", code].value == 1
 
-    bench.container.jobs._redis.hset(keys.account("default"), "paused_until", "0")
+    over = dict.fromkeys(("paused_until", "submits_paused_until"), "0")
+    bench.container.jobs._redis.hset(keys.account("default"), mapping=over)
     assert status(bench).unwell == code, "only a call shows that it is well again"
     bench.submitting()
     bench.run(bench.submitting())
