@@ -22,6 +22,7 @@ FRESH = 5.0
 """Seconds that may pass between taking a slot and the first byte of its call. A process that was stopped longer must
 not send: its slot, or its job, may be another's by then."""
 
+
 def longest_call(container: Container) -> float:
     """Return the seconds from a call's slot to its end, begun as late and lasting as long as it may. A job is held for
     it: taken over meanwhile, it would be asked for twice and count its living worker as dead."""
