@@ -80,8 +80,8 @@ def test_an_account_is_unwell_until_a_call_goes_well(bench: Bench, fault: dict[s
     assert status(bench).unwell == code
     assert counted(bench, API_CALLS)["default", "submit", code].value == 1
 
-    over = dict.fromkeys(("paused_until", "submits_paused_until"), "0")
-    bench.container.jobs._redis.hset(keys.account("default"), mapping=over)
+    for pause in ("paused_until", "submits_paused_until"):
+        bench.container.jobs._redis.hset(keys.account("default"), pause, "0")
     assert status(bench).unwell == code, "only a call shows that it is well again"
     bench.submitting()
     bench.run(bench.submitting())
