@@ -13,7 +13,7 @@ from celery.concurrency import get_implementation
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.exceptions import CPendingDeprecationWarning, WorkerShutdown
 
-from finetune_queue import tracing
+from finetune_queue import __version__, tracing
 from finetune_queue.logs import configure_logging
 from finetune_queue.messaging import ACCESS, QUEUE, RUN, SWEEP, TRANSFER_QUEUE, transport_config
 from finetune_queue.settings import Settings, SettingsError, load_settings
@@ -143,6 +143,16 @@ def _warn_of_green_pool(instance: Any, **_: object) -> None:
         log.warning("pool_slow", next="use -P threads, the default, or -P processes (docs/benchmarks.md)")
 
 
+@signals.celeryd_after_setup.connect
+def _tell_of_the_start(instance: Any, **_: object) -> None:
+    if _settings.finetune_log_format == "json":
+        instance.quiet = True  # no banner: what reads the log takes each line for an object
+    queues = sorted(app.amqp.queues.consume_from)
+    log.info(
+        "worker_started", worker=instance.hostname, version=__version__, concurrency=instance.concurrency, queues=queues
+    )
+
+
 @signals.worker_process_init.connect
 def _trace_process(**_: object) -> None:
     tracing.start(SERVICE)
@@ -160,3 +170,8 @@ def _trace_worker(sender: Any, **_: object) -> None:
 def _sign_off(**_: object) -> None:
     app.finetune.sign_off()  # type: ignore[attr-defined]
     tracing.stop()
+
+
+@signals.worker_shutdown.connect
+def _tell_of_the_stop(**_: object) -> None:
+    log.info("worker_stopped")
