@@ -24,6 +24,7 @@ from finetune_queue.local.processes import Child
 from finetune_queue.local.valkey import ValkeyServer, free_port
 from finetune_queue.messaging import QUEUE, RUN, Messenger, producer_app
 from finetune_queue.settings import Settings, load_settings
+from finetune_queue.store import Workers, connect
 from finetune_worker.celery import create_app
 from finetune_worker.container import Container
 from finetune_worker.probes import Probes, ProbeStep
@@ -177,13 +178,23 @@ def test_a_signal_that_comes_while_a_message_is_handed_to_a_thread_harms_neither
         app.send_task("odd.come_with_signal", args=[str(ran)], queue=QUEUE)
         worker.process.wait(timeout=SECONDS)
     assert ran.exists()
+    said = "".join(worker.process.lines())
+    assert "critical" not in said
+    assert "Traceback" not in said
+
+
+def test_its_log_begins_and_ends_with_an_event_and_has_no_banner(worker: OddWorker) -> None:
+    worker.process.kill()
+    worker.process.start()
+    until(worker.is_up, seconds=SECONDS)
+    worker.process.send_signal(signal.SIGTERM)
+    worker.process.wait(timeout=SECONDS)
     said = worker.process.lines()
-    assert not [line for line in said if "critical" in line or "Traceback" in line]
-    # Between these two a log is all objects, but for what Celery says of a signal.
     events = [json.loads(line)["event"] for line in said if line.startswith("{")]
-    assert events[0] == "worker_started"
-    assert "worker_stopped" in events
-    assert not [line for line in said if "task events" in line]  # of Celery's banner
+    assert (events[0], events[-1]) == ("worker_started", "worker_stopped")
+    assert not [line for line in said if "task events" in line]
+    with connect(worker.valkey.url) as client:
+        assert Workers(client).alive() == []  # it signed off, at a soft shutdown as at a warm one
 
 
 def test_a_signal_that_comes_while_the_broker_is_lost_ends_the_worker(worker: OddWorker) -> None:

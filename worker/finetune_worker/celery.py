@@ -1,5 +1,6 @@
 """The Celery application: ``celery -A finetune_worker worker``. All of Celery's globals are in this module."""
 
+import atexit
 import logging
 import os
 import sys
@@ -144,9 +145,10 @@ def _warn_of_green_pool(instance: Any, **_: object) -> None:
 
 
 @signals.celeryd_after_setup.connect
-def _tell_of_the_start(instance: Any, **_: object) -> None:
+def _begin(instance: Any, **_: object) -> None:
     if _settings.finetune_log_format == "json":
         instance.quiet = True  # no banner: what reads the log takes each line for an object
+    atexit.register(_end)  # Celery sends `worker_shutdown` at a warm shutdown only, not at the soft one
     queues = sorted(app.amqp.queues.consume_from)
     log.info(
         "worker_started", worker=instance.hostname, version=__version__, concurrency=instance.concurrency, queues=queues
@@ -166,12 +168,11 @@ def _trace_worker(sender: Any, **_: object) -> None:
 
 
 @signals.worker_process_shutdown.connect
-@signals.worker_shutdown.connect
 def _sign_off(**_: object) -> None:
     app.finetune.sign_off()  # type: ignore[attr-defined]
     tracing.stop()
 
 
-@signals.worker_shutdown.connect
-def _tell_of_the_stop(**_: object) -> None:
+def _end() -> None:
+    _sign_off()
     log.info("worker_stopped")
