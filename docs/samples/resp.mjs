@@ -3,7 +3,7 @@
 import net from "node:net";
 
 export function connect(url) {
-  const { hostname, port, password, pathname } = new URL(url);
+  const { hostname, port, username, password, pathname } = new URL(url);
   const socket = net.connect(Number(port || 6379), hostname);
   const waiting = [];
   let received = Buffer.alloc(0);
@@ -26,7 +26,7 @@ export function connect(url) {
       const parts = words.map(String).map((word) => `$${Buffer.byteLength(word)}\r\n${word}\r\n`);
       socket.write(`*${words.length}\r\n${parts.join("")}`);
     });
-  if (password) send("AUTH", decodeURIComponent(password)).catch(fail);
+  if (password) send("AUTH", ...[username, password].filter(Boolean).map(decodeURIComponent)).catch(fail);
   if (pathname.length > 1) send("SELECT", pathname.slice(1)).catch(fail);
   return { send, close: () => socket.end() };
 }
