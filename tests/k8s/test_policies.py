@@ -9,15 +9,18 @@ from typing import Any
 
 import flower.options  # type: ignore[import-untyped] # noqa: F401 - declares Flower's options
 import pytest
+import yaml
 from tornado.options import options as flower_options
 
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.settings import Settings, describe, load_settings
 from k8s.conftest import ROOT, Manifest, Rendered, render
+from monitoring.rules import ALERTS, DASHBOARD
 from segmind_sandbox.settings import DEFAULT_API_KEY
 
 WORKERS = ("finetune-worker", "finetune-worker-transfer")
 OURS = ("FINETUNE_", "SEGMIND_")
+JOB = re.compile(r'\bjob\s*(?:=~|!~|!=|=)\s*\\?"([^"\\]*)')
 SECRET_SETTINGS = {row.env for row in describe() if row.secret}
 SAMPLES = {
     "FINETUNE_REDIS_URL": "redis://redis.example:6379/0",
@@ -90,6 +93,21 @@ def test_each_monitor_reads_a_port_of_a_service(everything: Rendered) -> None:
         assert len(services) == 1
         ports = {port["name"] for port in services[0]["spec"]["ports"]}
         assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= ports
+
+
+def test_the_jobs_that_alerts_and_dashboard_ask_for_are_those_of_the_scrapes(everything: Rendered) -> None:
+    asked = {job for file in (ALERTS, DASHBOARD) for job in JOB.findall(file.read_text(encoding="utf-8"))}
+    assert asked
+    prometheus = yaml.safe_load(ALERTS.with_name("prometheus.yaml").read_text(encoding="utf-8"))
+    assert asked <= {scrape["job_name"] for scrape in prometheus["scrape_configs"]}
+    # The operator calls a job like its Service; no monitor has a jobLabel, and k8s.crds knows none.
+    read = {
+        service["metadata"]["name"]
+        for service in everything.of("Service")
+        for monitor in everything.of("ServiceMonitor")
+        if selects(monitor["spec"]["selector"], service["metadata"]["labels"])
+    }
+    assert asked <= read
 
 
 def test_every_config_map_and_account_that_is_named_is_there(overlay: Rendered) -> None:

@@ -136,7 +136,7 @@ CASES: dict[str, tuple[Series, Series]] = {
         },
     ),
     "FinetuneWebhookSilent": ({TAKEN: "5", DOWNLOADS: "0+1"}, {TAKEN: "0+1", DOWNLOADS: "0+1"}),
-    "FinetuneFlowerDown": ({'up{job="flower"}': "0"}, {'up{job="another"}': "0"}),
+    "FinetuneFlowerDown": ({'up{job="finetune-flower"}': "0"}, {'up{job="another"}': "0"}),
 }
 
 
