@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +66,13 @@ def test_valkey_keeps_what_it_is_told(compose: Any) -> None:
 
 
 def test_a_stopping_worker_has_its_time(compose: Any) -> None:
-    grace = timedelta(seconds=int(compose["services"]["worker"]["stop_grace_period"].removesuffix("s")))
-    assert grace > timedelta(seconds=Settings.model_fields["finetune_shutdown_timeout"].default + 10)
+    grace = int(compose["services"]["worker"]["stop_grace_period"].removesuffix("s"))
+    assert grace >= Settings().finetune_shutdown_timeout + Settings().segmind_call_timeout + 5
+    for page in ("docker", "kubernetes", "runbook"):
+        assert re.search(rf"\b{grace} s\b", (DOCKER.parent / "docs" / f"{page}.md").read_text()), page
+    for name in ("worker", "worker-transfer"):  # as on Kubernetes, where tests/k8s looks at each overlay
+        manifest = yaml.safe_load((DOCKER.parent / "ops" / "k8s" / "base" / f"{name}.yaml").read_text())
+        assert manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == grace
 
 
 @pytest.mark.parametrize("name", ["segmind.env", "segmind-paid.env"])

@@ -19,16 +19,14 @@ WAYS = [signal.SIGKILL, signal.SIGTERM, *([signal.SIGQUIT] if os.environ.get("FA
 STAGES = ("download", "sweep", "upload", "submit")
 
 GRACE = 12.0
-"""Seconds: the soft shutdown of these workers, one call, and a busy machine."""
+"""Seconds: the shutdown time-out of these workers, one call, and a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REMAP_SIGTERM", "SIGQUIT")  # as the images set it
-        folder = tmp_path_factory.mktemp("deaths")
-        with LocalStack(folder, workers=1, rate_limit="200/1", sandbox=SANDBOX, settings=SETTINGS) as running:
-            yield running
+    folder = tmp_path_factory.mktemp("deaths")
+    with LocalStack(folder, workers=1, rate_limit="200/1", sandbox=SANDBOX, settings=SETTINGS) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

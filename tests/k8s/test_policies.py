@@ -245,7 +245,6 @@ def test_a_stop_has_the_time_that_it_may_take(overlay: Rendered) -> None:
         hook = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         needed = hook + settings.finetune_shutdown_timeout + settings.segmind_call_timeout
         assert spec["terminationGracePeriodSeconds"] >= needed + 5, name
-        assert {"name": "REMAP_SIGTERM", "value": "SIGQUIT"} in container["env"]
 
 
 def test_the_grace_fits_the_defaults_of_the_settings(everything: Rendered) -> None:

@@ -58,7 +58,6 @@ class OddWorker:
                 **os.environ,
                 **self.env,
                 "TMPDIR": str(folder),
-                "REMAP_SIGTERM": "SIGQUIT",
                 "PYTHONPATH": os.pathsep.join(sys.path),
                 "PYTHONWARNINGS": "ignore:You're running the worker",
             },
@@ -148,13 +147,31 @@ def test_loops_that_stand_still_are_named(worker: OddWorker, tmp_path: Path) -> 
     until(lambda: worker.stuck() == set(Loop), seconds=SECONDS, pause=0.1)
 
 
-def test_a_stopping_worker_is_not_ready_from_the_signal_on(worker: OddWorker, tmp_path: Path) -> None:
+def test_a_worker_that_ends_is_not_ready_and_closes_the_port_while_its_stages_still_run(
+    worker: OddWorker, tmp_path: Path
+) -> None:
     worker.process.kill()
     worker.process.start()
     until(worker.is_up, seconds=SECONDS)
     release = tmp_path / "release"
     worker.begin("hold", str(release))
     worker.process.send_signal(signal.SIGTERM)
+    until(lambda: not worker.is_up(), seconds=SECONDS, pause=0.01)
+    with suppress(OSError):
+        while True:
+            assert worker.get("/readyz") == (503, {"status": "not ready", "detail": "the worker is stopping"})
+    assert worker.process.running
+    release.touch()  # nothing else is waited for
+    assert worker.process.wait(timeout=SECONDS) == 0
+
+
+def test_a_soft_shutdown_is_not_ready_and_loses_no_message(worker: OddWorker, tmp_path: Path) -> None:
+    worker.process.kill()
+    worker.process.start()
+    until(worker.is_up, seconds=SECONDS)
+    release = tmp_path / "release"
+    worker.begin("hold", str(release))
+    worker.process.send_signal(signal.SIGQUIT)
     worker.process.wait_for_line(lambda line: "Initiating Soft Shutdown" in line, timeout=SECONDS)
     assert worker.get("/readyz") == (503, {"status": "not ready", "detail": "the worker is stopping"})
     assert worker.get("/livez") == (200, {"status": "ok"})

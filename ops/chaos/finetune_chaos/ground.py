@@ -86,7 +86,7 @@ class Secrets:
 
 
 class Ground(LocalStack):
-    """The stack with two accounts, whose workers drain on SIGTERM as in the images."""
+    """The stack with two accounts."""
 
     def __init__(self, folder: Path, secrets: Secrets, outside: Outside, *, workers: int, training: float) -> None:
         self._secrets = secrets
@@ -120,7 +120,7 @@ class Ground(LocalStack):
         accounts = {name: {"api_key": self._secrets.api_keys[name], "rate_limit": LIMITS[name]} for name in ACCOUNTS}
         one = {"SEGMIND_API_KEY", "SEGMIND_RATE_LIMIT"}
         env = {name: value for name, value in super().worker_env.items() if name not in one}
-        return {**env, "SEGMIND_ACCOUNTS": json.dumps(accounts), "REMAP_SIGTERM": "SIGQUIT"}
+        return {**env, "SEGMIND_ACCOUNTS": json.dumps(accounts)}
 
     @property
     def artifacts(self) -> Path:
