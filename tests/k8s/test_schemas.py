@@ -1,5 +1,7 @@
 """Every manifest is what the API server takes: no field misspelt, none of a wrong type."""
 
+import re
+import textwrap
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -8,9 +10,9 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from k8s.conftest import K8S, Manifest, Rendered, kustomize
+from k8s.conftest import K8S, ROOT, Manifest, Rendered, kustomize, render
 from k8s.crds import SCHEMAS
-from k8s.test_policies import WORKERS
+from k8s.test_policies import WORKERS, reachable
 
 VERSION = "1.37"
 
@@ -34,13 +36,13 @@ def test_a_misspelt_field_does_not() -> None:
         check({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "dta": {}})
 
 
-def with_component(folder: Path, name: str) -> Rendered:
-    """Production and one more component, as an overlay of one's own in this folder."""
+def with_component(folder: Path, *names: str, resources: tuple[str, ...] = ()) -> Rendered:
+    """Production and more components, or files of this folder, as an overlay of one's own in it."""
     # Paths in a kustomization are relative to it.
     up = Path(*[".."] * (len(folder.resolve().parts) - 1))
     own = {
-        "resources": [str(up / (K8S / "overlays" / "prod").relative_to("/"))],
-        "components": [str(up / (K8S / "components" / name).relative_to("/"))],
+        "resources": [str(up / (K8S / "overlays" / "prod").relative_to("/")), *resources],
+        "components": [str(up / (K8S / "components" / name).relative_to("/")) for name in names],
         "namespace": "finetune",
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(own))
@@ -68,3 +70,13 @@ def test_flower_can_be_made_to_keep_what_it_saw(tmp_path: Path) -> None:
     container = found.containers["finetune-flower/flower"]
     assert "--db=/var/lib/flower/flower" in container["args"]
     assert "/var/lib/flower" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_the_rule_that_the_guide_gives_for_a_dns_cache_on_the_nodes_lets_every_pod_ask_it(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    (rule,) = re.findall(r"^  ```yaml\n(.*?)^  ```$", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "dns.yaml").write_text(textwrap.dedent(rule))
+    found = with_component(tmp_path, resources=("dns.yaml",))
+    assert not reachable(render("prod"), "169.254.20.10", 53)
+    assert reachable(found, "169.254.20.10", 53) == set(found.pods)
+    assert not reachable(found, "169.254.169.254", 53)  # the cloud's own, with the node's rights
