@@ -14,7 +14,7 @@ from finetune_queue.store import connect
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = ("README.md", "SECURITY.md", ".env.example", "docs", "docker", "ops")
-TEXTS = {".md", ".yaml", ".env", ".example", ".py", ".mjs", ".json", ""}
+TEXTS = {".md", ".yaml", ".env", ".example", ".py", ".mjs", ".json"}
 PASSWORD = "pass/word"
 
 
