@@ -156,6 +156,7 @@ def test_a_job_says_why_it_waits(http: httpx.Client, queue: FineTuneQueue, accou
         "ahead": 0,
         "estimate_seconds": 0.0,
         "submits_stopped": False,
+        "unserved": False,
     }
 
 

@@ -31,6 +31,7 @@ from finetune_queue.store import (
     connect,
     server_facts,
     server_problems,
+    unserved,
 )
 from finetune_queue.store.workers import GONE
 
@@ -214,8 +215,19 @@ def _accounts(client: "Redis") -> Iterator[Finding]:
     known = [accounts.status(name) for name in accounts.names()]
     if not known:
         yield Finding("accounts", "warn", "no worker has announced an account yet", "Start a worker with an API key.")
+    alive = Workers(client).alive()
     for account in known:
-        yield _account(account)
+        if unserved(account.name, alive) and (held := accounts.held(account.name)):
+            yield _unserved(account.name, held)
+        else:
+            yield _account(account)
+
+
+def _unserved(name: str, held: int) -> Finding:
+    what, them = ("job waits", "it") if held == 1 else ("jobs wait", "them")
+    message = f"no worker that runs has the key of account {name}: its {held:,} {what}"
+    action = f"Add the account to the workers' SEGMIND_ACCOUNTS again, or cancel {them}."
+    return Finding(f"account {name}", "warn", message, action)
 
 
 def _account(account: AccountStatus) -> Finding:

@@ -136,4 +136,5 @@ def waiting_json(waiting: Waiting | None) -> dict[str, Any] | None:
         "ahead": waiting.ahead,
         "estimate_seconds": waiting.estimate,
         "submits_stopped": waiting.submits_stopped,
+        "unserved": waiting.unserved,
     }

@@ -99,9 +99,10 @@ def _live_parts(record: JobRecord, waiting: Waiting | None) -> Iterator[str]:
     if status and record.state in {JobState.TRAINING, JobState.DEPLOYING}:
         yield f"Segmind: {status}"
         # That it waits for Segmind is what the status says already.
-        if waiting is not None and waiting.reason == "provider":
+        if waiting is not None and waiting.reason == "provider" and not waiting.unserved:
             return
-    if waiting is not None and waiting.reason == "provider" and record.state is JobState.SUBMITTING:
+    looked_for = waiting is not None and waiting.reason == "provider" and not waiting.unserved
+    if looked_for and record.state is JobState.SUBMITTING:
         yield "the submit had no clear answer: its training is looked for at Segmind before it may be sent again"
     elif waiting is not None:
         yield words.waiting_line(waiting, record.error)

@@ -77,6 +77,8 @@ def count(number: int, what: str) -> str:
 
 def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
     """Say why a job is not moving, how many are ahead of it, how long that may take and after which error."""
+    if waiting.unserved:
+        return NO_KEY
     text = _STOPPED if waiting.submits_stopped else _REASONS[waiting.reason]
     if waiting.ahead:
         text += f", {waiting.ahead} ahead"
@@ -90,6 +92,8 @@ def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
 NO_WORKER = "no worker runs: it waits until one is started"
 """Said of a job that nobody is there to go on with."""
 
+NO_KEY = "no worker that runs has the key of its account: add it to their SEGMIND_ACCOUNTS again, or cancel the job"
+"""Said of a job whose account was taken out of the workers' settings, or renamed there."""
 
 _STOPPED = "the account's submits are stopped (finetune account resume)"
 

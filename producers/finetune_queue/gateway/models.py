@@ -59,12 +59,14 @@ class Links(_Model):
 
 class WaitingView(_Model):
     """Why a job is not moving, how many are in front of it and about how many seconds that takes, if that is known.
-    ``submits_stopped``: the reason `spending` is the kill switch, and not the account's cap of submits for the day."""
+    ``submits_stopped``: the reason `spending` is the kill switch, and not the account's cap of submits for the day.
+    ``unserved``: whatever the reason, no worker that runs has the key of its account."""
 
     reason: WaitReason
     ahead: int
     estimate_seconds: float | None = None
     submits_stopped: bool = False
+    unserved: bool = False
 
     @classmethod
     def of(cls, waiting: Waiting) -> "WaitingView":
@@ -74,6 +76,7 @@ class WaitingView(_Model):
             ahead=waiting.ahead,
             estimate_seconds=waiting.estimate,
             submits_stopped=waiting.submits_stopped,
+            unserved=waiting.unserved,
         )
 
 

@@ -32,6 +32,7 @@ from finetune_queue.store import (
     UnknownAccountError,
     Workers,
     connect,
+    unserved,
 )
 
 
@@ -165,6 +166,8 @@ class FineTuneQueue:
         if reason in (WaitReason.SPENDING, WaitReason.TRAININGS, WaitReason.PAUSED):  # for the account to say, below
             reason = WaitReason.API_SLOT
         with translated():
+            if unserved(record.account, self._workers.alive()):
+                return Waiting(reason, 0, None, unserved=True)
             ahead = self._accounts.place(record)
             if ahead is None:
                 return Waiting(reason, 0, None)

@@ -47,7 +47,7 @@ from finetune_queue.store.overview import Overview, StateView, StoreView
 from finetune_queue.store.room import CallClass, room_score
 from finetune_queue.store.server import ServerFacts, ServerProblem, answers, clock_skew, server_facts, server_problems
 from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble
-from finetune_queue.store.workers import LiveWorker, Workers
+from finetune_queue.store.workers import LiveWorker, Workers, unserved
 from finetune_queue.store.write import Change
 
 __all__ = [
@@ -126,4 +126,5 @@ __all__ = [
     "server_facts",
     "server_problems",
     "transfers_of",
+    "unserved",
 ]

@@ -184,6 +184,10 @@ class Accounts:
         """Set how long the account's trainings usually take."""
         self._redis.hset(keys.account(account), "usual_ms", str(int(seconds * 1000)))
 
+    def held(self, account: str) -> int:
+        """Return how many jobs go on only by a worker with the account's key: they wait for a call, or are tracked."""
+        return len(cast("list[str]", self._redis.zunion([keys.room(account), keys.tracked(account)])))
+
     def place(self, job: JobRecord) -> int | None:
         """Return how many wait in front of the job in its account's waiting room, None if it does not wait there."""
         return cast("int | None", self._redis.zrank(keys.room(job.account), job.id))

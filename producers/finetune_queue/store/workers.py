@@ -1,5 +1,6 @@
 """Which workers are there: each says so now and then, and takes itself off when it stops."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -32,6 +33,12 @@ class LiveWorker:
         """Read a member."""
         version, name, *accounts = member.split(" ")
         return cls(name, version, tuple(accounts))
+
+
+def unserved(account: str, workers: Sequence[LiveWorker]) -> bool:
+    """Tell whether none of the workers that are there has the account's key. A worker of an older version does not say
+    which keys it has, and so may have any."""
+    return bool(workers) and all(worker.accounts and account not in worker.accounts for worker in workers)
 
 
 class Workers:

@@ -119,7 +119,8 @@ function now(found) {
   return [parts.map((text) => el("p", {}, text)), found.progress && el("p", {}, bar(found.progress))];
 }
 
-function sentence(state, { reason: why, ahead, estimate_seconds: estimate, submits_stopped: stopped }) {
+function sentence(state, { reason: why, ahead, estimate_seconds: estimate, submits_stopped: stopped, unserved }) {
+  if (unserved) return "waits: no worker that runs has the key of its account";
   const text = why === "spending" ? (stopped ? "the account's submits are stopped" : "the account has no submits left for today (UTC)") : reason(state, why);
   const before = ahead ? `, ${ahead} ahead` : "";
   const long = estimate >= 1 ? `, about ${duration(estimate)}` : "";

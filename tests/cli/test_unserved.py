@@ -1,0 +1,65 @@
+"""An account that was taken out of the workers' settings, or renamed there: its jobs are not left in silence."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from finetune_queue import __version__
+from finetune_queue.contract import JobState, WaitReason
+from finetune_queue.store import AccountLimits, LiveWorker, Workers, connect
+from support.cli import Run, Worker
+
+NO_KEY = "no worker that runs has the key of its account"
+
+
+@pytest.fixture
+def workers(worker: Worker, queue_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+    """The workers that are there, none of which answers; the one of the fixture before has signed off."""
+    monkeypatch.setattr("finetune_queue.cli.doctor.PING_SECONDS", 0.2)
+    with connect(queue_url) as client:
+        Workers(client).left(LiveWorker("worker1@here", __version__))
+        yield Workers(client)
+
+
+def account(run: Run) -> Any:
+    return next(check for check in run("doctor", "--json").json["checks"] if check["name"] == "account default")
+
+
+def test_its_jobs_say_so_in_place_of_another_reason(run: Run, worker: Worker, workers: Workers) -> None:
+    worker.accounts.configure("default", AccountLimits(calls=5, window=60.0, max_submits_per_day=0))
+    parked = worker.park(worker.bring(worker.accept(), JobState.SUBMITTING), WaitReason.API_SLOT, score=1)
+    training = worker.bring(worker.accept(), JobState.TRAINING)
+
+    workers.seen(LiveWorker("host-a:1", __version__, ("other",)))
+    for job in (parked, training):
+        assert NO_KEY in run("status", job.id).out
+        assert run("status", job.id, "--json").json["waiting"]["unserved"] is True
+    listed = run("list").out
+    assert listed.count(NO_KEY) == 2
+    assert "submits left" not in listed
+    found = account(run)
+    assert found["status"] == "warn"
+    assert found["message"] == "no worker that runs has the key of account default: its 2 jobs wait"
+    assert "SEGMIND_ACCOUNTS again, or cancel them" in found["action"]
+
+    workers.seen(LiveWorker("host-b:1", __version__, ("default", "other")))
+    assert NO_KEY not in run("list").out
+    assert account(run)["message"].startswith("its workers are set to submit nothing")
+
+
+def test_no_alarm_without_jobs_or_workers_or_beside_one_that_does_not_say(
+    run: Run, worker: Worker, workers: Workers
+) -> None:
+    worker.announce()
+    workers.seen(LiveWorker("host-a:1", __version__, ("other",)))
+    assert account(run)["status"] == "ok"
+    job = worker.park(worker.bring(worker.accept(), JobState.SUBMITTING), WaitReason.API_SLOT, score=1)
+    assert account(run)["status"] == "warn"
+    workers.seen(LiveWorker("host-b:1", "0.0.9"))  # of a version that announces no accounts
+    assert account(run)["status"] == "ok"
+    assert NO_KEY not in run("status", job.id).out
+    for each in workers.alive():
+        workers.left(each)
+    assert account(run)["status"] == "ok"  # that nobody is there, another line says
+    assert NO_KEY not in run("status", job.id).out
