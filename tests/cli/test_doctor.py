@@ -280,6 +280,19 @@ def test_workers_of_two_versions(run: Run, queue_url: str) -> None:
     assert versions["message"] == f"{seen}: 1 with 0.0.9, 1 with {__version__}; this program: {__version__}"
 
 
+def test_workers_whose_clock_was_off_when_they_started(run: Run, queue_url: str) -> None:
+    with connect(queue_url) as client:
+        workers = Workers(client)
+        workers.seen(LiveWorker("host-a:1", __version__, ("default",)))
+        assert "worker clocks" not in checks(run("doctor", "--json"))
+        workers.seen(LiveWorker("host-b:1", __version__, ("default",), clock_off=7200))
+        workers.seen(LiveWorker("host-c:1", __version__, clock_off=-90))
+    found = checks(run("doctor", "--json"))["worker clocks"]
+    assert found["status"] == "warn"
+    assert found["message"] == "host-b:1 is 2 h ahead of the Redis server, host-c:1 is 90 s behind it"
+    assert "restart" in found["action"]
+
+
 def test_a_sink_that_answers_and_takes_nothing_is_named(run: Run, worker: Worker, queue_url: str) -> None:
     url = "https://sink.example/secret?events=accepted"
     job, sink = worker.accept(reply_to=[url]), parse_sink(url)

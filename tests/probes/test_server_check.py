@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.store import ServerFacts, server_problems
 from finetune_worker import server_check
-from finetune_worker.server_check import check_server
+from finetune_worker.server_check import check_clock, check_server
 
 SOUND = ServerFacts(
     name="Redis",
@@ -85,6 +86,24 @@ def test_a_server_without_a_log_is_warned_of(server: ValkeyServer, client: Any) 
 def test_a_server_that_tells_nothing_is_warned_of(server: ValkeyServer, client: Any) -> None:
     client.acl_setuser("default", enabled=True, commands=["-info"])
     assert check(server) == (True, [("redis_not_checked", "warning")])
+
+
+@pytest.mark.parametrize(("ahead", "off"), [(7200.0, 7200), (-7200.0, -7200), (2.0, 0)])
+@pytest.mark.usefixtures("client")
+def test_a_clock_that_is_off_is_warned_of(
+    server: ValkeyServer, monkeypatch: pytest.MonkeyPatch, ahead: float, off: int
+) -> None:
+    monkeypatch.setattr("finetune_queue.store.server.time.time", lambda now=time.time: now() + ahead)
+    with capture_logs() as logs:
+        assert check_clock(server.url) == off
+    assert [(entry["event"], entry["seconds"]) for entry in logs] == ([("clock_off", off)] if off else [])
+    assert all("NTP" in entry["action"] for entry in logs)
+
+
+def test_a_clock_that_cannot_be_compared_is_taken_for_right() -> None:
+    with capture_logs() as logs:
+        assert check_clock("redis://127.0.0.1:1/0") == 0
+    assert [entry["event"] for entry in logs] == ["clock_not_checked"]
 
 
 @pytest.mark.parametrize(

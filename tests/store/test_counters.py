@@ -148,7 +148,7 @@ def test_running_are_the_jobs_that_a_worker_holds_as_long_as_its_lease(client: r
 
 def test_workers_are_those_that_were_seen_lately(client: redis.Redis) -> None:
     workers = Workers(client)
-    one, two = LiveWorker("one", "1.0", ("big", "small")), LiveWorker("two", "1.1")
+    one, two = LiveWorker("one", "1.0", ("big", "small")), LiveWorker("two", "1.1", ("big",), clock_off=-7200)
     workers.seen(one)
     workers.seen(one)
     workers.seen(two)
@@ -156,6 +156,8 @@ def test_workers_are_those_that_were_seen_lately(client: redis.Redis) -> None:
     assert workers.alive() == [one, two]
     workers.left(one)
     assert workers.alive() == [two]
+    # A version that knows of no clocks takes that for one more account, of a name that none can have.
+    assert two.member == "1.1 two big clock=-7200"
     assert client.zscore(keys.workers(), "1.0 dead") is not None
     workers.seen(two)
     assert client.zscore(keys.workers(), "1.0 dead") is None

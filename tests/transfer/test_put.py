@@ -157,10 +157,12 @@ def test_memory_is_flat_and_the_progress_is_paced(tmp_path: Path) -> None:
 # --- Before anything is sent ---
 
 
-def test_a_url_that_ended_is_not_tried(source: Path, storage: Storage) -> None:
-    with RawServer(storage.talk) as server, pytest.raises(NeedNewUrl) as caught:
-        upload_presigned(presigned(server, ends=timedelta(0)), source, public=True, allow_loopback=True)
-    assert (caught.value.code, server.connections) == ("upload_url_expired", 0)
+def test_whether_a_url_ended_is_for_the_storage_to_say(source: Path, storage: Storage) -> None:
+    """By its clock: this machine's may be wrong."""
+    with RawServer(storage.talk) as server:
+        upload = presigned(server, ends=timedelta(hours=-1))
+        upload_presigned(upload, source, public=True, allow_loopback=True, limits=QUICK)
+    assert len(storage.heard) == 1
 
 
 def test_a_url_signed_for_headers_that_nobody_knows_is_not_tried(source: Path, storage: Storage) -> None:

@@ -1,7 +1,7 @@
 """The upload stage: one URL for as long as it is good, then another; the report on the job; only what was checked."""
 
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from finetune_queue.store import Change, Slot, keys
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages import upload as module
 from finetune_worker.stages.errors import from_dataset
+from finetune_worker.transfer import put
 from finetune_worker.transfer.put import upload_presigned
 from support.bench import Bench
 from support.images import image_bytes, make_zip
@@ -95,6 +96,35 @@ def test_a_url_that_the_storage_refuses_is_replaced_at_once(bench: Bench, datase
     bench.run(job)
     assert bench.read(job).state is JobState.SUBMITTING
     assert calls(bench) == (2, 2)
+
+
+def test_a_url_that_the_storage_goes_on_to_refuse_is_replaced_with_pauses(bench: Bench, dataset: Path) -> None:
+    job = uploading(bench, dataset)
+    bench.sandbox.control.add_fault(op="put", kind="http_error", status=403, count=3)
+    assert bench.run(job).sentence.endswith("Again in 0 s")
+    for _ in range(2):
+        bench.run(job)
+        assert bench.due_ms(job) - bench.read(job).updated_ms >= 50
+
+
+class Ahead(datetime):
+    """The clock of a machine that is five hours ahead."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return datetime.now(tz) + timedelta(hours=5)
+
+
+def test_a_worker_whose_clock_is_hours_ahead_uploads(
+    bench: Bench, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in (module, put):
+        monkeypatch.setattr(each, "datetime", Ahead, raising=False)
+    job = uploading(bench, dataset)
+    bench.sandbox.control.add_fault(op="put", kind="slow_down", count=1)
+    bench.run(job)
+    bench.run(job)
+    assert bench.read(job).state is JobState.SUBMITTING
 
 
 def test_the_report_is_on_the_job_and_in_its_events(bench: Bench, dataset: Path) -> None:

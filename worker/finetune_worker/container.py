@@ -55,7 +55,7 @@ class Container:
     """What stages and the dispatcher work with. Safe in threads; not to be taken across a fork."""
 
     settings: Settings
-    me: LiveWorker
+    name: str
     jobs: JobStore
     deadlines: Deadlines
     accounts: Accounts
@@ -71,6 +71,7 @@ class Container:
     pulse: Pulse = field(default_factory=Pulse)
     _clients: dict[str, SegmindClient] = field(default_factory=dict)
     _stopping: list[float] = field(default_factory=list)
+    _clock_off: list[int] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -81,7 +82,7 @@ class Container:
         jobs = JobStore(client, retention=settings.finetune_retention)
         return cls(
             settings=settings,
-            me=LiveWorker(f"{socket.gethostname()}:{os.getpid()}", __version__, tuple(sorted(settings.accounts))),
+            name=f"{socket.gethostname()}:{os.getpid()}",
             jobs=jobs,
             deadlines=Deadlines(client),
             accounts=Accounts(client),
@@ -103,6 +104,16 @@ class Container:
             artifacts=Place(settings.finetune_artifact_url),
             work_folder=WorkFolder(settings.finetune_redis_url, jobs),
         )
+
+    @property
+    def me(self) -> LiveWorker:
+        """This worker as it shows itself to others."""
+        accounts = tuple(sorted(self.settings.accounts))
+        return LiveWorker(self.name, __version__, accounts, self._clock_off[-1] if self._clock_off else 0)
+
+    def clock_was_off(self, seconds: int) -> None:
+        """Show others by how many seconds this machine's clock is ahead of Redis'; said before they see this worker."""
+        self._clock_off.append(seconds)
 
     def stop_soon(self) -> None:
         """Give running stages the shutdown time-out from now; those that can then park their job."""

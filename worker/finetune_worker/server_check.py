@@ -8,7 +8,15 @@ from celery import bootsteps
 from celery.exceptions import WorkerShutdown
 from celery.worker import state
 
-from finetune_queue.store import RedisError, ResponseError, connect, server_facts, server_problems
+from finetune_queue.store import (
+    MOST_SKEW,
+    RedisError,
+    ResponseError,
+    clock_skew,
+    connect,
+    server_facts,
+    server_problems,
+)
 from finetune_worker.probes import ProbeStep
 
 log = structlog.get_logger(__name__)
@@ -38,6 +46,26 @@ class ServerCheckStep(bootsteps.StartStopStep):
         fit = [check_server(setting, url) for setting, url in servers.items()]
         if not all(fit):
             raise WorkerShutdown(1)
+        parent.app.finetune.container.clock_was_off(check_clock(settings.finetune_redis_url))
+
+
+def check_clock(url: str) -> int:
+    """Return the seconds by which this machine's clock is ahead of Redis', and say what to do; 0 if near enough."""
+    try:
+        with connect(url) as client:
+            skew = clock_skew(client)
+    except RedisError as error:
+        log.warning("clock_not_checked", error=str(error))
+        return 0
+    if abs(skew) <= MOST_SKEW:
+        return 0
+    log.warning(
+        "clock_off",
+        seconds=round(skew),
+        action="Let NTP set this machine's clock and Redis', then restart the worker: deadlines, times of events and "
+        "signatures go by them.",
+    )
+    return round(skew)
 
 
 def check_server(setting: str, url: str) -> bool:

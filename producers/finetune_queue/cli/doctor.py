@@ -78,6 +78,7 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
         yield from _read(settings, "clock", _clock)
         yield _workers(settings)
         yield from _read(settings, "versions", _versions)
+        yield from _read(settings, "worker clocks", _worker_clocks)
         yield from _read(settings, "accounts", _accounts)
         yield from _read(settings, "sinks", _sinks)
     if api:
@@ -183,6 +184,20 @@ def _versions(client: "Redis") -> Iterator[Finding]:
         return
     action = "Fine during an upgrade, workers first; else bring them to one version (docs/upgrade.md)."
     yield Finding("versions", "warn", f"{said}; this program: {__version__}", action)
+
+
+def _worker_clocks(client: "Redis") -> Iterator[Finding]:
+    """Name the workers whose clock was off when they started."""
+    off = [worker for worker in Workers(client).alive() if worker.clock_off]
+    if not off:
+        return
+    said: list[str] = []
+    for worker in sorted(off, key=lambda worker: worker.name):
+        side = "ahead of" if worker.clock_off > 0 else "behind"
+        whose = "it" if said else "the Redis server"
+        said.append(f"{words.printable(worker.name)} is {words.duration(abs(worker.clock_off))} {side} {whose}")
+    action = "Let NTP set their clocks and restart them: deadlines, times of events and signatures go by them."
+    yield Finding("worker clocks", "warn", ", ".join(said), action)
 
 
 def _remote(settings: Settings) -> list[Sink]:

@@ -4,12 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_queue.cli import output, words
+from finetune_queue.store import MOST_SKEW
 
 Status = Literal["ok", "warn", "fail"]
-
-MOST_SKEW = 5.0
-"""Seconds by which this machine's clock may differ from Redis'. Requests' deadlines and the times of events are by the
-machines' clocks, as are the signatures of stores and web hooks, which fail at some minutes."""
 
 
 @dataclass(frozen=True, slots=True)

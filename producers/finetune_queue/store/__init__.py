@@ -45,7 +45,15 @@ from finetune_queue.store.outbox import (
 )
 from finetune_queue.store.overview import Overview, StateView, StoreView
 from finetune_queue.store.room import CallClass, room_score
-from finetune_queue.store.server import ServerFacts, ServerProblem, answers, clock_skew, server_facts, server_problems
+from finetune_queue.store.server import (
+    MOST_SKEW,
+    ServerFacts,
+    ServerProblem,
+    answers,
+    clock_skew,
+    server_facts,
+    server_problems,
+)
 from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble
 from finetune_queue.store.workers import LiveWorker, Workers, unserved
 from finetune_queue.store.write import Change
@@ -59,6 +67,7 @@ __all__ = [
     "DELIVERIES",
     "JOB_SECONDS",
     "LOST_MESSAGES",
+    "MOST_SKEW",
     "MOST_WAITING",
     "PLACE",
     "STAGE_SECONDS",

@@ -9,6 +9,10 @@ import redis
 OLDEST = (7, 2)
 """The oldest Redis that the store's scripts are written for."""
 
+MOST_SKEW = 5.0
+"""Seconds by which a machine's clock may differ from Redis'. Requests' deadlines and the times of events are by the
+machines' clocks, as are the signatures of stores and web hooks, which fail at some minutes."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
@@ -54,7 +58,7 @@ def clock_skew(client: redis.Redis) -> float:
     Raises:
         redis.RedisError: it is out of reach, or refuses.
     """
-    client.ping()  # connects first
+    client.time()  # connects first
     before = time.time()
     seconds, micros = client.time()
     return (before + time.time()) / 2 - (seconds + micros / 1e6)

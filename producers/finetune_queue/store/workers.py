@@ -14,25 +14,33 @@ GONE = 35.0
 
 _GONE_MS = int(GONE * 1000)
 
+_CLOCK = "clock="
+"""Marks a word of a member that is no account: no account's name has such a sign."""
+
 
 @dataclass(frozen=True, slots=True)
 class LiveWorker:
-    """A worker as it shows itself to others. ``accounts`` are those that it has a key for."""
+    """A worker as it shows itself to others. ``accounts`` are those that it has a key for; ``clock_off`` the seconds by
+    which its clock was ahead of Redis' when it started, 0 if it was near enough."""
 
     name: str
     version: str
     accounts: tuple[str, ...] = ()
+    clock_off: int = 0
 
     @property
     def member(self) -> str:
         """Its member of the sorted set."""
-        return " ".join([self.version, self.name, *self.accounts])
+        clock = [f"{_CLOCK}{self.clock_off}"] if self.clock_off else []
+        return " ".join([self.version, self.name, *self.accounts, *clock])
 
     @classmethod
     def of_member(cls, member: str) -> Self:
         """Read a member."""
-        version, name, *accounts = member.split(" ")
-        return cls(name, version, tuple(accounts))
+        version, name, *rest = member.split(" ")
+        accounts = tuple(each for each in rest if not each.startswith(_CLOCK))
+        clocks = [int(each.removeprefix(_CLOCK)) for each in rest if each.startswith(_CLOCK)]
+        return cls(name, version, accounts, *clocks)
 
 
 def unserved(account: str, workers: Sequence[LiveWorker]) -> bool:

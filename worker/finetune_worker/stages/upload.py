@@ -109,7 +109,8 @@ def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpl
         )
     except NeedNewUrl as error:
         container.jobs.drop_upload_url(claim.job.id)
-        return Retry(from_transfer(error, Stage.UPLOAD), after=0.0)
+        # At once, as it may have ended while the job waited; a new one that is refused, too, needs somebody's help.
+        return Retry(from_transfer(error, Stage.UPLOAD), after=None if claim.job.attempts else 0.0)
     except (Refused, SourceChanged) as error:
         return Fail(from_transfer(error, Stage.UPLOAD))
     except TransferError as error:
@@ -161,6 +162,7 @@ def _kept_url(container: Container, job: JobRecord) -> PresignedUpload | None:
     if kept is None:
         return None
     found = PresignedUpload.model_validate_json(kept)
+    # By this machine's clock, which may be wrong: that costs a call for a new one, which is then not asked.
     return None if found.expired(datetime.now(UTC), margin=URL_MARGIN) else found
 
 
