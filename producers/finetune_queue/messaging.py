@@ -10,7 +10,7 @@ import structlog
 from finetune_queue.contract import USUAL_PRIORITY, JobRecord, Stage
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.settings import Settings
-from finetune_queue.store import RawMessage, RedisError, ResponseError, TaskCall
+from finetune_queue.store import RawMessage, RedisError, ResponseError, TakesPing, TaskCall
 from finetune_queue.store.keys import BROKER_PREFIX
 
 if TYPE_CHECKING:
@@ -216,6 +216,8 @@ def patch_channels() -> None:
     lost connection, that is made anew, but the message after it goes to the old channel. Both raise an AttributeError:
     not one of the errors that stand for a lost connection, so a worker exits ("Unrecoverable error") in place of coming
     back, and a message is not sent again. Here it is the ConnectionError that it means.
+
+    And a server whose disk fails can still be asked how long the queues are, see :class:`TakesPing`.
     """
     from kombu.transport.redis import Channel
 
@@ -228,7 +230,9 @@ def patch_channels() -> None:
         if self.connection is None or self.connection.client is None:
             message = "the connection of this channel was closed"
             raise ConnectionError(message)
-        return original(self, asynchronous=asynchronous)
+        found = original(self, asynchronous=asynchronous)
+        found["connection_class"] = type("BrokerConnection", (TakesPing, found["connection_class"]), {})
+        return found
 
     living.patched = True  # type: ignore[attr-defined]
     channel._connparams = living  # noqa: SLF001

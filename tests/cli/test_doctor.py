@@ -28,6 +28,7 @@ from finetune_queue.store import (
     keys,
 )
 from support.cli import Run, Worker
+from support.full_disk import fill_disk
 from support.until import until
 from wire.certificates import server_context
 from wire.rawserver import RawServer
@@ -147,6 +148,27 @@ def test_a_server_that_is_full(run: Run, queue_url: str, monkeypatch: pytest.Mon
     assert "FINETUNE_BROKER_URL" in broker["action"]
     assert refused.code == ExitCode.UNAVAILABLE
     assert "The queue's Redis is full (maxmemory)" in refused.err
+
+
+def test_a_server_whose_disk_is_full(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "valkey", appendfsync="no") as server:
+        monkeypatch.setenv("FINETUNE_REDIS_URL", server.url)
+        with connect(server.url) as client:
+            job = Worker(client).accept()
+            fill_disk(server)
+        found = checks(run("doctor", "--json"))
+        shown = [run("status", job.id).code, run("list").code, run("events", job.id).code]
+        refused = run("cancel", job.id).err
+    assert found["redis"]["status"] == "ok"
+    assert found["persistence"]["status"] == "fail"
+    assert found["persistence"]["message"].startswith(
+        "the server refuses every write: MISCONF Errors writing to the AOF"
+    )
+    assert found["persistence"]["action"].startswith("See the server's disk")
+    assert (found["clock"]["status"], found["accounts"]["status"]) == ("ok", "warn")
+    assert "persistence" in found["workers"]["action"]
+    assert shown == [ExitCode.OK] * 3
+    assert "MISCONF" in refused
 
 
 def test_a_replica_takes_no_jobs(

@@ -114,6 +114,7 @@ def test_a_clock_that_cannot_be_compared_is_taken_for_right() -> None:
         ({"version": "8.2"}, []),
         ({"name": "Valkey", "version": "7.0"}, []),
         ({"eviction": ""}, [("eviction", False)]),
+        ({"log_ok": False}, [("persistence", False)]),
     ],
 )
 def test_what_no_server_here_can_be_made_to_say(changed: dict[str, object], found: list[tuple[str, bool]]) -> None:

@@ -29,6 +29,7 @@ from finetune_queue.store import (
     Workers,
     clock_skew,
     connect,
+    disk_trouble,
     server_facts,
     server_problems,
     unserved,
@@ -102,6 +103,7 @@ def _server(settings: Settings) -> Iterator[Finding]:
     try:
         with connect(settings.finetune_redis_url) as client:
             facts = server_facts(client)
+            trouble = disk_trouble(client)
     except (AuthenticationError, ResponseError) as error:
         message = f"{where} answers, and refuses: {words.printable(error)}"
         action = "Correct user, password and database number in FINETUNE_REDIS_URL, or what that user may do."
@@ -122,7 +124,10 @@ def _server(settings: Settings) -> Iterator[Finding]:
     }
     for about, message in well.items():
         place = f" at {where}" if about == "redis" else ""
-        if problem := problems.get(about):
+        if about == "persistence" and trouble:
+            said = f"the server refuses every write: {words.printable(trouble)}"
+            yield Finding(about, "fail", said, "See the server's disk: it is full, or fails. No job is lost.")
+        elif problem := problems.get(about):
             status: Status = "fail" if problem.unfit else "warn"
             yield Finding(about, status, f"{problem.message}{place}", problem.action)
         else:
@@ -147,7 +152,7 @@ def _workers(settings: Settings) -> Finding:
     try:
         names = Messenger(producer_app(settings)).workers(PING_SECONDS)
     except QueueUnavailableError as error:
-        action = "See the lines on redis and memory: it is the jobs' server."
+        action = "See the lines on redis, persistence and memory: it is the jobs' server."
         if settings.broker_url != settings.finetune_redis_url:
             action = "Check FINETUNE_BROKER_URL, and the server's memory."
         return Finding("workers", "fail", f"they could not be asked. {words.printable(error)}", action)

@@ -4,7 +4,7 @@ from redis import AuthenticationError, OutOfMemoryError, RedisError, ResponseErr
 
 from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfers_of
 from finetune_queue.store.budget import CALL_MARGIN, SWEEP, Budget, NoSlot, Slot
-from finetune_queue.store.connection import connect
+from finetune_queue.store.connection import TakesPing, connect
 from finetune_queue.store.counters import (
     API_CALL_SECONDS,
     API_CALLS,
@@ -51,6 +51,7 @@ from finetune_queue.store.server import (
     ServerProblem,
     answers,
     clock_skew,
+    disk_trouble,
     server_facts,
     server_problems,
 )
@@ -124,6 +125,7 @@ __all__ = [
     "StoreError",
     "StoreView",
     "Subject",
+    "TakesPing",
     "TaskCall",
     "UnknownAccountError",
     "UnreadableJobError",
@@ -131,6 +133,7 @@ __all__ = [
     "answers",
     "clock_skew",
     "connect",
+    "disk_trouble",
     "room_score",
     "server_facts",
     "server_problems",

@@ -12,6 +12,9 @@ CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 10.0
 """Seconds to wait for a reply."""
 
+DISK_FAILS = "MISCONF"
+"""The first word of what a server says that takes no writes, as it cannot save them."""
+
 
 def connect(url: str, *, connect_timeout: float = CONNECT_TIMEOUT, read_timeout: float = READ_TIMEOUT) -> redis.Redis:
     """Make a client with a connection pool; it connects at the first command.
@@ -30,8 +33,29 @@ def connect(url: str, *, connect_timeout: float = CONNECT_TIMEOUT, read_timeout:
         client_name="finetune-queue",
     )
     pool = client.connection_pool
-    pool.connection_class = type("PrimaryConnection", (_LeavesReplicas, pool.connection_class), {})
+    pool.connection_class = type("PrimaryConnection", (_LeavesReplicas, TakesPing, pool.connection_class), {})
     return client
+
+
+class TakesPing:
+    """Takes the refusal of a plain PING for its answer. A primary that cannot write to its disk refuses PING as it does
+    writes (MISCONF), though reads go well there; and the client sends a PING before what it reads, to see whether the
+    connection is good."""
+
+    _pinged = False
+
+    def send_command(self, *args: Any, **kwargs: Any) -> Any:
+        self._pinged = args == ("PING",)
+        return super().send_command(*args, **kwargs)  # type: ignore[misc]
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        pinged, self._pinged = self._pinged, False
+        try:
+            return super().read_response(*args, **kwargs)  # type: ignore[misc]
+        except redis.ResponseError as error:
+            if pinged and str(error).startswith(DISK_FAILS):
+                return "PONG"
+            raise
 
 
 class _LeavesReplicas:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import redis
 
+from finetune_queue.store.connection import DISK_FAILS
+
 OLDEST = (7, 2)
 """The oldest Redis that the store's scripts are written for."""
 
@@ -50,6 +52,22 @@ def answers(client: redis.Redis) -> bool:
         return bool(client.ping())
     except redis.RedisError:
         return False
+
+
+def disk_trouble(client: redis.Redis) -> str:
+    """Return why the server refuses every write, if that is for its disk's sake, which may be full; else nothing.
+
+    Raises:
+        redis.RedisError: it is out of reach, or refuses.
+    """
+    try:
+        # Refused as a write is; and with a word in it, no connection of ours takes the refusal for an answer.
+        client.execute_command("PING", "disk?")  # type: ignore[no-untyped-call]
+    except redis.ResponseError as error:
+        if str(error).startswith(DISK_FAILS):
+            return str(error)
+        raise
+    return ""
 
 
 def clock_skew(client: redis.Redis) -> float:
@@ -100,6 +118,9 @@ def server_problems(facts: ServerFacts) -> Iterator[ServerProblem]:
     if not facts.append_only:
         action = "Set `appendonly yes`: a restart would lose jobs, and what was paid for."
         yield ServerProblem("persistence", "the server keeps no append-only log", action, unfit=False)
+    elif not facts.log_ok:
+        action = "See the server's disk: it is full, or fails."
+        yield ServerProblem("persistence", "the server cannot write its append-only log", action, unfit=False)
     if facts.eviction != "noeviction":
         policy = facts.eviction or "it does not say by which policy"
         action = "Set `maxmemory-policy noeviction`: a full server would drop jobs."

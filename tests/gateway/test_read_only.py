@@ -1,0 +1,60 @@
+"""A Redis that takes no writes, as one whose disk is full or a replica: what only reads answers all the same."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.store import AccountLimits, Accounts, RedisError, answers, connect
+from gateway.serving import AUTH, MakeSettings, Start
+from gateway.test_health import scrape
+from support.full_disk import fill_disk
+from support.samples import sample
+
+
+def become_replica(server: ValkeyServer) -> None:
+    """Make the server a replica of one that is not there."""
+    with redis.Redis.from_url(server.url, socket_timeout=5) as client:
+        client.replicaof("127.0.0.1", 1)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ValkeyServer]:
+    with ValkeyServer(tmp_path / "valkey", appendfsync="no") as found:
+        yield found
+
+
+@pytest.mark.parametrize(("refuse", "log_ok"), [(fill_disk, 0), (become_replica, 1)])
+def test_what_only_reads_works_on_a_server_that_takes_no_writes(
+    make_settings: MakeSettings, start: Start, server: ValkeyServer, refuse: Callable[[ValkeyServer], None], log_ok: int
+) -> None:
+    settings = make_settings(finetune_redis_url=server.url)
+    with FineTuneQueue(settings) as queue, connect(server.url) as client:
+        job = queue.submit(sample())
+        Accounts(client).configure("default", AccountLimits(calls=50, window=60.0))
+        refuse(server)
+        with pytest.raises(RedisError, match=r"MISCONF|read only"):
+            Accounts(client).configure("default", AccountLimits(calls=50, window=60.0))
+        url = start(settings)
+        with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as http:
+            found = scrape(http)
+            overview = http.get("/v1/overview")
+            listed = http.get("/v1/jobs")
+            read = [http.get(f"/v1/jobs/{job.id}{path}").status_code for path in ("", "/events")]
+            load = http.get("/v1/load")
+            refused = http.post("/v1/jobs", json=sample())
+        with connect(server.url) as fresh:
+            assert answers(fresh)
+    assert found["finetune_up", ""] == 1
+    assert found["finetune_jobs", "accepted"] == 1
+    assert found["finetune_queue_messages", "finetune"] == 1
+    assert found["finetune_redis_log_ok", ""] == log_ok
+    assert overview.json()["queues"]["finetune"] == 1
+    assert [each["job_id"] for each in listed.json()["jobs"]] == [job.id]
+    assert read == [200, 200]
+    assert load.status_code == 200
+    assert refused.status_code == 503
