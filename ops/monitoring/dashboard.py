@@ -183,6 +183,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         graph(
             "Redis keeps what it has",
+            ("min(finetune_redis_primary)", "is a primary"),
             ("min(finetune_redis_append_only)", "keeps a log"),
             ("min(finetune_redis_log_ok)", "the log can be written"),
             ("min(finetune_redis_noeviction)", "never evicts"),

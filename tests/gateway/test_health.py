@@ -187,7 +187,7 @@ def test_a_gateway_that_ends_leaves_no_connection_behind(
     async def live() -> None:
         async with app.router.lifespan_context(app):
             backend = app.state.backend
-            for ask in (backend.probe.names, backend.jobs.counts, backend.queue.counts):
+            for ask in (backend.facts, backend.jobs.counts, backend.queue.counts):
                 ask()
             assert connections() == 3
 

@@ -14,6 +14,7 @@ from gateway.serving import AUTH, MakeSettings, Start
 from gateway.test_health import scrape
 from support.full_disk import fill_disk
 from support.samples import sample
+from support.switch import Switch
 
 
 def become_replica(server: ValkeyServer) -> None:
@@ -58,3 +59,34 @@ def test_what_only_reads_works_on_a_server_that_takes_no_writes(
     assert read == [200, 200]
     assert load.status_code == 200
     assert refused.status_code == 503
+
+
+def test_on_a_replica_nothing_can_be_submitted_and_the_gateway_says_so(
+    make_settings: MakeSettings, start: Start, server: ValkeyServer
+) -> None:
+    url = start(make_settings(finetune_redis_url=server.url))
+    with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as http:
+        assert http.get("/readyz").status_code == 200
+        assert scrape(http)["finetune_redis_primary", ""] == 1
+        become_replica(server)
+        reply = http.get("/readyz")
+        assert (reply.status_code, reply.json()["code"]) == (503, "queue-unavailable")
+        assert "replica" in reply.json()["detail"]
+        assert scrape(http)["finetune_redis_primary", ""] == 0
+        with redis.Redis.from_url(server.url, socket_timeout=5) as client:
+            client.replicaof("NO", "ONE")
+        assert http.get("/readyz").status_code == 200
+
+
+def test_after_a_failover_behind_one_name_the_new_primary_is_found_by_reading_alone(
+    make_settings: MakeSettings, start: Start, server: ValkeyServer, valkey: ValkeyServer
+) -> None:
+    with Switch(server.port) as switch:
+        url = start(make_settings(finetune_redis_url=f"redis://127.0.0.1:{switch.port}/0"))
+        with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as http:
+            assert http.get("/readyz").status_code == 200
+            become_replica(server)
+            assert http.get("/readyz").status_code == 503
+            switch.target = valkey.port
+            assert http.get("/readyz").status_code == 200
+            assert scrape(http)["finetune_redis_primary", ""] == 1

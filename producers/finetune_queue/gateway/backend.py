@@ -1,6 +1,7 @@
 """What the routes work with: the SDK and the store's readers, built once for a process."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from finetune_queue.store import (
     Feed,
     JobStore,
     Overview,
+    ServerFacts,
     SinkLines,
     Workers,
     connect,
@@ -30,7 +32,8 @@ from finetune_queue.store import (
 )
 
 QUICK = 2.0
-"""Seconds that the readiness probe gives Redis to answer."""
+"""Seconds that Redis has to answer where somebody waits who gives up: an orchestrator's probe, and Prometheus, which
+waits 10 s for all of the numbers."""
 
 MAX_UPLOADS = 4
 """Uploads at once: each may need 100 MB of this machine's temporary folder."""
@@ -44,7 +47,7 @@ class Backend:
     queue: FineTuneQueue
     jobs: JobStore
     feed: Feed
-    probe: Accounts
+    facts: Callable[[], ServerFacts]
     clients: Clients
     hub: Hub
     hints: Hints
@@ -59,7 +62,8 @@ class Backend:
         """Build everything from the settings. Connects to nothing yet."""
         opened = ExitStack()
         client = opened.enter_context(connect(settings.finetune_redis_url))
-        probing = opened.enter_context(connect(settings.finetune_redis_url, read_timeout=QUICK))
+        quick = opened.enter_context(connect(settings.finetune_redis_url, connect_timeout=QUICK, read_timeout=QUICK))
+        facts = partial(server_facts, quick)
         jobs = JobStore(client, retention=settings.finetune_retention)
         accounts, overview, feed, sinks = Accounts(client), Overview(client), Feed(client), SinkLines(client)
         messenger = Messenger(producer_app(settings))  # imports Celery here, not during the first submit
@@ -68,7 +72,7 @@ class Backend:
             queue=opened.enter_context(FineTuneQueue(settings, messenger=messenger)),
             jobs=jobs,
             feed=feed,
-            probe=Accounts(probing),
+            facts=facts,
             clients=Clients(settings.finetune_gateway_tokens, settings.finetune_gateway_rate_limit),
             hub=Hub(feed),
             hints=Hints(accounts.hint),
@@ -82,7 +86,7 @@ class Backend:
                     sinks=sinks,
                     workers=Workers(client),
                     counters=Counters(client),
-                    server=partial(server_facts, client),
+                    server=facts,
                 )
             ),
             opened=opened,

@@ -83,12 +83,15 @@ def clock_skew(client: redis.Redis) -> float:
 
 
 def server_facts(client: redis.Redis) -> ServerFacts:
-    """Ask the server.
+    """Ask the server. One that is a replica is left, as after a failover behind one name: the next command looks the
+    name up again.
 
     Raises:
         redis.RedisError: it is out of reach, or refuses.
     """
     info = client.info()
+    if info.get("role") != "master":
+        client.connection_pool.disconnect(inuse_connections=False)
     valkey = info.get("valkey_version")
     return ServerFacts(
         name="Valkey" if valkey else "Redis",

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from finetune_queue.gateway.problems import documented
+from finetune_queue.gateway.problems import documented, later
 from finetune_queue.gateway.routes.deps import BackendDep, admit
 
 router = APIRouter(tags=["health"])
@@ -29,7 +29,9 @@ async def live() -> Health:
 @router.get("/readyz", responses=documented("queue-unavailable"))
 async def ready(backend: BackendDep) -> Health:
     """Say whether the queue can be used."""
-    await run_in_threadpool(backend.probe.names)
+    facts = await run_in_threadpool(backend.facts)
+    if facts.replica:
+        raise later("queue-unavailable", "The queue's Redis is a replica, as during a failover: it takes no jobs.")
     return Health(status="ok")
 
 
