@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import socket
 import time
 from pathlib import Path
@@ -157,6 +158,24 @@ def test_a_redis_that_does_not_answer_does_not_stop_the_gateway(make_settings: M
             assert http.get("/readyz").status_code == 503
             assert time.monotonic() - started < 8
             assert http.get("/livez").status_code == 200
+
+
+def test_a_redis_that_stands_still_is_told_of_before_prometheus_gives_up(
+    make_settings: MakeSettings, start: Start, tmp_path: Path
+) -> None:
+    with ValkeyServer(tmp_path / "valkey") as server:
+        url = start(make_settings(finetune_redis_url=server.url))
+        with httpx.Client(base_url=url, headers=AUTH, timeout=30, trust_env=False) as http:
+            assert scrape(http)["finetune_up", ""] == 1
+            server.process.send_signal(signal.SIGSTOP)
+            try:
+                for _ in range(2):  # by a connection that there was, and by a new one
+                    started = time.monotonic()
+                    assert scrape(http)["finetune_up", ""] == 0
+                    assert time.monotonic() - started < 5
+            finally:
+                server.process.send_signal(signal.SIGCONT)
+            assert scrape(http)["finetune_up", ""] == 1
 
 
 def test_a_broker_of_its_own_that_does_not_answer_leaves_the_numbers_of_the_jobs(

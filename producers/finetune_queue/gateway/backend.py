@@ -80,12 +80,12 @@ class Backend:
             loads=Loads(jobs, Deadlines(client), overview, messenger),
             metrics=Metrics(
                 Queue(
-                    overview=overview,
-                    accounts=accounts,
+                    overview=Overview(quick),
+                    accounts=Accounts(quick),
                     messenger=messenger,
-                    sinks=sinks,
-                    workers=Workers(client),
-                    counters=Counters(client),
+                    sinks=SinkLines(quick),
+                    workers=Workers(quick),
+                    counters=Counters(quick),
                     server=facts,
                 )
             ),
