@@ -1,16 +1,20 @@
 """A worker's own loops: they outlast every outage of Redis, however long."""
 
+import threading
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from finetune_queue.store import RedisError
+from finetune_queue.contract import JobState
+from finetune_queue.store import Change, RedisError, keys
 from finetune_worker import loops
 from finetune_worker.backoff import backoff
+from finetune_worker.dispatcher import DispatcherStep
 from finetune_worker.loops import LoopStep
 from finetune_worker.pulse import Loop
 from support.bench import Bench
+from support.until import until
 
 AN_HOUR_OF_TRIES = 1100
 
@@ -64,6 +68,28 @@ def test_a_loop_outlasts_a_long_outage_and_a_defect(bench: Bench, monkeypatch: p
         ("loop_failed", "notifier"),
     ]
     assert logs[1]["tries"] == AN_HOUR_OF_TRIES + 1
+
+
+def test_on_a_full_server_finished_jobs_are_removed_though_the_worker_cannot_announce_itself(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, client = bench.container.jobs, bench.container.jobs._redis
+    monkeypatch.setattr(jobs, "_retention_ms", -2000)
+    ended = jobs.transition(bench.job(), Change(), to=JobState.CANCELLED)
+    client.delete(keys.accounts(), keys.outbox())
+    step = DispatcherStep(None)
+    thread = threading.Thread(target=step.run, args=(bench.container,), daemon=True)
+    client.config_set("maxmemory", 1)
+    try:
+        thread.start()
+        until(lambda: not client.exists(keys.job(ended.id)), seconds=10)
+        assert not bench.container.accounts.names()
+    finally:
+        client.config_set("maxmemory", 0)
+    until(lambda: bench.container.accounts.names() == ["default"], seconds=10)
+    step.stopping.set()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(("failures", "longest"), [(1, 2.0), (2, 4.0), (4, 16.0), (9, 300.0), (100_000, 300.0)])

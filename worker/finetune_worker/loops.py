@@ -7,7 +7,7 @@ import structlog
 from celery import bootsteps
 from kombu.exceptions import OperationalError
 
-from finetune_queue.store import RedisError
+from finetune_queue.store import OutOfMemoryError, RedisError
 from finetune_worker.backoff import backoff
 from finetune_worker.container import Container
 from finetune_worker.pulse import Loop
@@ -68,9 +68,7 @@ class LoopStep(bootsteps.StartStopStep):
         while not self.stopping.is_set():
             container.pulse.beat(self.loop)
             try:
-                if not announced:
-                    rounds.announce()
-                    announced = True
+                announced = announced or _announced(rounds)
                 wait = rounds.step()
                 if trouble:
                     log.info("loop_goes_on", loop=str(self.loop), tries=trouble + 1)
@@ -84,3 +82,13 @@ class LoopStep(bootsteps.StartStopStep):
             except Exception:
                 log.exception("loop_failed", loop=str(self.loop))
                 self.stopping.wait(1.0)
+
+
+def _announced(rounds: Rounds) -> bool:
+    """Tell whether the announcement is made. A full server does not take it; the step then removes finished jobs, which
+    it does first, and so makes room. What else there is to do is refused there, too."""
+    try:
+        rounds.announce()
+    except OutOfMemoryError:
+        return False
+    return True
