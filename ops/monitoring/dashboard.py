@@ -169,7 +169,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
     ),
     "Events": (
         graph("Attempts to deliver, a minute", (per_minute("finetune_deliveries_total", "outcome"), "{{outcome}}")),
-        graph("Lines to sinks", ("max by (condition) (finetune_sink_lines)", "{{condition}}")),
+        graph("Places of sinks", ("max by (condition) (finetune_sink_lines)", "{{condition}}")),
         graph("Jobs whose events wait", ("max(finetune_sink_waiting)", "jobs")),
         graph("How late they are", ("max(finetune_sink_lag_seconds)", "the latest"), unit="s"),
     ),

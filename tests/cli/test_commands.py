@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,17 @@ def test_status_tells_no_time_where_a_training_has_to_end_first(run: Run, worker
 def test_status_says_that_a_submit_without_an_answer_is_looked_for(run: Run, worker: Worker) -> None:
     job = worker.note(worker.bring(worker.accept(), JobState.SUBMITTING), waiting_for=WaitReason.PROVIDER)
     assert "its training is looked for at Segmind before it may be sent again" in run("status", job.id).out
+
+
+def test_status_says_why_the_account_is_paused(run: Run, worker: Worker, queue_url: str) -> None:
+    worker.announce()
+    job = worker.park(worker.accept(), WaitReason.API_SLOT, score=1)
+    with connect(queue_url) as client:
+        mapping = {"paused_until": int((time.time() + 300) * 1000), "pause_reason": "Segmind does not know the key."}
+        client.hset(keys.account("default"), mapping=mapping)
+    assert "the account is paused: Segmind does not know the key, about 5 min" in run("status", job.id).out
+    waiting = run("status", job.id, "--json").json["waiting"]
+    assert (waiting["reason"], waiting["pause_reason"]) == ("paused", "Segmind does not know the key.")
 
 
 def test_a_pause_that_is_over_is_no_reason_to_wait(run: Run, worker: Worker) -> None:

@@ -299,7 +299,10 @@ def test_workers_of_two_versions(run: Run, queue_url: str) -> None:
         workers.seen(LiveWorker("host-b:1", "0.0.9"))
     versions = checks(run("doctor", "--json"))["versions"]
     assert versions["status"] == "warn"
-    assert versions["message"] == f"{seen}: 1 with 0.0.9, 1 with {__version__}; this program: {__version__}"
+    explained = "2 of them did not answer now: busy, stopped, or killed a moment ago"
+    assert (
+        versions["message"] == f"{seen}: 1 with 0.0.9, 1 with {__version__}; this program: {__version__}; {explained}"
+    )
 
 
 def test_workers_whose_clock_was_off_when_they_started(run: Run, queue_url: str) -> None:
@@ -336,6 +339,10 @@ def test_a_sink_that_answers_and_takes_nothing_is_named(run: Run, worker: Worker
 
         hold = Hold(sink.line(job.id), lines.all()[0].next_ms)
         outbox.settle(hold, down_for=100, reason="cannot be reached")
+        outbox.line_up(worker.accept().id, [f"{sink.origin}#{number}" for number in range(4)])
+        for hold in outbox.take_lines(4, 60)[0]:
+            outbox.settle(hold, down_for=100, reason="cannot be reached")
+        assert (lines.view().up, lines.view().down) == (0, 1)  # one place, however many lines lead there
     [line] = [each for each in run("doctor", "--json").json["checks"] if each["name"] == "sinks"]
     assert "has been out of reach" in line["message"]
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 from celery.exceptions import WorkerShutdown
 from structlog.testing import capture_logs
 
@@ -238,6 +239,17 @@ def test_while_redis_was_away_nothing_counts(tmp_path: Path) -> None:
         server.start()
         until(lambda: probes.live()[0] == HTTPStatus.SERVICE_UNAVAILABLE, seconds=SECONDS)
         probes.close()
+
+
+def test_a_redis_that_refuses_the_password_is_not_said_to_be_silent(tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "valkey") as server:
+        settings = Settings(finetune_redis_url=server.url, segmind_api_key=KEY)
+        probes = Probes(Container.build(settings, producer_app(settings)))
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("requirepass", "secret")
+        status, body = probes.ready()
+        probes.close()
+    assert (status, body["detail"]) == (503, "Redis refuses: Authentication required.")
 
 
 def test_a_port_that_is_taken_ends_the_worker(tmp_path: Path, redis_url: str) -> None:

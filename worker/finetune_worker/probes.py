@@ -17,7 +17,7 @@ import structlog
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
 
-from finetune_queue.store import answers, connect
+from finetune_queue.store import connect, silence
 from finetune_worker.broker import fetches
 from finetune_worker.container import Container
 from finetune_worker.pulse import Loop
@@ -54,9 +54,9 @@ class Probes:
         stuck = self._container.pulse.stuck()
         if not stuck or self._container.stopping:
             return HTTPStatus.OK, {"status": "ok"}
-        if not self._servers_answer():
+        if why := self._silence():
             self._container.pulse.excuse()
-            return HTTPStatus.OK, {"status": "ok", "detail": "Redis does not answer"}
+            return HTTPStatus.OK, {"status": "ok", "detail": why}
         loops = {str(loop): round(seconds) for loop, seconds in stuck.items()}
         log.error("loops_stuck", loops=loops)
         return HTTPStatus.SERVICE_UNAVAILABLE, {"status": "stuck", "seconds": loops}
@@ -65,8 +65,8 @@ class Probes:
         """Say whether the worker takes messages, and can work on them."""
         if self._container.stopping:
             return _not_ready("the worker is stopping")
-        if not self._servers_answer():
-            return _not_ready("Redis does not answer")
+        if why := self._silence():
+            return _not_ready(why)
         age = self._container.pulse.age(Loop.FETCH)
         if age > FRESH:
             since = "yet" if math.isinf(age) else f"since {age:.0f} s"
@@ -78,8 +78,8 @@ class Probes:
         for server in self._servers:
             server.close()
 
-    def _servers_answer(self) -> bool:
-        return all(answers(server) for server in self._servers)
+    def _silence(self) -> str:
+        return next(filter(None, map(silence, self._servers)), "")
 
 
 def _not_ready(why: str) -> Answer:

@@ -4,6 +4,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -77,8 +78,9 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
     yield from server
     if server[0].status == "ok":
         yield from _read(settings, "clock", _clock)
-        yield _workers(settings)
-        yield from _read(settings, "versions", _versions)
+        answered, found = _workers(settings)
+        yield found
+        yield from _read(settings, "versions", partial(_versions, answered))
         yield from _read(settings, "worker clocks", _worker_clocks)
         yield from _read(settings, "accounts", _accounts)
         yield from _read(settings, "sinks", _sinks)
@@ -148,18 +150,19 @@ def _memory(facts: ServerFacts) -> Finding:
     return Finding("memory", "fail", f"{said}: it refuses new jobs and changes of jobs; none is lost", action)
 
 
-def _workers(settings: Settings) -> Finding:
+def _workers(settings: Settings) -> tuple[int | None, Finding]:
+    """Return how many workers answer, None if they could not be asked, and what to say of that."""
     try:
         names = Messenger(producer_app(settings)).workers(PING_SECONDS)
     except QueueUnavailableError as error:
         action = "See the lines on redis, persistence and memory: it is the jobs' server."
         if settings.broker_url != settings.finetune_redis_url:
             action = "Check FINETUNE_BROKER_URL, and the server's memory."
-        return Finding("workers", "fail", f"they could not be asked. {words.printable(error)}", action)
+        return None, Finding("workers", "fail", f"they could not be asked. {words.printable(error)}", action)
     if not names:
         action = "Start one: celery -A finetune_worker worker. Jobs wait until then."
-        return Finding("workers", "fail", f"no worker answered within {PING_SECONDS:g} s", action)
-    return Finding("workers", "ok", f"{len(names)} alive: {', '.join(map(words.printable, names))}")
+        return 0, Finding("workers", "fail", f"no worker answered within {PING_SECONDS:g} s", action)
+    return len(names), Finding("workers", "ok", f"{len(names)} alive: {', '.join(map(words.printable, names))}")
 
 
 def _read(settings: Settings, name: str, look: Callable[["Redis"], Iterable[Finding]]) -> Iterator[Finding]:
@@ -175,20 +178,23 @@ def _clock(client: "Redis") -> Iterator[Finding]:
     yield clock("clock", clock_skew(client), "the Redis server")
 
 
-def _versions(client: "Redis") -> Iterator[Finding]:
+def _versions(answered: int | None, client: "Redis") -> Iterator[Finding]:
     """Say which versions ran of late, unless no worker has said that it is there: then the line before says what to do.
 
-    One that was killed counts until then: whether a worker answers now is what that line says."""
+    One that was killed counts until then: how many answer now is what that line says, and this one why there are more.
+    """
     running = Counter(worker.version for worker in Workers(client).alive())
     if not running:
         return
     found = ", ".join(f"{count} with {words.printable(version)}" for version, count in sorted(running.items()))
     said = f"workers seen in the last {GONE:g} s: {found}"
+    silent = 0 if answered is None else running.total() - answered
+    why = f"; {silent} of them did not answer now: busy, stopped, or killed a moment ago" if silent > 0 else ""
     if running.keys() == {__version__}:
-        yield Finding("versions", "ok", f"{said}, as this program")
+        yield Finding("versions", "ok", f"{said}, as this program{why}")
         return
     action = "Fine during an upgrade, workers first; else bring them to one version (docs/upgrade.md)."
-    yield Finding("versions", "warn", f"{said}; this program: {__version__}", action)
+    yield Finding("versions", "warn", f"{said}; this program: {__version__}{why}", action)
 
 
 def _worker_clocks(client: "Redis") -> Iterator[Finding]:

@@ -137,4 +137,5 @@ def waiting_json(waiting: Waiting | None) -> dict[str, Any] | None:
         "estimate_seconds": waiting.estimate,
         "submits_stopped": waiting.submits_stopped,
         "unserved": waiting.unserved,
+        "pause_reason": waiting.pause_reason or None,
     }

@@ -80,6 +80,8 @@ def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
     if waiting.unserved:
         return NO_KEY
     text = _STOPPED if waiting.submits_stopped else _REASONS[waiting.reason]
+    if waiting.pause_reason:
+        text += f": {printable(waiting.pause_reason).rstrip('.')}"
     if waiting.ahead:
         text += f", {waiting.ahead} ahead"
     if waiting.estimate is not None and waiting.estimate >= 1:
@@ -104,5 +106,5 @@ _REASONS = {
     WaitReason.PROVIDER: "waiting for Segmind",
     WaitReason.SPENDING: "the account has no submits left for today (UTC)",
     WaitReason.TRAININGS: "the account has as many trainings in flight as it may",
-    WaitReason.PAUSED: "the account is paused after a 429 or an outage",
+    WaitReason.PAUSED: "the account is paused",
 }

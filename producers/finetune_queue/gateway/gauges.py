@@ -88,7 +88,7 @@ _UNWELL = _gauge(
 )
 _WORKERS = _gauge("workers", "Workers that gave a sign of life within 35 s", "version")
 _QUEUES = _gauge("queue_messages", "Messages that wait in a Celery queue; none while the broker is away", "queue")
-_LINES = _gauge("sink_lines", "Lines of events to sinks: up, or down (out of reach)", "condition")
+_LINES = _gauge("sink_lines", "Places of sinks that events wait for: up, or down (out of reach)", "condition")
 _SINKS: dict[Metric, Read[SinksView]] = {
     _gauge("sink_waiting", "Jobs whose events wait in those lines"): lambda view: view.waiting,
     _gauge("sink_lag_seconds", "For how long the line that is longest late, refused or down, has been so"): (

@@ -154,10 +154,12 @@ class Page:
 class Waiting:
     """Why a job is not moving; ``estimate`` is in seconds, None where it is not ours to tell. ``submits_stopped`` tells
     for the reason ``spending`` whether that is the kill switch, or else the account's cap of submits for the day.
-    ``unserved`` tells that it waits for ever, whatever the reason: no worker that runs has the key of its account."""
+    ``unserved`` tells that it waits for ever, whatever the reason: no worker that runs has the key of its account.
+    ``pause_reason`` says for the reason ``paused`` why its account is."""
 
     reason: WaitReason
     ahead: int
     estimate: float | None
     submits_stopped: bool = False
     unserved: bool = False
+    pause_reason: str = ""

@@ -183,7 +183,9 @@ class FineTuneQueue:
                     return Waiting(WaitReason.TRAININGS, ahead, None)
                 paused_for = max(paused_for, account.submits_paused_for)
             seconds = max(paused_for, self._accounts.slot_in(account, ahead))
-        return Waiting(WaitReason.PAUSED if paused_for else reason, ahead, seconds)
+        if paused_for:
+            return Waiting(WaitReason.PAUSED, ahead, seconds, pause_reason=account.pause_reason)
+        return Waiting(reason, ahead, seconds)
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job, see :meth:`Job.cancel`.

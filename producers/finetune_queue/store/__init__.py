@@ -49,11 +49,11 @@ from finetune_queue.store.server import (
     MOST_SKEW,
     ServerFacts,
     ServerProblem,
-    answers,
     clock_skew,
     disk_trouble,
     server_facts,
     server_problems,
+    silence,
 )
 from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble
 from finetune_queue.store.workers import LiveWorker, Workers, unserved
@@ -130,13 +130,13 @@ __all__ = [
     "UnknownAccountError",
     "UnreadableJobError",
     "Workers",
-    "answers",
     "clock_skew",
     "connect",
     "disk_trouble",
     "room_score",
     "server_facts",
     "server_problems",
+    "silence",
     "transfers_of",
     "unserved",
 ]

@@ -46,12 +46,15 @@ class ServerProblem:
     unfit: bool
 
 
-def answers(client: redis.Redis) -> bool:
-    """Tell whether the server answers within the client's time-outs."""
+def silence(client: redis.Redis) -> str:
+    """Return what keeps the server from being used, within the client's time-outs; nothing if it answers well."""
     try:
-        return bool(client.ping())
+        client.ping()
+    except (redis.AuthenticationError, redis.ResponseError) as error:
+        return f"Redis refuses: {error}"
     except redis.RedisError:
-        return False
+        return "Redis does not answer"
+    return ""
 
 
 def disk_trouble(client: redis.Redis) -> str:

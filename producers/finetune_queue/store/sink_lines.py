@@ -43,8 +43,8 @@ class SinkTrouble:
 
 @dataclass(frozen=True, slots=True)
 class SinksView:
-    """All lines at one look: how many are well and how many down, how many jobs wait in them, and for how many seconds
-    the one that is longest late, refused or down, has been so."""
+    """All lines at one look: how many of the places that they lead to are well and how many down, how many jobs wait in
+    them, and for how many seconds the line that is longest late, refused or down, has been so."""
 
     up: int
     down: int
@@ -125,10 +125,11 @@ class SinkLines:
         now = seconds * 1000 + micros / 1000
         since = [first[0][1] for first in firsts if first] + [line.since_ms for line in lines if line.since_ms]
         since += [refusal.since_ms for refusal in refusals]  # each was put off, and so is not due now
-        down = sum(1 for line in lines if line.failures)
+        places = {line.origin for line in lines}
+        down = {line.origin for line in lines if line.failures}
         return SinksView(
-            up=len(lines) - down,
-            down=down,
+            up=len(places - down),
+            down=len(down),
             waiting=sum(line.waiting for line in lines),
             lag=max(0.0, now - min(since, default=now)) / 1000,
         )
