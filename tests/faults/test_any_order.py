@@ -13,7 +13,6 @@ found as it was found, soon.
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -303,14 +302,6 @@ class Queue(Steps):
             "worker_lost": self.mishaps >= self.world.settings.finetune_max_attempts,
         }
         assert reasons.get(job.access.error.code, False), job.access.error
-
-
-@pytest.fixture
-def world(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    made = World(redis_url, tmp_path)
-    made.open(monkeypatch)
-    yield made
-    made.close()
 
 
 @pytest.mark.timeout(0)

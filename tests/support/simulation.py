@@ -37,6 +37,8 @@ from support.points import Points
 T = TypeVar("T")
 
 START_MS = 1_700_000_000_000
+"""When all begins: so long ago that no history comes to the real present, by which Redis names a stream's entries: they
+would then be older than the retention, and be trimmed."""
 WEIGHTS_BYTES = 4096
 
 _CLOCK = f"{keys.TAG}:clock"
@@ -50,8 +52,12 @@ class Clock:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        self.ms = START_MS
         self.scripts: dict[str, str] = {}  # their names by what the server calls them
+        self.reset()
+
+    def reset(self) -> None:
+        """Go back to the start, for a server that is empty."""
+        self.ms = START_MS
         self.advance(0)
 
     def advance(self, seconds: float) -> None:

@@ -47,8 +47,7 @@ class World:
     def begin(self) -> Segmind:
         """Empty it and return a Segmind of its own."""
         self.client.flushdb()
-        self.clock.ms = self.clock.ms // 86_400_000 * 86_400_000 + 86_400_000
-        self.clock.advance(0)
+        self.clock.reset()
         segmind = Segmind(self.clock, self.points)
         segmind.stand_in(self.patch)
         self.container._clients["default"] = segmind  # type: ignore[assignment]
