@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from hypothesis.stateful import rule
 
-from finetune_queue.contract import JobState
+from finetune_queue.contract import Access, JobState, Visibility
 from support.any_order import Steps
+from support.consistency import check_events
 from support.samples import sample
 from support.simulation import START_MS
 from support.world import World
@@ -48,6 +49,25 @@ class History(Steps):
 def history(world: World) -> History:
     History.world = world
     return History()
+
+
+def failed_training(history: History) -> str:
+    job_id = history.submit()
+    history.go_on(600, until=lambda: history.state(job_id) is JobState.TRAINING)
+    history.train("FAILED")
+    history.go_on(3600, until=lambda: history.state(job_id) is JobState.FAILED)
+    assert history.state(job_id) is JobState.FAILED
+    return job_id
+
+
+def test_the_model_counts_no_retry_that_a_change_of_access_refused(history: History) -> None:
+    job_id = failed_training(history)
+    history.world.queue.set_public(job_id, public=True)
+
+    history._by_hand(job_id, history.world.queue.retry, (1, "stands still", (1, 40.0)))
+
+    assert history._job(job_id).access == Access(confirmed=Visibility.PUBLIC)
+    check_events(history.world.client, [history._job(job_id)], history.ended)
 
 
 def test_each_history_begins_at_the_same_time(history: History) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import redis
 from hypothesis.stateful import RuleBasedStateMachine
 
-from finetune_queue.contract import JobRecord, JobState, Stage, Visibility
+from finetune_queue.contract import EventType, JobRecord, JobState, Stage, Visibility
 from finetune_queue.errors import NotPossibleError, QueueUnavailableError
 from finetune_queue.store import CALL_MARGIN
 from finetune_worker.stages.calls import FRESH
@@ -160,8 +160,9 @@ class Steps(RuleBasedStateMachine):
     def _by_hand(self, job_id: str, act: Callable[[str], Any], mishap: Any) -> None:
         before = self._job(job_id)
         self._possible(lambda: act(job_id), mishap)
-        after = self._job(job_id)
-        if after.event_seq == before.event_seq:
+        # A change of access that was made meanwhile has an event, too, and refuses the retry.
+        events = self.container.jobs.events(job_id, after=before.event_seq)
+        if all(event.kind is EventType.ACCESS for event in events):
             return
         if before.state is JobState.FAILED:
             self.ended[job_id] += 1
