@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from hypothesis.stateful import rule
 
-from finetune_queue.contract import Access, JobState, Visibility
+from finetune_queue.contract import Access, JobState, Stage, Visibility
+from finetune_queue.storage import UnavailableError
 from support.any_order import Steps
 from support.consistency import check_events
 from support.samples import sample
@@ -58,6 +59,68 @@ def failed_training(history: History) -> str:
     history.go_on(3600, until=lambda: history.state(job_id) is JobState.FAILED)
     assert history.state(job_id) is JobState.FAILED
     return job_id
+
+
+def deployed(history: History) -> str:
+    """Return a job whose weights are stored and whose model is deployed; its manifest is to be stored next."""
+    job_id = history.submit(wait_for="available")
+    history.go_on(600, until=lambda: history.state(job_id) is JobState.TRAINING)
+    history.train("TRAINING_COMPLETED")
+    history.go_on(3600, until=lambda: history.state(job_id) is JobState.DEPLOYING)
+    history.train("AVAILABLE")
+    return job_id
+
+
+class SlowStore:
+    """In place of `put_bytes`, a store that takes its time while the rest of the workers goes on."""
+
+    def __init__(self, history: History, seconds: int, *, away: int = 0) -> None:
+        """Refuses its first ``away`` tries after that time."""
+        self.tries = 0
+        self._history = history
+        self._seconds = seconds
+        self._away = away
+        place = type(history.container.artifacts)
+        put = place.put_bytes
+
+        def put_bytes(place: Any, data: bytes, name: str) -> Any:
+            self.tries += 1
+            for _ in range(self._seconds):
+                self._others_work()
+            if self.tries <= self._away:
+                raise UnavailableError("The store gave no answer.")
+            return put(place, data, name)
+
+        history.world.patch.setattr(place, "put_bytes", put_bytes)
+
+    def _others_work(self) -> None:
+        history = self._history
+        history.clock.advance(1.0)
+        history.driver.dispatcher.step()
+        for message in [message for message in history.post.messages if message.sweep]:
+            history.post.messages.remove(message)
+            history.driver.deliver(message)
+
+
+def test_an_hour_without_the_artifact_store_makes_no_event_and_no_haste_of_a_deployed_job(history: History) -> None:
+    job_id = deployed(history)
+    store = SlowStore(history, 0, away=10_000)
+    history.go_on(600, until=lambda: store.tries > 0, step=1.0)
+    before = history._job(job_id)
+
+    history.go_on(3600, until=lambda: False, step=1.0)
+
+    after = history._job(job_id)
+    assert (after.stage, after.event_seq) == (Stage.PUBLISH, before.event_seq)
+    assert store.tries < 30  # its backoff grows to five minutes
+    assert after.attempts == store.tries
+
+
+def test_a_store_that_takes_25_s_gets_the_manifest_of_a_deployed_job_at_once(history: History) -> None:
+    job_id = deployed(history)
+    store = SlowStore(history, 25)
+    history.go_on(900, until=lambda: history.state(job_id).terminal, step=1.0)
+    assert (history.state(job_id), store.tries) == (JobState.SUCCEEDED, 1)
 
 
 def test_the_model_counts_no_retry_that_a_change_of_access_refused(history: History) -> None:

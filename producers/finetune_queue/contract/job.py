@@ -223,7 +223,8 @@ class JobRecord(BaseModel):
         """Whether Segmind works on it, or may be working on it: a submit was meant to be sent."""
         if self.state in {JobState.SUBMITTING, JobState.NEEDS_ATTENTION}:
             return self.intent_ms is not None
-        return self.state in {JobState.TRAINING, JobState.DEPLOYING}
+        # Once it is deployed, a look has nothing to say, and would take the claim from who publishes it.
+        return self.state is JobState.TRAINING or (self.state is JobState.DEPLOYING and not self.deployed)
 
     @property
     def wants_access(self) -> bool:
