@@ -278,6 +278,7 @@ class Queue(Steps):
             reasons = {
                 "test": bool({job.request.name, job.id} & self.segmind.refused),
                 "training_failed": training_of is not None and training_of.error is not None,
+                "deploy_failed": training_of is not None and training_of.error is not None and job.weights is not None,
                 "worker_lost": self.mishaps >= self.world.settings.finetune_max_attempts,
                 "connection_lost": self.cuts >= self.world.settings.finetune_max_attempts,
                 "training_too_long": self.clock.ms - job.created_ms

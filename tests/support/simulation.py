@@ -176,8 +176,9 @@ class Training:
     public: bool = False
 
     def move(self, status: str) -> None:
-        """Go on to a status, unless it has its weights or has failed."""
-        if self.status in {"AVAILABLE", "FAILED"} or (self.status == "TRAINING_COMPLETED" and status != "AVAILABLE"):
+        """Go on to a status, unless it is deployed or has failed; one that has its weights may fail to be deployed."""
+        ends = {"AVAILABLE", "FAILED"}
+        if self.status in ends or (self.status == "TRAINING_COMPLETED" and status not in ends):
             return
         self.status = status
         self.error = "no faces found" if status == "FAILED" else None

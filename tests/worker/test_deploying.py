@@ -1,9 +1,13 @@
 """A job that also waits until Segmind has deployed its model: what looks at Segmind then mean for it."""
 
+from typing import Any
+
 import pytest
 
 from finetune_queue.contract import JobRecord, JobState, Stage
+from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.storage import UnavailableError
+from finetune_queue.store import keys
 from finetune_worker.stages.sweep import sweep
 from support.bench import Bench
 from support.until import until
@@ -24,6 +28,48 @@ def deploying(bench: Bench) -> JobRecord:
     bench.run(job)
     assert bench.read(job).state is JobState.DEPLOYING
     return bench.read(job)
+
+
+def by_the_sweep(bench: Bench, job: JobRecord) -> None:
+    sweep(bench.container, "default")
+
+
+def by_the_poll(bench: Bench, job: JobRecord) -> None:
+    bench.container.jobs._redis.hset(keys.job(job.id), "entered_ms", "1")  # not seen for long
+    bench.run(job)
+
+
+@pytest.mark.parametrize("look", [by_the_sweep, by_the_poll])
+def test_a_training_that_fails_before_it_is_deployed_ends_its_job_at_once(
+    bench: Bench, deploying: JobRecord, look: Any
+) -> None:
+    bench.sandbox.control.change_training(bench.finetune_id(deploying), fail="no GPU left")
+
+    look(bench, deploying)
+
+    job, error = bench.read(deploying), bench.error(deploying)
+    assert (job.state, job.failed_stage, error.code, job.tracked) == (
+        JobState.FAILED,
+        Stage.POLL,
+        "deploy_failed",
+        False,
+    )
+    assert job.weights is not None
+    assert "no GPU left" in error.message
+    assert job.weights.url in error.message
+    assert "pays nothing" in error.action
+
+
+def test_a_retry_after_that_pays_nothing(bench: Bench, deploying: JobRecord) -> None:
+    bench.sandbox.control.change_training(bench.finetune_id(deploying), fail="no GPU left")
+    sweep(bench.container, "default")
+
+    with FineTuneQueue(bench.container.settings) as queue:
+        assert queue.retry(deploying.id).state is JobState.DEPLOYING
+    sweep(bench.container, "default")
+
+    assert bench.error(deploying).code == "deploy_failed"
+    assert bench.submits() == 1
 
 
 def test_a_deployed_job_is_looked_at_no_more(

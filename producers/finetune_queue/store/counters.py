@@ -55,6 +55,7 @@ JOBS_ENTERED = Metric(
 _FAILURES = (
     *("deadline_passed", "worker_lost", "internal_error", "submit_unanswered", "dataset_rejected", "training_failed"),
     *("api_key_rejected", "credits_exhausted", "forbidden", "disk_full", "disk_failed", "no_access", "place_missing"),
+    "deploy_failed",
 )
 """The codes of most failed jobs. Of any other one, the first is not seen by a rate."""
 

@@ -37,15 +37,17 @@ def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation
         if unknown:
             log.warning("unknown_provider_status", job_id=job.id, status=seen.status)
     if job.state is JobState.DEPLOYING:
+        if seen.failed:
+            failed = {"error": _not_deployed(job, seen), "failed_stage": Stage.POLL}
+            return Observation(to=JobState.FAILED, fields={**fields, **failed})
         if seen.available:
             fields["deployed"] = True
         return Observation(fields=fields, unknown_status=unknown)
     if seen.failed:
-        said = f": {seen.error_message}" if seen.error_message else ""
         error = JobError(
             code="training_failed",
             stage=Stage.POLL,
-            message=f"Segmind's training {job.finetune_id} ended as {seen.status}{said}",
+            message=_ended_as(job, seen),
             action="A `finetune retry` submits, and pays, a new training.",
         )
         return Observation(to=JobState.FAILED, fields={**fields, "error": error, "failed_stage": Stage.SUBMIT})
@@ -54,3 +56,20 @@ def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation
         return Observation(to=JobState.DOWNLOADING, fields={**fields, **weights}, unknown_status=unknown)
     wants_details = seen.trained and not job.wants_details
     return Observation(fields=fields, wants_details=wants_details, unknown_status=unknown)
+
+
+def _ended_as(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> str:
+    said = f": {seen.error_message}" if seen.error_message else ""
+    return f"Segmind's training {job.finetune_id} ended as {seen.status}{said}"
+
+
+def _not_deployed(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> JobError:
+    """The weights had come before it failed, so a retry pays nothing: it looks at the same training."""
+    where = "" if job.weights is None else f" They are at {job.weights.url}."
+    return JobError(
+        code="deploy_failed",
+        stage=Stage.POLL,
+        message=f"{_ended_as(job, seen)}. Its weights are stored, but Segmind did not deploy them.{where}",
+        action="Use the stored weights. `finetune retry JOB` looks at the same training again and pays nothing; only "
+        "another request submits, and pays, a new one.",
+    )
