@@ -300,6 +300,7 @@ class Queue(Steps):
             return
         reasons = {
             "test": access_of(job.finetune_id or "") in self.segmind.refused,
+            "no_model": job.finetune_id is None,
             "worker_lost": self.mishaps >= self.world.settings.finetune_max_attempts,
         }
         assert reasons.get(job.access.error.code, False), job.access.error

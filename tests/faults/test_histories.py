@@ -123,6 +123,26 @@ def test_a_store_that_takes_25_s_gets_the_manifest_of_a_deployed_job_at_once(his
     assert (history.state(job_id), store.tries) == (JobState.SUCCEEDED, 1)
 
 
+def test_a_change_of_access_that_has_no_model_any_more_asks_segmind_for_nothing(history: History) -> None:
+    job_id = failed_training(history)
+    history.world.queue.set_public(job_id, public=True)  # not made yet: no worker, no slot, a pause
+    history.container.accounts.stop_submits("default", stopped=True)
+    history.world.queue.retry(job_id)  # wants a new training ...
+    history.world.queue.cancel(job_id)  # ... and then does not
+    arrived = len(history.segmind.arrivals)
+
+    history.go_on(3600, until=lambda: history._job(job_id).settled)
+
+    job = history._job(job_id)
+    assert job.access is not None
+    assert job.access.error is not None
+    assert (job.state, job.access.wanted, job.access.error.code) == (JobState.CANCELLED, None, "no_model")
+    assert job.access.error.message == (
+        "The job was cancelled without a training at Segmind, so there is no model to make public."
+    )
+    assert len(history.segmind.arrivals) == arrived
+
+
 def test_the_model_counts_no_retry_that_a_change_of_access_refused(history: History) -> None:
     job_id = failed_training(history)
     history.world.queue.set_public(job_id, public=True)

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from finetune_queue import messaging
-from finetune_queue.contract import ACCESS, Access, EventType, JobRecord, WaitReason
+from finetune_queue.contract import ACCESS, Access, EventType, JobError, JobRecord, WaitReason
 from finetune_queue.store import (
     CALL_MARGIN,
     CallClass,
@@ -62,6 +62,8 @@ def _run(container: Container, job: JobRecord, task_id: str, started: float) -> 
 def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
     job = claim.job
     wanted = _access_of(job).wanted
+    if job.finetune_id is None:
+        return Fail(_no_model(job))
     settles_ms = job.access_settles_ms or 0
     if job.updated_ms < settles_ms:
         why = f"an earlier change may still arrive at Segmind, then to make the model {wanted}"
@@ -74,7 +76,7 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
     claim.write()
     try:
         public = wanted == "public"
-        call_api(container.budget, slot, partial(client.set_access, job.finetune_id or "", public=public))
+        call_api(container.budget, slot, partial(client.set_access, job.finetune_id, public=public))
     except AccountPausedError as paused:
         if isinstance(paused.error, Unavailable):
             longest = _longest(container)
@@ -85,6 +87,17 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
     except (Rejected, MalformedReply) as error:
         return after_error(from_api(error, ACCESS))
     return Done(f"the model is {wanted}")
+
+
+def _no_model(job: JobRecord) -> JobError:
+    """A retry gave up the model that it was asked for, and the job ended before it had another."""
+    return JobError(
+        code="no_model",
+        stage=ACCESS,
+        message=f"The job {job.state.sentence} without a training at Segmind, so there is no model to make "
+        f"{_access_of(job).wanted}.",
+        action="Once a job has a model: `finetune access JOB`.",
+    )
 
 
 def _longest(container: Container) -> float:
