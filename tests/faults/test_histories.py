@@ -8,6 +8,7 @@ from hypothesis.stateful import rule
 
 from finetune_queue.contract import Access, JobState, Stage, Visibility
 from finetune_queue.storage import UnavailableError
+from finetune_queue.store import keys
 from support.any_order import Steps
 from support.consistency import check_events
 from support.samples import sample
@@ -141,6 +142,33 @@ def test_a_change_of_access_that_has_no_model_any_more_asks_segmind_for_nothing(
         "The job was cancelled without a training at Segmind, so there is no model to make public."
     )
     assert len(history.segmind.arrivals) == arrived
+
+
+@pytest.mark.parametrize("asked", ["after it ended", "before it ended"])
+def test_a_cancel_that_comes_too_late_makes_no_haste_of_a_parked_change_of_access(history: History, asked: str) -> None:
+    job_id = history.submit()
+    history.go_on(600, until=lambda: history.state(job_id) is JobState.TRAINING)
+    history.segmind.finish()
+    history.go_on(3600, until=lambda: history.state(job_id) is JobState.SUCCEEDED)
+    client = history.world.client
+    client.hset(keys.account("default"), "paused_until", "99999999999999")
+    history.world.queue.set_public(job_id, public=True)
+    if asked == "before it ended":  # of a stage that had done all when it was asked
+        client.hset(keys.job(job_id), "cancel_requested", "1")
+    tries: list[bool] = []
+    take = history.container.budget.take
+
+    def take_late(*args: Any, **options: Any) -> Any:
+        # What is left of a cancel that saw the job before it ended.
+        tries.append(history.container.jobs.request_cancel(job_id))
+        return take(*args, **options)
+
+    history.world.patch.setattr(history.container.budget, "take", take_late)
+    for _ in range(20):
+        history._do_all()
+        history.clock.advance(1.0)
+
+    assert tries == [False]
 
 
 def test_the_model_counts_no_retry_that_a_change_of_access_refused(history: History) -> None:

@@ -64,6 +64,10 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
     wanted = _access_of(job).wanted
     if job.finetune_id is None:
         return Fail(_no_model(job))
+    if job.cancel_requested:
+        # That is over with the job's end; left on it, each parking would be due at once, as if it were still to come.
+        claim.write(cancel_requested=False)
+        job = claim.job
     settles_ms = job.access_settles_ms or 0
     if job.updated_ms < settles_ms:
         why = f"an earlier change may still arrive at Segmind, then to make the model {wanted}"
