@@ -7,6 +7,7 @@ import pytest
 from hypothesis.stateful import rule
 
 from finetune_queue.contract import Access, JobState, Stage, Visibility
+from finetune_queue.errors import NotPossibleError
 from finetune_queue.storage import UnavailableError
 from finetune_queue.store import keys
 from support.any_order import Steps
@@ -142,6 +143,36 @@ def test_a_change_of_access_that_has_no_model_any_more_asks_segmind_for_nothing(
         "The job was cancelled without a training at Segmind, so there is no model to make public."
     )
     assert len(history.segmind.arrivals) == arrived
+
+
+def test_a_retry_does_not_let_a_change_of_access_pass_the_one_on_its_way(history: History) -> None:
+    job_id = history.submit()
+    history.go_on(600, until=lambda: history.state(job_id) is JobState.TRAINING)
+    history.segmind.faults = [("download", "cut")] * 8
+    history.segmind.finish()
+    history.go_on(7200, until=lambda: history.state(job_id) is JobState.FAILED, step=61.0)
+    queue, segmind = history.world.queue, history.segmind
+    queue.set_public(job_id, public=True)
+    said: list[str] = []
+    call = segmind.set_access
+
+    def slow(finetune_id: str, *, public: bool) -> None:
+        if not said:
+            with pytest.raises(NotPossibleError) as refused:
+                queue.retry(job_id)
+            said.append(str(refused.value))
+            with pytest.raises(NotPossibleError):
+                queue.set_public(job_id, public=False)
+        call(finetune_id, public=public)
+
+    history.world.patch.setattr(segmind, "set_access", slow)
+    history.go_on(600, until=lambda: history._job(job_id).settled)
+
+    assert said == [
+        f"A change of job {job_id}'s access is on its way to Segmind. Try the retry again in a minute.",
+    ]
+    assert history._job(job_id).access == Access(confirmed=Visibility.PUBLIC)
+    assert queue.retry(job_id).state is JobState.DOWNLOADING
 
 
 @pytest.mark.parametrize("asked", ["after it ended", "before it ended"])

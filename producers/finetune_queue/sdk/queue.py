@@ -213,12 +213,19 @@ class FineTuneQueue:
         """Resume a failed job, see :meth:`Job.retry`.
 
         Raises:
-            NotPossibleError: the job has not failed, or was just changed by somebody else.
+            NotPossibleError: the job has not failed, a change of its model's access is just on its way, or the job
+                was just changed by somebody else.
         """
         with translated():
             record = self._jobs.get(job_id)
             if record.state is not JobState.FAILED or record.failed_stage is None:
                 message = f"Only a failed job can be retried; job {job_id} {record.state.sentence}."
+                raise NotPossibleError(message)
+            if record.owner:
+                # A retry would take the claim away that keeps a later change from overtaking this one.
+                message = (
+                    f"A change of job {job_id}'s access is on its way to Segmind. Try the retry again in a minute."
+                )
                 raise NotPossibleError(message)
             to, fields = resume_at(record)
             if record.request.expired(datetime.now(UTC)):  # with it, the next stage would only fail the job again
