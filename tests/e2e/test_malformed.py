@@ -79,6 +79,7 @@ MALFORMED: dict[str, Callable[[Entry], object]] = {
     "a number as id": having(7, "headers", "id"),
     "a list as task": having(["finetune.run"], "headers", "task"),
     "headers that are text": having("task", "headers"),
+    "headers that are null": having(None, "headers"),
     "no body": without("body"),
     "a body that is no text": having({"a": 1}, "body"),
     "a body that is not base64": having("!!!", "body"),
@@ -91,6 +92,10 @@ MALFORMED: dict[str, Callable[[Entry], object]] = {
     "a number": lambda _: 7,
     "an unknown compression": having("zip-it", "headers", "compression"),
     "times that are none": having("soon", "headers", "timelimit"),
+    "a priority beyond all numbers": having(float("inf"), "properties", "priority"),
+    "a time as delivery tag": having({"__type__": "date", "__value__": "2026-01-01"}, "properties", "delivery_tag"),
+    "a type that kombu cannot read": having({"__type__": "uuid", "__value__": 7}, "headers", "other"),
+    "more brackets than can be read": having(base64.b64encode(b"[" * 100_000).decode(), "body"),
 }
 
 

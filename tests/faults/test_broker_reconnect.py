@@ -16,15 +16,6 @@ from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.messaging import QUEUE, Messenger, producer_app
 from finetune_queue.settings import Settings
-from finetune_worker.broker import patch_kombu
-
-
-@pytest.fixture
-def mended(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: Any = Channel
-    for name in ("_connparams", "_create_client"):
-        monkeypatch.setattr(kept, name, getattr(kept, name))  # put back after the test
-    patch_kombu()
 
 
 def test_channels_of_a_lost_connection_close_and_acknowledge_without_an_unknown_error(

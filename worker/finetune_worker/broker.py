@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 _create_client = Channel._create_client  # type: ignore[attr-defined]
 _deliver = Transport._deliver
 
-_STUMBLES = (AttributeError, LookupError, TypeError, ValueError)
+_STUMBLES = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 """What kombu and Celery raise over a message that nobody foresaw; not what means a lost connection, or a stop."""
 
 
@@ -64,10 +64,11 @@ def _kept_client(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001,
 
 
 def _loads_or_keeps(text: str) -> Any:
-    """Read what lies in a list; what is no JSON stays text, which the delivery sets aside."""
+    """Read what lies in a list; what is no JSON, or nothing that kombu can read, stays text, which the delivery sets
+    aside: it was taken from the list already."""
     try:
         return loads(text)
-    except ValueError:
+    except _STUMBLES:
         return text
 
 

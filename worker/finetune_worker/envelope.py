@@ -1,14 +1,19 @@
 """Messages as they lie in the queue's list: what kombu and Celery would stumble over becomes one that can be set aside.
 
 Any program may push to a Redis list. An entry without its properties, or with a body that is no task's, raised errors
-in the middle of kombu and Celery that ended the worker; kombu then put it back, and the next worker ended, too.
+in the middle of kombu and Celery that ended the worker; kombu then put it back, and the next worker ended, too. Others
+were taken well and lost when they were to go back to their queue: kombu drops what it stumbles over there, or puts it
+where the message says, whichever queue it came from.
 """
 
 import base64
 import binascii
 import json
+import math
 import uuid
 from typing import Any
+
+from kombu.utils.json import dumps
 
 PROBLEM = "finetune_problem"
 """The header of a message that was made to be set aside: what was wrong with it."""
@@ -22,16 +27,18 @@ class MalformedError(Exception):
 
 
 def well_formed(entry: object, queue: str) -> dict[str, Any]:
-    """Return the entry of a queue's list if it is a message that Celery can read, else one that holds it."""
+    """Return the entry of a queue's list if it is a message that Celery can read and kombu can put back, else one that
+    holds it."""
     try:
-        return _checked(entry)
+        return _checked(entry, queue)
     except MalformedError as error:
         return wrapped(entry, queue, str(error))
 
 
 def wrapped(entry: object, queue: str, problem: str) -> dict[str, Any]:
     """Return a message that holds the entry of a queue's list as it came."""
-    text = entry if isinstance(entry, str) else json.dumps(entry, ensure_ascii=False)
+    # kombu has read values of its own types in it, as a time, that only kombu can write.
+    text = entry if isinstance(entry, str) else dumps(entry, ensure_ascii=False)
     return {
         "body": base64.b64encode(text.encode(errors="surrogateescape")).decode(),
         "content-type": NO_TASK,
@@ -45,7 +52,7 @@ def wrapped(entry: object, queue: str, problem: str) -> dict[str, Any]:
     }
 
 
-def _checked(entry: object) -> dict[str, Any]:
+def _checked(entry: object, queue: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise MalformedError("it is no JSON object")
     properties = _object(entry, "properties")
@@ -54,6 +61,9 @@ def _checked(entry: object) -> dict[str, Any]:
     for name in ("exchange", "routing_key"):
         if not isinstance(place.get(name), str):
             raise MalformedError(f"its properties.delivery_info has no text '{name}'")
+    priority = properties.get("priority")
+    if isinstance(priority, float) and not math.isfinite(priority):  # kombu passes over whatever else is no number
+        raise MalformedError("its properties.priority is no number")
     for name in ("content-type", "content-encoding"):
         _text(entry, name)
     body = _body(entry, properties.get("body_encoding"))
@@ -64,7 +74,8 @@ def _checked(entry: object) -> dict[str, Any]:
         for name in ("task", "id"):
             _text(headers, name)
         _check_call(entry, body)
-    return entry
+    back = {**place, "exchange": "", "routing_key": queue}
+    return {**entry, "headers": headers or {}, "properties": {**properties, "delivery_info": back}}
 
 
 def _object(of: dict[str, Any], name: str) -> dict[str, Any]:
@@ -100,6 +111,8 @@ def _check_call(entry: dict[str, Any], body: bytes) -> None:
         call = json.loads(body)
     except ValueError:
         return  # the same
+    except RecursionError:
+        raise MalformedError("its body is nested too deeply") from None
     if isinstance(call, dict) and "args" in call:
         return  # a mixture of both protocols that Celery knows
     match call:

@@ -1,0 +1,84 @@
+"""Messages that a worker took and puts back, as when it is stopped: none is lost on that way, whatever its shape."""
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from kombu import Connection, Consumer, Queue
+
+from finetune_queue.messaging import QUEUE
+from finetune_worker.envelope import PROBLEM
+
+BODY = base64.b64encode(b"[[], {}, {}]").decode()
+
+Entry = dict[str, Any]
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[Any]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as found:
+        yield found
+
+
+@pytest.fixture
+def connection(mended: None, redis_url: str) -> Iterator[Any]:
+    with Connection(redis_url) as found:
+        yield found
+
+
+def entry(**changed: Any) -> Entry:
+    place = {"exchange": "", "routing_key": QUEUE}
+    made: Entry = {
+        "body": BODY,
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": "finetune.run", "id": "a"},
+        "properties": {"delivery_tag": "tag", "delivery_info": place, "body_encoding": "base64"},
+    }
+    properties = made["properties"] | changed.pop("properties", {})
+    return made | {"properties": properties} | changed
+
+
+def take(connection: Any, on_message: Any) -> None:
+    """Take one message from the queue as Celery does, and do not acknowledge it."""
+    with Consumer(connection.default_channel, [Queue(QUEUE)], on_message=on_message):
+        connection.drain_events(timeout=5)
+
+
+def put_back(connection: Any, client: Any) -> list[Entry]:
+    """Put back what was not acknowledged, and return what is in the queue then."""
+    connection.default_channel.qos.restore_unacked()
+    assert client.hlen("unacked") == 0
+    lists = [key for key in client.scan_iter(f"{QUEUE}*") if client.type(key) == "list"]
+    return [json.loads(text) for key in lists for text in client.lrange(key, 0, -1)]
+
+
+SHAPES: dict[str, Entry] = {
+    "headers that are null": entry(headers=None),
+    "a priority that is none": entry(properties={"priority": None}),
+    "a priority beyond all numbers": entry(properties={"priority": float("inf")}),
+    "another queue's name": entry(properties={"delivery_info": {"exchange": "", "routing_key": "elsewhere"}}),
+    "no name of a queue": entry(properties={"delivery_info": {"exchange": "", "routing_key": ""}}),
+    "an exchange that nobody knows": entry(properties={"delivery_info": {"exchange": "x", "routing_key": QUEUE}}),
+    "a time as its tag": entry(properties={"delivery_tag": {"__type__": "date", "__value__": "2026-01-01"}}),
+    "a type that kombu cannot read": entry(headers={"a": {"__type__": "uuid", "__value__": 7}}),
+    "more brackets than can be read": entry(body="[" * 100_000, properties={"body_encoding": None}),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_message_of_any_shape_goes_back_to_the_queue_it_came_from(connection: Any, client: Any, shape: str) -> None:
+    client.lpush(QUEUE, json.dumps(SHAPES[shape]))
+    got: list[Any] = []
+
+    take(connection, got.append)
+
+    [back] = put_back(connection, client)
+    assert len(got) == 1
+    if PROBLEM in back["headers"]:
+        assert json.loads(base64.b64decode(back["body"])) == SHAPES[shape]  # kept as it came
+    else:
+        assert back["body"] == SHAPES[shape]["body"]
