@@ -1,6 +1,7 @@
 """Messages that a worker took and puts back, as when it is stopped: none is lost on that way, whatever its shape."""
 
 import base64
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 import redis
 from kombu import Connection, Consumer, Queue
+from kombu.transport.redis import QoS
 
 from finetune_queue.messaging import QUEUE
-from finetune_worker.envelope import PROBLEM
+from finetune_worker.envelope import NO_TASK, PROBLEM
 
 BODY = base64.b64encode(b"[[], {}, {}]").decode()
 
@@ -82,3 +84,25 @@ def test_a_message_of_any_shape_goes_back_to_the_queue_it_came_from(connection: 
         assert json.loads(base64.b64decode(back["body"])) == SHAPES[shape]  # kept as it came
     else:
         assert back["body"] == SHAPES[shape]["body"]
+
+
+def test_what_celery_stumbles_over_is_there_until_its_copy_is(
+    connection: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = QoS.append
+
+    def loses_redis(qos: Any, message: Any, tag: str) -> None:
+        if message.content_type == NO_TASK:
+            raise redis.ConnectionError
+        append(qos, message, tag)
+
+    def stumbles(*_: object) -> None:
+        raise TypeError
+
+    monkeypatch.setattr(QoS, "append", loses_redis)
+    client.lpush(QUEUE, json.dumps(entry()))
+
+    with contextlib.suppress(redis.ConnectionError):
+        take(connection, stumbles)
+
+    assert [back["body"] for back in put_back(connection, client)] == [BODY]
