@@ -215,3 +215,15 @@ def test_the_model_counts_no_retry_that_a_change_of_access_refused(history: Hist
 def test_each_history_begins_at_the_same_time(history: History) -> None:
     history.clock.advance(30 * 86_400)
     assert History().clock.ms == START_MS
+
+
+def test_a_store_that_hangs_for_longer_than_a_lease_ends_no_paid_job(history: History) -> None:
+    job_id = history.submit()
+    history.go_on(600, until=lambda: history.state(job_id) is JobState.TRAINING)
+    history.segmind.finish()
+    store = SlowStore(history, 32, away=11)
+
+    history.go_on(7200, until=lambda: history.state(job_id).terminal, step=1.0)
+
+    job = history._job(job_id)
+    assert (job.state, job.takeovers, store.tries) == (JobState.SUCCEEDED, 0, 12)

@@ -61,7 +61,9 @@ def test_an_overtaken_worker_does_not_replace_the_weights(bench: Bench, monkeypa
         bench.container.jobs.transition(bench.read(job), Change(delay=60), owner="another")
         stored.parent.mkdir(parents=True)
         stored.write_bytes(b"better")
-        on_progress.__self__._last_sign = -1e9
+        monkeypatch.setattr(
+            "finetune_worker.stages.claim._SIGNS_PER_LEASE", 1e9
+        )  # so that the next one is not left out
         return put_file(part, name, on_progress)
 
     monkeypatch.setattr(bench.container.artifacts, "put_file", put_late)
@@ -200,3 +202,29 @@ def test_what_a_killed_worker_left_among_the_artifacts_goes_with_the_job_s_succe
     bench.run(job)
     assert bench.read(job).state is JobState.SUCCEEDED
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "weights.safetensors"]
+
+
+def test_the_job_is_held_for_as_long_as_a_bucket_may_be_silent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = downloading(bench)
+    lease = bench.container.settings.finetune_lease
+    put_file, held = bench.container.artifacts.put_file, []
+
+    def look(*_: object) -> None:
+        held.append((bench.due_ms(job) - bench.read(job).updated_ms) / 1000)
+
+    def put(part: Path, name: str, on_progress: Any) -> Any:
+        look()
+        on_progress(1, 3)
+        monkeypatch.setattr("finetune_worker.stages.claim._SIGNS_PER_LEASE", 1e9)
+        on_progress(2, 3)
+        look()
+        on_progress(3, 3)
+        look()
+        return put_file(part, name)
+
+    monkeypatch.setattr(bench.container.artifacts, "put_file", put)
+    bench.run(job)
+    monkeypatch.setattr(bench.container.artifacts, "put_bytes", look)
+    bench.run(job)
+
+    assert held == [4 * lease, lease, 4 * lease, 4 * lease]

@@ -161,3 +161,23 @@ def test_only_what_a_retry_can_mend_advises_one() -> None:
     wrong = DatasetError("dataset_bad_address", "It is no address.", "Give a URL.")
     assert from_dataset(gone, Stage.UPLOAD).action == "Put it there. Then `finetune retry JOB`, or submit again."
     assert from_dataset(wrong, Stage.UPLOAD).action == "Give a URL. Then submit again."
+
+
+@pytest.mark.parametrize(
+    ("dataset", "leases"), [("https://example.com/faces.zip", 4), ("s3://bucket/faces.zip", 4), ("/srv/faces.zip", 1)]
+)
+def test_the_job_is_held_for_as_long_as_who_has_its_dataset_may_be_silent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, dataset: str, leases: int
+) -> None:
+    held: list[float] = []
+    jobs, job = bench.container.jobs, bench.job(dataset=dataset)
+    job = jobs.transition(job, Change(delay=60), to=JobState.UPLOADING)
+
+    def look(*_: object, **__: object) -> None:
+        held.append((bench.due_ms(job) - bench.read(job).updated_ms) / 1000)
+        raise DatasetError("dataset_unavailable", "It does not answer.", "", retryable=True)
+
+    monkeypatch.setattr(module, "resolve_dataset", look)
+    bench.run(job)
+
+    assert held == [leases * bench.container.settings.finetune_lease]

@@ -45,6 +45,10 @@ from finetune_worker.work_folder import WorkFolder
 
 log = structlog.get_logger(__name__)
 
+SILENT_CALLS = 4
+"""How many calls a store or a public server may need without a sign of life between them: to open an object takes four,
+and no other step more. None of them lasts longer than a lease (`finetune_queue.storage.drivers`)."""
+
 
 class UnknownAccountKeyError(Exception):
     """A job names an account that this worker has no key for."""
@@ -186,6 +190,12 @@ class Container:
         return Limits(
             connect_timeout=self.settings.segmind_connect_timeout, stall_timeout=self.settings.finetune_lease / 2
         )
+
+    @property
+    def store_silence(self) -> float:
+        """Seconds for which a stage must hold its job before it asks a store, or a public server, for something: with
+        a lease alone it would lose the job to the next worker, and that to the next, while the store is slow."""
+        return SILENT_CALLS * self.settings.finetune_lease
 
     def close(self) -> None:
         """Send what is still to be counted, and close the API connections."""

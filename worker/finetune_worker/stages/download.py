@@ -95,8 +95,15 @@ def _done(job: JobRecord, weights: Weights) -> Done:
 
 
 def _store(container: Container, claim: Claim, part: Path, name: str) -> Outcome | None:
+    def on_progress(done: int, total: int | None) -> None:
+        claim.progress(done, total)
+        if done == total:
+            # A bucket has still to make one object of the parts, and to say how long it is.
+            claim.write(hold=container.store_silence)
+
+    claim.write(hold=container.store_silence)
     try:
-        container.artifacts.put_file(part, name, on_progress=claim.progress)
+        container.artifacts.put_file(part, name, on_progress=on_progress)
     except StorageError as error:
         return after_storage(error, Stage.DOWNLOAD)
     return None
