@@ -61,8 +61,8 @@ def _run(container: Container, job: JobRecord, task_id: str, started: float) -> 
 
 def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
     job = claim.job
-    wanted = _access_of(job).wanted
-    if job.finetune_id is None:
+    wanted, finetune_id = _access_of(job).wanted, job.finetune_id
+    if finetune_id is None:
         return Fail(_no_model(job))
     if job.cancel_requested:
         # That is over with the job's end; left on it, each parking would be due at once, as if it were still to come.
@@ -80,7 +80,7 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
     claim.write()
     try:
         public = wanted == "public"
-        call_api(container.budget, slot, partial(client.set_access, job.finetune_id, public=public))
+        call_api(container.budget, slot, partial(client.set_access, finetune_id, public=public))
     except AccountPausedError as paused:
         if isinstance(paused.error, Unavailable):
             longest = _longest(container)
