@@ -1,5 +1,6 @@
 """How often an account is looked at, as pure arithmetic."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -45,6 +46,20 @@ def test_looks_come_when_trainings_usually_end(running: float, expected: float) 
 
 def test_the_most_urgent_training_counts() -> None:
     assert seconds(PRO, 1.0, 1100.0, 9000.0, usual=1200.0) == pytest.approx(24.0)
+
+
+def test_a_look_at_many_trainings_costs_a_few_passes_over_them() -> None:
+    class Counted(list[float]):
+        passes = 0
+
+        def __iter__(self) -> Iterator[float]:
+            Counted.passes += 1
+            return super().__iter__()
+
+    every = affordable(PRO, busy=False, busy_share=0.04)
+    interval(Counted([60.0] * 100), usual=None, affordable_every=every, shortest=10.0, unseen_limit=900.0)
+
+    assert Counted.passes < 5
 
 
 def test_no_training_goes_unseen_for_too_long() -> None:

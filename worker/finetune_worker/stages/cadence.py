@@ -41,7 +41,8 @@ def interval(
     ``running`` is for how long each training has run, ``usual`` the account's usual training time, ``affordable_every``
     what :func:`affordable` says. After ``unseen_limit`` without a look a training is asked for alone.
     """
-    worth = min((_worth_in(age, max(running), usual) for age in running), default=shortest)
+    oldest = max(running, default=0.0)  # once, and not for each of some ten thousand
+    worth = min((_worth_in(age, oldest, usual) for age in running), default=shortest)
     # In time for all that are not seen meanwhile: each of them would then be asked for alone, for a call of its own.
     bearable = min(UNSEEN * unseen_limit, affordable_every)
     return max(shortest, bearable, min(unseen_limit / 3, worth))
