@@ -102,6 +102,15 @@ def test_resolve_wants_one_of_two(run: Run, worker: Worker, options: tuple[str, 
     assert "--adopt ID or --resubmit" in said.err
 
 
+@pytest.mark.parametrize("nothing", ["", " "])
+def test_a_training_without_a_name_is_not_adopted(run: Run, worker: Worker, nothing: str) -> None:
+    job = needs_attention(worker)
+    said = run("resolve", job.id, "--adopt", nothing)
+    assert said.code == 2
+    assert "The ID of --adopt is empty" in said.err
+    assert worker.store.get(job.id) == job
+
+
 def test_dead_letters_are_listed_newest_first_and_without_secrets(run: Run, worker: Worker) -> None:
     assert run("dead", "list").err == "Nothing was set aside.\n"
     url = "https://me:hidden-pw@bucket.example/x.zip?X-Amz-Signature=0123456789abcdef0123456789abcdef"

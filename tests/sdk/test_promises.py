@@ -188,3 +188,17 @@ def test_the_examples_of_the_page_run(redis_url: str, number: int, jobs: int) ->
 
 def test_the_page_has_no_other_examples() -> None:
     assert len(EXAMPLES) == 3
+
+
+@pytest.mark.parametrize("words", [{}, {"adopt": "ft-1", "resubmit": True}, {"adopt": ""}, {"adopt": " "}])
+def test_a_word_on_a_submit_that_says_nothing_or_both_changes_nothing(
+    queue: FineTuneQueue, redis_url: str, words: dict[str, Any]
+) -> None:
+    job = queue.submit(sample())
+    with connect(redis_url) as client:
+        worker = Worker(client)
+        record = worker.bring(worker.store.get(job.id), JobState.SUBMITTING)
+        record = worker.move(record, JobState.NEEDS_ATTENTION, intent_ms=1)
+        with pytest.raises(ValueError, match="adopt"):
+            job.resolve(**words)
+        assert worker.store.get(job.id) == record

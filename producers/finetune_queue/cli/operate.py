@@ -17,6 +17,8 @@ def resolve(job_id: str, *, adopt: str | None, resubmit: bool, as_json: bool) ->
     """Say what became of a job's submit, so that it goes on."""
     if (adopt is None) is not resubmit:
         raise output.usage_error("Say either --adopt ID or --resubmit.")
+    if adopt is not None and not adopt.strip():  # as by a shell's variable that is not set
+        raise output.usage_error("The ID of --adopt is empty. Name a training, or say --resubmit.")
     with open_queue() as queue:
         job = queue.resolve(job_id, adopt=adopt, resubmit=resubmit)
     if as_json:

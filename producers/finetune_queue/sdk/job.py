@@ -122,7 +122,7 @@ class Job:
 
         Raises:
             NotPossibleError: the job does not need attention, was just changed, or the training is another job's.
-            ValueError: neither or both of the two are given.
+            ValueError: neither or both of the two are given, or ``adopt`` names nothing.
         """
         self._record = self._queue.resolve(self.id, adopt=adopt, resubmit=resubmit).record
         return self

@@ -266,10 +266,13 @@ class FineTuneQueue:
 
         Raises:
             NotPossibleError: the job does not wait for such a word, was just changed, or the training is another job's.
-            ValueError: neither or both of the two are given.
+            ValueError: neither or both of the two are given, or ``adopt`` names nothing.
         """
         if (adopt is None) is not resubmit:
             message = "resolve takes either adopt or resubmit"
+            raise ValueError(message)
+        if adopt is not None and not adopt.strip():
+            message = "adopt names no training"
             raise ValueError(message)
         with translated():
             record = self._jobs.get(job_id)
