@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from finetune_queue.contract import MOVED_ON, Access, JobRecord, JobState, Stage, Visibility, WaitReason
+from finetune_queue.contract import FOUND, MOVED_ON, UNSENT, Access, JobRecord, JobState, Stage, Visibility, WaitReason
 from finetune_queue.errors import NotPossibleError
 
 _FRESH: dict[str, Any] = {**MOVED_ON, "failed_stage": None, "cancel_requested": False}
@@ -17,11 +17,12 @@ def resume_at(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
             # Whether it was submitted is not known: the intent stays, so the sweeps look for it before it may be sent.
             return JobState.SUBMITTING, {**_FRESH, "looks": 0, "waiting_for": WaitReason.PROVIDER}
         case Stage.SUBMIT:
-            training = {"finetune_id": None, "intent_ms": None, "submitted_ms": None, "provider_status": None}
+            training = {"finetune_id": None, "submitted_ms": None, "provider_status": None, "weights_url": None}
             # The failed training bears the job's mark for ever, and is not the one to find.
             failed = [*record.ruled_out, record.finetune_id] if record.finetune_id is not None else record.ruled_out
-            looks = {"looks": 0, "evidence": [], "candidates": [], "ruled_out": failed}
-            return JobState.SUBMITTING, {**_FRESH, **training, **looks, "weights_url": None, **_access_anew(record)}
+            # One that a person named is still the first to look at: a retry must not pay for another.
+            submit = {**UNSENT, "adopting": record.adopting, "evidence": [], "ruled_out": failed}
+            return JobState.SUBMITTING, {**_FRESH, **training, **submit, **_access_anew(record)}
         case Stage.POLL if record.weights is not None:
             return JobState.DEPLOYING, _FRESH
         case Stage.POLL:
@@ -33,13 +34,13 @@ def resume_at(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
 def to_adopt(record: JobRecord, finetune_id: str) -> tuple[JobState, dict[str, Any]]:
     """Have a worker look at the training, and give it to the job if it can be the job's."""
     evidence = record.with_evidence(f"training {finetune_id} was named by hand")
-    return JobState.SUBMITTING, {**_FRESH, "adopting": finetune_id, "candidates": [], "evidence": evidence}
+    return JobState.SUBMITTING, {**_FRESH, **FOUND, "adopting": finetune_id, "evidence": evidence}
 
 
 def resubmitted(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
     """Let the job be submitted as if it had not been."""
     evidence = record.with_evidence("it was submitted again by hand")
-    return JobState.SUBMITTING, {**_FRESH, "intent_ms": None, "looks": 0, "candidates": [], "evidence": evidence}
+    return JobState.SUBMITTING, {**_FRESH, **UNSENT, "evidence": evidence}
 
 
 def _access_anew(record: JobRecord) -> dict[str, Any]:

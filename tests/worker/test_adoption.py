@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import JobRecord, JobState
-from finetune_queue.resuming import to_adopt
+from finetune_queue.contract import JobRecord, JobState, Stage
+from finetune_queue.resuming import resubmitted, resume_at, to_adopt
 from finetune_queue.store import Change, keys
 from finetune_worker.segmind.models import SubmitRequest
 from finetune_worker.stages.sweep import sweep
@@ -184,6 +184,34 @@ def test_a_training_of_another_name_is_not_taken(bench: Bench, shared: str) -> N
     assert (job.state, job.finetune_id) == (JobState.NEEDS_ATTENTION, None)
     assert "named 'another'" in job.evidence[-1]
     assert bench.container.jobs.owner_of(finetune_id) is None
+
+
+def test_a_resubmit_by_hand_submits_and_does_not_adopt_what_was_named_before(bench: Bench) -> None:
+    jobs, job = bench.container.jobs, bench.submitting()
+    finetune_id = train_elsewhere(bench, job)
+    left: dict[str, Any] = {"intent_ms": 1, "looks": 2, "candidates": [finetune_id], "adopting": finetune_id}
+    job = jobs.transition(job, Change(delay=60), to=JobState.NEEDS_ATTENTION, **left)
+
+    to, fields = resubmitted(job)
+    jobs.transition(job, Change(delay=60), to=to, **fields)
+    bench.run(job)
+
+    assert bench.finetune_id(job) != finetune_id
+    assert bench.submits() == 2
+
+
+def test_a_retry_looks_at_what_was_named_before_it_failed_and_pays_for_nothing(bench: Bench) -> None:
+    jobs, job = bench.container.jobs, bench.submitting()
+    finetune_id = train_elsewhere(bench, job)
+    _, fields = to_adopt(job, finetune_id)
+    job = jobs.transition(job, Change(), to=JobState.FAILED, **fields | {"failed_stage": Stage.SUBMIT})
+
+    to, fields = resume_at(job)
+    jobs.transition(job, Change(delay=60), to=to, **fields)
+    bench.run(job)
+
+    assert bench.finetune_id(job) == finetune_id
+    assert bench.submits() == 1
 
 
 def test_a_job_that_forgot_its_submit_is_given_its_training_while_submits_are_stopped(bench: Bench) -> None:

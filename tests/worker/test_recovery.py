@@ -1,9 +1,12 @@
 """What a dead worker or a lost message leaves: the job goes on, once, from where it was."""
 
+from typing import Any
+
 import pytest
 
 from finetune_queue.contract import EventType, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import TAKEOVERS, AccountLimits, Change, RedisError, keys
+from finetune_worker.stages.reconcile import Sightings, reconcile
 from support.bench import Bench
 from support.driver import Driver, Message
 from support.until import until
@@ -135,6 +138,21 @@ def test_a_job_that_may_have_been_paid_for_is_shown_to_a_person_instead(bench: B
     assert job.state is JobState.NEEDS_ATTENTION
     assert job.tracked
     assert "workers in a row" in job.evidence[-1]
+
+
+def test_a_job_that_ends_its_workers_while_they_look_at_what_was_named_waits_for_another_word(
+    bench: Bench, driver: Driver
+) -> None:
+    most = bench.container.settings.finetune_max_attempts
+    fields: dict[str, Any] = {"owner": "died", "intent_ms": 1, "adopting": "ft-1", "takeovers": most - 1}
+    job = bench.container.jobs.transition(bench.submitting(), Change(delay=0), **fields)
+
+    driver.dispatcher.step()
+
+    job = bench.read(job)
+    assert (job.state, job.adopting) == (JobState.NEEDS_ATTENTION, None)
+    seen = reconcile(bench.container, job, Sightings(), asked_ms=job.updated_ms, complete=True)
+    assert seen == "not seen"  # the sweeps go on looking for it
 
 
 def test_a_cancel_that_its_worker_never_saw_is_done_when_the_job_is_due(bench: Bench, driver: Driver) -> None:

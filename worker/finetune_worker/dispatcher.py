@@ -240,7 +240,7 @@ class Dispatcher:
         if job.tracked and job.finetune_id is None:
             # A submit may have been paid: the sweeps go on looking for it, and a person sees that.
             delay = self._container.settings.finetune_training_limit
-            fields["evidence"] = job.with_evidence(error.message)
+            fields |= {"adopting": None, "evidence": job.with_evidence(error.message)}
             to = JobState.NEEDS_ATTENTION if job.state is JobState.SUBMITTING else None
             self._container.jobs.transition(job, Change(delay=delay), to=to, **fields)
             return

@@ -4,9 +4,11 @@ from finetune_queue.contract.event import Event
 from finetune_queue.contract.ids import derived_job_id, new_job_id
 from finetune_queue.contract.job import (
     ACCESS,
+    FOUND,
     MOVED_ON,
     RELEASED,
     TRANSITIONS,
+    UNSENT,
     Access,
     JobError,
     JobRecord,
@@ -21,9 +23,11 @@ from finetune_queue.contract.sink import Sink, SinkKind, parse_sink, parse_sinks
 
 __all__ = [
     "ACCESS",
+    "FOUND",
     "MOVED_ON",
     "RELEASED",
     "TRANSITIONS",
+    "UNSENT",
     "USUAL_PRIORITY",
     "Access",
     "Event",

@@ -277,6 +277,12 @@ RELEASED: Mapping[str, Any] = {"owner": "", "progress": None}
 MOVED_ON: Mapping[str, Any] = {**RELEASED, "attempts": 0, "takeovers": 0, "waiting_for": None, "error": None}
 """The fields of a job that has come a step further: nothing of the tries before is left."""
 
+FOUND: Mapping[str, Any] = {"looks": 0, "candidates": [], "adopting": None}
+"""The fields of a job whose training is not looked for any more."""
+
+UNSENT: Mapping[str, Any] = {**FOUND, "intent_ms": None}
+"""The fields of a job whose submit did not happen, so that it may be sent. What was ruled out stays so."""
+
 _INTERNAL = {
     *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
     *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private", "takeovers"),

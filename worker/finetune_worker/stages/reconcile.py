@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import structlog
 
-from finetune_queue.contract import MOVED_ON, RELEASED, JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.contract import FOUND, MOVED_ON, RELEASED, UNSENT, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import CallClass, Change, OwnedElsewhereError, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
@@ -102,7 +102,7 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
         return "not seen"
     log.warning("submit_absent", job_id=job.id, looks=looks)
     evidence = job.with_evidence(f"{looks} complete lists over the settle time do not have it: it may be sent again")
-    absent: dict[str, Any] = {"intent_ms": None, "looks": 0, "evidence": evidence}
+    absent = {**UNSENT, "evidence": evidence}
     if job.attempts >= settings.finetune_max_attempts:
         # Each was answered, never clearly and not by an outage: it would be sent for ever.
         error = _unanswered()
@@ -127,11 +127,10 @@ def _unanswered() -> JobError:
 def trained_by(finetune_id: str, job: JobRecord) -> dict[str, Any]:
     """Return the fields of a job that a training now belongs to."""
     return {
+        **FOUND,
         "finetune_id": finetune_id,
         "submitted_ms": job.intent_ms,
         "waiting_for": WaitReason.PROVIDER,
-        "candidates": [],
-        "adopting": None,
     }
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import structlog
 
-from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.contract import FOUND, UNSENT, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import CallClass, ConflictError, NoSlot, NotDurableError, RedisError, Slot, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
@@ -58,7 +58,7 @@ def submit(container: Container, claim: Claim) -> Outcome:
 def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient) -> Outcome:
     try:
         hold = longest_call(container)  # an answer that comes late is still the best
-        claim.write(intent_ms=slot.at_ms, looks=0, durable_within=DURABLE_WITHIN, hold=hold)
+        claim.write(**FOUND, intent_ms=slot.at_ms, durable_within=DURABLE_WITHIN, hold=hold)
     except ConflictError:
         give_back(container.budget, slot)
         raise
@@ -72,23 +72,23 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
                 action="Check the disk of the Redis server.",
                 retryable=True,
             ),
-            fields={"intent_ms": None},
+            fields=dict(UNSENT),
         )
     try:
         reply = call_api(container.budget, slot, partial(client.submit, training_request(claim.job)))
     except AccountPausedError as paused:
         waiting = park_paused(claim.job, CallClass.SUBMIT, paused, "submit")
-        waiting.fields["intent_ms"] = None
+        waiting.fields.update(UNSENT)
         return waiting
     except StaleCallError:
         return Wait(
             "parked: this worker stood still before the submit, so it did not send it",
             WaitReason.API_SLOT,
             1.0,
-            fields={"intent_ms": None},
+            fields=dict(UNSENT),
         )
     except Rejected as error:
-        return Fail(from_api(error, Stage.SUBMIT), fields={"intent_ms": None})
+        return Fail(from_api(error, Stage.SUBMIT), fields=dict(UNSENT))
     except OutcomeUnknown as error:
         log.warning("submit_outcome_unknown", code=error.code, detail=error.detail)
         # An answer that is no outage's may be this job's own, so it is a try; an outage costs nobody one.
