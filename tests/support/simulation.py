@@ -242,7 +242,7 @@ class Segmind:
         return self._call(
             "details",
             found.request.name,
-            lambda: FinetuneDetails(**found.fields, created_ts=created),
+            lambda: FinetuneDetails(**found.fields, created_ts=created, instance_prompt=found.request.instance_prompt),
         )
 
     def list_finetunes(self) -> Listing:

@@ -1,5 +1,6 @@
 """Which training a job may have when the answer to its submit was lost, or when a person names one."""
 
+import time
 from typing import Any
 
 import pytest
@@ -122,11 +123,11 @@ def test_a_training_of_a_prompt_that_no_job_has_is_left_to_a_person(bench: Bench
     open_for_calls(bench)
     finetune_id = train_elsewhere(bench, job, instance_prompt="somebody else's")
 
-    look(bench, job)
+    until(lambda: look(bench, job) or bench.read(job).state is JobState.NEEDS_ATTENTION, seconds=20, pause=0.3)
 
     job = bench.read(job)
-    assert (job.state, job.finetune_id) == (JobState.NEEDS_ATTENTION, None)
-    assert f"training {finetune_id} has the same name and dataset, and another prompt" in job.evidence[-1]
+    assert job.finetune_id is None
+    assert f"training {finetune_id} has this job's dataset, and another name or prompt" in job.evidence[-1]
 
 
 def test_the_job_s_own_is_found_behind_one_of_another_prompt(bench: Bench, shared: str) -> None:
@@ -136,6 +137,59 @@ def test_the_job_s_own_is_found_behind_one_of_another_prompt(bench: Bench, share
     until(lambda: look(bench, job), seconds=15)
 
     assert prompt_of(bench, job) == job.request.instance_prompt
+
+
+@pytest.mark.parametrize(
+    ("minutes", "state"), [(10, JobState.NEEDS_ATTENTION), (60, JobState.SUBMITTING)], ids=["near", "far"]
+)
+def test_a_submit_is_not_absent_while_a_training_like_its_own_of_about_that_time_is_nobody_s(
+    bench: Bench, shared: str, minutes: int, state: JobState
+) -> None:
+    job = on_shared(bench, shared)
+    sent_ms = int(time.time() * 1000) - minutes * 60_000
+    bench.container.jobs.transition(job, Change(delay=60), intent_ms=sent_ms, looks=50)
+    finetune_id = train_elsewhere(bench, job)
+
+    look(bench, job)  # at its details
+    look(bench, job)
+
+    job = bench.read(job)
+    assert (job.state, job.intent_ms) == (state, sent_ms if state is JobState.NEEDS_ATTENTION else None)
+    assert (f"training {finetune_id} has the same name and dataset, and was created" in job.evidence[-1]) == (
+        state is JobState.NEEDS_ATTENTION
+    )
+
+
+def test_a_training_that_fits_another_job_better_is_no_reason_to_doubt(bench: Bench, shared: str) -> None:
+    jobs = bench.container.jobs
+    sent_ms = int(time.time() * 1000) - 600_000
+    job = jobs.transition(on_shared(bench, shared), Change(delay=60), intent_ms=sent_ms, looks=50)
+    twin = in_doubt(bench, shared)
+
+    look(bench, job)
+    look(bench, job)
+    assert bench.read(job).intent_ms is None  # it may be sent again
+
+    look(bench, twin)
+    assert bench.finetune_id(twin) == bench.sandbox.control.trainings()[-1]["finetune_id"]
+
+
+def test_a_training_that_a_twin_did_not_want_is_taken_after_all(bench: Bench, shared: str) -> None:
+    job, twin = in_doubt(bench, shared), in_doubt(bench, shared)
+    last = bench.sandbox.control.trainings()[-1]["finetune_id"]
+    look(bench, job)
+    assert list(bench.read(job).aside) == [last]  # the twin's, who was submitted just before
+    bench.container.jobs.transition(bench.read(job), Change(delay=60), candidates=[], ruled_out=[_first(bench)])
+    bench.container.jobs.transition(bench.read(twin), Change(), to=JobState.CANCELLED)
+
+    until(lambda: look(bench, job), seconds=10)
+
+    assert (bench.finetune_id(job), bench.read(job).aside) == (last, {})
+
+
+def _first(bench: Bench) -> str:
+    finetune_id: str = bench.sandbox.control.trainings()[0]["finetune_id"]
+    return finetune_id
 
 
 def named(bench: Bench, job: JobRecord, finetune_id: str) -> JobRecord:

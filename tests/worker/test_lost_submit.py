@@ -11,8 +11,10 @@ import pytest
 from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import Change, keys
 from finetune_worker.segmind.models import FinetuneItem, SubmitRequest
-from finetune_worker.stages.reconcile import Sightings, reconcile, sight
+from finetune_worker.stages.reconcile import Undecided, reconcile
 from finetune_worker.stages.sweep import sweep
+from finetune_worker.stages.training_request import training_request
+from finetune_worker.stages.whose import Sightings, sight
 from segmind_sandbox.trainings import Training
 from support.bench import Bench
 from support.until import until
@@ -219,13 +221,16 @@ def test_a_list_that_shows_a_training_twice_tells_of_one(bench: Bench, capsys: p
     bench.run(job)
     job = bench.read(job)
     item = FinetuneItem(
-        finetune_id=bench.sandbox.control.trainings()[0]["finetune_id"], data_source_path=job.dataset_url
+        finetune_id=bench.sandbox.control.trainings()[0]["finetune_id"],
+        name=job.request.name,
+        data_source_path=job.dataset_url,
     )
     seen = Sightings()
     for _ in range(2):
         sight(job, item, seen)
 
-    assert reconcile(bench.container, job, seen, asked_ms=job.updated_ms, complete=True) == "adopted"
+    undecided = Undecided(bench.container, job.account)
+    assert reconcile(bench.container, job, seen, undecided, asked_ms=job.updated_ms, complete=True) == "adopted"
     assert "training_paid_twice" not in capsys.readouterr().out
 
 
@@ -240,6 +245,21 @@ def test_a_submit_whose_fate_nobody_can_tell_is_shown_to_a_person_in_the_end(ben
     assert job.tracked
     assert "no complete list" in job.evidence[-1]
     assert bench.submits() == 0
+
+
+def test_a_training_of_another_name_on_its_upload_is_not_the_job_s_and_a_reason_to_ask_a_person(bench: Bench) -> None:
+    job = dead_in_the_middle(bench, bench.submitting())
+    body = training_request(job).model_copy(update={"name": "another"})
+    reply = bench.container.segmind("default").submit(body)
+
+    sweep(bench.container, "default")
+    assert (bench.read(job).state, bench.read(job).finetune_id) == (JobState.SUBMITTING, None)
+    bench.container.jobs.transition(bench.read(job), Change(delay=60), intent_ms=1, looks=50)
+    sweep(bench.container, "default")
+
+    job = bench.read(job)
+    assert (job.state, job.finetune_id) == (JobState.NEEDS_ATTENTION, None)
+    assert f"training {reply.finetune_id} has this job's dataset, and another name" in job.evidence[-1]
 
 
 def test_two_jobs_with_one_public_url_each_find_their_own_training(bench: Bench) -> None:

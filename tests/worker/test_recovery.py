@@ -6,7 +6,8 @@ import pytest
 
 from finetune_queue.contract import EventType, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import TAKEOVERS, AccountLimits, Change, RedisError, keys
-from finetune_worker.stages.reconcile import Sightings, reconcile
+from finetune_worker.stages.reconcile import Undecided, reconcile
+from finetune_worker.stages.whose import Sightings
 from support.bench import Bench
 from support.driver import Driver, Message
 from support.until import until
@@ -151,7 +152,8 @@ def test_a_job_that_ends_its_workers_while_they_look_at_what_was_named_waits_for
 
     job = bench.read(job)
     assert (job.state, job.adopting) == (JobState.NEEDS_ATTENTION, None)
-    seen = reconcile(bench.container, job, Sightings(), asked_ms=job.updated_ms, complete=True)
+    undecided = Undecided(bench.container, job.account)
+    seen = reconcile(bench.container, job, Sightings(), undecided, asked_ms=job.updated_ms, complete=True)
     assert seen == "not seen"  # the sweeps go on looking for it
 
 

@@ -189,6 +189,8 @@ class JobRecord(BaseModel):
     looks: int = 0
     candidates: list[str] = Field(default_factory=list)
     ruled_out: list[str] = Field(default_factory=list)
+    # trainings that may be the job's, but rather are others': when they were created (ms), if their time alone says so
+    aside: dict[str, int | None] = Field(default_factory=dict)
     adopting: str | None = None  # the training that a person named as its own, not looked at yet
     evidence: list[str] = Field(default_factory=list)
     # poll
@@ -277,7 +279,7 @@ RELEASED: Mapping[str, Any] = {"owner": "", "progress": None}
 MOVED_ON: Mapping[str, Any] = {**RELEASED, "attempts": 0, "takeovers": 0, "waiting_for": None, "error": None}
 """The fields of a job that has come a step further: nothing of the tries before is left."""
 
-FOUND: Mapping[str, Any] = {"looks": 0, "candidates": [], "adopting": None}
+FOUND: Mapping[str, Any] = {"looks": 0, "candidates": [], "aside": {}, "adopting": None}
 """The fields of a job whose training is not looked for any more."""
 
 UNSENT: Mapping[str, Any] = {**FOUND, "intent_ms": None}
@@ -286,11 +288,14 @@ UNSENT: Mapping[str, Any] = {**FOUND, "intent_ms": None}
 _INTERNAL = {
     *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
     *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private", "takeovers"),
-    *("access_settles_ms", "adopting"),
+    *("access_settles_ms", "adopting", "aside"),
 }
 _MOST_EVIDENCE = 20
 _JSON_FIELDS = frozenset(
-    {"request", "progress", "error", "dataset_report", "evidence", "weights", "candidates", "ruled_out", "access"}
+    {
+        *("request", "progress", "error", "dataset_report", "evidence", "weights", "candidates", "ruled_out", "aside"),
+        "access",
+    }
 )
 
 

@@ -1,89 +1,81 @@
 """Finding out whether a submit of unknown outcome started a training. Never sends one; at most allows the next."""
 
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import structlog
 
 from finetune_queue.contract import FOUND, MOVED_ON, RELEASED, UNSENT, JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.contract.job import iso_time
 from finetune_queue.store import CallClass, Change, OwnedElsewhereError, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
-from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
+from finetune_worker.segmind.models import FinetuneDetails
 from finetune_worker.stages.calls import PARKED, ask
 from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.errors import again
 from finetune_worker.stages.outcome import Attention, Done, Outcome, Wait
-from finetune_worker.stages.training_request import training_request
+from finetune_worker.stages.whose import (
+    Likeness,
+    Sightings,
+    Verdict,
+    allot,
+    asked_alike,
+    judge,
+    likeness,
+    same_prompt,
+)
 
 log = structlog.get_logger(__name__)
 
 LOOKS = 3
 """Complete lists without the training before it counts as absent, besides the settle time."""
 
-CLOCK_SKEW = timedelta(minutes=2)
-"""How far Segmind's clock may be from the Redis server's."""
 
+class Undecided:
+    """The account's jobs that may have been submitted and have no training, as they are when first asked for.
 
-@dataclass(slots=True)
-class Sightings:
-    """The trainings in one list that may be the job's."""
-
-    marked: list[str] = field(default_factory=list)
-    alike: list[str] = field(default_factory=list)
-
-
-def sight(job: JobRecord, item: FinetuneItem | FinetuneDetails, sightings: Sightings) -> None:
-    """Note the item if it may be the job's training.
-
-    Our own upload is named after the job, so its URL is an exact mark, however Segmind spells the URL. A URL that was
-    passed through is not ours alone: the name must match too, and only the details' creation time can tell. An item
-    that does not say what it was trained on proves nothing: its details do.
+    There are as many as submits that had no answer, so to look through all that is tracked for them is rare.
     """
-    if item.finetune_id in job.ruled_out:
-        return
-    source = item.data_source_path
-    if marks(job):
-        if source is not None:
-            if job.id in unquote(source):
-                sightings.marked.append(item.finetune_id)
-            return
-    elif source is not None and not _same_place(source, job.dataset_url or ""):
-        return
-    if item.name in {None, job.request.name}:
-        sightings.alike.append(item.finetune_id)
+
+    def __init__(self, container: Container, account: str) -> None:
+        self._container = container
+        self._account = account
+
+    @cached_property
+    def jobs(self) -> list[JobRecord]:
+        """All of them."""
+        return [job for job in self._container.jobs.tracked(self._account) if job.finetune_id is None]
+
+    def others(self, job: JobRecord) -> list[JobRecord]:
+        """Return those that are another job."""
+        return [other for other in self.jobs if other.id != job.id]
 
 
-def marks(job: JobRecord) -> bool:
-    """Tell whether the job's dataset is our own upload, whose URL names the job."""
-    return job.id in (job.dataset_url or "")
-
-
-def _same_place(one: str, other: str) -> bool:
-    """Tell whether two URLs differ in spelling or query only."""
-    try:
-        a, b = urlsplit(unquote(one)), urlsplit(unquote(other))
-    except ValueError:  # one of them is none, which must not stop a sweep
-        return one == other
-    return (a.netloc.lower(), a.path) == (b.netloc.lower(), b.path)
-
-
-def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, asked_ms: int, complete: bool) -> str:
-    """Act on what one list showed; returns a word for the log. ``asked_ms`` is when the list was asked for."""
+def reconcile(
+    container: Container, job: JobRecord, sightings: Sightings, undecided: Undecided, *, asked_ms: int, complete: bool
+) -> str:
+    """Act on what one list showed; returns a word for the log. ``asked_ms`` is when the list was asked for.
+    ``undecided`` must not have been read before the list."""
     if job.adopting is not None:
         return "named by hand"  # which a worker is about to look at
-    marked, alike = (list(dict.fromkeys(found)) for found in (sightings.marked, sightings.alike))  # a list may repeat
-    if marked:
+    marked = _nobodys(container, job, sightings.marked)
+    if marked and not asked_alike(job, undecided.jobs):
         if len(marked) > 1:
             log.error("training_paid_twice", job_id=job.id, finetune_ids=marked)
-        return _adopt(container, job, marked[-1])  # newest first, as far as was seen: the earliest
-    alike = [found for found in alike if container.jobs.owner_of(found) is None]
-    if alike and job.state is JobState.SUBMITTING:
-        if not job.candidates:  # those that are left of an earlier list come first, or it would begin anew for ever
-            _examine_soon(container, job, alike)
-        return "candidate"
+        return _adopt(container, job, marked[-1])  # the earliest
+    aside = {found: job.aside[found] for found in _nobodys(container, job, job.aside)}
+    whose = _allotted(container, job, aside, undecided) if aside else {}
+    if job.state is JobState.SUBMITTING:
+        seen = [*marked, *_nobodys(container, job, sightings.alike)]
+        new = [] if job.candidates else seen  # those that are left of an earlier list come first
+        if not new and not job.candidates:  # one that it did not get before another job had found its own
+            new = [found for found, owner in whose.items() if owner == job.id]
+        if new:
+            _examine_soon(container, job, new)
+        if new or job.candidates:
+            return "candidate"
     # Only a list asked for after the POST must have ended says anything about its absence.
     settings = container.settings
     over_ms = (job.intent_ms or 0) + int(settings.segmind_call_timeout * 1000)
@@ -100,6 +92,49 @@ def reconcile(container: Container, job: JobRecord, sightings: Sightings, *, ask
     ):
         container.jobs.transition(job, Change(delay=delay), looks=looks)
         return "not seen"
+    misnamed = _nobodys(container, job, sightings.misnamed)
+    doubts = [_doubt(job, found, aside.get(found)) for found in [*misnamed, *aside] if found not in whose]
+    if doubts:
+        return _leave_to_a_person(container, job, doubts)
+    return _absent(container, job, looks)
+
+
+def _nobodys(container: Container, job: JobRecord, found: Iterable[str]) -> list[str]:
+    """Return the trainings that no other job has, each once: a list may repeat itself."""
+    return [
+        finetune_id for finetune_id in dict.fromkeys(found) if container.jobs.owner_of(finetune_id) in {None, job.id}
+    ]
+
+
+def _allotted(
+    container: Container, job: JobRecord, aside: dict[str, int | None], undecided: Undecided
+) -> dict[str, str]:
+    """Return which job should have which of the trainings whose creation time alone speaks against this one."""
+    rivals = [other for other in asked_alike(job, undecided.jobs) if same_prompt(job, other)]
+    times = {found: created_ms for found, created_ms in aside.items() if created_ms is not None}
+    return allot(times, [job, *rivals], call_timeout=container.settings.segmind_call_timeout)
+
+
+def _doubt(job: JobRecord, finetune_id: str, created_ms: int | None) -> str:
+    if created_ms is None:
+        return f"training {finetune_id} has this job's dataset, and another name or prompt"
+    at, sent = iso_time(created_ms), iso_time(job.intent_ms or 0)
+    return f"training {finetune_id} has the same name and dataset, and was created at {at}, the submit sent at {sent}"
+
+
+def _leave_to_a_person(container: Container, job: JobRecord, doubts: list[str]) -> str:
+    """Have a person say whether one of the trainings that are nobody's is the job's: if it is, it is paid."""
+    evidence = job.with_evidence(f"the lists do not have it for certain: {'; '.join(doubts)}")
+    log.warning("submit_in_doubt", job_id=job.id, doubts=doubts)
+    change = Change(delay=container.settings.finetune_training_limit)
+    fields = {**RELEASED, "waiting_for": None, "evidence": evidence}
+    container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
+    return "in doubt"
+
+
+def _absent(container: Container, job: JobRecord, looks: int) -> str:
+    """Let the submit go again, which reached nobody."""
+    settings = container.settings
     log.warning("submit_absent", job_id=job.id, looks=looks)
     evidence = job.with_evidence(f"{looks} complete lists over the settle time do not have it: it may be sent again")
     absent = {**UNSENT, "evidence": evidence}
@@ -150,31 +185,41 @@ def _adopt(container: Container, job: JobRecord, finetune_id: str) -> str:
 
 def _examine_soon(container: Container, job: JobRecord, candidates: list[str]) -> None:
     change = Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.FINISH, job))
-    container.jobs.transition(job, change, candidates=candidates, waiting_for=WaitReason.API_SLOT)
+    aside = {found: created_ms for found, created_ms in job.aside.items() if found not in candidates}
+    container.jobs.transition(job, change, candidates=candidates, aside=aside, waiting_for=WaitReason.API_SLOT)
 
 
 def examine_candidate(container: Container, job: JobRecord) -> Outcome:
-    """Ask for the details of the first candidate. The job's is one that was created when its submit was on its way,
-    has its prompt, and cannot be that of another job whose outcome is open as well."""
-    candidate, *others = job.candidates
+    """Ask for the details of the first candidate, and take it if it is the job's."""
+    candidate = job.candidates[0]
     owner = container.jobs.owner_of(candidate)
     if owner not in {None, job.id}:
-        return _ruled_out(container, job, f"training {candidate} is that of job {owner}")
+        return _next(
+            container, job, f"training {candidate} is that of job {owner}", ruled_out=[*job.ruled_out, candidate]
+        )
     details = _look_at(container, job, candidate)
     if not isinstance(details, FinetuneDetails):
         return details
-    if details.created_ts is None and not (marks(job) and details.data_source_path is not None):
-        return Attention(
-            f"needs attention: training {candidate} may be this job's, but Segmind does not say when it was created",
-            f"training {candidate} has the same name and dataset, and no creation time",
-        )
-    if not _is_its(container, job, details):
-        return _ruled_out(container, job, f"training {candidate} is an older one of the same name and dataset")
-    if not marks(job):
-        doubt = _doubt(container, job, details, others)
-        if doubt is not None:
-            return doubt
-    return _found(job, candidate, f"found as training {candidate}, created {details.created_ts}")
+    free = _nobodys(container, job, job.aside)
+    found = judge(
+        job,
+        Undecided(container, job.account).others(job),
+        details,
+        call_timeout=container.settings.segmind_call_timeout,
+        known={other: created_ms for other in free if (created_ms := job.aside[other]) is not None},
+    )
+    match found.verdict:
+        case Verdict.ITS:
+            return _found(job, candidate, f"found: {found.why}")
+        case Verdict.ANOTHERS:
+            return _next(container, job, found.why, ruled_out=[*job.ruled_out, candidate])
+        case Verdict.NOT_NOW:
+            return _next(container, job, found.why, aside={**job.aside, candidate: found.created_ms})
+        case Verdict.SOON:
+            delay = container.settings.segmind_call_timeout
+            return Wait(f"{found.why}: still looking", WaitReason.PROVIDER, delay)
+        case Verdict.UNCLEAR:
+            return Attention(f"needs attention: {found.why}", found.why)
 
 
 def examine_named(container: Container, job: JobRecord, finetune_id: str) -> Outcome:
@@ -182,9 +227,7 @@ def examine_named(container: Container, job: JobRecord, finetune_id: str) -> Out
     details = _look_at(container, job, finetune_id)
     if not isinstance(details, FinetuneDetails):
         return details
-    sightings = Sightings()
-    sight(job.model_copy(update={"ruled_out": []}), details, sightings)
-    if not sightings.marked and not sightings.alike:
+    if likeness(job, details) in {None, Likeness.MISNAMED}:
         said = f"named '{details.name}', trained on {details.data_source_path}"
         return Attention(
             f"needs attention: training {finetune_id}, which was named by hand, is not this job's: it is {said}",
@@ -213,63 +256,8 @@ def _found(job: JobRecord, finetune_id: str, evidence: str) -> Done:
     )
 
 
-def _ruled_out(container: Container, job: JobRecord, why: str) -> Wait:
-    candidate, *others = job.candidates
-    return Wait(
-        f"{why}: still looking",
-        WaitReason.PROVIDER,
-        container.settings.finetune_unseen_limit,
-        fields={"candidates": others, "ruled_out": [*job.ruled_out, candidate]},
-    )
-
-
-def _is_its(container: Container, job: JobRecord, details: FinetuneDetails) -> bool:
-    if marks(job) and details.data_source_path is not None:
-        return job.id in unquote(details.data_source_path)
-    sent = datetime.fromtimestamp((job.intent_ms or 0) / 1000, tz=UTC)
-    ended = sent + timedelta(seconds=container.settings.segmind_call_timeout)
-    created = details.created_ts
-    return created is not None and sent - CLOCK_SKEW <= created <= ended + CLOCK_SKEW
-
-
-def _doubt(container: Container, job: JobRecord, details: FinetuneDetails, others: list[str]) -> Outcome | None:
-    """Return what to do while a training of the right name, dataset and time need not be the job's; None if it must."""
-    candidate = details.finetune_id
-    rivals = [rival for rival in _rivals(container, job) if _fits(rival, details)]
-    if not _fits(job, details):
-        if rivals:
-            return _ruled_out(container, job, f"training {candidate} has the prompt of job {rivals[0].id}")
-        if others:  # it is seen again by the next sweep, unless one of them is the job's
-            what = f"training {candidate} has another prompt: looking at the others first"
-            return Wait(what, WaitReason.PROVIDER, 0.0, fields={"candidates": others})
-        said = f"training {candidate} has the same name and dataset, and another prompt"
-        return Attention(f"needs attention: {said}", said)
-    if any(rival.owner for rival in rivals):
-        what = f"training {candidate} may be that of a submit that is just on its way: still looking"
-        return Wait(what, WaitReason.PROVIDER, container.settings.segmind_call_timeout)
-    wanted = training_request(job)
-    unlike = [rival for rival in rivals if training_request(rival) != wanted]
-    if unlike:
-        said = f"training {candidate} may be this job's or that of job {unlike[0].id}, which asked for another one"
-        return Attention(f"needs attention: {said}", said)
-    return None
-
-
-def _rivals(container: Container, job: JobRecord) -> list[JobRecord]:
-    """Return the account's other jobs of the same name and dataset that may have been submitted and have no training.
-
-    There are as many candidates as submits that had no answer, so to look through all that is tracked is rare.
-    """
-    return [
-        other
-        for other in container.jobs.tracked(job.account)
-        if other.id != job.id
-        and other.finetune_id is None
-        and other.request.name == job.request.name
-        and _same_place(other.dataset_url or "", job.dataset_url or "")
-    ]
-
-
-def _fits(job: JobRecord, details: FinetuneDetails) -> bool:
-    """Tell whether the details have the job's prompt, the one thing in them that tells such jobs apart."""
-    return details.instance_prompt is None or details.instance_prompt.strip() == job.request.instance_prompt.strip()
+def _next(container: Container, job: JobRecord, why: str, **fields: Any) -> Wait:
+    """Go on with the next candidate, or with what the next list shows."""
+    others = job.candidates[1:]
+    delay = container.settings.finetune_unseen_limit
+    return Wait(f"{why}: still looking", WaitReason.PROVIDER, delay, fields={"candidates": others, **fields})

@@ -22,7 +22,8 @@ from finetune_worker.stages.calls import PARKED, AccountPausedError, StaleCallEr
 from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.observe import Observation, observe
 from finetune_worker.stages.poll import look_again_in
-from finetune_worker.stages.reconcile import Sightings, reconcile, sight
+from finetune_worker.stages.reconcile import Undecided, reconcile
+from finetune_worker.stages.whose import Sightings, sight
 
 log = structlog.get_logger(__name__)
 
@@ -116,23 +117,25 @@ def sweep(container: Container, account: str) -> str:
     except (AccountPausedError, StaleCallError, SegmindError) as error:
         trouble = str(error)
         log.warning("sweep_incomplete", account=account, detail=trouble)
-    moved = _act_on(container, look, asked_ms=slot.at_ms)
+    moved = _act_on(container, account, look, asked_ms=slot.at_ms)
     _plan_next(container, account, look, now_ms=slot.at_ms, looked=trouble is None)
     log.info("account_swept", account=account, tracked=tracked, seen=len(look.found), moved=moved)
     seen = f"saw {len(look.found)} of {tracked} trainings, {moved} moved"
     return seen if trouble is None else f"{seen}; {trouble}"
 
 
-def _act_on(container: Container, look: _Look, *, asked_ms: int) -> int:
+def _act_on(container: Container, account: str, look: _Look, *, asked_ms: int) -> int:
     # One that the list lacks: its deadline brings it to the poll stage, which asks for its details.
     seen = [job for job in look.by_finetune_id.values() if job.id in look.found]
     moved = sum(
         _act_on_page(container, look, seen[start : start + PAGE], asked_ms=asked_ms)
         for start in range(0, len(seen), PAGE)
     )
+    undecided = Undecided(container, account)
     for job in look.unsure:
+        seen_of_it = look.sightings[job.id]
         try:
-            result = reconcile(container, job, look.sightings[job.id], asked_ms=asked_ms, complete=look.complete)
+            result = reconcile(container, job, seen_of_it, undecided, asked_ms=asked_ms, complete=look.complete)
         except ConflictError:
             result = "overtaken"
         log.info("submit_reconciled", job_id=job.id, result=result)
