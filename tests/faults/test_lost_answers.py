@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis.stateful import rule
 
-from finetune_queue.contract import JobRecord, JobState
+from finetune_queue.contract import JobRecord, JobState, Stage
+from finetune_worker.stages.training_request import training_request
 from support.any_order import Steps
 from support.samples import sample
 from support.world import World
@@ -114,3 +115,24 @@ def test_a_training_on_another_job_s_upload_is_not_that_job_s(history: History, 
     trained = [history.segmind.trainings[job.finetune_id or ""].request.instance_prompt for job in jobs]
     assert trained == ["photo of 1MAN", words]
     assert history.segmind.accepted.total() == 2
+
+
+def test_old_trainings_of_the_same_name_do_not_keep_a_lost_submit_for_hours(history: History) -> None:
+    segmind = history.segmind
+    history.add()
+    message = history._next_to(Stage.SUBMIT)
+    assert message is not None
+    # Nobody's: their jobs ended and were removed (FINETUNE_RETENTION), or another program made them.
+    for _ in range(40):
+        segmind._accept(training_request(history.read()[0]))
+    for training in segmind.trainings.values():
+        training.created_ms -= int(40 * 24 * HOUR * 1000)
+        training.status = "AVAILABLE"
+    segmind.lag = 90.0  # the first list after the answer was lost has the old ones alone
+    segmind.faults = [("submit", "reply lost")]
+    history._deliver(message, None)
+
+    [job] = history.until(told, hours=20)
+
+    assert job.finetune_id == "ft-41"
+    assert history.clock.ms - history.began_ms < 0.2 * HOUR * 1000

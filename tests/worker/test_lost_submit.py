@@ -247,6 +247,17 @@ def test_a_submit_whose_fate_nobody_can_tell_is_shown_to_a_person_in_the_end(ben
     assert bench.submits() == 0
 
 
+def test_a_person_is_told_what_was_left_to_look_at(bench: Bench) -> None:
+    job = dead_in_the_middle(bench, bench.submitting())
+    bench.container.jobs.transition(job, Change(delay=60), intent_ms=1, candidates=["ft-1", "ft-2"])
+
+    bench.run(job)
+
+    job = bench.read(job)
+    assert job.state is JobState.NEEDS_ATTENTION
+    assert "it could not be told of 2 trainings whether one is its: ft-1, ft-2" in job.evidence[-1]
+
+
 def test_a_training_of_another_name_on_its_upload_is_not_the_job_s_and_a_reason_to_ask_a_person(bench: Bench) -> None:
     job = dead_in_the_middle(bench, bench.submitting())
     body = training_request(job).model_copy(update={"name": "another"})
@@ -260,6 +271,17 @@ def test_a_training_of_another_name_on_its_upload_is_not_the_job_s_and_a_reason_
     job = bench.read(job)
     assert (job.state, job.finetune_id) == (JobState.NEEDS_ATTENTION, None)
     assert f"training {reply.finetune_id} has this job's dataset, and another name" in job.evidence[-1]
+
+
+def test_what_was_just_seen_is_looked_at_before_what_is_left_of_older_ones(bench: Bench) -> None:
+    job = bench.submitting(passed_through=True)
+    job = bench.container.jobs.transition(job, Change(delay=60), intent_ms=1, candidates=["ft-1", "ft-2"])
+    seen = Sightings(alike=["ft-3", "ft-1", "ft-2"])
+    undecided = Undecided(bench.container, job.account)
+
+    assert reconcile(bench.container, job, seen, undecided, asked_ms=job.updated_ms, complete=True) == "candidate"
+
+    assert bench.read(job).candidates == ["ft-3", "ft-1", "ft-2"]
 
 
 def test_two_jobs_with_one_public_url_each_find_their_own_training(bench: Bench) -> None:

@@ -69,11 +69,12 @@ def reconcile(
     whose = _allotted(container, job, aside, undecided) if aside else {}
     if job.state is JobState.SUBMITTING:
         seen = [*marked, *_nobodys(container, job, sightings.alike)]
-        new = [] if job.candidates else seen  # those that are left of an earlier list come first
+        # What was just seen comes first: a new training is likelier the job's than those that are left of older ones.
+        new = [found for found in seen if found not in job.candidates]
         if not new and not job.candidates:  # one that it did not get before another job had found its own
             new = [found for found, owner in whose.items() if owner == job.id]
         if new:
-            _examine_soon(container, job, new)
+            _examine_soon(container, job, [*new, *job.candidates])
         if new or job.candidates:
             return "candidate"
     # Only a list asked for after the POST must have ended says anything about its absence.
@@ -257,7 +258,7 @@ def _found(job: JobRecord, finetune_id: str, evidence: str) -> Done:
 
 
 def _next(container: Container, job: JobRecord, why: str, **fields: Any) -> Wait:
-    """Go on with the next candidate, or with what the next list shows."""
+    """Go on with the next candidate, at once, or with what the next list shows."""
     others = job.candidates[1:]
-    delay = container.settings.finetune_unseen_limit
+    delay = 0.0 if others else container.settings.finetune_unseen_limit
     return Wait(f"{why}: still looking", WaitReason.PROVIDER, delay, fields={"candidates": others, **fields})

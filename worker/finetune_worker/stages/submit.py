@@ -43,7 +43,7 @@ def submit(container: Container, claim: Claim) -> Outcome:
         return examine_named(container, claim.job, job.adopting)
     if job.intent_ms is not None:
         if job.updated_ms - job.intent_ms >= container.settings.finetune_training_limit * 1000:
-            return _never_found(container)
+            return _never_found(container, job)
         if job.candidates:
             claim.hold(longest_call(container))
             return examine_candidate(container, claim.job)
@@ -97,9 +97,13 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
     return _accepted(claim.job, reply)
 
 
-def _never_found(container: Container) -> Attention:
+def _never_found(container: Container, job: JobRecord) -> Attention:
     hours = container.settings.finetune_training_limit / 3600
-    said = f"for {hours:g} h no complete list of Segmind's could be read that has the training, or has it not"
+    if job.candidates:
+        left = ", ".join(job.candidates[:3])
+        said = f"for {hours:g} h it could not be told of {len(job.candidates)} trainings whether one is its: {left}"
+    else:
+        said = f"for {hours:g} h no complete list of Segmind's could be read that has the training, or has it not"
     return Attention(f"needs attention: {said}", said)
 
 
