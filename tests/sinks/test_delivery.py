@@ -315,6 +315,8 @@ def test_a_worker_that_was_overtaken_cannot_write(make: MakeDeliveries) -> None:
     subject = bench.outbox.subject(job.id)
     with pytest.raises(HoldLostError):
         bench.outbox.leave(old, subject, [parse_sink("list://x")])
+    with pytest.raises(HoldLostError):
+        bench.outbox.pass_over(old, {job.id: 1})
     bench.outbox.settle(old)
     deliver_line(bench.container, old, threading.Event())
     assert bench.outbox.deliveries(job.id) == []

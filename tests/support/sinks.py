@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import redis
 from standardwebhooks import Webhook
 
-from finetune_queue.contract import EventType, JobRecord, JobState, new_job_id
+from finetune_queue.contract import EventType, JobRecord, JobState, new_job_id, parse_sink
 from finetune_queue.store import Change, SinkLines
 from finetune_worker.container import Container
 from finetune_worker.delivery import deliver_line
@@ -78,6 +78,16 @@ class Deliveries:
         """Return a job that was just accepted: one event."""
         job, _ = self.container.jobs.register(new_job_id(), sample_request(**request), delay=60)
         return job
+
+    def jobs_in_lane(self, count: int, url: str, lane: int = 0) -> list[JobRecord]:
+        """Return jobs whose events wait for the sink in one of its lanes, all in the same."""
+        sink, found = parse_sink(url), list[JobRecord]()
+        while len(found) < count:
+            job_id = new_job_id()
+            if sink.line(job_id).endswith(f"#{lane}"):
+                job, _ = self.container.jobs.register(job_id, sample_request(reply_to=[url]), delay=60)
+                found.append(job)
+        return found
 
     def go(self, job: JobRecord, *states: JobState) -> JobRecord:
         """Take the job through states, an event each."""

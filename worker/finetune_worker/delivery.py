@@ -1,16 +1,20 @@
 """Delivery: a line's events to its sinks, each job's in order, until there are none or the time is over.
 
-A sink that is out of reach puts its whole line off; one that refuses a single job's event puts that job off within the
-line. Both wait longer each time. What was not taken for `FINETUNE_SINK_LIMIT`, or never will be, becomes a dead letter.
+A sink that does not answer is put off, and its line rests for half as long, so that the next attempt is at another sink
+of the same origin: one that answers ends the rest for all but the first. Where there is no connection at all, no sink
+has a better chance than another, and the line waits as a whole. A sink that refuses a single job's event puts that job
+off within the line. All wait longer each time. What was not taken for `FINETUNE_SINK_LIMIT`, or never will be, becomes
+a dead letter, but not before there was an attempt that tells of its sink.
 """
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
 
-from finetune_queue.contract import Event, Sink
+from finetune_queue.contract import Event, FineTuneRequest, Sink
 from finetune_queue.store import (
     DELIVERIES,
     Attempt,
@@ -18,6 +22,7 @@ from finetune_queue.store import (
     Hold,
     HoldLostError,
     LostDelivery,
+    PutOff,
     SetBackError,
     Subject,
 )
@@ -35,11 +40,13 @@ BATCH = 50
 
 
 class _LineDownError(Exception):
-    """The line's sinks are out of reach."""
+    """A sink of the line is out of reach: at the event of which job this was found."""
 
-    def __init__(self, cause: DeliveryError) -> None:
+    def __init__(self, cause: DeliveryError, sink: Sink, subject_id: str) -> None:
         super().__init__(cause.sentence)
         self.cause = cause
+        self.sink = sink
+        self.subject_id = subject_id
 
 
 def deliver_line(container: Container, hold: Hold, stopping: threading.Event) -> None:
@@ -62,25 +69,29 @@ class _Delivery:
         self._hold = hold
         self._sending = sending
         self._lease = container.settings.finetune_lease
+        self._reached = False
         # By the server's clock, so by no other: a machine with a wrong date would give all up at once. Asked for once,
         # as a hold is short.
         self._zero_ms = container.deadlines.now_ms() - time.monotonic() * 1000
 
     def run(self, stopping: threading.Event) -> None:
-        end = time.monotonic() + SLICE
+        began_ms, end = self._now_ms(), time.monotonic() + SLICE
         try:
             while time.monotonic() < end and not stopping.is_set():
                 ids = self._outbox.waiting(self._hold, BATCH, due=True)
                 if not ids:
+                    self._forget_put_off(began_ms)
                     break
+                passed = self._pass_over(ids, self._now_ms())
                 for subject_id in ids:
                     if time.monotonic() >= end or stopping.is_set():
                         break
-                    self._deliver(subject_id)
+                    if subject_id not in passed:
+                        self._deliver(subject_id)
         except _LineDownError as down:
-            self._line_is_down(down.cause)
+            self._line_is_down(down)
         else:
-            self._outbox.settle(self._hold)
+            self._outbox.settle(self._hold, reached=self._reached)
 
     def _deliver(self, subject_id: str) -> None:
         subject, sinks = self._read(subject_id)
@@ -88,7 +99,11 @@ class _Delivery:
         delay = None if sinks is not None else self._container.settings.finetune_lease
         try:
             for sink in sinks or ():
-                wait = self._deliver_to(subject, sink)
+                until = self._put_off_until(sink, self._now_ms())
+                if until is None:
+                    wait = self._deliver_to(subject, sink)
+                else:
+                    wait = max(0.0, until - self._now_ms()) / 1000 if self._wanted(subject, sink) else None
                 if wait is not None:
                     delay = wait if delay is None else min(delay, wait)
         except SetBackError:
@@ -101,8 +116,12 @@ class _Delivery:
         found, unreadable = self._container.jobs.read_many([subject_id])
         if unreadable:
             return subject, None
-        sinks = self._container.sinks.of(found[0].request if found else None, subject.only)
-        return subject, [sink for sink in sinks if sink.line(subject_id) == self._hold.line]
+        return subject, self._in_line(subject, found[0].request if found else None)
+
+    def _in_line(self, subject: Subject, request: FineTuneRequest | None) -> list[Sink]:
+        """Return those of a job's sinks that wait in this line."""
+        sinks = self._container.sinks.of(request, subject.only)
+        return [sink for sink in sinks if sink.line(subject.id) == self._hold.line]
 
     def _deliver_to(self, subject: Subject, sink: Sink) -> float | None:
         """Deliver a job's events to one sink; returns in how many seconds to go on, None when it has all."""
@@ -117,9 +136,7 @@ class _Delivery:
             attempt = replace(attempt, status=status, took_ms=_since(began))
             self._note(subject, sink, attempt, after=place)
             log.info("event_delivered", job_id=subject.id, event_id=event.id, sink=sink.shown)
-            if self._hold.failures:
-                log.info("sink_up", line=self._hold.line, failures=self._hold.failures)
-                self._hold.failures = 0
+            self._has_answered(sink)
         return None
 
     @staticmethod
@@ -132,17 +149,19 @@ class _Delivery:
         return [found for found in read if sink.wants(found[1].kind)]
 
     def _failed(self, subject: Subject, sink: Sink, attempt: Attempt, error: DeliveryError) -> float | None:
+        if error.status is not None and not error.unreachable:
+            self._has_answered(sink)
         if error.hopeless or error.gone or self._expired(subject, sink):
             self._give_up(subject, sink, attempt, gone=error.gone)
             if error.unreachable:
-                raise _LineDownError(error)
+                raise _LineDownError(error, sink, subject.id)
             return None
         failures = self._note(subject, sink, attempt, after=subject.after(sink))
         log.warning(
             "delivery_failed", job_id=subject.id, event_id=attempt.event_id, sink=sink.shown, reason=error.sentence
         )
         if error.unreachable:
-            raise _LineDownError(error)
+            raise _LineDownError(error, sink, subject.id)
         return self._backoff(failures)
 
     def _note(
@@ -179,31 +198,121 @@ class _Delivery:
         self._note(subject, sink, attempt, after=len(subject.events), dead=letter, gone=gone)
         log.error("delivery_given_up", job_id=subject.id, sink=sink.shown, events=len(lost), reason=attempt.detail)
 
-    def _line_is_down(self, error: DeliveryError) -> None:
-        self._bury_expired(error)
-        wait = error.after if error.after is not None else self._backoff(self._hold.failures + 1)
-        self._outbox.settle(self._hold, down_for=wait, reason=error.sentence)
-        if not self._hold.failures:
-            log.warning("sink_down", line=self._hold.line, reason=error.sentence, again_in_s=round(wait, 1))
+    def _has_answered(self, sink: Sink) -> None:
+        known = self._hold.put_off.pop(sink.id, None)
+        failures = known.failures if known else self._hold.failures
+        if known or (failures and not self._hold.put_off):
+            log.info("sink_up", line=self._hold.line, sink=sink.shown, failures=failures)
+        self._hold.failures = 0
+        self._reached = True
 
-    def _bury_expired(self, error: DeliveryError) -> None:
+    def _line_is_down(self, down: _LineDownError) -> None:
+        error, rest = down.cause, self._backoff(self._hold.failures + 1)
+        if error.whole_origin:
+            if not self._hold.failures:
+                log.warning("sink_down", line=self._hold.line, reason=error.sentence, again_in_s=round(rest, 1))
+            self._bury_expired(down)
+        else:
+            found_ms = self._now_ms()
+            rest = self._put_off(down, rest, found_ms)
+            # The hold was just made longer; an attempt may have taken all of the slice.
+            end = time.monotonic() + min(SLICE, self._lease / 2)
+            while time.monotonic() < end:
+                ids = self._outbox.waiting(self._hold, BATCH, due=True)
+                if not ids or len(self._pass_over(ids, found_ms, down)) < len(ids):
+                    break
+        self._outbox.settle(self._hold, down_for=rest, reason=error.sentence, reached=self._reached)
+
+    def _put_off(self, down: _LineDownError, rest: float, now: int) -> float:
+        """Put off the sink that did not answer; returns for how long its line rests. The sink has to wait for longer,
+        or its other jobs would take each attempt before those of other sinks."""
+        error, sink, known = down.cause, down.sink, self._hold.put_off.get(down.sink.id)
+        failures = known.failures + 1 if known else 1
+        wait = max(rest, self._backoff(failures))
+        if error.after:
+            wait = error.after
+            rest = min(wait, self._container.settings.finetune_backoff_max)
+        else:
+            rest /= 2
+        self._hold.put_off[sink.id] = PutOff(
+            sink=sink.shown,
+            failures=failures,
+            since_ms=known.since_ms if known else now,
+            until_ms=now + int(wait * 1000),
+            reason=error.sentence,
+            job_id=down.subject_id,
+        )
+        if known is None:
+            log.warning(
+                "sink_down", line=self._hold.line, sink=sink.shown, reason=error.sentence, again_in_s=round(wait, 1)
+            )
+        return rest
+
+    def _put_off_until(self, sink: Sink, now: int) -> int | None:
+        """Return until when (ms) the sink is put off, None if it may be tried ``now``."""
+        known = self._hold.put_off.get(sink.id)
+        return known.until_ms if known and known.until_ms > now else None
+
+    def _forget_put_off(self, before_ms: int) -> None:
+        """Forget the sinks for which nothing waits any more: what did has been due since, and none of it is left."""
+        kept = {sink_id: each for sink_id, each in self._hold.put_off.items() if each.until_ms > before_ms}
+        self._hold.put_off = kept
+
+    def _pass_over(self, ids: Sequence[str], now: int, down: _LineDownError | None = None) -> set[str]:
+        """Put off those of the jobs whose sinks in this line are all put off; many at once, as there may be thousands.
+        Where one was just found ``down``, what has waited for it too long is given up. Returns the jobs that were."""
+        if not any(each.until_ms > now for each in self._hold.put_off.values()):
+            return set()
+        found, unreadable = self._container.jobs.read_many(ids)
+        requests = {job.id: job.request for job in found}
+        until: dict[str, int] = {}
+        ended = set()
+        for subject in self._outbox.subjects_without_events(ids):
+            if subject.id in unreadable:
+                continue
+            sinks = self._in_line(subject, requests.get(subject.id))
+            times = [self._put_off_until(sink, now) for sink in sinks]
+            known = [each for each in times if each is not None]
+            if not known or len(known) < len(times):
+                continue
+            tried = [sink for sink in sinks if down is not None and sink.id == down.sink.id]
+            if down and any(self._expired(subject, sink) for sink in tried) and self._give_up_late(subject.id, down):
+                ended.add(subject.id)
+            else:
+                until[subject.id] = min(known)
+        self._outbox.pass_over(self._hold, until)
+        return ended | until.keys()
+
+    def _bury_expired(self, down: _LineDownError) -> None:
         """Give up what has waited too long behind the one job that was tried."""
         for subject_id in self._outbox.waiting(self._hold, BATCH, due=False):
-            subject, sinks = self._read(subject_id)
-            if sinks is None:
+            if not self._give_up_late(subject_id, down):
                 return
-            behind = [sink for sink in sinks if self._wanted(subject, sink)]
-            late = [sink for sink in behind if self._expired(subject, sink)]
-            try:
-                for sink in late:
-                    event = self._wanted(subject, sink)[0][1]
-                    attempt = Attempt(event.id, sink.shown, sink.id, "dead", self._now_ms(), 0, None, error.sentence)
-                    self._give_up(subject, sink, attempt)
-            except SetBackError:
-                return
-            if len(late) < len(behind):
-                return
-            self._outbox.leave(self._hold, subject, sinks)
+
+    def _give_up_late(self, subject_id: str, down: _LineDownError) -> bool:
+        """Give up what a job's sinks have waited for too long, of those of which the attempt tells. Tell whether
+        nothing of it is left in the line."""
+        subject, sinks = self._read(subject_id)
+        if sinks is None:
+            return False
+        behind = [sink for sink in sinks if self._wanted(subject, sink)]
+        late = [
+            sink
+            for sink in behind
+            if (down.cause.whole_origin or sink.id == down.sink.id) and self._expired(subject, sink)
+        ]
+        why = down.cause.sentence
+        try:
+            for sink in late:
+                event = self._wanted(subject, sink)[0][1]
+                attempt = Attempt(event.id, sink.shown, sink.id, "dead", self._now_ms(), 0, None, why)
+                self._give_up(subject, sink, attempt)
+        except SetBackError:
+            return False
+        if len(late) < len(behind):
+            return False
+        self._outbox.leave(self._hold, subject, sinks)
+        return True
 
     def _backoff(self, failures: int) -> float:
         settings = self._container.settings

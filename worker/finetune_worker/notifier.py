@@ -27,7 +27,7 @@ THREADS = 12
 """Lines that are worked on at once."""
 
 FOR_TROUBLE = 4
-"""How many of them may be lines whose sinks were out of reach, so that those never keep the others waiting."""
+"""How many of them may be lines with a sink that was out of reach, so that those never keep the others waiting."""
 
 ANNOUNCE_EVERY = 10.0
 """Seconds until it is said again which events are wanted: a Redis that came back without its data has forgotten it."""
@@ -93,9 +93,9 @@ class Notifier:
         holds, wait = self._outbox.take_lines(free, self._container.settings.finetune_lease)
         for hold in holds:
             with self._lock:
-                start = not hold.failures or sum(self._running.values()) < FOR_TROUBLE
+                start = not hold.doubtful or sum(self._running.values()) < FOR_TROUBLE
                 if start:
-                    self._running[hold.line] = hold.failures > 0
+                    self._running[hold.line] = hold.doubtful
             if start:
                 name = f"deliver {hold.line}"
                 try:

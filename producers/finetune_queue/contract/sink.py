@@ -49,8 +49,8 @@ STATE_CHANGES = frozenset(EventType) - {EventType.PROGRESS, EventType.ACCESS}
 RESERVED_QUEUES = frozenset(
     {
         *("finetune", "finetune.transfer", "celeryev", "unacked", "unacked_index", "unacked_mutex"),
-        *("accounts", "counters", "dead", "deadlines", "events", "jobs", "lines", "outbox", "owners", "sink_kinds"),
-        *("wake", "wake_outbox", "workers"),
+        *("accounts", "counters", "dead", "deadlines", "events", "jobs", "lines", "outbox", "owners", "reached"),
+        *("sink_kinds", "wake", "wake_outbox", "workers"),
     }
 )
 """Names that a Celery queue cannot have here: those of our queues, of kombu's and the store's own keys."""
@@ -94,7 +94,8 @@ class Sink:
     def line(self, subject: str) -> str:
         """Return the line that a job's events to this sink wait in: in order, one at a time.
 
-        A sink over the network has a few lines, so that one slow reply does not hold up all of its jobs.
+        A sink over the network has a few lines, so that one slow reply does not hold up all of its jobs. By the job and
+        not by the URL's path: there may be a path for each job, and a worker of another version must find it there.
         """
         if self.kind in {SinkKind.WEB, SinkKind.BROKER}:
             return f"{self.origin}#{zlib.crc32(subject.encode()) % _LANES}"

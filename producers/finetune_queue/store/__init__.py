@@ -40,6 +40,7 @@ from finetune_queue.store.outbox import (
     Hold,
     HoldLostError,
     Outbox,
+    PutOff,
     SetBackError,
     Subject,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "Outbox",
     "Overview",
     "OwnedElsewhereError",
+    "PutOff",
     "QueueFullError",
     "RawMessage",
     "RedisError",

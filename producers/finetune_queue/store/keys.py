@@ -127,9 +127,20 @@ def line(name: str) -> str:
 
 
 def line_state(name: str) -> str:
-    """Hash: ``failures``, ``since`` (ms) and ``reason`` of a line whose sinks are out of reach; ``idle``, the score of
-    one that only waits for a job which was put off."""
+    """Hash: ``failures``, ``since`` (ms) and ``reason`` of a line whose sinks are out of reach, ``rest``, until when
+    (ms) it is left alone; ``idle``, the score of one that only waits for jobs which were put off."""
     return f"{TAG}:line:{name}:state"
+
+
+def put_off(name: str) -> str:
+    """Hash: for the id of each sink of a line that did not answer what is known of it, see
+    :class:`~finetune_queue.store.outbox.PutOff`."""
+    return f"{TAG}:put_off:{name}"
+
+
+def reached() -> str:
+    """Sorted set: the origins of sinks, scored by when one there last answered (ms)."""
+    return f"{TAG}:reached"
 
 
 def job_sinks(job_id: str) -> str:

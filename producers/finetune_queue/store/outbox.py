@@ -9,7 +9,7 @@ causes a repeat, never a loss.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import redis
@@ -23,6 +23,9 @@ from finetune_queue.store.dead_letters import MOST_LETTERS, DeadLetter
 LOG_LENGTH = 50
 """How many attempts of a job's deliveries are kept."""
 
+MOST_PUT_OFF = 500
+"""Sinks of a line of which it is kept that they did not answer; of more, those that are put off for longest."""
+
 
 class HoldLostError(Exception):
     """The line was taken over: this worker stood still for longer than its lease."""
@@ -32,13 +35,35 @@ class SetBackError(Exception):
     """Somebody asked for the sink's events to be delivered again: what there is to deliver has to be read anew."""
 
 
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """A sink that did not answer, while others of its origin may: how often in a row, since when (ms), why, and at the
+    event of which job. Until ``until_ms`` none of its line's jobs is tried there."""
+
+    sink: str
+    failures: int
+    since_ms: int
+    until_ms: int
+    reason: str
+    job_id: str
+
+
 @dataclass(slots=True)
 class Hold:
-    """A line that this worker works on; ``until`` (ms) moves with every attempt."""
+    """A line that this worker works on; ``until`` (ms) moves with every attempt. ``failures`` counts the attempts in a
+    row at which nothing of it answered, ``put_off`` has its sinks that did not by their ids. One that is ``doubtful``
+    may well hang again."""
 
     line: str
     until: int
     failures: int = 0
+    put_off: dict[str, PutOff] = field(default_factory=dict)
+    doubtful: bool = False
+
+    @property
+    def origin(self) -> str:
+        """Where its sinks are; several lines may lead there."""
+        return line_origin(self.line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +123,7 @@ class Outbox:
         self._line_up = scripts.load(client, "line_up")
         self._attempt = scripts.load(client, "attempt")
         self._leave = scripts.load(client, "leave")
+        self._pass_over = scripts.load(client, "pass_over")
         self._settle = scripts.load(client, "settle")
 
     # which events go out
@@ -141,8 +167,15 @@ class Outbox:
         pipe = self._redis.pipeline(transaction=False)
         for name in names:
             pipe.hget(keys.line_state(name), "failures")
-        failures = pipe.execute()
-        return [Hold(name, score, int(count or 0)) for name, count in zip(names, failures, strict=True)], wait
+            pipe.hgetall(keys.put_off(name))
+        replies = pipe.execute()
+        now = score - int(lease * 1000)
+        holds = []
+        for name, count, rows in zip(names, replies[::2], replies[1::2], strict=True):
+            failures, put_off = int(count or 0), read_put_off(rows)
+            doubtful = failures > 0 or any(each.until_ms <= now for each in put_off.values())
+            holds.append(Hold(name, score, failures, put_off, doubtful))
+        return holds, wait
 
     def waiting(self, hold: Hold, limit: int, *, due: bool) -> list[str]:
         """Return the first jobs of the line, or only those that are ``due``."""
@@ -156,15 +189,14 @@ class Outbox:
         pipe.hgetall(keys.job_sinks(subject_id))
         pipe.lrange(keys.job_events(subject_id), 0, -1)
         fields, events = pipe.execute()
-        only = fields.pop("only", None)
-        numbers = {name: int(value) for name, value in fields.items()}
-        return Subject(
-            id=subject_id,
-            reached={name: value for name, value in numbers.items() if ":" not in name},
-            notes={name: value for name, value in numbers.items() if ":" in name},
-            only=only,
-            events=events,
-        )
+        return _subject(subject_id, fields, events)
+
+    def subjects_without_events(self, subject_ids: Sequence[str]) -> list[Subject]:
+        """Read of jobs how far their sinks are, in one round trip."""
+        pipe = self._redis.pipeline(transaction=False)
+        for subject_id in subject_ids:
+            pipe.hgetall(keys.job_sinks(subject_id))
+        return [_subject(name, fields, ()) for name, fields in zip(subject_ids, pipe.execute(), strict=True)]
 
     def attempted(
         self,
@@ -212,15 +244,36 @@ class Outbox:
         if not self._leave(names, [hold.line, hold.until, subject.id, len(subject.events), put_off, *pairs]):
             raise HoldLostError(hold.line)
 
-    def settle(self, hold: Hold, *, down_for: float = 0.0, reason: str = "") -> None:
-        """End the hold; ``down_for`` seconds nobody tries the line, because its sinks are out of reach."""
-        names = [keys.lines(), keys.line(hold.line), keys.line_state(hold.line), keys.wake_outbox()]
-        self._settle(names, [hold.line, hold.until, int(down_for * 1000), reason])
+    def pass_over(self, hold: Hold, until: Mapping[str, int]) -> None:
+        """Put jobs off within the line, each until a time (ms), without an attempt.
+
+        Raises:
+            HoldLostError: the line is somebody else's now.
+        """
+        if until:
+            pairs = [value for subject_id, time_ms in until.items() for value in (time_ms, subject_id)]
+            if not self._pass_over([keys.lines(), keys.line(hold.line)], [hold.line, hold.until, *pairs]):
+                raise HoldLostError(hold.line)
+
+    def settle(self, hold: Hold, *, down_for: float = 0.0, reason: str = "", reached: bool = False) -> None:
+        """End the hold; ``down_for`` seconds nobody tries the line, because its sinks are out of reach. Without that
+        they are well if they were before, or if one of them was ``reached``."""
+        state = "down" if reason else "well" if reached or not hold.failures else "same"
+        self._end(hold, down_for, state, reason, reached=reached)
 
     def put_back(self, hold: Hold, seconds: float) -> None:
         """Give a line back that was not worked on."""
+        self._end(hold, seconds, "same")
+
+    def _end(self, hold: Hold, seconds: float, state: str, reason: str = "", *, reached: bool = False) -> None:
         names = [keys.lines(), keys.line(hold.line), keys.line_state(hold.line), keys.wake_outbox()]
-        self._settle(names, [hold.line, hold.until, int(seconds * 1000)])
+        kept = sorted(hold.put_off.items(), key=lambda item: item[1].until_ms)[-MOST_PUT_OFF:]
+        pairs = [text for sink_id, each in kept for text in (sink_id, json.dumps(asdict(each), separators=(",", ":")))]
+        origin = hold.origin if reached else ""
+        self._settle(
+            [*names, keys.put_off(hold.line), keys.reached()],
+            [hold.line, hold.until, int(seconds * 1000), state, reason, origin, *pairs],
+        )
 
     # for people
 
@@ -260,6 +313,28 @@ class Outbox:
         pipe.zadd(keys.outbox(), {subject_id: 0})
         pipe.lpush(keys.wake_outbox(), "1")
         pipe.ltrim(keys.wake_outbox(), 0, 0)
+
+
+def line_origin(line: str) -> str:
+    """Return where the sinks of a line are."""
+    return line.partition("#")[0]
+
+
+def read_put_off(rows: Mapping[str, str]) -> dict[str, PutOff]:
+    """Read which sinks of a line are put off, by their ids."""
+    return {sink_id: PutOff(**json.loads(text)) for sink_id, text in rows.items()}
+
+
+def _subject(subject_id: str, fields: dict[str, str], events: Sequence[str]) -> Subject:
+    only = fields.pop("only", None)
+    numbers = {name: int(value) for name, value in fields.items()}
+    return Subject(
+        id=subject_id,
+        reached={name: value for name, value in numbers.items() if ":" not in name},
+        notes={name: value for name, value in numbers.items() if ":" in name},
+        only=only,
+        events=events,
+    )
 
 
 def _entry(attempt: Attempt) -> str:

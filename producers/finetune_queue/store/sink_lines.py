@@ -8,13 +8,14 @@ from typing import cast
 import redis
 
 from finetune_queue.store import keys
-from finetune_queue.store.outbox import Attempt
+from finetune_queue.store.outbox import Attempt, PutOff, line_origin, read_put_off
 
 
 @dataclass(frozen=True, slots=True)
 class LineStatus:
-    """A line with somebody in it. ``failures`` counts the attempts in a row at which its sinks were out of reach, since
-    ``since_ms``; ``next_ms`` is when it is due."""
+    """A line with somebody in it. ``failures`` counts the attempts in a row at which none of its sinks answered, since
+    ``since_ms``; ``put_off`` are the sinks that did not when they were last tried. ``reached_ms`` is when one of the
+    same origin last did, in whichever line, ``next_ms`` when the line is due."""
 
     name: str
     waiting: int
@@ -22,17 +23,24 @@ class LineStatus:
     reason: str
     since_ms: int | None
     next_ms: int
+    put_off: tuple[PutOff, ...] = ()
+    reached_ms: int = 0
 
     @property
     def origin(self) -> str:
         """Where its sinks are; several lines may lead there."""
-        return self.name.partition("#")[0]
+        return line_origin(self.name)
+
+    @property
+    def out_of_reach(self) -> bool:
+        """Tell whether nothing there has answered since the trouble began; else it is that of some sinks alone."""
+        return self.failures > 0 and self.reached_ms <= (self.since_ms or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class SinkTrouble:
-    """Sinks at one place that are out of reach, or one that can be reached and refuses the events of ``refused_job``:
-    since when (ms), for how many jobs at least, and why."""
+    """Sinks at one place that are out of reach, or one that does not take the events of ``refused_job`` though others
+    there answer: since when (ms), for how many jobs at least, and why."""
 
     sink: str
     since_ms: int
@@ -65,6 +73,8 @@ class SinkLines:
         for name, _ in rows:
             pipe.zcard(keys.line(name))
             pipe.hgetall(keys.line_state(name))
+            pipe.hgetall(keys.put_off(name))
+            pipe.zscore(keys.reached(), line_origin(name))
         replies = pipe.execute()
         found = [
             LineStatus(
@@ -74,8 +84,12 @@ class SinkLines:
                 reason=state.get("reason", ""),
                 since_ms=int(state["since"]) if "since" in state else None,
                 next_ms=int(score),
+                put_off=tuple(read_put_off(put_off).values()),
+                reached_ms=int(reached or 0),
             )
-            for (name, score), waiting, state in zip(rows, replies[::2], replies[1::2], strict=True)
+            for (name, score), waiting, state, put_off, reached in zip(
+                rows, *(replies[each::4] for each in range(4)), strict=True
+            )
         ]
         return sorted(found, key=lambda line: (-line.failures, line.name))
 
@@ -94,8 +108,9 @@ class SinkLines:
         return sorted(found.values(), key=lambda each: each.since_ms)
 
     def _refusals(self, lines: Iterable[LineStatus]) -> list[SinkTrouble]:
-        """Return what the sinks of these lines did not take, of each line that is not down one job at most."""
-        up = [line for line in lines if not line.failures]
+        """Return what sinks did not take of these lines, but of those that are out of reach: of each one job's at most
+        that was refused, and what did not answer."""
+        up = [line for line in lines if not line.out_of_reach]
         pipe = self._redis.pipeline(transaction=False)
         for line in up:
             pipe.zrange(keys.line(line.name), -1, -1)  # one that was put off is behind all that are due
@@ -104,7 +119,9 @@ class SinkLines:
             pipe.hgetall(keys.job_sinks(job_id))
             pipe.lrange(keys.deliveries(job_id), 0, -1)
         replies = pipe.execute()
-        found = []
+        found = [
+            SinkTrouble(each.sink, each.since_ms, 1, each.reason, each.job_id) for line in up for each in line.put_off
+        ]
         for (line, job_id), state, rows in zip(last, replies[::2], replies[1::2], strict=True):
             for attempt in (Attempt(**json.loads(row)) for row in rows):
                 since = state.get(f"{attempt.sink_id}:since")
@@ -126,7 +143,7 @@ class SinkLines:
         since = [first[0][1] for first in firsts if first] + [line.since_ms for line in lines if line.since_ms]
         since += [refusal.since_ms for refusal in refusals]  # each was put off, and so is not due now
         places = {line.origin for line in lines}
-        down = {line.origin for line in lines if line.failures}
+        down = {line.origin for line in lines if line.out_of_reach}
         return SinksView(
             up=len(places - down),
             down=len(down),
@@ -136,4 +153,6 @@ class SinkLines:
 
 
 def _out_of_reach(lines: Iterable[LineStatus]) -> list[SinkTrouble]:
-    return [SinkTrouble(line.origin, line.since_ms or 0, line.waiting, line.reason) for line in lines if line.failures]
+    return [
+        SinkTrouble(line.origin, line.since_ms or 0, line.waiting, line.reason) for line in lines if line.out_of_reach
+    ]

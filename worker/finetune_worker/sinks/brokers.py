@@ -8,10 +8,10 @@ from celery import Celery
 from kombu import Connection
 from kombu.exceptions import KombuError
 
-from finetune_queue.contract import Event, Sink
+from finetune_queue.contract import Event, Sink, SinkKind
 from finetune_queue.redaction import redact_text
 from finetune_queue.store import MOST_WAITING
-from finetune_worker.sinks.errors import DeliveryError
+from finetune_worker.sinks.errors import DeliveryError, never_connected
 
 _CONNECT_SECONDS = 5.0
 _ALREADY_THERE = 406  # with other arguments (AMQP 0-9-1, precondition-failed)
@@ -57,7 +57,7 @@ class Broker:
             )
         except ImportError as error:
             message = f"{sink.shown} needs a driver that is not installed on this worker"
-            raise DeliveryError(message, unreachable=True) from error
+            raise DeliveryError(message, unreachable=True, whole_origin=True) from error
         try:
             self._connection.connect()
             self._channel: Any = self._connection.channel()
@@ -149,4 +149,6 @@ def _options(scheme: str, seconds: float) -> dict[str, Any]:
 
 def _failed(sink: Sink, error: Exception, *, unreachable: bool) -> DeliveryError:
     said = " ".join(redact_text(str(error)).split())[:200] or type(error).__name__
-    return DeliveryError(f"{sink.shown} did not take it: {said}", unreachable=unreachable)
+    # What a broker says may be for a user or a queue alone. A queue of this service is a line of its own.
+    whole = unreachable and (sink.kind is SinkKind.CELERY or never_connected(error))
+    return DeliveryError(f"{sink.shown} did not take it: {said}", unreachable=unreachable, whole_origin=whole)

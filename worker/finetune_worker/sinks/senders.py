@@ -140,7 +140,9 @@ class Sending:
         try:
             add(sink.name, text)
         except (QueueFullError, RedisError) as error:
-            raise DeliveryError(f"{sink.shown} did not take it: {error}", unreachable=True) from error
+            raise DeliveryError(
+                f"{sink.shown} did not take it: {error}", unreachable=True, whole_origin=True
+            ) from error
 
     def _to_broker(self, sink: Sink, event: Event, text: str) -> None:
         broker = self._brokers.get(sink.target)

@@ -9,7 +9,7 @@ from finetune_queue.contract import Event, Sink
 from finetune_queue.public_fetch.addresses import AddressPolicy
 from finetune_queue.public_fetch.errors import FetchError
 from finetune_queue.public_fetch.guard import opened
-from finetune_worker.sinks.errors import DeliveryError
+from finetune_worker.sinks.errors import DeliveryError, never_connected
 from finetune_worker.wire.headers import retry_after
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
@@ -43,7 +43,10 @@ def post(sink: Sink, event: Event, text: str, *, secrets: Sequence[str], policy:
             status, wait = response.status_code, retry_after(response.headers)
     except FetchError as error:
         why = _WHY.get(error.code, "cannot be reached")
-        raise DeliveryError(f"{sink.shown} {why}", unreachable=error.code in _DOWN) from error
+        down = error.code in _DOWN
+        raise DeliveryError(
+            f"{sink.shown} {why}", unreachable=down, whole_origin=down and never_connected(error)
+        ) from error
     if 200 <= status < 300:
         return status
     redirect = " a redirect, which is not followed," if 300 <= status < 400 else ""

@@ -8,9 +8,11 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for index = 2, #ARGV do
   local line, state, name = KEYS[index * 2 + 2], KEYS[index * 2 + 3], ARGV[index]
   if redis.call('ZADD', line, 'NX', now, ARGV[1]) == 1 then redis.call('HSETNX', KEYS[3], 'line:' .. name, now) end
-  -- A line that only waits for a job which was put off has something to do now; one that is held, or down, waits.
+  -- A line that only waits for jobs which were put off has something to do now; one that is held, or down, waits.
   local due = redis.call('ZSCORE', KEYS[2], name)
-  if not due or due == redis.call('HGET', state, 'idle') then redis.call('ZADD', KEYS[2], now, name) end
+  if not due or due == redis.call('HGET', state, 'idle') then
+    redis.call('ZADD', KEYS[2], math.max(now, tonumber(redis.call('HGET', state, 'rest') or '0')), name)
+  end
 end
 redis.call('ZREM', KEYS[1], ARGV[1])
 -- Events without a job that nobody wants have nobody else who ends them.
