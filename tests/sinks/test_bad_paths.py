@@ -141,6 +141,24 @@ def test_thousands_behind_one_path_cost_an_attempt_and_a_few_round_trips(
     assert bench.deliver() == 0
 
 
+def test_a_wait_that_is_over_before_all_were_put_off_is_not_walked_round_for_ever(
+    make: MakeDeliveries, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make(FINETUNE_BACKOFF_BASE="0.1", FINETUNE_BACKOFF_MAX="0.1")
+    bench.jobs_in_lane(3, receiver.url("/close"))
+    pass_over, rounds = bench.outbox.pass_over, list[int]()
+
+    def slowly(hold: Hold, times: dict[str, int]) -> None:
+        pass_over(hold, times)
+        rounds.append(len(times))
+        until(lambda: bench.container.deadlines.now_ms() > max(times.values(), default=0), seconds=5)
+
+    monkeypatch.setattr(bench.outbox, "pass_over", slowly)
+    bench.deliver()
+    assert asked(receiver, "/close") == 1
+    assert rounds == [3, 3]
+
+
 def test_where_there_is_no_connection_one_attempt_is_for_all_paths(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_SINK_LIMIT="0.3", FINETUNE_BACKOFF_BASE="0.8", FINETUNE_BACKOFF_MAX="0.8")
     with Receiver() as closed:

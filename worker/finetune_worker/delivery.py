@@ -217,10 +217,14 @@ class _Delivery:
             rest = self._put_off(down, rest, found_ms)
             # The hold was just made longer; an attempt may have taken all of the slice.
             end = time.monotonic() + min(SLICE, self._lease / 2)
+            seen: set[str] = set()
             while time.monotonic() < end:
                 ids = self._outbox.waiting(self._hold, BATCH, due=True)
-                if not ids or len(self._pass_over(ids, found_ms, down)) < len(ids):
+                passed = self._pass_over(ids, found_ms, down)
+                # Where this takes longer than the sink has to wait, those that were put off come round again.
+                if not ids or len(passed) < len(ids) or passed & seen:
                     break
+                seen |= passed
         self._outbox.settle(self._hold, down_for=rest, reason=error.sentence, reached=self._reached)
 
     def _put_off(self, down: _LineDownError, rest: float, now: int) -> float:
