@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,43 @@ def test_attempts_are_shown(run: Run, bench: Deliveries) -> None:
         bench.deliver()
     said = run("deliveries", job.id)
     assert said.code == ExitCode.OK
-    newest, oldest = said.out.splitlines()
+    waits, newest, oldest = said.out.splitlines()
+    sink = parse_sink(receiver.url("/hook?token=hidden"))
+    assert waits.startswith(f"2 events wait for {sink.shown} [{sink.id}], next try in ")
+    assert waits.endswith(": answered with status 500")
     assert f"event 2 failed (500) to {receiver.url('/…')}" in newest
     assert "event 1 delivered (204)" in oldest
     assert "hidden" not in said.out
-    rows = run("deliveries", job.id, "--json").json
+    wait, *rows = run("deliveries", job.id, "--json").json
+    assert (wait["outcome"], wait["events"], wait["event"], wait["sink_id"]) == ("waiting", 2, f"{job.id}-2", sink.id)
+    assert datetime.fromisoformat(wait["next_try"]) > datetime.fromisoformat(rows[0]["time"])
     assert [(row["event"], row["outcome"]) for row in rows] == [(f"{job.id}-2", "failed"), (f"{job.id}-1", "delivered")]
+
+
+def test_what_waits_behind_another_is_said_with_the_reason(
+    run: Run, bench: Deliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no event of the job was tried, where nobody has come to it, and for sinks that others have set."""
+    with Receiver() as receiver:
+        url = receiver.url("/hidden")
+    bench.jobs_in_lane(1, url)
+    [job] = bench.jobs_in_lane(1, url)
+    assert run("deliveries", job.id).out.endswith("], until a worker has come to it\n")
+    bench.deliver()
+    [said] = run("deliveries", job.id).out.splitlines()
+    assert said.startswith(f"1 event waits for {receiver.url('/…')} [")
+    assert said.endswith(": cannot be reached")
+    assert "next_try" in run("deliveries", job.id, "--json").json[0]
+
+    monkeypatch.setattr(bench.container.sinks, "own", (parse_sink("list://ours"),))
+    job = bench.job(reply_to=["list://mine"])
+    bench.line_up()
+    assert [line.partition(",")[0] for line in run("deliveries", job.id).out.splitlines()] == [
+        f"1 event waits for list://mine [{parse_sink('list://mine').id}]",
+        "Events wait for list://ours",
+    ]
+    bench.deliver()
+    assert "wait" not in run("deliveries", job.id).out
 
 
 def test_a_job_without_deliveries_says_so(run: Run, bench: Deliveries) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import structlog
 
-from finetune_queue.contract import Event, FineTuneRequest, Sink
+from finetune_queue.contract import FineTuneRequest, Sink
 from finetune_queue.store import (
     DELIVERIES,
     Attempt,
@@ -103,7 +103,7 @@ class _Delivery:
                 if until is None:
                     wait = self._deliver_to(subject, sink)
                 else:
-                    wait = max(0.0, until - self._now_ms()) / 1000 if self._wanted(subject, sink) else None
+                    wait = max(0.0, until - self._now_ms()) / 1000 if subject.wanted(sink) else None
                 if wait is not None:
                     delay = wait if delay is None else min(delay, wait)
         except SetBackError:
@@ -125,7 +125,7 @@ class _Delivery:
 
     def _deliver_to(self, subject: Subject, sink: Sink) -> float | None:
         """Deliver a job's events to one sink; returns in how many seconds to go on, None when it has all."""
-        for place, event, text in self._wanted(subject, sink):
+        for place, event, text in subject.wanted(sink):
             began = time.monotonic()
             attempt = Attempt(event.id, sink.shown, sink.id, "delivered", self._now_ms(), 0)
             try:
@@ -138,15 +138,6 @@ class _Delivery:
             log.info("event_delivered", job_id=subject.id, event_id=event.id, sink=sink.shown)
             self._has_answered(sink)
         return None
-
-    @staticmethod
-    def _wanted(subject: Subject, sink: Sink) -> list[tuple[int, Event, str]]:
-        """Return the events that the sink lacks and wants, each with how many it has after it."""
-        if subject.gone(sink):
-            return []
-        rest = list(enumerate(subject.events, 1))[subject.after(sink) :]
-        read = [(place, Event.model_validate_json(text), text) for place, text in rest]
-        return [found for found in read if sink.wants(found[1].kind)]
 
     def _failed(self, subject: Subject, sink: Sink, attempt: Attempt, error: DeliveryError) -> float | None:
         if error.status is not None and not error.unreachable:
@@ -191,7 +182,7 @@ class _Delivery:
     def _give_up(self, subject: Subject, sink: Sink, attempt: Attempt, *, gone: bool = False) -> None:
         """Make a dead letter of what the sink lacks, in order, so that it can be sent again also without the job. One
         that is ``gone`` gets none of the events that follow."""
-        lost = [text for _, _, text in self._wanted(subject, sink)]
+        lost = [text for _, _, text in subject.wanted(sink)]
         content = LostDelivery(subject.id, sink.shown, sink.url, lost)
         letter = DeadLetter(attempt.event_id, "the events were not delivered", [attempt.detail], content)
         attempt = replace(attempt, outcome="dead")
@@ -299,7 +290,7 @@ class _Delivery:
         subject, sinks = self._read(subject_id)
         if sinks is None:
             return False
-        behind = [sink for sink in sinks if self._wanted(subject, sink)]
+        behind = [sink for sink in sinks if subject.wanted(sink)]
         late = [
             sink
             for sink in behind
@@ -308,7 +299,7 @@ class _Delivery:
         why = down.cause.sentence
         try:
             for sink in late:
-                event = self._wanted(subject, sink)[0][1]
+                event = subject.wanted(sink)[0][1]
                 attempt = Attempt(event.id, sink.shown, sink.id, "dead", self._now_ms(), 0, None, why)
                 self._give_up(subject, sink, attempt)
         except SetBackError:

@@ -193,7 +193,7 @@ def resolve(
 
 @app.command()
 def deliveries(job: JobId, *, as_json: AsJson = False) -> ExitCode:
-    """Show the latest attempts to deliver a job's events to its sinks."""
+    """Show what of a job's events still waits for its sinks, and the latest attempts to deliver them."""
     from finetune_queue.cli.deliveries import deliveries as command
 
     return command(job, as_json=as_json)

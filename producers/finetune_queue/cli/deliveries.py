@@ -1,19 +1,24 @@
 """What became of a job's events on their way to its sinks: ``deliveries`` and ``redeliver``."""
 
+from datetime import UTC, datetime
+
 from finetune_queue.cli import output, words
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.cli.session import open_queue
 from finetune_queue.contract import parse_sink
+from finetune_queue.store import SinkWait
 
 
 def deliveries(job_id: str, *, as_json: bool) -> ExitCode:
-    """Show the latest attempts, newest first."""
+    """Show what still waits, then the latest attempts, newest first."""
     with open_queue() as queue:
-        attempts = queue.deliveries(job_id)
+        attempts, waits = queue.deliveries(job_id), queue.undelivered(job_id)
     if as_json:
-        output.emit([attempt.as_dict() for attempt in attempts])
+        output.emit([wait.as_dict() for wait in waits] + [attempt.as_dict() for attempt in attempts])
         return ExitCode.OK
-    if not attempts:
+    for wait in waits:
+        output.say(_waiting_line(wait))
+    if not attempts and not waits:
         output.say("Nothing was delivered yet, or the job has no sinks.")
     for attempt in attempts:
         status = f" ({attempt.status})" if attempt.status is not None else ""
@@ -24,6 +29,21 @@ def deliveries(job_id: str, *, as_json: bool) -> ExitCode:
             f"to {words.printable(attempt.sink)} [{attempt.sink_id}] in {attempt.took_ms} ms{said}"
         )
     return ExitCode.OK
+
+
+def _waiting_line(wait: SinkWait) -> str:
+    if wait.events is None:
+        what = "Events wait"
+    else:
+        what = f"{words.count(wait.events, 'event')} {'waits' if wait.events == 1 else 'wait'}"
+    sink = words.printable(wait.sink)
+    name = sink if wait.sink_id is None else f"{sink} [{wait.sink_id}]"
+    if wait.next_ms is None:
+        return f"{what} for {name}, until a worker has come to it"
+    seconds = wait.next_ms / 1000 - datetime.now(UTC).timestamp()
+    when = "now" if seconds <= 0 else f"in {words.duration(seconds)}"
+    why = words.printable(wait.reason).removeprefix(f"{sink} ")
+    return f"{what} for {name}, next try {when}{f': {why}' if why else ''}"
 
 
 def redeliver(job_id: str, *, sink: str | None, as_json: bool) -> ExitCode:

@@ -13,6 +13,7 @@ from finetune_queue.contract import (
     Visibility,
     WaitReason,
     parse_sink,
+    parse_sinks,
 )
 from finetune_queue.errors import FineTuneQueueError, NotPossibleError, UnknownAccountNameError, UnknownStateError
 from finetune_queue.messaging import Messenger
@@ -29,6 +30,8 @@ from finetune_queue.store import (
     JobPages,
     JobStore,
     Outbox,
+    SinkLines,
+    SinkWait,
     UnknownAccountError,
     Workers,
     connect,
@@ -52,6 +55,7 @@ class FineTuneQueue:
         self._pages = JobPages(self._redis, self._jobs)
         self._accounts = Accounts(self._redis)
         self._outbox = Outbox(self._redis)
+        self._sinks = SinkLines(self._redis)
         self._workers = Workers(self._redis)
         self._submitter = Submitter(settings, self._jobs, messenger)
 
@@ -140,6 +144,12 @@ class FineTuneQueue:
         """Return the latest attempts to deliver the job's events to its sinks, newest first."""
         with translated():
             return self._outbox.deliveries(self._jobs.get(job_id).id)
+
+    def undelivered(self, job_id: str) -> list[SinkWait]:
+        """Return which of the job's sinks lack events, when each is tried next, and why it was not done yet."""
+        with translated():
+            sinks = (*parse_sinks(self._settings.finetune_sinks), *self._jobs.get(job_id).request.sinks)
+            return self._sinks.waits(self._outbox.subject(job_id), {sink.id: sink for sink in sinks}.values())
 
     def redeliver(self, job_id: str, *, sink: str | None = None) -> int:
         """Send all of the job's events again, to one sink (its URL, or id) or to all; returns to how many sinks.

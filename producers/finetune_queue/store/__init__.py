@@ -56,7 +56,7 @@ from finetune_queue.store.server import (
     server_problems,
     silence,
 )
-from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble
+from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble, SinkWait
 from finetune_queue.store.workers import LiveWorker, Workers, unserved
 from finetune_queue.store.write import Change
 
@@ -121,6 +121,7 @@ __all__ = [
     "SetBackError",
     "SinkLines",
     "SinkTrouble",
+    "SinkWait",
     "SinksView",
     "Slot",
     "StateView",

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import redis
 
-from finetune_queue.contract import EventType, Sink
+from finetune_queue.contract import Event, EventType, Sink
 from finetune_queue.contract.job import iso_time
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.clock import server_ms
@@ -87,6 +87,14 @@ class Subject:
     def gone(self, sink: Sink) -> bool:
         """Tell whether the sink said that it wants no more of the events."""
         return f"{sink.id}:gone" in self.notes
+
+    def wanted(self, sink: Sink) -> list[tuple[int, Event, str]]:
+        """Return the events that the sink lacks and wants, each with how many it has after it."""
+        if self.gone(sink):
+            return []
+        rest = list(enumerate(self.events, 1))[self.after(sink) :]
+        read = [(place, Event.model_validate_json(text), text) for place, text in rest]
+        return [found for found in read if sink.wants(found[1].kind)]
 
     def since(self, sink: Sink, line: str) -> int | None:
         """Return since when (ms) the sink's next event has been waiting, as far as is known."""

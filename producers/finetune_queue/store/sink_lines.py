@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import redis
 
+from finetune_queue.contract import Sink
+from finetune_queue.contract.job import iso_time
 from finetune_queue.store import keys
-from finetune_queue.store.outbox import Attempt, PutOff, line_origin, read_put_off
+from finetune_queue.store.outbox import Attempt, PutOff, Subject, line_origin, read_put_off
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,27 @@ class SinkTrouble:
     waiting: int
     reason: str
     refused_job: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SinkWait:
+    """Events of a job that a sink lacks: how many and which is the next; when (ms) that is tried, None until a worker
+    has come to it; and why the sink does not have it yet, if that is known. Of a sink that this program's settings do
+    not name only the place is known, and not how many."""
+
+    sink: str
+    sink_id: str | None
+    event_id: str | None
+    events: int | None
+    next_ms: int | None
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON shows it, beside attempts."""
+        body = {"sink": self.sink, "sink_id": self.sink_id, "event": self.event_id, "outcome": "waiting"}
+        next_try = None if self.next_ms is None else iso_time(self.next_ms)
+        rest = {"events": self.events, "next_try": next_try, "detail": self.reason}
+        return {name: value for name, value in (body | rest).items() if value not in (None, "")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +152,41 @@ class SinkLines:
                     found.append(SinkTrouble(attempt.sink, int(since), 1, attempt.detail, job_id))
                     break
         return found
+
+    def waits(self, subject: Subject, sinks: Iterable[Sink]) -> list[SinkWait]:
+        """Return which of its sinks lack events of a job, as far as those are known; ``sinks`` are those that are."""
+        known = list(sinks)
+        in_outbox = self._redis.zscore(keys.outbox(), subject.id) is not None
+        found = []
+        for sink in known:
+            lacking = subject.wanted(sink)
+            next_ms, reason = self._turn(subject, sink.line(subject.id), sink)
+            if lacking and (in_outbox or next_ms is not None):
+                found.append(SinkWait(sink.shown, sink.id, lacking[0][1].id, len(lacking), next_ms, reason))
+        lines = {name.removeprefix("line:") for name in subject.notes if name.startswith("line:")}
+        for line in sorted(lines - {sink.line(subject.id) for sink in known}):
+            next_ms, reason = self._turn(subject, line)
+            found.append(SinkWait(line_origin(line), None, None, None, next_ms, reason))
+        return found
+
+    def _turn(self, subject: Subject, line: str, sink: Sink | None = None) -> tuple[int | None, str]:
+        """Return when (ms) a job's turn in a line is, None if it has no place there, and why it had none yet."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.zscore(keys.lines(), line)
+        pipe.zscore(keys.line(line), subject.id)
+        pipe.hget(keys.line_state(line), "reason")
+        pipe.hgetall(keys.put_off(line))
+        pipe.lrange(keys.deliveries(subject.id), 0, -1)
+        due, place, reason, put_off, rows = pipe.execute()
+        if place is None:
+            return None, ""
+        if sink is not None:
+            failed = f"{sink.id}:failures" in subject.notes
+            attempts = [Attempt(**json.loads(row)) for row in rows] if failed else []
+            own = [each.detail for each in attempts if each.sink_id == sink.id]
+            silent = read_put_off(put_off).get(sink.id)
+            reason = silent.reason if silent else own[0] if own else reason
+        return int(max(due or 0, place)), reason or ""
 
     def view(self) -> SinksView:
         """Return how far the sinks are behind."""
