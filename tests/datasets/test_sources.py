@@ -204,7 +204,7 @@ def test_an_object_is_copied(resolve: Resolve, bucket: str, root: Path, scratch:
     assert seen[-1] == (found.size, found.size)
 
 
-@pytest.mark.parametrize("key", ["my good.zip", "schön/ß.zip", "a%20b+c?d#e.zip"])
+@pytest.mark.parametrize("key", ["my good.zip", "schön/ß.zip", "a%20b+c?d#e.zip", "a.zip?versionId=1"])
 def test_an_object_is_found_by_its_key_as_it_is(resolve: Resolve, bucket: str, s3: Any, root: Path, key: str) -> None:
     s3.upload_file(str(root / "a.zip"), bucket, key)
     assert isinstance(resolve(f"s3://{bucket}/{key}"), LocalArchive)
@@ -213,6 +213,7 @@ def test_an_object_is_found_by_its_key_as_it_is(resolve: Resolve, bucket: str, s
 def test_an_object_that_cannot_be_had(resolve: Resolve, bucket: str, scratch: Path) -> None:
     assert refusal(resolve, f"s3://{bucket}/sets/b.zip").code == "dataset_not_found"
     assert refusal(resolve, f"s3://{bucket}/sets").code == "dataset_not_found"
+    assert refusal(resolve, f"s3://{bucket}/sets/a.zip?versionId=x").code == "dataset_not_found"
     assert refusal(resolve, f"s3://{bucket}/sets/a.zip", max_bytes=100).code == "dataset_too_large"
     assert refusal(resolve, f"s3://{bucket}/sets/a.zip", scratch=scratch / "gone").retryable
     assert list(scratch.iterdir()) == []

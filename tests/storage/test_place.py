@@ -112,7 +112,11 @@ def test_delete(place: Place) -> None:
     assert not place.exists("a/b")
 
 
-@pytest.mark.parametrize("name", ["a b/ü.zip", "a#b", "a?b&c=d", "a%20b+c", "[a]*"])
+VERSIONS = ["a?versionId=b", "a?versionid=b", "a?generation=1", "a#1"]
+"""What the stores' libraries read as a version of `a`."""
+
+
+@pytest.mark.parametrize("name", ["a b/ü.zip", "a#b", "a?b&c=d", "a?b#c", "a%20b+c", "[a]*", *VERSIONS])
 def test_urls_lead_back(place: Place, name: str) -> None:
     place.put_bytes(b"x", name)
     url = place.url_of(name)
@@ -124,6 +128,20 @@ def test_urls_lead_back(place: Place, name: str) -> None:
     assert not place.exists("a")
     if url.startswith("file:"):
         assert Path(unquote(url.removeprefix("file://"))).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_no_name_leads_to_another_object(place: Place, name: str) -> None:
+    place.put_bytes(b"the other", "a")
+    assert not place.exists(name)
+    with pytest.raises(ObjectMissingError):
+        place.open_read(name)
+    place.put_bytes(b"its own", name)
+    for each, content in ((name, b"its own"), ("a", b"the other")):
+        with place.open_read(each) as file:
+            assert file.read() == content
+    place.delete(name)
+    assert place.exists("a")
 
 
 def test_a_missing_local_file_is_the_callers_error(place: Place, tmp_path: Path) -> None:

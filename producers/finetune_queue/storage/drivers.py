@@ -31,10 +31,15 @@ silent (FINETUNE_LEASE): what takes longer would go on without its job."""
 
 def _bounded_s3(kind: Any) -> Any:
     """Return S3's file system with an end to each call: aiohttp has no time-out for the wait for `100 Continue`, which
-    each PUT begins with, nor while it sends."""
+    each PUT begins with, nor while it sends. And with keys as they are: it takes `?versionId=` and what follows off."""
 
     class Bounded(kind):  # type: ignore[misc]  # the library has no types
         retries = 2
+
+        def split_path(self, path: str) -> tuple[str, str, str | None]:
+            before, mark, after = path.partition("?versionId=")
+            bucket, key, version = super().split_path(before)
+            return bucket, key + mark + after, version
 
         async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
             aborts = method == "abort_multipart_upload"
@@ -58,7 +63,8 @@ def _bounded_gs(kind: Any) -> Any:
 
 def _bounded_az(kind: Any) -> Any:
     """Have Azure's file system make clients that put an end to each call, which it has no option for: four tries of a
-    minute with a quarter of one between them are the client's own, and to send it may take for ever."""
+    minute with a quarter of one between them are the client's own, and to send it may take for ever. And have it take
+    keys as they are: it puts what follows `#` before what follows `?`, and takes `?versionid=` off."""
     blob, spec = map(importlib.import_module, ("azure.storage.blob.aio", "adlfs.spec"))
 
     class Tries(blob.LinearRetry):  # type: ignore[misc, name-defined]  # not always installed
@@ -72,8 +78,18 @@ def _bounded_az(kind: Any) -> Any:
             options |= {"connection_timeout": 10, "read_timeout": CALL_SECONDS, "max_single_put_size": _READ_AHEAD}
             super().__init__(*args, **options)
 
+    class Plain(kind):  # type: ignore[misc]  # the library has no types
+        @classmethod
+        def _strip_protocol(cls, path: Any) -> Any:
+            plain = isinstance(path, str) and "://" not in path  # as all are that come from here
+            return path.lstrip("/") if plain else super()._strip_protocol(path)
+
+        def split_path(self, path: str, *_args: Any, **_options: Any) -> tuple[str, str, str | None]:
+            container, _, key = self._strip_protocol(path).partition("/")
+            return container, key, None
+
     spec.AIOBlobServiceClient = Client  # type: ignore[attr-defined]
-    return kind
+    return Plain
 
 
 @dataclass(frozen=True, slots=True)
