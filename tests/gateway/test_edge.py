@@ -9,9 +9,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from finetune_queue.contract import new_job_id
 from finetune_queue.errors import FineTuneQueueError
 from finetune_queue.gateway import edge
 from finetune_queue.gateway.clients import new_token, token_hash
@@ -103,6 +105,26 @@ def test_without_tokens_another_site_s_page_is_refused(open_url: str) -> None:
     for origin, status in (("https://evil.example", 403), ("null", 403), (open_url, 200)):
         reply = httpx.post(open_url + job["links"]["cancel"], headers={"Origin": origin}, trust_env=False)
         assert reply.status_code == status, origin
+
+
+# what is asked
+
+
+def test_no_call_takes_a_parameter_that_it_does_not_have(http: httpx.Client, client: redis.Redis) -> None:
+    """`?dry_run=1` submitted a job that is paid for."""
+    calls = [
+        (method.upper(), path.format(job_id=new_job_id()))
+        for path, item in http.get("/openapi.json").json()["paths"].items()
+        if path.startswith("/v1/")
+        for method in item
+    ]
+    assert len(calls) >= 13
+    for method, path in calls:
+        reply = http.request(method, f"{path}?dry_run=1&dry", json=sample() if method == "POST" else None)
+        assert (reply.status_code, reply.json().get("code")) == (422, "invalid-request"), (method, path)
+        found = {(error["where"], error["detail"]) for error in reply.json()["errors"]}
+        assert found == {("dry_run", "is not known here"), ("dry", "is not known here")}, (method, path)
+    assert client.keys("*") == []
 
 
 # how much

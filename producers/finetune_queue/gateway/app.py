@@ -18,7 +18,7 @@ from finetune_queue.gateway.edge import Edge, route_of
 from finetune_queue.gateway.pages import page_routes
 from finetune_queue.gateway.problems import Problem, documented, explain, internal_error, respond
 from finetune_queue.gateway.routes import datasets, events, health, hooks, jobs, load, overview
-from finetune_queue.gateway.routes.deps import admit
+from finetune_queue.gateway.routes.deps import admit, known_query
 from finetune_queue.settings import Settings
 
 _ABOUT = """
@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.backend = backend
     app.add_middleware(Edge, local_only=backend.clients.local_only, observe=backend.metrics.observe)
     for module in (jobs, events, datasets, overview, load):
-        app.include_router(module.router, dependencies=[Depends(admit)], responses=_ANY)
+        app.include_router(module.router, dependencies=[Depends(admit), Depends(known_query)], responses=_ANY)
     app.include_router(health.router)
     app.include_router(hooks.router)
     app.router.routes.extend(page_routes())

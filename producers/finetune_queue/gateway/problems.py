@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -138,6 +138,8 @@ _FORMS = {
 }
 """What a text should look like, where a pattern says it: nobody reads those."""
 
+_UNKNOWN = "is not known here"
+
 
 def internal_error() -> ProblemError:
     """Make the problem of a defect; what it was is in the log, under the request's id."""
@@ -174,6 +176,17 @@ def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
     return found
 
 
+def unknown_parameters(names: Iterable[str]) -> ProblemError:
+    """Make the problem of parameters that a call does not have."""
+    problems = [FieldProblem(where=_printable(name), detail=_UNKNOWN) for name in names]
+    return _listed(problems)
+
+
+def _listed(problems: list[FieldProblem]) -> ProblemError:
+    detail = "; ".join(f"{problem.where}: {problem.detail}" for problem in problems[:5])
+    return ProblemError("invalid-request", detail, errors=problems[:50])
+
+
 def _invalid(error: RequestValidationError) -> ProblemError:
     if isinstance(error.body, bytes) and error.body:  # FastAPI reads a body as JSON that is said to be, and no other
         return ProblemError("unsupported-media-type", "Send JSON, and say so: `Content-Type: application/json`.")
@@ -186,8 +199,7 @@ def _invalid(error: RequestValidationError) -> ProblemError:
             continue
         where = "/" + "/".join(map(str, path)) if source == "body" else _parameter(path)
         problems.append(FieldProblem(where=_printable(where), detail=_said(found, where)))
-    detail = "; ".join(f"{problem.where}: {problem.detail}" for problem in problems[:5])
-    return ProblemError("invalid-request", detail, errors=problems[:50])
+    return _listed(problems)
 
 
 def _parameter(path: list[str | int]) -> str:
@@ -202,7 +214,7 @@ def _said(found: Mapping[str, Any], where: str) -> str:
         case "missing":
             return "is required"
         case "extra_forbidden":
-            return "is not known here"
+            return _UNKNOWN
         case "model_attributes_type":
             return "should be a JSON object"
         case _:

@@ -7,7 +7,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from finetune_queue.contract.ids import is_job_id
 from finetune_queue.gateway.backend import Backend
-from finetune_queue.gateway.problems import ProblemError
+from finetune_queue.gateway.problems import ProblemError, unknown_parameters
 
 _bearer = HTTPBearer(auto_error=False, description="A token that `finetune gateway token NAME` made.")
 
@@ -29,6 +29,14 @@ async def admit(
     client = backend.clients.identify(None if credentials is None else credentials.credentials)
     request.state.client = client
     backend.clients.admit(client)
+
+
+async def known_query(request: Request) -> None:
+    """Refuse a query where a route has none; a query's model refuses what it does not know. `?dry_run=1` must not pass
+    in a request that is paid for.
+    """
+    if request.query_params and not request.scope["route"].dependant.query_params:
+        raise unknown_parameters(request.query_params)
 
 
 async def job_id(job_id: Annotated[str, Path(description="The job's id.")]) -> str:
