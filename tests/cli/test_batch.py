@@ -185,19 +185,21 @@ def test_lines_keep_their_numbers_whatever_stands_in_them(tmp_path: Path) -> Non
     path.write_bytes(
         b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"b": "\xff"}\n'
         b'{"c": "' + b"x" * (3 * LONGEST) + b'"}\n{"d": 1}{"e": 2}\n' + b"[" * 50_000 + b'\n{"last": true}'
+        b'\n{"f": 1, "f": 2}'
     )
     found = read(path)
-    assert [number for number, _ in found] == [1, 3, 4, 5, 6, 7]
+    assert [number for number, _ in found] == [1, 3, 4, 5, 6, 7, 8]
     bodies = dict(found)
     assert (bodies[1], bodies[7]) == ({"a": 1}, {"last": True})
-    said = [str(bodies[number]) for number in (3, 4, 5, 6)]
+    said = [str(bodies[number]) for number in (3, 4, 5, 6, 8)]
     assert said == [
         "the line is not UTF-8 text.",
         "the line is longer than 262,144 bytes.",
         "the line is not JSON: Extra data (column 9).",
         "the line is nested too deep.",
+        'the line has the member "f" more than once.',
     ]
-    assert all(isinstance(bodies[number], CliError) for number in (3, 4, 5, 6))
+    assert all(isinstance(bodies[number], CliError) for number in (3, 4, 5, 6, 8))
 
 
 def test_a_line_as_long_as_may_be_is_read(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def test_a_field_that_is_not_known_is_refused(tmp_path: Path) -> None:
         ('{"a": 1}\n{"a": 2}\n', "more than one JSON document"),
         ("[" * 100_000, "nested too deep"),
         ('{"priority": ' + "9" * 5000 + "}", "cannot be read"),
+        ('{"priority": 1, "priority": 9}', 'request.json has the member "priority" more than once'),
+        ('{"labels": {"a": "1", "é": "", "\\u00e9": ""}}', r'has the member "\\u00e9" more than once'),
     ],
 )
 def test_a_file_that_is_no_request(tmp_path: Path, text: str, said: str) -> None:
@@ -153,6 +155,11 @@ def test_a_parameter_that_is_too_much_to_read_is_a_usage_error_without_it(value:
         parse_parameters([f"key={value}"])
     assert caught.value.exit_code is ExitCode.USAGE
     assert len(str(caught.value)) < 200
+
+
+def test_a_parameter_with_a_member_twice_is_a_usage_error() -> None:
+    with pytest.raises(CliError, match='--param key: the value has the member "a" more than once'):
+        parse_parameters(['key={"a": 1, "a": 2}'])
 
 
 def test_a_bare_word_is_not_taken_for_a_text() -> None:

@@ -94,6 +94,28 @@ def test_two_keys_that_differ_are_refused(http: httpx.Client) -> None:
     problem(reply, 409, "idempotency-conflict")
 
 
+def test_two_headers_with_different_keys_are_refused(http: httpx.Client, client: redis.Redis) -> None:
+    def post(*keys: str) -> httpx.Response:
+        return http.post("/v1/jobs", json=sample(), headers=[("Idempotency-Key", key) for key in keys])
+
+    said = {"where": "idempotency-key", "detail": "is there more than once, with different keys"}
+    assert problem(post("a", "b"), 422, "invalid-request")["errors"] == [said]
+    assert client.keys("*") == []
+    assert post("a", '"a"').json()["job_id"] == derived_job_id("default", "a")
+
+
+def test_a_member_that_is_there_twice_is_named(http: httpx.Client, client: redis.Redis) -> None:
+    twice = json.dumps(sample(priority=1)).replace('"priority": 1', '"priority": 1, "priority": 9')
+    for path, body, name in (
+        ("/v1/jobs", twice, "priority"),
+        ("/v1/jobs", json.dumps(sample(labels={"a": "1"})).replace('"a": "1"', '"a": "1", "a": "2"'), "a"),
+        (f"/v1/jobs/{new_job_id()}/access", '{"public": false, "public": true}', "public"),
+    ):
+        reply = http.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert problem(reply, 400, "bad-request")["detail"] == f'The body has the member "{name}" more than once.'
+    assert client.keys("*") == []
+
+
 @pytest.mark.parametrize(
     ("fields", "where"),
     [

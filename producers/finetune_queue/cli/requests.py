@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from finetune_queue.cli.output import CliError, usage_error
 from finetune_queue.contract import FineTuneRequest, RequestError, parse_request
+from finetune_queue.contract.json_text import RepeatedMemberError, read_json
 from finetune_queue.errors import InvalidRequestError
 
 STDIN = "-"
@@ -113,7 +114,9 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
         CliError: it is something else.
     """
     try:
-        body = json.loads(text)
+        body = read_json(text)
+    except RepeatedMemberError as error:
+        raise usage_error(f"{name} {error}.") from None
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and "\n" in text:
             raise usage_error(
@@ -149,7 +152,9 @@ def parse_parameters(texts: Iterable[str]) -> dict[str, Any]:
     for text in texts:
         key, value = _pair("--param", text)
         try:
-            found[key] = json.loads(value)
+            found[key] = read_json(value)
+        except RepeatedMemberError as error:
+            raise usage_error(f"--param {key}: the value {error}.") from None
         except json.JSONDecodeError:
             raise usage_error(
                 f"--param {text}: the value is not JSON. Write true, 16, or a text in double quotes: "

@@ -2,20 +2,23 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
+from finetune_queue.gateway.bodies import JsonRoute
 from finetune_queue.gateway.models import AccessBody, JobList, JobView, Key, ListQuery, SubmitBody
-from finetune_queue.gateway.problems import ProblemError, documented
+from finetune_queue.gateway.problems import FieldProblem, ProblemError, documented
 from finetune_queue.gateway.routes.deps import BackendDep, JobId
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 
 _NO_CHANGE = ("job-not-found", "not-possible", "job-unreadable")
 """Why a job may not be changed."""
 
 _BODY = ("bad-request", "too-large", "request-timeout", "unsupported-media-type")
 """Why a body in JSON may not be read."""
+
+_KEY = "idempotency-key"
 
 IdempotencyKey = Annotated[
     Key | SkipJsonSchema[None],
@@ -33,11 +36,18 @@ IdempotencyKey = Annotated[
     },
 )
 def submit(
-    body: SubmitBody, response: Response, backend: BackendDep, idempotency_key: IdempotencyKey = None
+    body: SubmitBody,
+    request: Request,
+    response: Response,
+    backend: BackendDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Put a fine-tune on the queue. Each accepted job starts one paid training at Segmind, and there is no cancel for
     that: send an `Idempotency-Key`, so that a request whose answer was lost can be sent again.
     """
+    if len(set(map(_unquoted, request.headers.getlist(_KEY)))) > 1:
+        wrong = [FieldProblem(where=_KEY, detail="is there more than once, with different keys")]
+        raise ProblemError("invalid-request", f"{_KEY}: {wrong[0].detail}", errors=wrong)
     key = _unquoted(idempotency_key)
     if key is not None and body.idempotency_key not in {None, key}:
         raise ProblemError("idempotency-conflict", "Its header Idempotency-Key and idempotency_key in its body differ.")
