@@ -67,6 +67,18 @@ def test_an_output_that_is_full_is_no_defect(worker: Worker) -> None:
     assert json.loads(done.stderr)["error"]["message"] == "Nothing more can be written: No space left on device."
 
 
+@pytest.mark.parametrize(("encoding", "name"), [("latin-1", "é\\u65e5"), ("ascii", "\\xe9\\u65e5"), ("utf-8", "é日")])
+def test_what_the_encoding_of_the_output_has_not_is_escaped(worker: Worker, encoding: str, name: str) -> None:
+    job = worker.accept(name="é日")
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    listed = subprocess.run([*FINETUNE, "list"], env=env, capture_output=True, timeout=60, check=True)
+    assert f"{job.id}  accepted" in listed.stdout.decode(encoding)
+    assert f"  {name}" in listed.stdout.decode(encoding)
+    odd = subprocess.run([*FINETUNE, "status", "é日"], env=env, capture_output=True, timeout=60, check=False)
+    assert odd.returncode == ExitCode.NOT_FOUND
+    assert name in odd.stderr.decode(encoding)
+
+
 def test_it_runs_where_the_current_folder_was_removed(
     run: Run, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """The command line, ``finetune``. Everything heavy is imported by the command that needs it."""
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -8,4 +9,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code, see :class:`~finetune_queue.cli.output.ExitCode`."""
     from finetune_queue.cli.app import run
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name may have characters that the terminal's or the log's encoding has not; that must end no command.
+            stream.reconfigure(errors="backslashreplace")
     return run(list(sys.argv[1:] if arguments is None else arguments))
