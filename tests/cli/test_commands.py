@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from finetune_queue.cli.output import ExitCode
-from finetune_queue.contract import JobError, JobState, Stage, WaitReason
+from finetune_queue.contract import JobError, JobState, Stage, WaitReason, new_job_id
 from finetune_queue.store import AccountLimits, Change, connect, keys
 from support.cli import Run, Worker
 from support.images import make_dataset_folder
 from support.samples import sample
 
+ID = "01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21"
 SUBMIT = ("submit", "--dataset", "https://example.com/faces.zip", "-n", "a-face", "-p", "photo of 1MAN", "-t", "1MAN")
 NOBODY = "redis://127.0.0.1:1/0"
 """Where nothing listens."""
@@ -282,13 +283,34 @@ def test_events_as_lines_and_as_json_lines(run: Run, worker: Worker) -> None:
 
 @pytest.mark.parametrize("command", ["status", "events", "cancel", "retry", "watch"])
 def test_a_job_that_does_not_exist(run: Run, command: str) -> None:
-    result = run(command, "no-such-job", "--json")
+    result = run(command, new_job_id(), "--json")
     assert (result.code, result.out) == (ExitCode.NOT_FOUND, "")
     assert result.error["code"] == "job_not_found"
+    assert "It never existed, or ended longer ago than jobs are kept." in result.error["message"]
+
+
+@pytest.mark.parametrize("command", ["status", "events", "cancel", "retry", "watch", "deliveries"])
+@pytest.mark.parametrize("job_id", ["01a22a4c", "", "no-such-job", "\x1b[2J", "x" * 1000])
+def test_what_is_no_whole_id_is_told_so(run: Run, command: str, job_id: str) -> None:
+    result = run(command, job_id, "--json")
+    assert (result.code, result.out) == (ExitCode.NOT_FOUND, "")
+    assert result.error["code"] == "job_not_found"
+    assert " is no whole job id: one looks like " in result.error["message"]
+    assert result.error["message"].isprintable()
+    assert len(result.error["message"]) < 200
+
+
+def test_the_case_of_an_id_and_blanks_around_it_do_not_count(run: Run, worker: Worker) -> None:
+    job = worker.accept()
+    typed = f" {job.id.upper()}\n"
+    assert run("status", typed, "--json").json["job_id"] == job.id
+    assert len(run("events", typed).out.splitlines()) == 1
+    assert run("deliveries", typed).code == ExitCode.OK
+    assert run("cancel", typed, "--json").json["state"] == "cancelled"
 
 
 @pytest.mark.parametrize(
-    "arguments", [SUBMIT, ["list"], ["status", "x"], ["watch"], ["watch", "x"], ["events", "x", "--follow"]]
+    "arguments", [SUBMIT, ["list"], ["status", ID], ["watch"], ["watch", ID], ["events", ID, "--follow"]]
 )
 def test_no_redis(run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.setenv("FINETUNE_REDIS_URL", NOBODY)

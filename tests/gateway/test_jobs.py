@@ -192,6 +192,16 @@ def test_a_job_that_is_not_there(http: httpx.Client, job_id: str, method: str, p
     assert reply.status_code == 404
 
 
+def test_an_id_is_known_in_capitals_and_with_blanks_and_what_is_none_is_told_so(http: httpx.Client) -> None:
+    job_id = submit(http)["job_id"]
+    for typed in (job_id.upper(), f"%20{job_id}%20"):
+        assert http.get(f"/v1/jobs/{typed}").json()["job_id"] == job_id
+        assert len(http.get(f"/v1/jobs/{typed}/events").json()["events"]) == 1
+    said = problem(http.get(f"/v1/jobs/{job_id[:8]}"), 404, "job-not-found")["detail"]
+    assert said.startswith(f"'{job_id[:8]}' is no whole job id: one looks like ")
+    assert http.post(f"/v1/jobs/{job_id.upper()}/cancel").json()["state"] == "cancelled"
+
+
 def test_a_model_is_made_public_once_its_job_has_ended(http: httpx.Client, queue: FineTuneQueue) -> None:
     job = queue.get(submit(http)["job_id"])
     link = http.get(f"/v1/jobs/{job.id}").json()["links"]["access"]

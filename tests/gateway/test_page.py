@@ -213,7 +213,7 @@ def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worke
 
 def test_a_cancel_is_confirmed_first(board: Page, worker: Worker) -> None:
     job = worker.bring(worker.accept(name="my-face"), JobState.TRAINING)
-    board.get_by_label("Job", exact=True).fill(job.id)
+    board.get_by_label("Job", exact=True).fill(f" {job.id.upper()} ")
     board.keyboard.press("Enter")
     for answer, state in (("No", "training"), ("Cancel the job", "cancelled")):
         board.get_by_role("button", name="Cancel", exact=True).click()

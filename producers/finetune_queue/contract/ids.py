@@ -32,3 +32,9 @@ def is_job_id(text: str) -> bool:
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
+
+
+def whole_job_id(text: str) -> str | None:
+    """Return the id that a person means, who may have copied it with blanks or in capitals; None for what is none."""
+    meant = text.strip().lower()
+    return meant if is_job_id(meant) else None

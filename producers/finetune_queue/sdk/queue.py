@@ -20,7 +20,7 @@ from finetune_queue.messaging import Messenger
 from finetune_queue.resuming import resubmitted, resume_at, to_adopt, with_access
 from finetune_queue.sdk.job import Job, Page, Submission, Waiting
 from finetune_queue.sdk.submitting import Submitter
-from finetune_queue.sdk.translation import translated
+from finetune_queue.sdk.translation import translated, whole_id
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.store import (
     Accounts,
@@ -42,9 +42,9 @@ from finetune_queue.store import (
 class FineTuneQueue:
     """The queue as a producer sees it. Make one and keep it; close it, or use it as a context manager.
 
-    Every method may raise QueueUnavailableError, when Redis is out of reach. Each that takes a job's id may also raise
-    UnknownJobError, when there is no such job, and UnreadableJobError, when a newer version wrote it. What else a
-    method may raise is said there.
+    Every method may raise QueueUnavailableError, when Redis is out of reach. Each that takes a job's id, in any case
+    and with blanks around it, may also raise UnknownJobError, when there is no such job, and UnreadableJobError, when a
+    newer version wrote it. What else a method may raise is said there.
     """
 
     def __init__(self, settings: Settings, *, messenger: Messenger | None = None) -> None:
@@ -123,7 +123,7 @@ class FineTuneQueue:
     def get(self, job_id: str) -> Job:
         """Return the job."""
         with translated():
-            return Job(self, self._jobs.get(job_id))
+            return Job(self, self._jobs.get(whole_id(job_id)))
 
     def counts(self) -> dict[JobState, int]:
         """Return how many jobs are in each state."""
@@ -136,14 +136,14 @@ class FineTuneQueue:
             return len(self._workers.alive())
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
-        """Return the job's events numbered above ``after``, oldest first; none for a job that is not there."""
+        """Return the job's events numbered above ``after``, oldest first; none for a job that is not there any more."""
         with translated():
-            return self._jobs.events(job_id, after=after)
+            return self._jobs.events(whole_id(job_id), after=after)
 
     def deliveries(self, job_id: str) -> list[Attempt]:
         """Return the latest attempts to deliver the job's events to its sinks, newest first."""
         with translated():
-            return self._outbox.deliveries(self._jobs.get(job_id).id)
+            return self._outbox.deliveries(self._jobs.get(whole_id(job_id)).id)
 
     def undelivered(self, job_id: str) -> list[SinkWait]:
         """Return which of the job's sinks lack events, when each is tried next, and why it was not done yet."""
@@ -160,7 +160,7 @@ class FineTuneQueue:
         """
         with translated():
             sink_id = parse_sink(sink).id if sink is not None and "://" in sink else sink
-            found = self._outbox.redeliver(self._jobs.get(job_id).id, sink_id)
+            found = self._outbox.redeliver(self._jobs.get(whole_id(job_id)).id, sink_id)
         if not found:
             message = f"No event of job {job_id} was ever delivered to {'that' if sink else 'a'} sink."
             raise NotPossibleError(message)
@@ -203,6 +203,7 @@ class FineTuneQueue:
         Raises:
             NotPossibleError: the job has ended.
         """
+        job_id = whole_id(job_id)
         with translated():
             while True:
                 record = self._jobs.get(job_id)
@@ -226,6 +227,7 @@ class FineTuneQueue:
             NotPossibleError: the job has not failed, a change of its model's access is just on its way, or the job
                 was just changed by somebody else.
         """
+        job_id = whole_id(job_id)
         with translated():
             record = self._jobs.get(job_id)
             if record.state is not JobState.FAILED or record.failed_stage is None:
@@ -256,6 +258,7 @@ class FineTuneQueue:
             NotPossibleError: the job has not ended, has no training, or a change is just on its way.
         """
         wanted = Visibility.PUBLIC if public else Visibility.PRIVATE
+        job_id = whole_id(job_id)
         with translated():
             while True:
                 record = self._jobs.get(job_id)
@@ -284,6 +287,7 @@ class FineTuneQueue:
         if adopt is not None and not adopt.strip():
             message = "adopt names no training"
             raise ValueError(message)
+        job_id = whole_id(job_id)
         with translated():
             record = self._jobs.get(job_id)
             submitting = adopt is not None and record.state is JobState.SUBMITTING

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from finetune_queue import store
+from finetune_queue.contract.ids import whole_job_id
 from finetune_queue.errors import (
     FineTuneQueueError,
     IdempotencyConflictError,
@@ -11,6 +12,7 @@ from finetune_queue.errors import (
     UnknownJobError,
     UnreadableJobError,
 )
+from finetune_queue.plain_words import escaped
 from finetune_queue.store import (
     AuthenticationError,
     IdempotencyError,
@@ -22,6 +24,10 @@ from finetune_queue.store import (
 
 Known = JobNotFoundError | IdempotencyError | store.UnreadableJobError | RedisError | ConnectionError
 """What has a form that a caller of the SDK sees."""
+
+
+_SHOWN = 64
+"""Characters of what is no id that are repeated."""
 
 
 @contextmanager
@@ -53,3 +59,17 @@ def translation(error: Known) -> FineTuneQueueError:
             reason = str(error).rstrip(".")
             message = f"The queue's Redis is out of reach: {reason}. Check FINETUNE_REDIS_URL and that the server runs."
             return QueueUnavailableError(message)
+
+
+def whole_id(job_id: str) -> str:
+    """Return a job's id as the store has it, whatever its case and the blanks around it.
+
+    Raises:
+        UnknownJobError: it is the id of no job that could ever be.
+    """
+    found = whole_job_id(job_id)
+    if found is None:
+        shown = escaped(job_id if len(job_id) <= _SHOWN else f"{job_id[:_SHOWN]}…")
+        message = f"'{shown}' is no whole job id: one looks like 01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21."
+        raise UnknownJobError(message)
+    return found

@@ -187,8 +187,9 @@ function onEvent(event) {
 
 document.getElementById("find").addEventListener("submit", (event) => {
   event.preventDefault();
-  const id = new FormData(event.target).get("id").trim();
-  if (id) location.hash = `#${id.includes("=") ? "label" : "job"}=${encodeURIComponent(id)}`;
+  const wanted = new FormData(event.target).get("id").trim();
+  if (wanted.includes("=")) location.hash = `#label=${encodeURIComponent(wanted)}`;
+  else if (wanted) location.hash = `#job=${encodeURIComponent(wanted.toLowerCase())}`;
 });
 document.getElementById("skip").addEventListener("click", (event) => {
   event.preventDefault();

@@ -5,9 +5,9 @@ from typing import Annotated, cast
 from fastapi import Depends, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from finetune_queue.contract.ids import is_job_id
 from finetune_queue.gateway.backend import Backend
-from finetune_queue.gateway.problems import ProblemError, unknown_parameters
+from finetune_queue.gateway.problems import unknown_parameters
+from finetune_queue.sdk.translation import whole_id
 
 _bearer = HTTPBearer(auto_error=False, description="A token that `finetune gateway token NAME` made.")
 
@@ -41,9 +41,7 @@ async def known_query(request: Request) -> None:
 
 async def job_id(job_id: Annotated[str, Path(description="The job's id.")]) -> str:
     """Return an id that a job can have: no other text reaches a key of the store."""
-    if not is_job_id(job_id):
-        raise ProblemError("job-not-found", "There is no job with such an id.")
-    return job_id
+    return whole_id(job_id)
 
 
 JobId = Annotated[str, Depends(job_id)]
