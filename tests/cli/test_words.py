@@ -1,5 +1,6 @@
 """How the command line says times, sizes and reasons."""
 
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -92,9 +93,17 @@ def test_a_file_is_shown_as_a_path(url: str, said: str) -> None:
     assert words.place(url) == said
 
 
-def test_what_lies_below_the_current_folder_is_shown_from_there() -> None:
-    assert words.near(Path("var/x").absolute().as_uri()) == "var/x"
+def test_what_lies_below_the_current_folder_is_shown_from_there_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "var" / "x"
+    monkeypatch.chdir(tmp_path)
+    assert words.near(path.as_uri()) == str(path)  # a log is read elsewhere
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert words.near(path.as_uri()) == "var/x"
     assert words.near("file:///elsewhere/x") == "/elsewhere/x"
+    monkeypatch.chdir("/")
+    assert words.near(path.as_uri()) == str(path)
 
 
 def test_a_dataset_report_in_a_line() -> None:

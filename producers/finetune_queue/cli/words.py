@@ -1,5 +1,6 @@
 """How times, waiting and reports are said in a line of text."""
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,10 +47,14 @@ def place(url: str) -> str:
 
 
 def near(url: str) -> str:
-    """Return a file's URL as a path, from the current folder if it lies below it."""
+    """Return a file's URL as a path: on a terminal from the current folder, if it lies below it. A log or a script does
+    not know that folder, and from the root of the file system it looks like a whole path that lost its slash."""
     path = place(url)
+    if not sys.stdout.isatty():
+        return path
     try:
-        return str(Path(path).relative_to(Path.cwd()))
+        folder = Path.cwd()
+        return path if folder == folder.parent else str(Path(path).relative_to(folder))
     except (ValueError, FileNotFoundError):  # elsewhere, or the current folder was removed
         return path
 
