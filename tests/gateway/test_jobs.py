@@ -1,5 +1,6 @@
 """Submit, read, list, cancel and retry over HTTP."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,41 @@ def test_json_that_is_not_said_to_be_json_is_told_of_by_its_header(http: httpx.C
     for path in ("/v1/jobs", f"/v1/jobs/{new_job_id()}/access"):
         reply = http.post(path, content=json.dumps(sample()), headers=headers)
         assert "Content-Type: application/json" in problem(reply, 415, "unsupported-media-type")["detail"]
-    assert problem(http.post("/v1/jobs"), 422, "invalid-request")["detail"] == "/: is required"
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "said"),
+    [
+        (b"", 422, "invalid-request", "/: should be a JSON object, and is empty"),
+        (b"null", 422, "invalid-request", "/: should be a JSON object"),
+        (b'{"name": "caf\xe9"}', 400, "bad-request", "The body is not UTF-8 text."),
+        (b'{"labels": ' + b"[" * 100_000, 400, "bad-request", "The body is nested too deep."),
+        (b'{"priority": ' + b"9" * 5000 + b"}", 400, "bad-request", "A number in the body has too many digits."),
+        (b'{"name": ', 400, "bad-request", "The body is not JSON: Expecting value."),
+    ],
+)
+def test_a_body_that_cannot_be_read_says_why(
+    http: httpx.Client, body: bytes, status: int, code: str, said: str
+) -> None:
+    for path in ("/v1/jobs", f"/v1/jobs/{new_job_id()}/access"):
+        assert problem(http.post(path, content=body, headers=JSON), status, code)["detail"] == said
+    assert problem(http.post("/v1/jobs"), 422, "invalid-request")["detail"].endswith("is empty")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP", "br", "gzip, identity"])
+def test_a_packed_body_is_told_of_by_its_header(http: httpx.Client, coding: str) -> None:
+    body = json.dumps(sample()).encode()
+    headers = {**JSON, "Content-Encoding": coding}
+    for path in ("/v1/jobs", f"/v1/jobs/{new_job_id()}/access"):
+        reply = http.post(path, content=gzip.compress(body), headers=headers)
+        assert "Content-Encoding" in problem(reply, 415, "unsupported-media-type")["detail"]
+        assert reply.headers["accept-encoding"] == "identity"
+    reply = http.post("/v1/datasets", content=b"PK", headers={**headers, "Content-Type": "application/zip"})
+    assert "Content-Encoding" in problem(reply, 415, "unsupported-media-type")["detail"]
+    assert http.post("/v1/jobs", content=body, headers={**JSON, "Content-Encoding": "Identity"}).status_code == 202
 
 
 def test_a_local_path_reaches_no_file_of_the_gateway(http: httpx.Client, staging: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Bodies in JSON, read as strictly as those of a file."""
 
 from collections.abc import Callable, Coroutine
+from json import JSONDecodeError
 from typing import Any
 
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,9 +26,30 @@ class JsonRoute(APIRoute):
         return handler
 
 
+def check_encoding(headers: Headers) -> None:
+    """Refuse a body that is packed on the way: read as it is, it would only be no JSON, or no ZIP.
+
+    Raises:
+        ProblemError: 415.
+    """
+    coding = headers.get("content-encoding", "identity")
+    if coding.strip().lower() not in {"", "identity"}:
+        message = "Send the body as it is, without a Content-Encoding."
+        raise ProblemError("unsupported-media-type", message, headers={"Accept-Encoding": "identity"})
+
+
 class _JsonRequest(Request):
     async def json(self) -> Any:
+        check_encoding(self.headers)
         try:
             return read_json(await self.body())
         except RepeatedMemberError as error:
             raise ProblemError("bad-request", f"The body {error}.") from None
+        except UnicodeDecodeError:
+            raise ProblemError("bad-request", "The body is not UTF-8 text.") from None
+        except RecursionError:
+            raise ProblemError("bad-request", "The body is nested too deep.") from None
+        except JSONDecodeError:
+            raise  # the framework tells of it as of other wrong bodies
+        except ValueError:
+            raise ProblemError("bad-request", "A number in the body has too many digits.") from None

@@ -211,6 +211,8 @@ def _said(found: Mapping[str, Any], where: str) -> str:
     match found["type"]:
         case "string_pattern_mismatch":
             return _FORMS.get(where.partition(".")[0], "does not have the form that the API's description asks for")
+        case "missing" if where == "/":
+            return "should be a JSON object, and is empty"
         case "missing":
             return "is required"
         case "extra_forbidden":

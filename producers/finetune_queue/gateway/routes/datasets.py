@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
 from finetune_queue.errors import StagingUnavailableError
+from finetune_queue.gateway.bodies import check_encoding
 from finetune_queue.gateway.models import Dataset
 from finetune_queue.gateway.problems import ProblemError, documented, later
 from finetune_queue.gateway.routes.deps import BackendDep
@@ -41,6 +42,7 @@ async def upload(request: Request, backend: BackendDep) -> Dataset:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _TYPES:
         raise ProblemError("unsupported-media-type", f"Send the ZIP itself, as {_TYPES[0]}.")
+    check_encoding(request.headers)
     if backend.uploads.locked():
         raise later("busy", "Other datasets are being uploaded.", 5)
     async with backend.uploads:
