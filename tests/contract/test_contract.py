@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -28,7 +29,9 @@ from finetune_queue.contract import (
 )
 from finetune_queue.contract.event import Event, job_event, type_name
 from finetune_queue.contract.job import _INTERNAL
+from finetune_queue.contract.request import missing_part
 from finetune_queue.contract.views import EVENT_DATA, PublicJob
+from finetune_queue.place_url import read_place
 from support.samples import sample, sample_request
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,11 +251,45 @@ def test_the_key_of_an_object_is_taken_as_it_is(dataset: str) -> None:
         ("https://h/a\\b.zip", "percent-encoded"),
         ("file:///srv/my good.zip", "percent-encoded"),
         ("s3://my data/good.zip", "is not a URL that can be read"),
+        ("https://bücher.example/a.zip", "host name in ASCII"),
+        ("https://[2606:4700::1111]/a.zip", "an IPv6 address is not taken"),
     ],
 )
 def test_what_is_no_url_of_a_dataset_is_refused(dataset: str, why: str) -> None:
     with pytest.raises(RequestError, match=why):
         parse_request(sample(dataset=dataset))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "meant"),
+    [
+        ("HTTPS://EXAMPLE.COM:443/A.zip?Sig=X", "https://example.com:443/A.zip?Sig=X"),
+        ("Http://h", "http://h"),
+        ("S3://bucket/Key.zip", "s3://bucket/Key.zip"),
+        ("FILE:///srv/A.zip", "file:///srv/A.zip"),
+    ],
+)
+def test_the_case_of_a_scheme_and_a_host_does_not_count(dataset: str, meant: str) -> None:
+    assert validator("request").is_valid(sample(dataset=dataset))
+    assert parse_request(sample(dataset=dataset)).dataset == meant
+
+
+@given(st.from_regex(rf"(https?|file|s3|GS)://(\.\.?|localhost|){REST}", fullmatch=True))
+def test_what_no_dataset_can_lie_at_is_known(dataset: str) -> None:
+    """As they find it that would look for it later."""
+    if not taken(dataset):
+        return
+    lacking = missing_part(dataset)
+    if dataset.startswith("http"):
+        assert (lacking is None) is bool(urlsplit(dataset).hostname)
+        return
+    try:
+        place = read_place(dataset)
+    except ValueError as error:
+        named = "plain bucket name" in str(error)  # but not plainly
+    else:
+        named = isinstance(place, Path) or bool(place.key)
+    assert named or lacking is not None
 
 
 @pytest.mark.parametrize(

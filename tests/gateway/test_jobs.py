@@ -10,10 +10,11 @@ import pytest
 import redis
 
 from finetune_queue.contract import JobError, JobState, Stage, derived_job_id, new_job_id
+from finetune_queue.errors import InvalidRequestError
 from finetune_queue.messaging import QUEUE
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import Accounts, Change, JobStore, keys
-from support.samples import sample
+from support.samples import sample, sample_request
 
 
 def submit(http: httpx.Client, **fields: Any) -> dict[str, Any]:
@@ -141,6 +142,47 @@ def test_each_wrong_field_is_named(http: httpx.Client, fields: dict[str, Any], w
     assert where in body["detail"]
     assert "/etc/passwd" not in body["detail"]
     assert "hidden-pw" not in str(body)
+
+
+NOWHERE = {
+    "https:///a.zip": "should name a host",
+    "s3:///x": "should name a bucket",
+    "s3://bucket": "is a bucket, not a file in it",
+    "gs://bucket//": "is a bucket, not a file in it",
+    "file://otherhost/x": "a worker reads the files of its own machine",
+}
+"""What a job could only fail by, and why."""
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        *NOWHERE.items(),
+        ("https://bücher.example/a.zip", "host name in ASCII"),
+        ("https://[2606:4700::1111]/a.zip", "an IPv6 address is not taken"),
+        ("https://me:pw@example.com/a.zip", "should hold no user name or password"),
+        ("images/faces", "should be a URL: https://example.com/"),
+    ],
+)
+def test_a_dataset_that_is_nowhere_is_refused_with_the_reason(http: httpx.Client, dataset: str, said: str) -> None:
+    body = problem(http.post("/v1/jobs", json=sample(dataset=dataset)), 422, "invalid-request")
+    [error] = body["errors"]
+    assert error["where"] == "/dataset"
+    assert said in error["detail"]
+
+
+@pytest.mark.parametrize("dataset", NOWHERE)
+def test_the_sdk_refuses_a_dataset_that_is_nowhere_and_a_stored_one_is_read(queue: FineTuneQueue, dataset: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"dataset: .*{NOWHERE[dataset]}"):
+        queue.submit(sample(dataset=dataset))
+    [submission] = queue.submit_many([sample(dataset=dataset)])
+    assert isinstance(submission.error, InvalidRequestError)
+    record, _ = queue._jobs.register(new_job_id(), sample_request(dataset=dataset), delay=1)
+    assert queue.get(record.id).record.request.dataset == dataset
+
+
+def test_the_case_of_a_scheme_and_a_host_does_not_count(http: httpx.Client) -> None:
+    assert submit(http, dataset="HTTPS://EXAMPLE.COM/A.zip")["request"]["dataset"] == "https://example.com/A.zip"
 
 
 @pytest.mark.parametrize("key", ["my good.zip", "schön/日本.zip", "a%20b+c?d#e[1].zip"])

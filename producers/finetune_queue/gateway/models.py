@@ -4,18 +4,42 @@ from collections.abc import Mapping
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StrictBool, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StringConstraints,
+)
 
 from finetune_queue.contract import Event, FineTuneRequest, JobState, Stage, WaitReason
 from finetune_queue.contract.job import Progress
-from finetune_queue.contract.request import DATASET_SCHEMA, DATASET_URL, AccountName, check_dataset
+from finetune_queue.contract.request import DATASET_SCHEMA, WHOLE_DATASET_URL, AccountName, check_dataset, missing_part
 from finetune_queue.contract.views import PublicJob
 from finetune_queue.load import Load
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.sdk import Job, Waiting
 from finetune_queue.store import CURSOR, PLACE
 
-DatasetUrl = Annotated[str, StringConstraints(pattern=DATASET_URL, max_length=2000), AfterValidator(check_dataset)]
+
+def _check_first(value: object) -> object:
+    """Have what is wrong with a URL said before the pattern, which gives no reasons."""
+    if isinstance(value, str):
+        check_dataset(value)
+        if (missing := missing_part(value)) is not None:
+            raise ValueError(missing)
+    return value
+
+
+DatasetUrl = Annotated[
+    str,
+    StringConstraints(pattern=WHOLE_DATASET_URL, max_length=2000),
+    AfterValidator(check_dataset),
+    BeforeValidator(_check_first),
+]
 LabelFilter = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=", max_length=320)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]([ -~]*[!-~])?$")]
 Place = Annotated[str, StringConstraints(pattern=rf"^{PLACE}$")]

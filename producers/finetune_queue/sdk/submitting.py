@@ -16,6 +16,7 @@ from finetune_queue.contract import (
     new_job_id,
     parse_request,
 )
+from finetune_queue.contract.request import missing_part
 from finetune_queue.errors import (
     FineTuneQueueError,
     InvalidRequestError,
@@ -143,12 +144,17 @@ def _ready(raw: Raw, batch: str | None, stage: Callable[[str], str]) -> FineTune
 
 
 def _checked(raw: Raw) -> FineTuneRequest:
-    if isinstance(raw, FineTuneRequest):
-        return raw
     try:
-        return parse_request(dict(raw) if isinstance(raw, Mapping) else raw)
+        request = raw if isinstance(raw, FineTuneRequest) else parse_request(_plain(raw))
     except RequestError as error:
         raise InvalidRequestError(error.problems) from None
+    if (missing := missing_part(request.dataset)) is not None:
+        raise InvalidRequestError([f"dataset: {missing}"])
+    return request
+
+
+def _plain(raw: Any) -> Any:
+    return dict(raw) if isinstance(raw, Mapping) else raw
 
 
 def _staged(request: FineTuneRequest, stage: Callable[[str], str]) -> FineTuneRequest:
