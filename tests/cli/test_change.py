@@ -105,3 +105,16 @@ def test_many_jobs_as_json_are_a_document_each(run: Run, worker: Worker) -> None
     assert [found["job_id"] for found in result.json_lines] == [job.id for job in jobs]
     assert result.error["code"] == "not_possible"
     assert result.code == ExitCode.CONFLICT
+
+
+def test_both_public_and_private_are_refused(run: Run, worker: Worker) -> None:
+    job = worker.bring(worker.accept(), JobState.SUCCEEDED)
+    for both in (("--public", "--private"), ("--private", "--public"), ()):
+        result = run("access", job.id, *both)
+        assert result.code == ExitCode.USAGE
+        assert "Say either --public or --private." in result.err
+    assert worker.store.get(job.id).access is None
+    needed = ("-d", "https://example.com/a.zip", "-n", "a", "-p", "1MAN", "-t", "1MAN")
+    assert run("submit", *needed, "--public", "--private").code == ExitCode.USAGE
+    for option, public in (("--public", True), ("--private", False)):
+        assert run("submit", *needed, option, "--json").json["request"]["segmind_public"] is public

@@ -8,7 +8,7 @@ import typer
 from typer.exceptions import TyperException
 
 from finetune_queue.cli import app_gateway, app_submit, output
-from finetune_queue.cli.options import AsJson, Timeout
+from finetune_queue.cli.options import AsJson, Private, Public, Timeout, public_or_private
 from finetune_queue.cli.output import CliError, ExitCode
 from finetune_queue.plain_words import in_plain_words
 
@@ -160,17 +160,17 @@ def retry(jobs: JobIds, *, as_json: AsJson = False) -> ExitCode:
 def access(
     job: JobId,
     *,
-    public: Annotated[
-        bool | None, typer.Option("--public/--private", metavar="", help="Who may use the model at Segmind.")
-    ] = None,
+    public: Public = False,
+    private: Private = False,
     as_json: AsJson = False,
 ) -> ExitCode:
     """Make the model of an ended job public or private at Segmind."""
     from finetune_queue.cli.change import access as command
 
-    if public is None:
+    wanted = public_or_private(public=public, private=private)
+    if wanted is None:
         raise output.usage_error("Say either --public or --private.")
-    return command(job, public=public, as_json=as_json)
+    return command(job, public=wanted, as_json=as_json)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from finetune_queue.cli import output
-from finetune_queue.cli.options import AsJson, Timeout
+from finetune_queue.cli.options import AsJson, Timeout, public_or_private
 from finetune_queue.cli.output import ExitCode
 
 _MORE = "More of the request"
@@ -40,9 +40,13 @@ def submit(
         str | None, typer.Option("--theme", metavar="NAME", help="Not given: subject.", rich_help_panel=_MORE)
     ] = None,
     public: Annotated[
-        bool | None,
-        typer.Option("--public/--private", metavar="", help="Who may use the model at Segmind.", rich_help_panel=_MORE),
-    ] = None,
+        bool,
+        typer.Option("--public", metavar="", help="Anybody may use the model at Segmind.", rich_help_panel=_MORE),
+    ] = False,
+    private: Annotated[
+        bool,
+        typer.Option("--private", metavar="", help="Only the account may, as if not given.", rich_help_panel=_MORE),
+    ] = False,
     fetch: Annotated[
         bool | None,
         typer.Option(
@@ -125,7 +129,7 @@ def submit(
         "trigger_word": trigger_word,
         "base_model": base_model,
         "theme": theme,
-        "segmind_public": public,
+        "segmind_public": public_or_private(public=public, private=private),
         "fetch_dataset": fetch,
         "priority": priority,
         "account": account,

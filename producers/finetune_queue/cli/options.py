@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from finetune_queue.cli.output import usage_error
+
 
 def _check_seconds(seconds: float | None) -> float | None:
     if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
@@ -12,8 +14,22 @@ def _check_seconds(seconds: float | None) -> float | None:
     return seconds
 
 
+def public_or_private(*, public: bool, private: bool) -> bool | None:
+    """Return whether the model is to be public, None where nothing is said. As one option of two names the last would
+    win without a word, and who may use a model is no matter for that.
+
+    Raises:
+        CliError: both are given.
+    """
+    if public and private:
+        raise usage_error("Say either --public or --private.")
+    return public if public or private else None
+
+
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for programs, and nothing else.")]
 Timeout = Annotated[
     float | None,
     typer.Option(metavar="SECONDS", callback=_check_seconds, help="Stop waiting after this time. The job goes on."),
 ]
+Public = Annotated[bool, typer.Option("--public", metavar="", help="Anybody may use the model at Segmind.")]
+Private = Annotated[bool, typer.Option("--private", metavar="", help="Only the account may use it.")]
