@@ -387,3 +387,22 @@ def test_a_name_is_printed_without_its_escape_sequences(run: Run, worker: Worker
     job = worker.accept(name="evil \x1b]0;title\x07")
     for arguments in (["list"], ["status", job.id]):
         assert "\x1b" not in run(*arguments).out
+
+
+def test_a_dataset_that_is_staged_where_nobody_said_is_told_of(
+    run: Run, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = make_dataset_folder(tmp_path / "photos")
+    (tmp_path / "jobs.jsonl").write_text(
+        "".join(json.dumps(sample(name=name, dataset=str(photos))) + "\n" for name in "ab")
+    )
+    local = (*SUBMIT[:2], photos, *SUBMIT[3:])
+    note = f"Note: FINETUNE_STAGING_URL is not set, so the dataset was staged in {tmp_path}/var/staging."
+    for arguments in (local, (*local, "--json"), ("submit", "--file", "jobs.jsonl")):
+        result = run(*arguments)
+        assert (result.code, result.err.count(note)) == (ExitCode.OK, 1)
+        assert note not in result.out
+    assert run(*SUBMIT).err == ""  # nothing was staged
+    monkeypatch.setenv("FINETUNE_STAGING_URL", f"file://{tmp_path}/var/staging")
+    assert run(*local).err == ""

@@ -10,11 +10,12 @@ from finetune_queue.cli import output, words
 from finetune_queue.cli.lines import Lines
 from finetune_queue.cli.output import CliError, ExitCode
 from finetune_queue.cli.requests import Options, file_name, parse_deadline
-from finetune_queue.cli.session import open_queue
+from finetune_queue.cli.session import note_default_staging, open_queue
 from finetune_queue.contract import JobState
 from finetune_queue.errors import FineTuneQueueError
 from finetune_queue.sdk import Job, Submission
 from finetune_queue.sdk.submitting import LONGEST_BATCH_NAME
+from finetune_queue.settings import load_settings
 
 BATCH = "jsonl"
 """The name that goes into the lines' idempotency keys when the caller gives none."""
@@ -32,14 +33,18 @@ def submit_lines(file: str, options: Options, *, batch: str | None, as_json: boo
     if batch is not None and not 0 < len(batch) <= LONGEST_BATCH_NAME:
         message = f"--idempotency-key names the batch here, with 1 to {LONGEST_BATCH_NAME} characters."
         raise output.usage_error(message)
-    with open_queue() as queue, tracing.running("finetune-cli"), Lines.of(file) as lines:
+    settings = load_settings()
+    with open_queue(settings) as queue, tracing.running("finetune-cli"), Lines.of(file) as lines:
         tally = Tally(as_json=as_json)
         under_way: deque[int] = deque()  # the numbers of the lines that were taken and not yet answered
+        noted = False
         requests = _requests(lines, options, tally, under_way)
         try:
             with bar(lines, tally) as tick:
                 for submission in queue.submit_many(requests, batch=BATCH if batch is None else batch):
                     tally.add(under_way.popleft(), submission)
+                    if not noted and submission.new and submission.job is not None:
+                        noted = note_default_staging(settings, submission.job.record.request.dataset)
                     tick()
         except KeyboardInterrupt:
             raise tally.cut_short("Interrupted.", ExitCode.INTERRUPTED, "interrupted") from None

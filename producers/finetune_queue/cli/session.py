@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from finetune_queue.cli import output, words
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings, load_settings
 
@@ -19,6 +20,23 @@ def open_queue(settings: Settings | None = None) -> Iterator[FineTuneQueue]:
     quiet_logs(settings)
     with FineTuneQueue(settings) as queue:
         yield queue
+
+
+def note_default_staging(settings: Settings, dataset: str) -> bool:
+    """Say where a job's dataset was staged if that is only where it is because nobody said where; tell whether it was.
+    Which folder a worker runs in is nothing that a producer can see."""
+    if "finetune_staging_url" in settings.model_fields_set:
+        return False
+    from finetune_queue.storage import Place
+
+    place = Place(settings.finetune_staging_url).url
+    if not dataset.startswith(f"{place}/"):
+        return False
+    output.note(
+        f"Note: FINETUNE_STAGING_URL is not set, so the dataset was staged in {words.place(place)}. Only a worker that "
+        "was started in this folder reads it there; the job of any other fails."
+    )
+    return True
 
 
 def quiet_logs(settings: Settings) -> None:

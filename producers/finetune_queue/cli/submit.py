@@ -7,11 +7,12 @@ from finetune_queue.cli import output, words
 from finetune_queue.cli.display import display
 from finetune_queue.cli.follow import ctrl_c_leaves, follow, snapshots
 from finetune_queue.cli.output import CliError, ExitCode
-from finetune_queue.cli.session import open_queue
+from finetune_queue.cli.session import note_default_staging, open_queue
 from finetune_queue.cli.summary import exit_code, print_summary
 from finetune_queue.contract import FineTuneRequest, JobState
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.sdk import FineTuneQueue, Job
+from finetune_queue.settings import load_settings
 
 
 def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_json: bool) -> ExitCode:
@@ -20,12 +21,14 @@ def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_js
     Raises:
         SettingsError, FineTuneQueueError, DatasetError, CliError: it was not submitted, or the wait ended early.
     """
-    with open_queue() as queue, tracing.running("finetune-cli"):
+    settings = load_settings()
+    with open_queue(settings) as queue, tracing.running("finetune-cli"):
         try:
             job = queue.submit(request)
         except KeyboardInterrupt:
             message = f"The request may be on the queue already; see: {output.program()} list --limit 3"
             raise CliError(message, ExitCode.INTERRUPTED, "interrupted") from None
+        note_default_staging(settings, job.record.request.dataset)
         if wait:
             return stay(queue, job, timeout=timeout, as_json=as_json)
         if as_json:
