@@ -47,6 +47,7 @@ def test_without_a_worker_submit_status_and_watch_say_so(run: Run, queue_url: st
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
+        ("--deadline", "2026-01-31T18:00:00Z", "deadline: 2026-01-31T18:00:00+00:00 has passed already"),
         ("--deadline", "tomorrow", "with a time zone, like 2026-01-31T18:00:00Z, or from now: 90m, 2h, 1d"),
         ("--account", "a b", "account: should be letters, digits and . _ -"),
     ],

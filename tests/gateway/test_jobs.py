@@ -191,6 +191,13 @@ def test_the_key_of_an_object_is_taken_as_it_is(http: httpx.Client, queue: FineT
     assert job.record.request.dataset == f"s3://data/{key}"
 
 
+def test_a_deadline_that_has_passed_is_refused(http: httpx.Client, client: redis.Redis) -> None:
+    reply = http.post("/v1/jobs", json=sample(deadline="2026-01-31T18:00:00Z"))
+    [error] = problem(reply, 422, "invalid-request")["errors"]
+    assert (error["where"], error["detail"].endswith(" has passed already")) == ("/deadline", True)
+    assert client.keys("*") == []
+
+
 def test_a_body_that_is_no_object_says_what_is_wanted(http: httpx.Client) -> None:
     assert problem(http.post("/v1/jobs", json=[1]), 422, "invalid-request")["detail"] == "/: should be a JSON object"
 

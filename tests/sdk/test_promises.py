@@ -13,13 +13,23 @@ from typing import Any
 import pytest
 
 import finetune_queue
-from finetune_queue import Event, FineTuneQueue, Settings, WaitTimeoutError, errors
-from finetune_queue.contract import JobState
+from finetune_queue import (
+    Event,
+    FineTuneQueue,
+    FineTuneRequest,
+    IdempotencyConflictError,
+    InvalidRequestError,
+    Settings,
+    WaitTimeoutError,
+    errors,
+)
+from finetune_queue.contract import JobState, derived_job_id
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.messaging import QUEUE, Messenger, producer_app
 from finetune_queue.sdk import submitting
 from finetune_queue.store import connect
 from support.cli import Worker
+from support.images import make_dataset_folder
 from support.samples import sample, sample_request
 from support.until import until
 
@@ -118,6 +128,38 @@ def test_a_key_that_no_request_may_have_makes_no_job(queue: FineTuneQueue, reque
     with pytest.raises(errors.InvalidRequestError, match="idempotency_key: "):
         queue.submit(request_, idempotency_key=key)
     assert sum(queue.counts().values()) == 0
+
+
+PASSED = "2026-01-31T18:00:00+01:00"
+
+
+@pytest.mark.parametrize("key", [None, "order-4711"])
+def test_a_deadline_that_has_passed_makes_no_job_and_stages_nothing(
+    queue: FineTuneQueue, tmp_path: Path, key: str | None
+) -> None:
+    local = str(make_dataset_folder(tmp_path / "photos"))
+    with pytest.raises(InvalidRequestError, match=f"deadline: {re.escape(PASSED)} has passed already"):
+        queue.submit(sample(deadline=PASSED, dataset=local), idempotency_key=key)
+    assert not (tmp_path / "staging").exists()
+    [first, second] = queue.submit_many([sample(deadline=PASSED), sample(name="b")], batch="x" if key else None)
+    assert isinstance(first.error, InvalidRequestError)
+    assert [job.id for job in queue.list()] == [second.job.id if second.job else None]
+
+
+def test_a_repeat_finds_its_job_when_the_deadline_has_passed_since(queue: FineTuneQueue) -> None:
+    def registered(request: FineTuneRequest) -> str:
+        assert request.idempotency_key is not None
+        return queue._jobs.register(derived_job_id("default", request.idempotency_key), request, delay=1)[0].id
+
+    alone = registered(sample_request(deadline=PASSED, idempotency_key="order-4711"))
+    assert queue.submit(sample(deadline=PASSED), idempotency_key="order-4711").id == alone
+    digest = sample_request(deadline=PASSED, name="b").digest()
+    of_batch = registered(sample_request(deadline=PASSED, name="b", idempotency_key=f"faces:{digest}"))
+    [found] = queue.submit_many([sample(deadline=PASSED, name="b")], batch="faces")
+    assert found.job is not None
+    assert (found.job.id, found.new) == (of_batch, False)
+    with pytest.raises(IdempotencyConflictError):
+        queue.submit(sample(deadline=PASSED, name="c"), idempotency_key="order-4711")
 
 
 def test_a_state_may_be_named_and_one_that_does_not_exist_is_refused(queue: FineTuneQueue) -> None:

@@ -3,6 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,9 +24,10 @@ from finetune_queue.errors import (
     InvalidRequestError,
     QueueUnavailableError,
     StagingUnavailableError,
+    UnknownJobError,
 )
 from finetune_queue.messaging import RUN, Messenger, producer_app
-from finetune_queue.sdk.translation import translation
+from finetune_queue.sdk.translation import translated, translation
 from finetune_queue.settings import Settings
 from finetune_queue.store import JobStore
 
@@ -68,6 +71,7 @@ class Submitter:
         if idempotency_key is not None:
             # Checked as a field of the request: a job with a key that no request may have could never be read again.
             request = _checked({**request.model_dump(), "idempotency_key": idempotency_key})
+        self._check_deadline(request)
         request = _staged(request, self._stage)
         record, new = self._jobs.register(_job_id(request), request, delay=self._settings.finetune_handover)
         tracing.tell({tracing.JOB: record.id, tracing.ACCOUNT: record.account, "finetune.job.new": new})
@@ -80,7 +84,7 @@ class Submitter:
         if batch is not None and not (isinstance(batch, str) and 0 < len(batch) <= LONGEST_BATCH_NAME):
             raise InvalidRequestError([f"batch: the name of a batch is a text of 1 to {LONGEST_BATCH_NAME} characters"])
         stage = lru_cache(maxsize=STAGED)(self._stage)
-        for group in _groups(_ready(raw, batch, stage) for raw in raws):
+        for group in _groups(self._ready(raw, batch, stage) for raw in raws):
             outcomes = self._submit_group(group)
             yield from outcomes
             for outcome in outcomes:
@@ -104,6 +108,28 @@ class Submitter:
         if new:
             self._messages().run_many(new)
         return outcomes
+
+    def _ready(self, raw: Raw, batch: str | None, stage: Callable[[str], str]) -> FineTuneRequest | FineTuneQueueError:
+        try:
+            request = _keyed(_staged(_checked(raw), stage), batch)
+            self._check_deadline(request)
+        except FineTuneQueueError as error:
+            return error
+        return request
+
+    def _check_deadline(self, request: FineTuneRequest) -> None:
+        """Refuse a request whose deadline has passed: its job would only fail. The repeat of one that was in time may.
+
+        Raises:
+            InvalidRequestError: it has passed, and there is no such job.
+        """
+        if request.deadline is None or not request.expired(datetime.now(UTC)):
+            return
+        if request.idempotency_key is not None:
+            with suppress(UnknownJobError), translated():
+                self._jobs.get(_job_id(request))
+                return
+        raise InvalidRequestError([f"deadline: {request.deadline.isoformat()} has passed already"])
 
     def _messages(self) -> Messenger:
         with self._making:
@@ -133,16 +159,6 @@ def _groups(
         yield group
 
 
-def _ready(raw: Raw, batch: str | None, stage: Callable[[str], str]) -> FineTuneRequest | FineTuneQueueError:
-    try:
-        request = _staged(_checked(raw), stage)
-    except FineTuneQueueError as error:
-        return error
-    if batch is None or request.idempotency_key is not None:
-        return request
-    return request.model_copy(update={"idempotency_key": f"{batch}:{request.digest()}"})
-
-
 def _checked(raw: Raw) -> FineTuneRequest:
     try:
         request = raw if isinstance(raw, FineTuneRequest) else parse_request(_plain(raw))
@@ -155,6 +171,12 @@ def _checked(raw: Raw) -> FineTuneRequest:
 
 def _plain(raw: Any) -> Any:
     return dict(raw) if isinstance(raw, Mapping) else raw
+
+
+def _keyed(request: FineTuneRequest, batch: str | None) -> FineTuneRequest:
+    if batch is None or request.idempotency_key is not None:
+        return request
+    return request.model_copy(update={"idempotency_key": f"{batch}:{request.digest()}"})
 
 
 def _staged(request: FineTuneRequest, stage: Callable[[str], str]) -> FineTuneRequest:
