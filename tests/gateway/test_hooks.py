@@ -148,7 +148,7 @@ def budget_sweeps(client: redis.Redis, swept: Accounts) -> object:
 
 
 def test_hooks_change_no_job(anybody: httpx.Client, http: httpx.Client, client: redis.Redis, swept: Accounts) -> None:
-    job = http.post("/v1/jobs", json=sample()).json()
+    job = http.get(http.post("/v1/jobs", json=sample()).json()["links"]["self"]).json()
     for status in ("AVAILABLE", "FAILED", "TRAINING_COMPLETED"):
         anybody.post(PATH, json={"request_id": job["job_id"], "finetune_id": "x", "status": status})
     after = http.get(job["links"]["self"]).json()

@@ -56,8 +56,11 @@ def test_an_idempotency_key_gives_the_same_job_as_in_the_sdk(
     first = http.post("/v1/jobs", json=sample(), headers={"Idempotency-Key": header})
     again = http.post("/v1/jobs", json=sample(), headers={"Idempotency-Key": header})
     assert (first.status_code, again.status_code) == (202, 202)
+    assert (first.json()["new"], again.json()["new"]) == (True, False)
+    assert "new" not in http.get(first.json()["links"]["self"]).json()
     assert first.json()["job_id"] == again.json()["job_id"] == derived_job_id("default", "order-1")
-    assert queue.submit(sample(), idempotency_key="order-1").id == first.json()["job_id"]
+    found, made = queue.submit(sample(), idempotency_key="order-1"), queue.submit(sample())
+    assert (found.id, found.new, made.new) == (first.json()["job_id"], False, True)
     assert submit(http, idempotency_key="order-1")["job_id"] == first.json()["job_id"]
     other = http.post("/v1/jobs", json=sample(trigger_word="2MAN"), headers={"Idempotency-Key": header})
     problem(other, 409, "idempotency-conflict")

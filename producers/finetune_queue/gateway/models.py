@@ -117,6 +117,17 @@ class JobView(PublicJob):
         return cls(**job.as_dict(), links=Links.to(job.id), waiting=shown)
 
 
+class SubmittedJob(JobView):
+    """A job, and whether this request made it."""
+
+    new: bool = Field(description="False for a job that was there before, by its idempotency key.")
+
+    @classmethod
+    def by(cls, job: Job) -> "SubmittedJob":
+        """Return the job of a submit."""
+        return cls(**job.as_dict(), links=Links.to(job.id), new=job.new)
+
+
 class JobList(_Model):
     """A page of jobs, newest first. ``next`` is the cursor of the page that follows; a page may be short before it."""
 

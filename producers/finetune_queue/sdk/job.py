@@ -21,9 +21,10 @@ class Job:
     A method that asks the queue may also raise what every method of :class:`FineTuneQueue` may.
     """
 
-    def __init__(self, queue: "FineTuneQueue", record: JobRecord) -> None:
+    def __init__(self, queue: "FineTuneQueue", record: JobRecord, *, new: bool = False) -> None:
         self._queue = queue
         self._record = record
+        self._new = new
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.state}>"
@@ -37,6 +38,12 @@ class Job:
     def state(self) -> JobState:
         """The job's state when it was last read."""
         return self._record.state
+
+    @property
+    def new(self) -> bool:
+        """Whether the submit that returned it made this job; false for one that was there before, by its idempotency
+        key, and for one that was looked up."""
+        return self._new
 
     @property
     def done(self) -> bool:

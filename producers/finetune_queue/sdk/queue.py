@@ -83,7 +83,7 @@ class FineTuneQueue:
 
         The job is registered before its message is sent, so a message lost in the broker costs a delay and not the
         job. A local folder or ZIP as ``dataset`` is packed and staged first. The same idempotency key and request
-        give the same job.
+        give the same job; its ``new`` tells which it was.
 
         Raises:
             InvalidRequestError: the request, its key, or its local dataset, cannot be accepted.
@@ -93,7 +93,8 @@ class FineTuneQueue:
             QueueUnavailableError: Redis is out of reach; submit again with the same key.
         """
         with translated():
-            return Job(self, self._submitter.submit(request, idempotency_key=idempotency_key))
+            record, new = self._submitter.submit(request, idempotency_key=idempotency_key)
+        return Job(self, record, new=new)
 
     def submit_many(
         self, requests: Iterable[FineTuneRequest | Mapping[str, Any]], *, batch: str | None = None
@@ -118,7 +119,7 @@ class FineTuneQueue:
                 yield Submission(index, None, new=False, error=taken)
             else:
                 record, new = taken
-                yield Submission(index, Job(self, record), new=new)
+                yield Submission(index, Job(self, record, new=new), new=new)
 
     def get(self, job_id: str) -> Job:
         """Return the job."""

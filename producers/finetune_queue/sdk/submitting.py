@@ -65,8 +65,8 @@ class Submitter:
         self._making = threading.Lock()
 
     @tracing.span(SENT, kind="producer")
-    def submit(self, raw: Raw, *, idempotency_key: str | None) -> JobRecord:
-        """Put a request on the queue, see :meth:`FineTuneQueue.submit`."""
+    def submit(self, raw: Raw, *, idempotency_key: str | None) -> tuple[JobRecord, bool]:
+        """Put a request on the queue, see :meth:`FineTuneQueue.submit`; returns its job and whether that is new."""
         request = _checked(raw)
         if idempotency_key is not None:
             # Checked as a field of the request: a job with a key that no request may have could never be read again.
@@ -77,7 +77,7 @@ class Submitter:
         tracing.tell({tracing.JOB: record.id, tracing.ACCOUNT: record.account, "finetune.job.new": new})
         if new:
             self._messages().run(record)
-        return record
+        return record, new
 
     def submit_many(self, raws: Iterable[Raw], *, batch: str | None) -> Iterator[Taken]:
         """Put requests on the queue, a group at a time, see :meth:`FineTuneQueue.submit_many`."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
 from finetune_queue.gateway.bodies import JsonRoute
-from finetune_queue.gateway.models import AccessBody, JobList, JobView, Key, ListQuery, SubmitBody
+from finetune_queue.gateway.models import AccessBody, JobList, JobView, Key, ListQuery, SubmitBody, SubmittedJob
 from finetune_queue.gateway.problems import FieldProblem, ProblemError, documented
 from finetune_queue.gateway.routes.deps import BackendDep, JobId
 
@@ -41,7 +41,7 @@ def submit(
     response: Response,
     backend: BackendDep,
     idempotency_key: IdempotencyKey = None,
-) -> JobView:
+) -> SubmittedJob:
     """Put a fine-tune on the queue. Each accepted job starts one paid training at Segmind, and there is no cancel for
     that: send an `Idempotency-Key`, so that a request whose answer was lost can be sent again.
     """
@@ -52,7 +52,7 @@ def submit(
     if key is not None and body.idempotency_key not in {None, key}:
         raise ProblemError("idempotency-conflict", "Its header Idempotency-Key and idempotency_key in its body differ.")
     job = backend.queue.submit(body, idempotency_key=key)
-    view = JobView.of(job)
+    view = SubmittedJob.by(job)
     response.headers["Location"] = view.links.self
     return view
 
