@@ -43,6 +43,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, other: ValkeyServer) -> Iter
             "FINETUNE_BACKOFF_BASE": "0.1",
             "FINETUNE_BACKOFF_MAX": "0.5",
             "FINETUNE_LEASE": "4",
+            "SEGMIND_READ_TIMEOUT": "3",
+            "SEGMIND_CALL_TIMEOUT": "4",
             "FINETUNE_HANDOVER": "2",
             "FINETUNE_SIGNING_SECRET": SECRET,
             "FINETUNE_REPLY_TO": f"celery:// stream:// list:// https:// redis://127.0.0.1:{other.port}",

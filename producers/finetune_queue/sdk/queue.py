@@ -148,6 +148,7 @@ class FineTuneQueue:
 
     def undelivered(self, job_id: str) -> list[SinkWait]:
         """Return which of the job's sinks lack events, when each is tried next, and why it was not done yet."""
+        job_id = whole_id(job_id)
         with translated():
             sinks = (*parse_sinks(self._settings.finetune_sinks), *self._jobs.get(job_id).request.sinks)
             return self._sinks.waits(self._outbox.subject(job_id), {sink.id: sink for sink in sinks}.values())
