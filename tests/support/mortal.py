@@ -20,7 +20,7 @@ from finetune_queue.messaging import producer_app
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
 from finetune_worker.container import Container
-from finetune_worker.stages import submit
+from finetune_worker.stages import download, poll, submit, upload
 from finetune_worker.stages.runner import StageResult
 from support.driver import Driver, Message, WatchedPost
 from support.points import DIED, Points
@@ -120,7 +120,8 @@ def _live(task: dict[str, Any]) -> None:
     settings = Settings(**task["settings"])
     configure_logging(settings)
     # It dies at once or calls at once: those who recover need not wait for a call that began late.
-    submit.FRESH = 0.0  # type: ignore[attr-defined]
+    for stage in (upload, submit, poll, download):
+        stage.longest_call = lambda _: 0.0  # type: ignore[attr-defined]
     points = Points(task["die_at"])
     container = Container.build(settings, producer_app(settings))
     container.announce_accounts()
