@@ -34,15 +34,15 @@ SETTINGS = {
     "FINETUNE_MAX_ATTEMPTS": "20",
     "FINETUNE_SHUTDOWN_TIMEOUT": "3",
     "FINETUNE_LOG_FORMAT": "json",
-    "SEGMIND_READ_TIMEOUT": "5",
-    "SEGMIND_CALL_TIMEOUT": "5",
-    "FINETUNE_SETTLE_TIME": "5.5",
+    "SEGMIND_READ_TIMEOUT": "3.5",
+    "SEGMIND_CALL_TIMEOUT": "3.5",
+    "FINETUNE_SETTLE_TIME": "4",
 }
 """Short leases and time-outs, so that a recovery takes seconds."""
 
 SANDBOX = {"SANDBOX_TRAINING_SECONDS": "0.3", "SANDBOX_WEIGHTS_BYTES": "65536", "SANDBOX_LIST_CARRIES_WEIGHTS_URL": "1"}
 
-HOLD = 4.0
+HOLD = 2.5
 """Seconds for which the sandbox holds a call: less than the call's time-out."""
 
 _ENDS = {EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED}
