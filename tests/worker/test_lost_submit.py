@@ -182,15 +182,7 @@ def test_a_list_that_does_not_name_datasets_leaves_it_to_the_details(
     bench.run(job)
     spell(monkeypatch, lambda item: {**item, "data_source_path": None})
 
-    def found() -> bool:
-        open_for_calls(bench)
-        sweep(bench.container, "default")
-        open_for_calls(bench)
-        if bench.read(job).candidates:
-            bench.run(job)
-        return bench.read(job).finetune_id is not None
-
-    until(found, seconds=15)
+    until(lambda: looked_for(bench, job), seconds=15)
     assert bench.read(job).finetune_id == bench.sandbox.control.trainings()[-1]["finetune_id"]
     assert bench.read(other).finetune_id != bench.read(job).finetune_id
     assert bench.submits() == 2
@@ -293,15 +285,7 @@ def test_two_jobs_with_one_public_url_each_find_their_own_training(bench: Bench)
     bench.container.jobs.transition(bench.read(job), Change(delay=60), dataset_url=bench.read(older).dataset_url)
     bench.run(job)
 
-    def found() -> bool:
-        open_for_calls(bench)
-        sweep(bench.container, "default")
-        open_for_calls(bench)
-        if bench.read(job).candidates:
-            bench.run(job)
-        return bench.read(job).finetune_id is not None
-
-    until(found, seconds=15, pause=0.2)
+    until(lambda: looked_for(bench, job), seconds=15, pause=0.2)
     assert bench.read(job).finetune_id != bench.read(older).finetune_id
     assert bench.submits() == 2
 
@@ -332,3 +316,13 @@ def open_for_calls(bench: Bench) -> None:
     """End the account's pause, so that a test need not wait for it."""
     client = bench.container.jobs._redis
     client.hdel(keys.account("default"), "paused_until", "probing", "probe_until")
+
+
+def looked_for(bench: Bench, job: JobRecord) -> bool:
+    """Look for the job's training as the sweeps and the submit stage do, and tell whether it was found."""
+    open_for_calls(bench)
+    sweep(bench.container, "default")
+    open_for_calls(bench)
+    if bench.read(job).candidates:
+        bench.run(job)
+    return bench.read(job).finetune_id is not None
