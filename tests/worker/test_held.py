@@ -1,4 +1,4 @@
-"""A job is held for as long as each API call of its stages can last, so that a living worker is not taken for dead."""
+"""A job is held for as long as each call of its stages can last, so that a living worker is not taken for dead."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from finetune_queue.contract import JobRecord, JobState
 from finetune_queue.store import Change, keys
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.stages.calls import FRESH
+from finetune_worker.stages.claim import Claim
 from support.bench import Bench, make_settings
 from support.images import image_bytes, make_zip
 
@@ -51,7 +52,7 @@ def test_for_as_long_as_its_call_can_last(
     impatient: Bench, monkeypatch: pytest.MonkeyPatch, call: str, state: JobState, fields: dict[str, Any]
 ) -> None:
     job = brought(impatient, state, **fields)
-    held: list[float] = []
+    lease, held = impatient.container.settings.finetune_lease, []
 
     def look(*_: object, **__: object) -> NoReturn:
         due = impatient.container.jobs._redis.zscore(keys.deadlines(), job.id) or 0.0
@@ -60,4 +61,16 @@ def test_for_as_long_as_its_call_can_last(
 
     monkeypatch.setattr(SegmindClient, call, look)
     impatient.run(job)
-    assert held == [FRESH + CALL]
+    [seconds] = held
+    assert FRESH + CALL <= seconds < FRESH + CALL + lease
+
+
+def test_a_job_that_is_held_for_long_enough_is_not_written_again(impatient: Bench) -> None:
+    job = brought(impatient, JobState.UPLOADING)
+    claim = Claim(impatient.container.jobs, job, "worker", lease=30.0, out_of_time=lambda: False)
+    claimed = claim.job.version
+    claim.hold(60.0)
+    claim.hold(60.0)
+    assert claim.job.version == claimed + 1
+    claim.hold(90.0)
+    assert claim.job.version == claimed + 2

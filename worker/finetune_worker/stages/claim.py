@@ -72,6 +72,8 @@ class Claim:
             ConflictError: the claim was lost.
             NotDurableError: see :meth:`JobStore.transition`; the change is made.
         """
+        if hold:
+            hold += self._lease / _SIGNS_PER_LEASE  # so that one for as long, soon after, need not be written
         began, held = time.monotonic(), max(self._lease, hold)
         try:
             self.job = self._store.transition(
@@ -87,7 +89,7 @@ class Claim:
         self._last_sign, self._held_until = time.monotonic(), began + held
 
     def hold(self, seconds: float) -> None:
-        """Hold the job for so long from now, for work that gives no sign of life meanwhile.
+        """Hold the job for so long from now at least, for work that gives no sign of life meanwhile.
 
         Raises:
             ConflictError: the claim was lost.

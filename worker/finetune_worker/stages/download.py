@@ -99,9 +99,9 @@ def _store(container: Container, claim: Claim, part: Path, name: str) -> Outcome
         claim.progress(done, total)
         if done == total:
             # A bucket has still to make one object of the parts, and to say how long it is.
-            claim.write(hold=container.store_silence)
+            claim.hold(container.store_silence)
 
-    claim.write(hold=container.store_silence)
+    claim.hold(container.store_silence)
     try:
         container.artifacts.put_file(part, name, on_progress=on_progress)
     except StorageError as error:

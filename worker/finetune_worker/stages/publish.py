@@ -19,7 +19,7 @@ def publish(container: Container, claim: Claim) -> Outcome:
         message = f"job {job.id} reached publish without weights"
         raise ValueError(message)
     body = json.dumps(manifest(job), indent=2) + "\n"
-    claim.write(hold=container.store_silence)
+    claim.hold(container.store_silence)
     try:
         container.artifacts.put_bytes(body.encode(), manifest_name(job.id))
         # Of workers that were killed, or were overtaken and may not replace what is there.

@@ -71,7 +71,7 @@ def _unreachable_sink(refusal: str) -> JobError:
 def _prepare(container: Container, claim: Claim, scratch: Path, upload_to: PresignedUpload | None) -> Outcome:
     request, settings = claim.job.request, container.settings
     if not request.dataset.startswith(("/", "file:")):
-        claim.write(hold=container.store_silence)
+        claim.hold(container.store_silence)
     found = resolve_dataset(
         request.dataset,
         roots=container.dataset_roots,
