@@ -90,7 +90,7 @@ class WaitReason(StrEnum):
     PROVIDER = "provider"  # for Segmind
     SPENDING = "spending"  # for the account's submit cap or its kill switch
     TRAININGS = "trainings"  # for the account's cap on trainings in flight
-    PAUSED = "paused"  # for the account's pause after a 429 or an outage
+    PAUSED = "paused"  # for the account's pause, or that of its submits
 
 
 class Visibility(StrEnum):

@@ -10,38 +10,42 @@
 --       8 when the submit took its slot (ms), to take it off that day's count, or ""
 --       9 why, for programs  10 "1" if it may still reach the provider  11 "1" for a submit
 -- Returns the pause in ms, 0 for none.
+local slots, room, account, wake = unpack(KEYS)
+local token, health, asked_ms, backoff_base_ms, backoff_max_ms, jitter, why = unpack(ARGV, 1, 7)
+local refund_at, code, under_way = unpack(ARGV, 8, 10)
+local submit = ARGV[11] == '1'
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local window = tonumber(redis.call('HGET', KEYS[3], 'window_ms') or '0')
-if ARGV[10] ~= '1' then redis.call('ZADD', KEYS[1], 'XX', now + window + math.ceil(window / 1000) + 1, ARGV[1]) end
-if ARGV[8] ~= '' and redis.call('HGET', KEYS[3], 'spent_day') == tostring(math.floor(ARGV[8] / 86400000)) then
-  redis.call('HINCRBY', KEYS[3], 'spent', -1)
+local window = tonumber(redis.call('HGET', account, 'window_ms') or '0')
+if under_way ~= '1' then redis.call('ZADD', slots, 'XX', now + window + math.ceil(window / 1000) + 1, token) end
+if refund_at ~= '' and redis.call('HGET', account, 'spent_day') == tostring(math.floor(refund_at / 86400000)) then
+  redis.call('HINCRBY', account, 'spent', -1)
 end
 
-local health, submit = ARGV[2], ARGV[11] == '1'
-local function until_of(name) return tonumber(redis.call('HGET', KEYS[3], name) or '0') end
+local function until_of(name) return tonumber(redis.call('HGET', account, name) or '0') end
 
 local function lift()
   if submit and health == 'well' and until_of('submits_paused_until') <= now then
-    redis.call('HDEL', KEYS[3], 'submits_paused_until', 'submits_probe_until', 'submits_refused')
+    redis.call('HDEL', account, 'submits_paused_until', 'submits_probe_until', 'submits_refused')
   end
   if until_of('paused_until') > now then return end
-  redis.call('HDEL', KEYS[3], 'probing', 'probe_until', 'failures')
-  if redis.call('HEXISTS', KEYS[3], 'submits_refused') == 0 then
-    redis.call('HDEL', KEYS[3], 'pause_reason', 'pause_code')
+  redis.call('HDEL', account, 'probing', 'probe_until', 'failures')
+  if redis.call('HEXISTS', account, 'submits_refused') == 0 then
+    redis.call('HDEL', account, 'pause_reason', 'pause_code')
   end
 end
 
 local function pause_by(prefix, counter)
   local already = until_of(prefix .. 'paused_until')
-  if already > now and ARGV[3] == '' then return already - now end -- calls under way together count as one failure
-  local failures = redis.call('HINCRBY', KEYS[3], counter, 1)
-  local pause = tonumber(ARGV[3] ~= '' and ARGV[3] or math.min(ARGV[5], ARGV[4] * 2 ^ (failures - 1)))
-  pause = math.ceil(pause * (1 + 0.25 * ARGV[6]))
-  redis.call('HSET', KEYS[3], prefix .. 'paused_until', math.max(already, now + pause), prefix .. 'probe_until', '0',
-             'pause_reason', ARGV[7], 'pause_code', ARGV[9])
-  for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-    if string.sub(member, 1, 9) == 'reserved:' then redis.call('ZREM', KEYS[1], member) end
+  if already > now and asked_ms == '' then return already - now end -- calls under way together count as one failure
+  local failures = redis.call('HINCRBY', account, counter, 1)
+  local pause = tonumber(asked_ms ~= '' and asked_ms or math.min(backoff_max_ms, backoff_base_ms * 2 ^ (failures - 1)))
+  pause = math.ceil(pause * (1 + 0.25 * jitter))
+  redis.call('HSET', account, prefix .. 'paused_until', math.max(already, now + pause), prefix .. 'probe_until', '0',
+             'pause_reason', why, 'pause_code', code)
+  for _, member in ipairs(redis.call('ZRANGE', slots, 0, -1)) do
+    if string.sub(member, 1, 9) == 'reserved:' then redis.call('ZREM', slots, member) end
   end
   return pause
 end
@@ -53,15 +57,15 @@ elseif health == 'refused' then
   lift()
   pause = pause_by('submits_', 'submits_refused')
 else
-  if submit and redis.call('HEXISTS', KEYS[3], 'submits_refused') == 1 then
-    redis.call('HSET', KEYS[3], 'submits_probe_until', '0')
+  if submit and redis.call('HEXISTS', account, 'submits_refused') == 1 then
+    redis.call('HSET', account, 'submits_probe_until', '0')
   end
   if health == 'unwell' then
     pause = pause_by('', 'failures')
-    redis.call('HSET', KEYS[3], 'probing', '1')
-  elseif redis.call('HEXISTS', KEYS[3], 'probing') == 1 then
-    redis.call('HSET', KEYS[3], 'probe_until', '0')
+    redis.call('HSET', account, 'probing', '1')
+  elseif redis.call('HEXISTS', account, 'probing') == 1 then
+    redis.call('HSET', account, 'probe_until', '0')
   end
 end
-if redis.call('EXISTS', KEYS[2]) == 1 and redis.call('EXISTS', KEYS[4]) == 0 then redis.call('LPUSH', KEYS[4], '1') end
+if redis.call('EXISTS', room) == 1 and redis.call('EXISTS', wake) == 0 then redis.call('LPUSH', wake, '1') end
 return pause

@@ -9,14 +9,16 @@
 --       kind (of the event), notify (a sink of the job wants it), stream_length, count [field of the counters],
 --       held (bool: a worker holds it now; absent: nobody did, or does)
 -- Returns {1, now_ms}; {0, current version or ""} when the version differs; {-1, job id} when another job owns `own`.
-local job, change = KEYS[1], cjson.decode(ARGV[1])
+local job, job_events, jobs, state_from, state_to, deadlines, wake, events = unpack(KEYS, 1, 8)
+local owners, room, tracked, other_room, outbox, sink_kinds, wake_outbox, running, counters = unpack(KEYS, 9, 17)
+local change = cjson.decode(ARGV[1])
 local id = change.id
 local version = redis.call('HGET', job, 'version')
 if (version or '0') ~= change.expect then return {0, version or ''} end
 if change.own then
-  local owner = redis.call('HGET', KEYS[9], change.own)
+  local owner = redis.call('HGET', owners, change.own)
   if owner and owner ~= id then return {-1, owner} end
-  redis.call('HSET', KEYS[9], change.own, id)
+  redis.call('HSET', owners, change.own, id)
 end
 
 -- A cancel that came while a worker held the job is due as soon as that lets go.
@@ -33,47 +35,47 @@ local flat = {'version', change.expect + 1, 'updated_ms', now}
 for field, value in pairs(change.set) do table.insert(flat, field); table.insert(flat, value) end
 if not version then
   table.insert(flat, 'created_ms'); table.insert(flat, now)
-  redis.call('ZADD', KEYS[3], now, id)
+  redis.call('ZADD', jobs, now, id)
 end
 if change.entered then
   table.insert(flat, 'entered_ms'); table.insert(flat, now)
-  redis.call('ZREM', KEYS[4], id)
-  redis.call('ZADD', KEYS[5], now, id)
+  redis.call('ZREM', state_from, id)
+  redis.call('ZADD', state_to, now, id)
 end
 redis.call('HSET', job, unpack(flat))
 
 local early = false
 if change.delay_ms then
-  redis.call('ZADD', KEYS[6], now + change.delay_ms, id)
-  early = redis.call('ZRANGE', KEYS[6], 0, 0)[1] == id
+  redis.call('ZADD', deadlines, now + change.delay_ms, id)
+  early = redis.call('ZRANGE', deadlines, 0, 0)[1] == id
 else
-  redis.call('ZREM', KEYS[6], id)
+  redis.call('ZREM', deadlines, id)
 end
 if change.held and change.delay_ms then
-  redis.call('ZADD', KEYS[16], now + change.delay_ms, id)
+  redis.call('ZADD', running, now + change.delay_ms, id)
 elseif change.held ~= nil then
-  redis.call('ZREM', KEYS[16], id)
+  redis.call('ZREM', running, id)
 end
-redis.call('ZREM', KEYS[12], id)
+redis.call('ZREM', other_room, id)
 if change.room_score then
-  early = early or redis.call('EXISTS', KEYS[10]) == 0
-  redis.call('ZADD', KEYS[10], change.room_score, id)
+  early = early or redis.call('EXISTS', room) == 0
+  redis.call('ZADD', room, change.room_score, id)
 else
-  redis.call('ZREM', KEYS[10], id)
+  redis.call('ZREM', room, id)
 end
 if change.track then
-  redis.call('ZADD', KEYS[11], 'NX', now, id)
-elseif redis.call('ZREM', KEYS[11], id) == 1 then
-  early = early or redis.call('EXISTS', KEYS[10]) == 1 -- room below the cap on trainings
+  redis.call('ZADD', tracked, 'NX', now, id)
+elseif redis.call('ZREM', tracked, id) == 1 then
+  early = early or redis.call('EXISTS', room) == 1 -- room below the cap on trainings
 end
 if change.event then
-  redis.call('RPUSH', KEYS[2], change.event)
-  redis.call('XADD', KEYS[8], 'MAXLEN', '~', change.stream_length, '*', 'event', change.event)
-  if change.notify or redis.call('SISMEMBER', KEYS[14], change.kind) == 1 then
-    redis.call('ZADD', KEYS[13], now, id)
-    if redis.call('EXISTS', KEYS[15]) == 0 then redis.call('LPUSH', KEYS[15], '1') end
+  redis.call('RPUSH', job_events, change.event)
+  redis.call('XADD', events, 'MAXLEN', '~', change.stream_length, '*', 'event', change.event)
+  if change.notify or redis.call('SISMEMBER', sink_kinds, change.kind) == 1 then
+    redis.call('ZADD', outbox, now, id)
+    if redis.call('EXISTS', wake_outbox) == 0 then redis.call('LPUSH', wake_outbox, '1') end
   end
 end
-for _, field in ipairs(change.count or {}) do redis.call('HINCRBY', KEYS[17], field, 1) end
-if early and redis.call('EXISTS', KEYS[7]) == 0 then redis.call('LPUSH', KEYS[7], '1') end
+for _, field in ipairs(change.count or {}) do redis.call('HINCRBY', counters, field, 1) end
+if early and redis.call('EXISTS', wake) == 0 then redis.call('LPUSH', wake, '1') end
 return {1, now}
