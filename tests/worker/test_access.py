@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -11,6 +11,7 @@ from finetune_queue.contract import Access, EventType, JobError, JobRecord, JobS
 from finetune_queue.errors import NotPossibleError
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import Budget, Change, JobNotFoundError, JobStore, keys
+from finetune_queue.store.clock import server_ms
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.stages.access import change_access
 from finetune_worker.stages.sweep import sweep
@@ -229,7 +230,7 @@ def test_a_change_that_is_on_its_way_cannot_be_overtaken(
 def test_a_worker_that_was_overtaken_while_it_took_its_slot_does_not_call(
     bench: Bench, queue: FineTuneQueue, trained: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = Budget.take
+    take, client = Budget.take, bench.container.jobs._redis
 
     def slowly(budget: Budget, *args: Any) -> Any:
         bench.container.jobs.transition(bench.read(trained), Change(delay=60), owner="another")
@@ -239,6 +240,9 @@ def test_a_worker_that_was_overtaken_while_it_took_its_slot_does_not_call(
     queue.set_public(trained.id, public=True)
     assert "went on without this worker" in change_access(bench.container, trained.id, "task-1")
     assert calls(bench) == 0
+    window = bench.container.accounts.status("default").limits.window
+    [*_, (_, free_ms)] = cast("list[tuple[str, float]]", client.zrange(keys.slots("default"), 0, -1, withscores=True))
+    assert free_ms - server_ms(client) <= window * 1001 + 1, "its slot is not left to the time-out of a call"
 
 
 def test_a_change_that_was_given_up_takes_no_effect_after_a_later_one(

@@ -22,7 +22,7 @@ from finetune_queue.store import (
 )
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected, Unavailable
-from finetune_worker.stages.calls import AccountPausedError, call_api, park, park_paused
+from finetune_worker.stages.calls import AccountPausedError, call_api, give_back, park, park_paused
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.outcome import Done, Fail, Retry, Wait, after_error
@@ -69,15 +69,19 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
         claim.write(cancel_requested=False)
         job = claim.job
     settles_ms = job.access_settles_ms or 0
-    if job.updated_ms < settles_ms:
+    if claim.now_ms < settles_ms:
         why = f"an earlier change may still arrive at Segmind, then to make the model {wanted}"
-        return _settle(settles_ms, (settles_ms - job.updated_ms) / 1000, why)
+        return _settle(settles_ms, (settles_ms - claim.now_ms) / 1000, why)
     client = container.segmind(job.account)
     slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
     if isinstance(slot, NoSlot):
         return park(job, CallClass.FINISH, slot, f"make the model {wanted}")
     # Held until the call has ended for certain, so that no later change can reach Segmind before this one.
-    claim.write()
+    try:
+        claim.write()
+    except ConflictError:
+        give_back(container.budget, slot)
+        raise
     try:
         public = wanted == "public"
         call_api(container.budget, slot, partial(client.set_access, finetune_id, public=public))

@@ -58,6 +58,11 @@ class Claim:
         self.on_sign: Callable[[], None] | None = None
         self.job = store.transition(job, Change(delay=lease), owner=owner, **_begun(job))
 
+    @property
+    def now_ms(self) -> int:
+        """The Redis server's time of the last write, which is now but for what the stage did since."""
+        return self.job.updated_ms
+
     def write(
         self,
         *,

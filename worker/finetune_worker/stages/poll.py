@@ -15,11 +15,10 @@ from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait, aft
 def poll(container: Container, claim: Claim) -> Outcome:
     """Wait for Segmind, with one look at the job's details where the list is not enough."""
     job = claim.job
-    # The claim wrote it just now, so `updated_ms` is the present.
-    over = training_time_left(container, job, job.updated_ms) <= 0
-    unseen = job.updated_ms - job.entered_ms >= container.settings.finetune_unseen_limit * 1000
+    over = training_time_left(container, job, claim.now_ms) <= 0
+    unseen = claim.now_ms - job.entered_ms >= container.settings.finetune_unseen_limit * 1000
     if not (over or unseen or job.wants_details):
-        return _wait(container, job)
+        return _wait(container, claim)
     what = "ask for the training's details"
     claim.hold(longest_call(container))
     try:
@@ -33,7 +32,7 @@ def poll(container: Container, claim: Claim) -> Outcome:
         return outcome
     if over:  # by a look just now: it may have ended while nobody could look, or was adopted late
         return Fail(_too_long(container, claim.job))
-    return _wait(container, claim.job, wants_details=False)
+    return _wait(container, claim, wants_details=False)
 
 
 def _act_on(container: Container, claim: Claim, seen: FinetuneDetails) -> Outcome | None:
@@ -67,10 +66,11 @@ def look_again_in(container: Container, job: JobRecord, now_ms: int) -> float:
     return until_deadline(job, min(container.settings.finetune_unseen_limit, left))
 
 
-def _wait(container: Container, job: JobRecord, **fields: object) -> Wait:
+def _wait(container: Container, claim: Claim, **fields: object) -> Wait:
+    job = claim.job
     what = "deploy" if job.state is JobState.DEPLOYING else "train"
     sentence = f"parked: waiting for Segmind to {what} {job.finetune_id} ({job.provider_status or 'no status yet'})"
-    return Wait(sentence, WaitReason.PROVIDER, look_again_in(container, job, job.updated_ms), fields=fields)
+    return Wait(sentence, WaitReason.PROVIDER, look_again_in(container, job, claim.now_ms), fields=fields)
 
 
 def _weights_missing(seen: FinetuneDetails) -> JobError:

@@ -42,7 +42,7 @@ def submit(container: Container, claim: Claim) -> Outcome:
         claim.hold(longest_call(container))
         return examine_named(container, claim.job, job.adopting)
     if job.intent_ms is not None:
-        if job.updated_ms - job.intent_ms >= container.settings.finetune_training_limit * 1000:
+        if claim.now_ms - job.intent_ms >= container.settings.finetune_training_limit * 1000:
             return _never_found(container, job)
         if job.candidates:
             claim.hold(longest_call(container))
