@@ -308,7 +308,7 @@ class Queue(Steps):
 
 @pytest.mark.timeout(0)
 def test_whatever_happens_in_any_order_nothing_is_lost_and_nothing_paid_twice(world: World) -> None:
-    examples = int(os.environ.get("EXAMPLES", "15"))
+    examples = int(os.environ.get("EXAMPLES", "10"))
     chosen = settings(
         max_examples=examples,
         stateful_step_count=60,
