@@ -128,12 +128,18 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def filesystems() -> dict[tuple[int, str], Any]:
+    """Those of the stores that all tests of a process use: to make one and connect it takes a good tenth of a second."""
+    return {}
+
+
 @pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def s3(s3_server: str, filesystems: dict[tuple[int, str], Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The same API by its own library, with the environment set as a worker's would be."""
     import boto3  # type: ignore[import-untyped]
 
-    monkeypatch.setattr(drivers, "_filesystems", {})
+    monkeypatch.setattr(drivers, "_filesystems", filesystems)
     for name, value in environment("s3", s3_server).items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")

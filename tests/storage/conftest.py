@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,11 +21,13 @@ def endpoints(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
 
 
 @pytest.fixture
-def make_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Store]:
+def make_store(
+    request: pytest.FixtureRequest, filesystems: dict[tuple[int, str], Any], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Store]:
     """Makes a bucket in the store of a scheme, with the environment set as a worker's would be."""
 
     def make(scheme: str) -> Store:
-        monkeypatch.setattr(drivers, "_filesystems", {})
+        monkeypatch.setattr(drivers, "_filesystems", filesystems)
         origin = request.getfixturevalue("s3_server" if scheme == "s3" else "endpoints")
         for name, value in environment(scheme, origin if scheme == "s3" else origin[scheme]).items():
             monkeypatch.setenv(name, value)
