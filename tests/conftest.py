@@ -130,7 +130,7 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def filesystems() -> dict[tuple[int, str], Any]:
-    """Those of the stores that all tests of a process use: to make one and connect it takes a good tenth of a second."""
+    """Those of the stores that all tests of a process use: to connect a new one takes a good tenth of a second."""
     return {}
 
 

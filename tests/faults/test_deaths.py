@@ -11,7 +11,7 @@ from finetune_queue.local.processes import Child
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.sdk import Job
 from segmind_sandbox.testing import SandboxControl
-from support.hard_times import SANDBOX, SECONDS, SETTINGS, HardTimes
+from support.hard_times import SANDBOX, SECONDS, SETTINGS, HardTimes, PromptStack
 from support.images import make_dataset_folder
 from support.until import until
 
@@ -25,7 +25,7 @@ GRACE = 12.0
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     folder = tmp_path_factory.mktemp("deaths")
-    with LocalStack(folder, workers=1, rate_limit="200/1", sandbox=SANDBOX, settings=SETTINGS) as running:
+    with PromptStack(folder, workers=1, rate_limit="200/1", sandbox=SANDBOX, settings=SETTINGS) as running:
         yield running
 
 

@@ -16,7 +16,7 @@ from finetune_queue.local.stack import LocalStack
 from finetune_queue.local.valkey import ValkeyServer, free_port
 from finetune_queue.sdk import Job
 from segmind_sandbox.testing import SandboxControl
-from support.hard_times import SANDBOX, SECONDS, SETTINGS, HardTimes
+from support.hard_times import SANDBOX, SECONDS, SETTINGS, HardTimes, PromptStack
 from support.images import make_dataset_folder
 from support.until import until
 
@@ -28,7 +28,7 @@ BLOCKED = 31.0 if os.environ.get("FAULTS") == "all" else 3.0
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     folder, port = tmp_path_factory.mktemp("trouble"), free_port()
     broker = {"FINETUNE_BROKER_URL": f"redis://127.0.0.1:{port}/1"}
-    running = LocalStack(folder, workers=2, rate_limit="200/1", sandbox=SANDBOX, settings={**SETTINGS, **broker})
+    running = PromptStack(folder, workers=2, rate_limit="200/1", sandbox=SANDBOX, settings={**SETTINGS, **broker})
     running.valkey = ValkeyServer(folder / "valkey", port=port)
     with running:
         yield running

@@ -2,7 +2,7 @@
 
 import hashlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import redis
 
 from finetune_queue.contract import Event, EventType, JobState, derived_job_id
+from finetune_queue.local.processes import Child
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.sdk import FineTuneQueue, Job
 from finetune_queue.store import keys
@@ -19,6 +20,8 @@ from segmind_sandbox.testing import SandboxControl
 from segmind_sandbox.weights import Weights
 from support.samples import sample
 from support.until import until
+
+TESTS = Path(__file__).resolve().parents[1]
 
 SECONDS = 60
 """How long anything may take on a machine that has other things to do."""
@@ -46,6 +49,14 @@ HOLD = 2.5
 """Seconds for which the sandbox holds a call: less than the call's time-out."""
 
 _ENDS = {EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED}
+
+
+class PromptStack(LocalStack):
+    """One whose workers hold a job for no call that begins late (`support.prompt_worker`)."""
+
+    def _launch(self, name: str, module: Sequence[str], settings: Mapping[str, str]) -> Child:
+        words = ["support.prompt_worker" if word == "finetune_worker" else word for word in module]
+        return super()._launch(name, words, {**settings, "PYTHONPATH": str(TESTS)})
 
 
 class HardTimes:

@@ -1,0 +1,11 @@
+"""A worker whose calls begin at once, and last for no longer: ``celery -A support.prompt_worker worker``.
+
+A real one holds a job for a call that begins 5 s late, and whoever recovers it after a kill has to wait for that.
+"""
+
+from finetune_worker.celery import app
+from finetune_worker.stages import calls
+
+__all__ = ["app"]
+
+calls.FRESH = 1.0
