@@ -71,6 +71,7 @@ def test_an_upgrade_under_load_and_the_way_back(newer: Path, tmp_path: Path) -> 
         settings={
             "FINETUNE_POLL_MIN_INTERVAL": "0.2",
             "FINETUNE_HANDOVER": "1",
+            "FINETUNE_LEASE": "3",  # after which what the older one left alone comes to the newer one
             "FINETUNE_LOG_FORMAT": "json",
             "FINETUNE_SINKS": "list://told",
         },
