@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ class Bench:
         url = upload.presigned_url.get_secret_value()
         requests.put(url, data=_empty_zip(), headers=headers, timeout=5).raise_for_status()
         return jobs.transition(job, Change(delay=60), to=JobState.SUBMITTING, dataset_url=upload.s3_url)
+
+    def change_settings(self, **fields: Any) -> None:
+        """Have the stages, and not the API's client, go by other settings."""
+        settings = self.container.settings.model_copy(update=fields)
+        self.container = replace(self.container, settings=settings)
 
     def run(self, job: JobRecord) -> StageResult:
         """Run the stage that has to act on the job now."""

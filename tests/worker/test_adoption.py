@@ -117,6 +117,7 @@ def test_what_cannot_be_told_apart_is_left_to_a_person(bench: Bench, shared: str
 
 
 def test_a_training_of_a_prompt_that_no_job_has_is_left_to_a_person(bench: Bench, shared: str) -> None:
+    bench.change_settings(segmind_call_timeout=0.4, finetune_settle_time=1.0)
     job = on_shared(bench, shared)
     bench.sandbox.control.add_fault(op="submit", kind="reset")
     bench.run(job)

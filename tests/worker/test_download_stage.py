@@ -106,6 +106,7 @@ def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(benc
 
 
 def test_an_outage_of_the_store_ends_no_paid_job(bench: Bench, s3: Any, bucket: str) -> None:
+    bench.change_settings(finetune_max_attempts=2)
     object.__setattr__(bench.container, "artifacts", Place(f"s3://{bucket}/weights"))
     tries = bench.container.settings.finetune_max_attempts + 2
 

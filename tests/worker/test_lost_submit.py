@@ -2,7 +2,6 @@
 
 import json
 import time
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -51,6 +50,7 @@ def test_a_submit_whose_answer_is_lost_is_found_and_not_repeated(bench: Bench, f
 
 
 def test_a_dead_worker_s_submit_that_never_left_is_sent_after_the_settle_time(bench: Bench) -> None:
+    bench.change_settings(segmind_call_timeout=0.4, finetune_settle_time=2.0)
     job = dead_in_the_middle(bench, bench.submitting())
     bench.run(job)
     assert bench.submits() == 0
@@ -71,7 +71,8 @@ def test_a_dead_worker_s_submit_that_never_left_is_sent_after_the_settle_time(be
 
 
 def test_a_list_that_lags_does_not_make_a_submit_absent(bench: Bench) -> None:
-    bench.sandbox.control.change_settings(list_lag_seconds=4)
+    bench.change_settings(segmind_call_timeout=0.4, finetune_settle_time=2.6)
+    bench.sandbox.control.change_settings(list_lag_seconds=2)
     bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
     job = bench.submitting()
     bench.run(job)
@@ -90,8 +91,7 @@ def test_a_list_that_lags_does_not_make_a_submit_absent(bench: Bench) -> None:
 def test_submits_that_never_have_a_clear_answer_use_up_the_attempts_but_for_an_outage(
     bench: Bench, status: int, tries: list[int]
 ) -> None:
-    values = bench.container.settings.model_copy(update={"finetune_max_attempts": 2})
-    bench.container = replace(bench.container, settings=values)
+    bench.change_settings(finetune_max_attempts=2)
     bench.sandbox.control.add_fault(op="submit", kind="http_error", status=status, count=None)
     job = bench.submitting()
 

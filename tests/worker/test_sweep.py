@@ -147,7 +147,7 @@ def test_a_single_training_is_looked_at_by_its_details(bench: Bench) -> None:
 
 
 def test_a_running_training_parks_its_job_and_tells_of_its_status(bench: Bench) -> None:
-    [job] = trained(bench, 1, training_seconds=10)
+    [job] = trained(bench, 1, training_seconds=5)
     result = bench.run(job)
     assert not result.proceed
     assert "waiting for Segmind to train" in result.sentence
