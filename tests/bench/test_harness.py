@@ -25,7 +25,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def case(bench: SimpleNamespace, **changes: Any) -> Any:
-    fields = {"jobs": 3, "calls": 10, "window": 1.0, "training": 1.0, "scale": 60.0}
+    fields = {"jobs": 3, "calls": 10, "window": 1.0, "training": 0.3, "scale": 60.0}
     return bench.cases.Case(name="smoke", title="a few jobs", **fields | changes)
 
 

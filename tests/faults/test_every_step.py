@@ -22,7 +22,7 @@ from support.lane import Lane, open_lanes
 
 ALL = os.environ.get("FAULTS") == "all"
 SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-SAMPLE = 8
+SAMPLE = 5
 LANES = 3
 NOT_REACHED = "the point was not reached"
 
