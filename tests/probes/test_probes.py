@@ -48,7 +48,7 @@ class OddWorker:
             "FINETUNE_REDIS_URL": self.valkey.url,
             "FINETUNE_SECRETS_DIR": str(folder),
             "FINETUNE_PROBE_PORT": str(self.port),
-            "FINETUNE_SHUTDOWN_TIMEOUT": "3",
+            "FINETUNE_SHUTDOWN_TIMEOUT": "2",
             "SEGMIND_API_KEY": KEY,
         }
         command = [sys.executable, "-m", "celery", "-A", "support.odd_worker", "worker", "-c", str(THREADS)]

@@ -11,18 +11,19 @@ from celery.concurrency.thread import TaskPool
 from celery.signals import worker_ready
 from kombu.transport.redis import Channel
 
-from finetune_worker import dispatcher, notifier, probes, pulse
+from finetune_worker import broker, dispatcher, notifier, probes, pulse
 from finetune_worker.celery import app
 from finetune_worker.pulse import Loop
 
 log = structlog.get_logger(__name__)
 
-LIMIT = 2.0
+LIMIT = 1.3
 """Seconds after which a loop counts as stuck, where a real worker waits for a minute and more."""
 
 pulse.LIMITS.update(dict.fromkeys(Loop, LIMIT))
 probes.FRESH = LIMIT
-dispatcher.LONGEST_SLEEP = notifier.LONGEST_SLEEP = 0.2
+probes.TICK = dispatcher.LONGEST_SLEEP = notifier.LONGEST_SLEEP = 0.2
+broker.OVERDUE = 0.5
 
 
 cancel = TaskPool.terminate_job
