@@ -17,6 +17,9 @@ GENERATORS := settings_table metrics_table monitoring.dashboard k8s.prometheus_r
 # More for pytest: `make test ARGS="-k budget"`.
 ARGS ?=
 
+# Bytecode is kept, whoever says otherwise: the tests start hundreds of processes, which would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo up test test-crash chaos clouds-test node-test k8s-test image-test check generated bench lock clean
 
