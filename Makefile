@@ -17,7 +17,7 @@ GENERATORS := settings_table metrics_table monitoring.dashboard k8s.prometheus_r
 # More for pytest: `make test ARGS="-k budget"`.
 ARGS ?=
 
-# Bytecode is kept, whoever says otherwise: the tests start hundreds of processes, which would compile every module anew.
+# Bytecode is kept, whoever says otherwise: the tests start hundreds of processes, each of which would compile the code.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
