@@ -92,8 +92,8 @@ def many_scans() -> bytes:
     return data[:-2] + data[scan:-2] * 200 + data[-2:]
 
 
-ENTRIES: list[tuple[str, str, bytes]] = [
-    ("archive_nested", "more.zip", inner_zip()),
+ENTRIES: list[tuple[str, str, bytes | Callable[[], bytes]]] = [  # pictures are made late: every process collects this
+    ("archive_nested", "more.zip", inner_zip),
     ("archive_nested", "photos.jpg", b"\x1f\x8b\x08\x00" + bytes(20)),
     ("archive_nested", "all.tar", bytes(257) + b"ustar" + bytes(250)),
     ("entry_unsafe_path", "../escape.jpg", b"x"),
@@ -108,48 +108,51 @@ ENTRIES: list[tuple[str, str, bytes]] = [
     ("entry_unsafe_path", "ü" * 130 + ".jpg", b"x"),
     ("image_unreadable", "broken.jpg", b"not a picture"),
     ("image_unreadable", "empty.png", b""),
-    ("image_unreadable", "cut.jpg", image_bytes(9, GOOD_SIZE)[:-2000]),
-    ("image_unreadable", "cut.png", image_bytes(9, GOOD_SIZE, "PNG")[:-2000]),
-    ("image_unreadable", "cut.webp", image_bytes(9, GOOD_SIZE, "WEBP")[:-500]),
-    ("image_unreadable", "head.png", image_bytes(9, GOOD_SIZE, "PNG")[:20]),
-    ("image_unsupported", "scan.tif", image_bytes(9, GOOD_SIZE, "TIFF")),
+    ("image_unreadable", "cut.jpg", lambda: image_bytes(9, GOOD_SIZE)[:-2000]),
+    ("image_unreadable", "cut.png", lambda: image_bytes(9, GOOD_SIZE, "PNG")[:-2000]),
+    ("image_unreadable", "cut.webp", lambda: image_bytes(9, GOOD_SIZE, "WEBP")[:-500]),
+    ("image_unreadable", "head.png", lambda: image_bytes(9, GOOD_SIZE, "PNG")[:20]),
+    ("image_unsupported", "scan.tif", lambda: image_bytes(9, GOOD_SIZE, "TIFF")),
     ("image_unsupported", "phone.jpg", b"\x00\x00\x00\x18ftypheic" + bytes(40)),
     ("image_unsupported", "drawing.svg", b"<svg/>"),
-    ("image_small", "p9.jpg", image_bytes(9, (511, 2000))),
-    ("image_below_1024", "p9.jpg", image_bytes(9, (1023, 1100))),
-    ("image_odd_shape", "p9.jpg", image_bytes(9, (1024, 3200))),
-    ("image_duplicate", "p9.jpg", image_bytes(0, GOOD_SIZE)),
-    ("image_near_duplicate", "p9.jpg", image_bytes(0, GOOD_SIZE, quality=40)),
-    ("image_near_duplicate", "p9.png", image_bytes(0, (2048, 2048), "PNG")),
-    ("image_near_duplicate", "p9.webp", image_bytes(0, (700, 700), "WEBP")),
-    ("image_near_duplicate", "p9.gif", image_bytes(0, GOOD_SIZE, "GIF")),
-    ("image_format", "p9.bmp", image_bytes(9, GOOD_SIZE, "BMP")),
-    ("image_format", "p9.gif", image_bytes(9, GOOD_SIZE, "GIF")),
-    ("image_suffix", "p9.png", image_bytes(9, GOOD_SIZE)),
-    ("image_suffix", "p9.data", image_bytes(9, GOOD_SIZE)),
-    ("image_suffix", "p9", image_bytes(9, GOOD_SIZE)),
-    ("image_cmyk", "p9.jpg", image_bytes(9, GOOD_SIZE, mode="CMYK")),
-    ("image_rotated", "p9.jpg", turned()),
-    ("image_animated", "p9.webp", animation()),
-    ("image_transparent", "p9.png", transparent()),
-    ("image_too_large", "p9.jpg", many_scans()),
+    ("image_small", "p9.jpg", lambda: image_bytes(9, (511, 2000))),
+    ("image_below_1024", "p9.jpg", lambda: image_bytes(9, (1023, 1100))),
+    ("image_odd_shape", "p9.jpg", lambda: image_bytes(9, (1024, 3200))),
+    ("image_duplicate", "p9.jpg", lambda: image_bytes(0, GOOD_SIZE)),
+    ("image_near_duplicate", "p9.jpg", lambda: image_bytes(0, GOOD_SIZE, quality=40)),
+    ("image_near_duplicate", "p9.png", lambda: image_bytes(0, (2048, 2048), "PNG")),
+    ("image_near_duplicate", "p9.webp", lambda: image_bytes(0, (700, 700), "WEBP")),
+    ("image_near_duplicate", "p9.gif", lambda: image_bytes(0, GOOD_SIZE, "GIF")),
+    ("image_format", "p9.bmp", lambda: image_bytes(9, GOOD_SIZE, "BMP")),
+    ("image_format", "p9.gif", lambda: image_bytes(9, GOOD_SIZE, "GIF")),
+    ("image_suffix", "p9.png", lambda: image_bytes(9, GOOD_SIZE)),
+    ("image_suffix", "p9.data", lambda: image_bytes(9, GOOD_SIZE)),
+    ("image_suffix", "p9", lambda: image_bytes(9, GOOD_SIZE)),
+    ("image_cmyk", "p9.jpg", lambda: image_bytes(9, GOOD_SIZE, mode="CMYK")),
+    ("image_rotated", "p9.jpg", turned),
+    ("image_animated", "p9.webp", animation),
+    ("image_transparent", "p9.png", transparent),
+    ("image_too_large", "p9.jpg", many_scans),
     ("caption_not_text", "p9.txt", "1MAN läuft".encode("latin-1")),
     ("caption_not_text", "p9.txt", b"1MAN\x00\x00"),
-    ("caption_not_text", "p9.txt", image_bytes(9)),
+    ("caption_not_text", "p9.txt", lambda: image_bytes(9)),
     ("caption_empty", "p9.txt", b" \n"),
     ("caption_long", "p9.txt", b"1MAN " * 1000),
     ("caption_orphan", "nobody.txt", b"1MAN"),
     ("caption_without_trigger", "p9.txt", b"a 1MANX walks"),
     ("caption_placeholder", "p9.txt", b"a [trigger] walks"),
-    ("caption_missing", "p9.jpg", image_bytes(9, GOOD_SIZE)),
+    ("caption_missing", "p9.jpg", lambda: image_bytes(9, GOOD_SIZE)),
     ("file_ignored", "metadata.jsonl", b"{}"),
-    ("folders_inside", "10_man/p9.jpg", image_bytes(9, GOOD_SIZE)),
+    ("folders_inside", "10_man/p9.jpg", lambda: image_bytes(9, GOOD_SIZE)),
 ]
 
 
 @pytest.mark.parametrize(("code", "name", "data"), ENTRIES, ids=[f"{code}-{name!a}"[:60] for code, name, _ in ENTRIES])
-def test_one_bad_entry_is_found_and_named(tmp_path: Path, code: str, name: str, data: bytes) -> None:
-    report = check(make_zip(tmp_path / "a.zip", {**good_files(), name: data}))
+def test_one_bad_entry_is_found_and_named(
+    tmp_path: Path, code: str, name: str, data: bytes | Callable[[], bytes]
+) -> None:
+    content = data() if callable(data) else data
+    report = check(make_zip(tmp_path / "a.zip", {**good_files(), name: content}))
     found = [each for each in report.findings if each.code == code]
     assert len(found) == 1, report.findings
     assert found[0].file is not None
