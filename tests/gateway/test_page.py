@@ -54,6 +54,12 @@ def browser() -> Iterator[Browser]:
         found.close()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each look at the queue be a new one: an older one would be shown until the page looks again, 5 s later."""
+    monkeypatch.setattr("finetune_queue.gateway.looks.FRESH", 0.0)
+
+
 class Seen:
     """What the browser complained about, and where it went."""
 
@@ -95,6 +101,7 @@ def page(browser: Browser, seen: Seen) -> Iterator[Page]:
 @pytest.fixture
 def board(page: Page, open_url: str) -> Page:
     """The board, live."""
+    page.clock.install()
     page.goto(open_url)
     expect(page.locator("#link-text")).to_have_text("live")
     return page
@@ -103,6 +110,11 @@ def board(page: Page, open_url: str) -> Page:
 @pytest.fixture
 def worker(client: redis.Redis) -> Worker:
     return Worker(client)
+
+
+def let_pass(page: Page, seconds: int) -> None:
+    """Let time go by for the page, at once. It looks again every 5 s, at a job every 2 s, whether or not it is told."""
+    page.clock.run_for(seconds * 1000)
 
 
 def column(page: Page, state: str) -> Any:
@@ -147,6 +159,7 @@ def test_an_account_s_budget_and_its_line(board: Page, worker: Worker, client: r
     client.zadd(keys.slots("default"), dict.fromkeys("abc", 9e15))
     for score, name in enumerate(["first", "second"]):
         worker.park(worker.bring(worker.accept(name=name), JobState.SUBMITTING), WaitReason.API_SLOT, score=score)
+    let_pass(board, 5)
     account = board.get_by_role("region", name="default")
     expect(account).to_contain_text("3 of 5 calls in 60 s used")
     expect(account.get_by_role("meter", name="3 of 5 calls")).to_be_visible()
@@ -155,9 +168,11 @@ def test_an_account_s_budget_and_its_line(board: Page, worker: Worker, client: r
     expect(line).to_have_text(["first to submit", "second to submit"])
     expect(column(board, "submitting")).to_contain_text("waits for an API call")
     Accounts(client).stop_submits("default", stopped=True)
+    let_pass(board, 5)
     expect(account).to_contain_text("Paid submits are stopped")
     expect(account).not_to_contain_text("No submits are left")
     worker.accounts.configure("default", AccountLimits(calls=5, window=60.0, max_submits_per_day=0))
+    let_pass(board, 5)
     expect(account).to_contain_text("No submits are left for today (UTC).")
 
 
@@ -171,15 +186,15 @@ def test_a_sink_that_does_not_take_its_events_is_named(board: Page, worker: Work
     outbox.attempted(hold, job.id, attempt, before=0, after=0, lease=60)
     outbox.leave(hold, outbox.subject(job.id), [sink], delay=100)
     outbox.settle(hold)
+    let_pass(board, 5)
     board.get_by_role("link", name="A job whose event it refuses").click()
     expect(board.get_by_role("heading", name="my-face")).to_be_visible()
     board.get_by_role("link", name="Back to the board").click()
     expect(board.get_by_text(f"No events have reached {sink.shown} for")).to_contain_text(why)
 
     outbox.settle(Hold(sink.line(job.id), SinkLines(client).all()[0].next_ms), down_for=100, reason="cannot be reached")
-    expect(board.get_by_text("No events have reached https://sink.example for")).to_contain_text(
-        "cannot be reached", timeout=SOON
-    )
+    let_pass(board, 5)
+    expect(board.get_by_text("No events have reached https://sink.example for")).to_contain_text("cannot be reached")
 
 
 def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worker: Worker) -> None:
@@ -197,12 +212,14 @@ def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worke
     expect(board.get_by_role("region", name="Facts")).to_contain_text("team=a")
 
     worker.note(job, waiting_for=WaitReason.PROVIDER)
-    expect(steps.nth(2)).to_contain_text("its training is looked for at Segmind", timeout=SOON)
+    let_pass(board, 2)
+    expect(steps.nth(2)).to_contain_text("its training is looked for at Segmind")
     job = worker.bring(worker.store.get(job.id), JobState.TRAINING)
     expect(board.get_by_role("heading", name="my-face training")).to_be_visible()
     expect(steps.nth(3)).to_contain_text("It waits for Segmind")
     job = worker.bring(job, JobState.DOWNLOADING)
     job = worker.progress(job, 3_000_000, 12_000_000)
+    let_pass(board, 2)
     expect(steps.nth(4).get_by_role("progressbar", name="3.0 MB of 12.0 MB")).to_be_visible()
     worker.fail(job, "The disk is full.")
     expect(board.get_by_text("It failed: The disk is full.")).to_be_visible()
@@ -367,14 +384,17 @@ def test_it_says_when_the_queue_is_out_of_reach_and_comes_back(
     page: Page, make_settings: MakeSettings, start: Start, tmp_path: Path
 ) -> None:
     with ValkeyServer(tmp_path / "own") as valkey, redis.Redis.from_url(valkey.url, decode_responses=True) as client:
+        page.clock.install()
         page.goto(start(make_settings(finetune_redis_url=valkey.url, finetune_gateway_tokens={})))
         Worker(client).accept(name="old-face")
         expect(page.get_by_role("link", name="old-face")).to_be_visible(timeout=15000)
         valkey.stop()
+        let_pass(page, 5)
         expect(page.locator("#link-text")).to_contain_text("The queue's Redis is out of reach", timeout=15000)
         expect(page.locator("main")).to_have_attribute("data-old", "")  # it is still there, and looks old
         valkey.start()
         Worker(client).accept(name="my-face")
+        let_pass(page, 5)
         expect(page.get_by_role("link", name="my-face")).to_be_visible(timeout=15000)
         expect(page.locator("#link-text")).to_have_text("live", timeout=15000)
         expect(page.locator("main")).not_to_have_attribute("data-old", "")
