@@ -13,6 +13,12 @@ from segmind_sandbox.testing import LiveSandbox, run_sandbox
 from support.cli import Result, Run, Worker
 
 
+@pytest.fixture(autouse=True)
+def _short_ping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give workers, of which most tests have none, little time to answer the doctor."""
+    monkeypatch.setattr("finetune_queue.cli.doctor.PING_SECONDS", 0.1)
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run ``finetune`` with the given arguments."""

@@ -21,7 +21,6 @@ ASKED = ("key default", "credits default", "limit default", "webhook default", "
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_queue.cli.doctor.PING_SECONDS", 0.1)
     monkeypatch.setattr("finetune_queue.cli.segmind.GRACE", 0.1)
 
 

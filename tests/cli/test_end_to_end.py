@@ -66,18 +66,17 @@ def test_a_failed_job_is_exit_code_1_and_can_be_resumed(
     assert control.report()["submits"]["total"] == 1
 
 
-def test_the_doctor_finds_everything_well(run: Run, stack: LocalStack, submit: tuple[Any, ...]) -> None:
+def test_the_doctor_finds_everything_well(
+    run: Run, stack: LocalStack, submit: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     del submit  # its variables
+    monkeypatch.setattr("finetune_queue.cli.doctor.PING_SECONDS", 0.5)
     until(lambda: run("doctor", "--json").code == ExitCode.OK, seconds=20)
     found = {check["name"]: check for check in run("doctor", "--json").json["checks"]}
     assert {check["status"] for check in found.values()} == {"ok"}
     assert found["workers"]["message"].startswith("1 alive: worker1@")
     assert found["account default"]["message"].startswith("0 of 50 calls per 1 s")
     assert stack.valkey.url in found["redis"]["message"]
-
-
-def _demo(folder: Path, *options: str) -> Program:
-    return Program("demo", "--output", folder, *options, TMPDIR=str(folder.parent))
 
 
 def _leftovers(folder: Path) -> list[str]:
@@ -99,11 +98,12 @@ def _processes_in(folder: Path) -> list[str]:
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def test_the_demo_ends_in_weights_that_stay(tmp_path: Path) -> None:
+def test_the_demo_ends_in_weights_that_stay(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    with _demo(work / "results", "--json") as running:
-        result = running.end(seconds=90)
+    monkeypatch.setattr(demo, "TRAINING_SECONDS", 0.5)
+    monkeypatch.setattr(tempfile, "tempdir", str(work))
+    result = run("demo", "--output", work / "results", "--json")
     assert result.code == ExitCode.OK, result.err
     found = result.json
     assert found["job"]["state"] == "succeeded"
@@ -124,7 +124,7 @@ def test_the_demo_ends_in_weights_that_stay(tmp_path: Path) -> None:
 def test_the_demo_as_text_and_ctrl_c_in_the_middle(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    with _demo(work / "results") as running:
+    with Program("demo", "--output", work / "results", TMPDIR=str(work)) as running:
         running.expect("Segmind: ", seconds=60)
         assert _processes_in(work)
         running.interrupt()

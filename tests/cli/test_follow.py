@@ -82,13 +82,13 @@ def test_a_time_out_does_not_say_that_a_job_goes_on_that_needs_a_person(
     worker: Worker, options: tuple[str, ...]
 ) -> None:
     job = worker.accept()
-    with Program("watch", job.id, "--timeout", 4, *options) as watching:
+    with Program("watch", job.id, "--timeout", 2, *options) as watching:
         watching.expect("accepted")
         job = worker.bring(job, JobState.SUBMITTING)
         worker.move(job, JobState.NEEDS_ATTENTION, intent_ms=1, waiting_for=None)
         result = watching.end()
     assert result.code == ExitCode.TIMEOUT
-    assert "was still needs_attention after 4.0 s. It waits until a person says" in result.err
+    assert "was still needs_attention after 2.0 s. It waits until a person says" in result.err
     assert f"finetune resolve {job.id} --resubmit" in result.err
     assert "goes on" not in result.err
 

@@ -14,9 +14,8 @@ NO_KEY = "no worker that runs has the key of its account"
 
 
 @pytest.fixture
-def workers(worker: Worker, queue_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+def workers(worker: Worker, queue_url: str) -> Iterator[Workers]:
     """The workers that are there, none of which answers; the one of the fixture before has signed off."""
-    monkeypatch.setattr("finetune_queue.cli.doctor.PING_SECONDS", 0.2)
     with connect(queue_url) as client:
         Workers(client).left(LiveWorker("worker1@here", __version__))
         yield Workers(client)
