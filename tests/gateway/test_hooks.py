@@ -34,6 +34,12 @@ def _closed(anybody: httpx.Client) -> object:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a hook be told of soon after that of the test before; a flood is told of ten times a second."""
+    monkeypatch.setattr(hints, "APART", 0.1)
+
+
 def next_sweep(client: redis.Redis) -> float:
     """Return the seconds until the account's next sweep."""
     at = float(str(client.hget(keys.account("default"), "sweep_at") or 0))
@@ -118,7 +124,7 @@ def test_a_flood_of_hooks_costs_one_sweep_ahead_of_its_time(
     with httpx.Client(base_url=str(anybody.base_url), timeout=10, trust_env=False) as other:
         flooding = threading.Thread(target=lambda: [other.post(PATH, json=PAYLOAD) for _ in range(150)])
         flooding.start()
-        end = time.monotonic() + 3.0
+        end = time.monotonic() + 1.0
         while time.monotonic() < end:
             anybody.post(PATH, content=b"forged")
         flooding.join()
@@ -181,8 +187,7 @@ def test_each_account_has_a_path_of_its_own(account: str, other: str) -> None:
     assert len(tokens[0]) == 43
 
 
-def test_hints_are_told_apart_in_time_and_the_last_one_always_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hints, "APART", 0.1)
+def test_hints_are_told_apart_in_time_and_the_last_one_always_is() -> None:
     told: list[float] = []
 
     def hint(_account: str) -> float | None:
