@@ -176,7 +176,7 @@ class Messenger:
     def _asking(self) -> Iterator["Connection"]:
         """Connect for a question whose asker waits: by one try, where kombu's own four take six seconds."""
         times = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), ASKING_SECONDS)
-        # kombu ends no BRPOP that runs when the time is up, and each takes a second of its own accord.
+        # When the time is up, kombu waits for the BRPOP that it last sent, which else takes a second.
         times["polling_interval"] = 0.1
         with self._app.connection_for_read(transport_options=times) as connection:
             yield connection.ensure_connection(max_retries=0)
