@@ -287,11 +287,11 @@ def test_a_download_that_fails_ends_in_the_right_bytes(
     assert url is not None
     part = tmp_path / "w.part"
     sandbox.control.add_fault(op="download", **fault)
-    impatient = Limits(stall_timeout=0.5)
+    limits = Limits(stall_timeout=0.5) if fault["kind"] == "stall" else Limits()
     with pytest.raises(kind):
-        download(url, part, allow_loopback=True, limits=impatient)
+        download(url, part, allow_loopback=True, limits=limits)
     sandbox.control.add_fault(op="download", kind="ignore_range")
-    assert download(url, part, allow_loopback=True, limits=impatient).checked == "crc32c"
+    assert download(url, part, allow_loopback=True).checked == "crc32c"
     assert verify_safetensors(part) > 0
     assert part.stat().st_size == WEIGHTS
 
