@@ -1,7 +1,6 @@
 """Settings: where they come from, what is refused, and that a refusal names everything and shows nothing."""
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetune_queue import setting_sources as module
 from finetune_queue.settings import (
     AccountSettings,
     RateLimit,
@@ -20,26 +18,9 @@ from finetune_queue.settings import (
     describe,
     load_settings,
 )
+from support.refusals import problem_of, problems_of
 
 KEY = "SG_hidden_0123456789"
-
-
-@pytest.fixture(autouse=True)
-def _no_secrets_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DEFAULT_SECRETS_DIR", tmp_path / "run-secrets")
-
-
-def _problems(environ: dict[str, str] | None = None, *, worker: bool = False) -> tuple[str, ...]:
-    with pytest.raises(SettingsError) as caught:
-        load_settings(environ, worker=worker)
-    assert all(problem in str(caught.value) for problem in caught.value.problems)
-    return caught.value.problems
-
-
-def _problem(environ: dict[str, str]) -> str:
-    problems = _problems(environ)
-    assert len(problems) == 1, problems
-    return problems[0]
 
 
 def test_a_producer_needs_no_setting_at_all() -> None:
@@ -91,7 +72,7 @@ def test_the_secrets_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_secrets_folder_that_is_not_there_is_named_only_if_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     load_settings()
     monkeypatch.setenv("FINETUNE_SECRETS_DIR", "/no/such/folder")
-    assert "FINETUNE_SECRETS_DIR: /no/such/folder is not a folder" in _problems()[0]
+    assert "FINETUNE_SECRETS_DIR: /no/such/folder is not a folder" in problems_of()[0]
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +81,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest
     folder.mkdir()
     (folder / "segmind_api_key").write_bytes(b"\xff\xfe")
     monkeypatch.setenv("FINETUNE_SECRETS_DIR", str(folder))
-    first, second = _problems()
+    first, second = problems_of()
     assert first == ".env: cannot be read (UnicodeDecodeError)"
     assert second.startswith(f"FINETUNE_SECRETS_DIR: a file in {folder} cannot be read")
 
@@ -110,7 +91,7 @@ def test_a_line_of_dotenv_that_cannot_be_read_is_named_and_not_shown(
 ) -> None:
     """It is ignored otherwise, and its setting keeps its default."""
     Path(".env").write_text("FINETUNE_LEASE=7\nSEGMIND API_KEY=hidden-word\nFINETUNE_LEAS='7\n")
-    lines = [problem for problem in _problems() if problem.startswith(".env")]
+    lines = [problem for problem in problems_of() if problem.startswith(".env")]
     assert [line.partition(" cannot")[0] for line in lines] == [".env: line 2", ".env: line 3"]
     assert "NAME=value" in lines[0]
     assert "hidden-word" not in "".join(lines)
@@ -127,7 +108,7 @@ def test_every_wrong_value_is_named_at_once_with_its_source_and_an_example(
     Path(".env").write_text("SEGMIND_RATE_LIMIT=fifty\nFINETUNE_REDIS_ULR=redis://h\n")
     monkeypatch.setenv("FINETUNE_LEASE", "soon")
     monkeypatch.setenv("FINETUNE_LOG_FORMAT", "xml")
-    message = "\n".join(_problems(worker=True))
+    message = "\n".join(problems_of(worker=True))
     for line in (
         r"SEGMIND_API_KEY \(file in .*run-secrets\): is too short to be an API key.* Example: SEGMIND_API_KEY=\w+",
         r"SEGMIND_RATE_LIMIT \(\.env\): should be calls/seconds.* Example: SEGMIND_RATE_LIMIT=50/60",
@@ -143,7 +124,7 @@ def test_a_worker_without_a_key_is_told_so_and_a_producer_is_not() -> None:
     settings = load_settings({})
     with pytest.raises(SettingsError, match="SEGMIND_API_KEY: missing, and a worker needs it") as caught:
         settings.require_worker()
-    assert _problems({}, worker=True) == caught.value.problems
+    assert problems_of({}, worker=True) == caught.value.problems
     load_settings({"SEGMIND_API_KEY": KEY}, worker=True).require_worker()
 
 
@@ -184,7 +165,7 @@ def test_several_accounts_come_as_json() -> None:
     ],
 )
 def test_wrong_accounts_are_explained_without_their_keys(value: str, expected: str) -> None:
-    problem = _problem({"SEGMIND_ACCOUNTS": value.replace("$KEY", KEY)})
+    problem = problem_of({"SEGMIND_ACCOUNTS": value.replace("$KEY", KEY)})
     assert expected in problem
     assert KEY not in problem
 
@@ -198,14 +179,14 @@ def test_wrong_accounts_are_explained_without_their_keys(value: str, expected: s
     ],
 )
 def test_wrong_secrets_of_the_gateway_are_explained_without_them(name: str, value: str, expected: str) -> None:
-    problem = _problem({name: value})
+    problem = problem_of({name: value})
     assert expected in problem
     assert "in-the-clear" not in problem
 
 
 def test_accounts_and_a_single_key_contradict_each_other() -> None:
     accounts = json.dumps({"a": {"api_key": KEY}})
-    problems = _problems({"SEGMIND_ACCOUNTS": accounts, "SEGMIND_API_KEY": f"{KEY}2", "SEGMIND_RATE_LIMIT": "5/60"})
+    problems = problems_of({"SEGMIND_ACCOUNTS": accounts, "SEGMIND_API_KEY": f"{KEY}2", "SEGMIND_RATE_LIMIT": "5/60"})
     assert [problem.split(":")[0] for problem in problems] == ["SEGMIND_API_KEY", "SEGMIND_RATE_LIMIT"]
 
 
@@ -218,22 +199,24 @@ def test_accounts_and_a_single_key_contradict_each_other() -> None:
     ],
 )
 def test_times_that_contradict_each_other_are_refused(environ: dict[str, str], expected: str) -> None:
-    assert _problem(environ).startswith(expected)
+    assert problem_of(environ).startswith(expected)
 
 
 def test_a_rule_between_two_values_says_nothing_when_one_of_them_is_wrong_itself() -> None:
-    assert _problem({"FINETUNE_SETTLE_TIME": "soon", "SEGMIND_CALL_TIMEOUT": "300"}).startswith("FINETUNE_SETTLE_TIME")
+    assert problem_of({"FINETUNE_SETTLE_TIME": "soon", "SEGMIND_CALL_TIMEOUT": "300"}).startswith(
+        "FINETUNE_SETTLE_TIME"
+    )
 
 
 @pytest.mark.parametrize("name", ["FINETUNE_LEASE", "FINETUNE_RETENTION", "SEGMIND_READ_TIMEOUT"])
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1s", " "])
 def test_a_time_is_a_positive_number_of_seconds(name: str, value: str) -> None:
-    assert _problem({name: value}).startswith(name)
+    assert problem_of({name: value}).startswith(name)
 
 
 @pytest.mark.parametrize("value", ["0", "1.5", "nan", "half"])
 def test_the_poll_share_is_a_fraction(value: str) -> None:
-    assert _problem({"FINETUNE_POLL_SHARE": value}).startswith("FINETUNE_POLL_SHARE")
+    assert problem_of({"FINETUNE_POLL_SHARE": value}).startswith("FINETUNE_POLL_SHARE")
 
 
 @given(calls=st.integers(1, 10**6), seconds=st.floats(0.001, 86_400).map(lambda value: round(value, 3)))
@@ -246,130 +229,12 @@ def test_a_rate_limit_is_read_as_it_is_written(calls: int, seconds: float) -> No
     "value", ["50", "50/", "/60", "0/60", "5/0", "-5/60", "5/60/1", "5.5/60", "5/1e3", "\u0665/60", "5/90000"]
 )
 def test_what_is_no_rate_limit_is_refused(value: str) -> None:
-    assert _problem({"SEGMIND_RATE_LIMIT": value}).startswith("SEGMIND_RATE_LIMIT (given): ")
-
-
-@pytest.mark.parametrize(
-    ("value", "loopback"),
-    [
-        ("https://api.segmind.com", False),
-        ("https://api.segmind.com/", False),
-        ("https://localhost.example.com", False),
-        ("http://localhost:8080", True),
-        ("http://127.0.0.9:1", True),
-        ("http://[::1]:8080", True),
-        ("https://sandbox.localhost", True),
-    ],
-)
-def test_plain_http_is_for_loopback_only(value: str, loopback: bool) -> None:  # noqa: FBT001 - a parameter of the table
-    settings = load_settings({"SEGMIND_BASE_URL": value})
-    assert settings.segmind_base_url == value.rstrip("/")
-    assert settings.segmind_is_loopback is loopback
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "http://api.segmind.com",
-        "http://0.0.0.0:80",
-        "http://127.0.0.1.example.com",
-        "http://10.0.0.1",
-        "ftp://localhost",
-        "api.segmind.com",
-        "https://",
-        "https://user:hidden-word@api.segmind.com",
-        "https://api.segmind.com?x=hidden-word",
-        "https://api.segmind.com:hidden-word",
-        "https://[hidden-word",
-    ],
-)
-def test_other_base_urls_are_refused_without_being_shown(value: str) -> None:
-    problem = _problem({"SEGMIND_BASE_URL": value})
-    assert problem.startswith("SEGMIND_BASE_URL (given): ")
-    assert "hidden-word" not in problem
-
-
-@pytest.mark.parametrize(
-    ("value", "broker"),
-    [
-        ("redis://h:1/2", None),
-        ("rediss://u:p%40@h:6380/0?ssl_cert_reqs=none", None),
-        ("redis://[::1]:6379", None),
-        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
-        ("unix://:hidden@/run/redis.sock?db=3", "redis+socket://:hidden@/run/redis.sock?virtual_host=3"),
-    ],
-)
-def test_redis_urls_are_kept_and_spelled_for_the_broker(value: str, broker: str | None) -> None:
-    settings = load_settings({"FINETUNE_REDIS_URL": value})
-    assert settings.finetune_redis_url == value
-    assert settings.broker_url == (broker or value)
-
-
-def test_the_broker_may_be_another_server() -> None:
-    assert load_settings({"FINETUNE_BROKER_URL": "redis://other/1"}).broker_url == "redis://other/1"
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("redis+cluster://hidden-word@h", "names a Redis Cluster, which Celery's Redis transport cannot use"),
-        ("rediss+cluster://h", "names a Redis Cluster"),
-        ("amqp://guest:hidden-word@h", "should start with redis://"),
-        ("REDIS://h:1/0", "should start with redis://"),
-        ("redis:localhost", "should name a host"),
-        ("redis:///0", "should name a host"),
-        ("redis://h/jobs", "should end in the number of a database"),
-        ("redis://:hidden-word/slash@h:1/0", "is not a URL that can be read"),
-        ("redis://h:0/0", "should not have port 0"),
-        ("unix://", "should name a socket file"),
-        ("unix://run/redis.sock", "should name a socket file"),
-    ],
-)
-@pytest.mark.parametrize("name", ["FINETUNE_REDIS_URL", "FINETUNE_BROKER_URL"])
-def test_other_servers_are_refused_without_being_shown(name: str, value: str, expected: str) -> None:
-    problem = _problem({name: value})
-    assert problem.startswith(f"{name} (given): {expected}")
-    assert "hidden-word" not in problem
-
-
-@pytest.mark.parametrize("value", ["file://./var/x", "file:///srv/x", "s3://bucket", "s3://bucket/a/b", "az://x"])
-def test_storage_urls_name_a_place(value: str) -> None:
-    assert load_settings({"FINETUNE_ARTIFACT_URL": value}).finetune_artifact_url == value
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        *("var/x", "/srv/x", "file://", "s3:///", "s3://key:hidden-word@bucket"),
-        *("s3:/x", "file:/x", "file://srv/x", "memory://x", "https://host/x"),  # a worker would end with them
-    ],
-)
-def test_other_storage_urls_are_refused(value: str) -> None:
-    problem = _problem({"FINETUNE_STAGING_URL": value})
-    assert problem.startswith("FINETUNE_STAGING_URL (given): should")
-    assert "hidden-word" not in problem
-
-
-def test_dataset_buckets_are_urls() -> None:
-    settings = load_settings({"FINETUNE_DATASET_BUCKETS": "s3://a gs://b/sets/ az://c"})
-    assert settings.finetune_dataset_buckets == ("s3://a", "gs://b/sets/", "az://c")
-
-
-@pytest.mark.parametrize("value", ["my-bucket", "s3://a my-bucket", "s3:///sets", "s3://key:hidden-word@bucket"])
-def test_other_dataset_buckets_are_refused(value: str) -> None:  # they would match no dataset, and nobody would know
-    problem = _problem({"FINETUNE_DATASET_BUCKETS": value})
-    assert problem.startswith("FINETUNE_DATASET_BUCKETS (given): should")
-    assert "hidden-word" not in problem
-
-
-def test_dataset_roots_are_written_like_a_path_variable() -> None:
-    settings = load_settings({"FINETUNE_DATASET_ROOTS": os.pathsep.join(["/srv/a", " ", "b"])})
-    assert settings.finetune_dataset_roots == (Path("/srv/a"), Path.cwd() / "b")
+    assert problem_of({"SEGMIND_RATE_LIMIT": value}).startswith("SEGMIND_RATE_LIMIT (given): ")
 
 
 @pytest.mark.parametrize("value", ["tiny", "SG 0123456789", "SG_0123456789\nx", "SG_0123456789é"])
 def test_what_cannot_be_an_api_key_is_refused_without_being_shown(value: str) -> None:
-    problem = _problem({"SEGMIND_API_KEY": value})
+    problem = problem_of({"SEGMIND_API_KEY": value})
     assert problem.startswith("SEGMIND_API_KEY (given): ")
     assert value not in problem
 
@@ -388,7 +253,7 @@ def test_a_key_copied_with_its_line_break_is_taken_without() -> None:
     ],
 )
 def test_an_unknown_name_is_an_error_with_a_hint(name: str, hint: str) -> None:
-    assert _problem({name: KEY}) == f"{name} (given): no such setting.{hint}"
+    assert problem_of({name: KEY}) == f"{name} (given): no such setting.{hint}"
 
 
 @pytest.mark.parametrize(

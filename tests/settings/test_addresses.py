@@ -1,0 +1,127 @@
+"""Settings that are addresses: of the API, of servers, of stores and datasets, and what is refused in each."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from finetune_queue.settings import load_settings
+from support.refusals import problem_of
+
+
+@pytest.mark.parametrize(
+    ("value", "loopback"),
+    [
+        ("https://api.segmind.com", False),
+        ("https://api.segmind.com/", False),
+        ("https://localhost.example.com", False),
+        ("http://localhost:8080", True),
+        ("http://127.0.0.9:1", True),
+        ("http://[::1]:8080", True),
+        ("https://sandbox.localhost", True),
+    ],
+)
+def test_plain_http_is_for_loopback_only(value: str, loopback: bool) -> None:  # noqa: FBT001 - a parameter of the table
+    settings = load_settings({"SEGMIND_BASE_URL": value})
+    assert settings.segmind_base_url == value.rstrip("/")
+    assert settings.segmind_is_loopback is loopback
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://api.segmind.com",
+        "http://0.0.0.0:80",
+        "http://127.0.0.1.example.com",
+        "http://10.0.0.1",
+        "ftp://localhost",
+        "api.segmind.com",
+        "https://",
+        "https://user:hidden-word@api.segmind.com",
+        "https://api.segmind.com?x=hidden-word",
+        "https://api.segmind.com:hidden-word",
+        "https://[hidden-word",
+    ],
+)
+def test_other_base_urls_are_refused_without_being_shown(value: str) -> None:
+    problem = problem_of({"SEGMIND_BASE_URL": value})
+    assert problem.startswith("SEGMIND_BASE_URL (given): ")
+    assert "hidden-word" not in problem
+
+
+@pytest.mark.parametrize(
+    ("value", "broker"),
+    [
+        ("redis://h:1/2", None),
+        ("rediss://u:p%40@h:6380/0?ssl_cert_reqs=none", None),
+        ("redis://[::1]:6379", None),
+        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
+        ("unix://:hidden@/run/redis.sock?db=3", "redis+socket://:hidden@/run/redis.sock?virtual_host=3"),
+    ],
+)
+def test_redis_urls_are_kept_and_spelled_for_the_broker(value: str, broker: str | None) -> None:
+    settings = load_settings({"FINETUNE_REDIS_URL": value})
+    assert settings.finetune_redis_url == value
+    assert settings.broker_url == (broker or value)
+
+
+def test_the_broker_may_be_another_server() -> None:
+    assert load_settings({"FINETUNE_BROKER_URL": "redis://other/1"}).broker_url == "redis://other/1"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("redis+cluster://hidden-word@h", "names a Redis Cluster, which Celery's Redis transport cannot use"),
+        ("rediss+cluster://h", "names a Redis Cluster"),
+        ("amqp://guest:hidden-word@h", "should start with redis://"),
+        ("REDIS://h:1/0", "should start with redis://"),
+        ("redis:localhost", "should name a host"),
+        ("redis:///0", "should name a host"),
+        ("redis://h/jobs", "should end in the number of a database"),
+        ("redis://:hidden-word/slash@h:1/0", "is not a URL that can be read"),
+        ("redis://h:0/0", "should not have port 0"),
+        ("unix://", "should name a socket file"),
+        ("unix://run/redis.sock", "should name a socket file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["FINETUNE_REDIS_URL", "FINETUNE_BROKER_URL"])
+def test_other_servers_are_refused_without_being_shown(name: str, value: str, expected: str) -> None:
+    problem = problem_of({name: value})
+    assert problem.startswith(f"{name} (given): {expected}")
+    assert "hidden-word" not in problem
+
+
+@pytest.mark.parametrize("value", ["file://./var/x", "file:///srv/x", "s3://bucket", "s3://bucket/a/b", "az://x"])
+def test_storage_urls_name_a_place(value: str) -> None:
+    assert load_settings({"FINETUNE_ARTIFACT_URL": value}).finetune_artifact_url == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("var/x", "/srv/x", "file://", "s3:///", "s3://key:hidden-word@bucket"),
+        *("s3:/x", "file:/x", "file://srv/x", "memory://x", "https://host/x"),  # a worker would end with them
+    ],
+)
+def test_other_storage_urls_are_refused(value: str) -> None:
+    problem = problem_of({"FINETUNE_STAGING_URL": value})
+    assert problem.startswith("FINETUNE_STAGING_URL (given): should")
+    assert "hidden-word" not in problem
+
+
+def test_dataset_buckets_are_urls() -> None:
+    settings = load_settings({"FINETUNE_DATASET_BUCKETS": "s3://a gs://b/sets/ az://c"})
+    assert settings.finetune_dataset_buckets == ("s3://a", "gs://b/sets/", "az://c")
+
+
+@pytest.mark.parametrize("value", ["my-bucket", "s3://a my-bucket", "s3:///sets", "s3://key:hidden-word@bucket"])
+def test_other_dataset_buckets_are_refused(value: str) -> None:  # they would match no dataset, and nobody would know
+    problem = problem_of({"FINETUNE_DATASET_BUCKETS": value})
+    assert problem.startswith("FINETUNE_DATASET_BUCKETS (given): should")
+    assert "hidden-word" not in problem
+
+
+def test_dataset_roots_are_written_like_a_path_variable() -> None:
+    settings = load_settings({"FINETUNE_DATASET_ROOTS": os.pathsep.join(["/srv/a", " ", "b"])})
+    assert settings.finetune_dataset_roots == (Path("/srv/a"), Path.cwd() / "b")
