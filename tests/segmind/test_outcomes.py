@@ -3,8 +3,7 @@
 import socket
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, formatdate
 from pathlib import Path
@@ -13,49 +12,10 @@ import pytest
 from pydantic import SecretStr
 
 from finetune_worker.segmind.client import SegmindClient
-from finetune_worker.segmind.errors import NotSent, OutcomeUnknown, RateLimited, Rejected, SegmindError, Unavailable
-from finetune_worker.segmind.models import SubmitRequest
-from support.tls import trusting
+from finetune_worker.segmind.errors import NotSent, OutcomeUnknown, RateLimited, Rejected, Unavailable
+from support.api_calls import BIG, KEY, REPEATABLE, REQUEST, Op, failure, replying, submit
 from wire.certificates import server_context
 from wire.rawserver import RawServer, Wire
-
-KEY = "SG_test_0123456789"
-REQUEST = SubmitRequest(
-    name="job", data_source_path="https://b.example/x.zip", instance_prompt="a 1MAN", trigger_word="1MAN"
-)
-BIG = REQUEST.model_copy(update={"advance_parameters": {"filler": "x" * 30_000_000}})
-
-Op = Callable[[SegmindClient], object]
-
-
-def submit(client: SegmindClient) -> object:
-    return client.submit(REQUEST)
-
-
-REPEATABLE: dict[str, Op] = {
-    "details": lambda client: client.details("ft-1"),
-    "list": lambda client: list(client.list_finetunes()),
-    "presign_upload": lambda client: client.presign_upload("x"),
-    "set_access": lambda client: client.set_access("ft-1", public=True),
-    "credits": lambda client: client.credits(),
-}
-
-
-def failure(
-    url: str, call: Op, *, connect_timeout: float = 2, read_timeout: float = 5, call_timeout: float = 10
-) -> SegmindError:
-    """Make the call and return its error, checked for secrets."""
-    with (
-        SegmindClient(
-            url, SecretStr(KEY), connect_timeout=connect_timeout, read_timeout=read_timeout, call_timeout=call_timeout
-        ) as client,
-        pytest.raises(SegmindError) as caught,
-    ):
-        call(client)
-    shown = "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
-    assert KEY not in shown
-    assert caught.value.__cause__ is None
-    return caught.value
 
 
 @pytest.fixture
@@ -163,14 +123,6 @@ NO = {
 }
 
 
-def replying(status: int, body: bytes = b"", **headers: str) -> Callable[[Wire], None]:
-    def talk(wire: Wire) -> None:
-        while wire.hear():
-            wire.reply(status, body, **headers)
-
-    return talk
-
-
 @pytest.mark.parametrize("call", [submit, REPEATABLE["details"], REPEATABLE["list"]])
 @pytest.mark.parametrize("status", NO)
 def test_a_clear_no(status: int, call: Op) -> None:
@@ -267,108 +219,7 @@ def test_a_repeatable_call_meets_a_server_in_trouble(call: Op, status: int) -> N
     assert "html" not in error.detail
 
 
-# --- Faults of the connection, after the request left ---
-
-
-def hang(wire: Wire) -> None:
-    wire.hear()
-    wire.wait_closed()
-
-
-def reset(wire: Wire) -> None:
-    wire.hear()
-    wire.reset()
-
-
-def end(wire: Wire) -> None:
-    wire.hear()
-
-
-def reset_in_the_headers(wire: Wire) -> None:
-    wire.hear()
-    wire.say(b"HTTP/1.1 200 OK\r\nContent-Le")
-    wire.reset()
-
-
-def cut_body(wire: Wire) -> None:
-    wire.hear()
-    wire.say(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[{"finetune_id"')
-
-
-def cut_chunks(wire: Wire) -> None:
-    wire.hear()
-    wire.say(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n[{"fi\r\n')
-
-
-def nonsense(wire: Wire) -> None:
-    wire.hear()
-    wire.say(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
-
-
-def two_lengths(wire: Wire) -> None:
-    wire.hear()
-    wire.say(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd")
-
-
-def endless_headers(wire: Wire) -> None:
-    wire.hear()
-    wire.say(b"HTTP/1.1 200 OK\r\n" + b"X-Filler: y\r\n" * 500)
-
-
-LOST = {
-    "hang": (hang, "read_timeout"),
-    "reset": (reset, "connection_lost"),
-    "end": (end, "connection_lost"),
-    "reset in the headers": (reset_in_the_headers, "connection_lost"),
-    "cut body": (cut_body, "connection_lost"),
-    "cut chunks": (cut_chunks, "connection_lost"),
-    "nonsense": (nonsense, "connection_lost"),
-    "two lengths": (two_lengths, "connection_lost"),
-    "endless headers": (endless_headers, "connection_lost"),
-}
-
-
-@pytest.mark.parametrize("fault", LOST)
-def test_a_submit_that_left_has_an_unknown_outcome(fault: str) -> None:
-    talk, code = LOST[fault]
-    with RawServer(talk) as server:
-        error = failure(server.url, submit, read_timeout=0.3)
-    assert server.connections == 1
-    assert (type(error), error.code, error.retryable) == (OutcomeUnknown, code, False)
-
-
-@pytest.mark.parametrize("call", [REPEATABLE["details"], REPEATABLE["list"], REPEATABLE["set_access"]])
-@pytest.mark.parametrize("fault", LOST)
-def test_the_same_faults_make_a_repeatable_call_unavailable(fault: str, call: Op) -> None:
-    talk, code = LOST[fault]
-    with RawServer(talk) as server:
-        error = failure(server.url, call, read_timeout=0.3)
-    assert server.connections == 1
-    assert (type(error), error.code, error.retryable) == (Unavailable, code, True)
-
-
-def test_a_submit_reset_in_the_middle_of_its_body_has_an_unknown_outcome() -> None:
-    def talk(wire: Wire) -> None:
-        wire.head()
-        wire.sock.recv(1000)
-        wire.reset()
-
-    with RawServer(talk) as server:
-        assert type(failure(server.url, lambda client: client.submit(BIG))) is OutcomeUnknown
-
-
-def test_a_submit_whose_server_stops_reading_has_an_unknown_outcome() -> None:
-    over = threading.Event()
-
-    def talk(wire: Wire) -> None:
-        wire.head()
-        over.wait(10)
-
-    with RawServer(talk) as server:
-        error = failure(server.url, lambda client: client.submit(BIG), read_timeout=0.3)
-        over.set()
-    assert (type(error), error.code) == (OutcomeUnknown, "read_timeout")
-
+# --- A submit that is neither accepted nor refused ---
 
 UNCLEAR = [103, 204, 301, 302, 303, 307, 308, 408, 409, 410, 418, 421, 425, 451, 499, 500, 502, 503, 504]
 
@@ -401,73 +252,3 @@ def test_any_success_with_an_id_is_one(status: int) -> None:
         SegmindClient(server.url, SecretStr(KEY)) as client,
     ):
         assert client.submit(REQUEST).finetune_id == "77"
-
-
-# --- Deadlines ---
-
-
-def trickle_headers(wire: Wire) -> None:
-    wire.hear()
-    while True:
-        wire.say(b"H")  # of a status line that never ends
-        time.sleep(0.02)
-
-
-def trickle_body(wire: Wire) -> None:
-    wire.hear()
-    wire.say(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n[")
-    while True:
-        wire.say(b" ")
-        time.sleep(0.02)
-
-
-def half_a_body(wire: Wire) -> None:
-    wire.hear()
-    wire.say(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n[")
-    wire.wait_closed()
-
-
-@pytest.mark.parametrize("talk", [trickle_headers, trickle_body, half_a_body])
-@pytest.mark.parametrize("call", [submit, REPEATABLE["details"], REPEATABLE["list"]])
-def test_no_reply_outlasts_the_call(talk: Callable[[Wire], None], call: Op) -> None:
-    began = time.monotonic()
-    with RawServer(talk) as server:
-        error = failure(server.url, call, read_timeout=5, call_timeout=0.5)
-    assert 0.4 < time.monotonic() - began < 3
-    assert error.code == "call_timeout"
-    assert type(error) is (OutcomeUnknown if call is submit else Unavailable)
-
-
-@pytest.mark.parametrize("talk", [trickle_headers, trickle_body, half_a_body])
-def test_no_reply_over_tls_outlasts_the_call_either(talk: Callable[[Wire], None], tmp_path: Path) -> None:
-    context, trusted = server_context(tmp_path)
-    began = time.monotonic()
-    with RawServer(talk, tls=context) as server, trusting(trusted):
-        error = failure(server.url, submit, read_timeout=5, call_timeout=0.5)
-    assert time.monotonic() - began < 3
-    assert (type(error), error.code) == (OutcomeUnknown, "call_timeout")
-
-
-def test_a_submit_over_tls(tmp_path: Path) -> None:
-    context, trusted = server_context(tmp_path)
-    with (
-        RawServer(replying(200, b'{"finetune_id": "a"}'), tls=context) as server,
-        trusting(trusted),
-        SegmindClient(server.url, SecretStr(KEY)) as client,
-    ):
-        trusted.unlink()  # read once in a process: to read the world's authorities again would take 12 ms a connection
-        assert client.submit(BIG).finetune_id == "a"
-        assert client.submit(BIG).finetune_id == "a"
-
-
-def test_a_kept_connection_that_the_server_closed_does_not_hurt_a_submit() -> None:
-    """The server drops each connection after one reply: the next call finds it dead. A submit opens its own."""
-
-    def talk(wire: Wire) -> None:
-        wire.hear()
-        wire.reply(200, b'{"finetune_id": "a"}')
-
-    with RawServer(talk) as server, SegmindClient(server.url, SecretStr(KEY)) as client:
-        for _ in range(5):
-            client.details("a")
-            client.submit(REQUEST)

@@ -53,3 +53,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, make_store: Callable[[
     if request.param == "file":
         return Place(f"file://{tmp_path}/store")
     return Place(f"{make_store(request.param).url}/some/prefix")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """A file to be stored."""
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"x" * 3_000_000)
+    return path
