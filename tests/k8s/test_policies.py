@@ -1,24 +1,22 @@
 """What no schema knows: that the parts of the manifests fit each other, the settings and our rules."""
 
 import base64
-import ipaddress
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
 import flower.options  # type: ignore[import-untyped] # noqa: F401 - declares Flower's options
-import pytest
 import yaml
 from tornado.options import options as flower_options
 
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.settings import Settings, describe, load_settings
-from k8s.conftest import ROOT, Manifest, Rendered, render
+from k8s.conftest import ROOT, Manifest, Rendered
+from k8s.pods import WORKERS, chosen, port_names, selects
 from monitoring.rules import ALERTS, DASHBOARD
 from segmind_sandbox.settings import DEFAULT_API_KEY
 
-WORKERS = ("finetune-worker", "finetune-worker-transfer")
 OURS = ("FINETUNE_", "SEGMIND_")
 JOB = re.compile(r'\bjob\s*(?:=~|!~|!=|=)\s*\\?"([^"\\]*)')
 SECRET_SETTINGS = {row.env for row in describe() if row.secret}
@@ -27,24 +25,6 @@ SAMPLES = {
     "SEGMIND_API_KEY": "SG_0123456789abcdef",
     "FINETUNE_GATEWAY_TOKENS": "{}",
 }
-
-
-def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    """Tell whether a label selector, of matchLabels and In, takes these labels."""
-    plain = all(labels.get(name) == value for name, value in selector.get("matchLabels", {}).items())
-    return plain and all(
-        each["operator"] == "In" and labels.get(each["key"]) in each["values"]
-        for each in selector.get("matchExpressions", [])
-    )
-
-
-def chosen(overlay: Rendered, selector: Mapping[str, Any]) -> set[str]:
-    """Return the Deployments whose pods are selected."""
-    return {name for name, pod in overlay.pods.items() if selects(selector, pod["metadata"]["labels"])}
-
-
-def port_names(pod: Manifest) -> set[str]:
-    return {port["name"] for container in pod["spec"]["containers"] for port in container.get("ports", [])}
 
 
 def options(container: Manifest) -> dict[str, str]:
@@ -367,53 +347,3 @@ def test_temporary_files_lie_on_a_volume(overlay: Rendered) -> None:
         folder = {**(overlay.settings if "envFrom" in container else {}), **plain}["TMPDIR"]
         writable = {each["mountPath"] for each in container["volumeMounts"] if not each.get("readOnly")}
         assert folder in writable, name
-
-
-# the network
-
-
-def test_what_no_policy_names_is_refused_for_every_pod(overlay: Rendered) -> None:
-    (everything,) = [
-        each for each in overlay.of("NetworkPolicy") if each["metadata"]["name"] == "finetune-nothing-else"
-    ]
-    assert chosen(overlay, everything["spec"]["podSelector"]) == set(overlay.pods)
-    assert set(everything["spec"]["policyTypes"]) == {"Ingress", "Egress"}
-    assert not {"ingress", "egress"} & everything["spec"].keys()
-    for policy in overlay.of("NetworkPolicy"):
-        names = chosen(overlay, policy["spec"]["podSelector"])
-        assert names, policy["metadata"]["name"]
-        for rule in policy["spec"].get("ingress", []):
-            for port in rule["ports"]:
-                assert all(port["port"] in port_names(overlay.pods[name]) for name in names)
-
-
-@pytest.mark.parametrize(
-    "address", ["10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254", "100.64.0.1", "fd00::1"]
-)
-def test_nothing_reaches_a_private_address_by_https(address: str) -> None:
-    assert not reachable(render("prod"), address, 443)
-
-
-def test_public_addresses_are_reached_by_those_that_need_them() -> None:
-    for address in ("1.1.1.1", "2606:4700::1111"):
-        assert reachable(render("prod"), address, 443) == {*WORKERS, "finetune-gateway"}
-
-
-def reachable(overlay: Rendered, address: str, port: int) -> set[str]:
-    """Return the Deployments that may open connections to this address and port."""
-    found: set[str] = set()
-    for policy in overlay.of("NetworkPolicy"):
-        for rule in policy["spec"].get("egress", []):
-            if any(each["port"] == port for each in rule["ports"]) and any(holds(peer, address) for peer in rule["to"]):
-                found |= chosen(overlay, policy["spec"]["podSelector"])
-    return found
-
-
-def holds(peer: Mapping[str, Any], address: str) -> bool:
-    block = peer.get("ipBlock")
-    return block is not None and inside([block["cidr"]], address) and not inside(block.get("except", []), address)
-
-
-def inside(networks: Iterable[str], address: str) -> bool:
-    # An address is in no network of the other version.
-    return any(ipaddress.ip_address(address) in ipaddress.ip_network(network) for network in networks)

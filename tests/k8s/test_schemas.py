@@ -12,7 +12,7 @@ import yaml
 
 from k8s.conftest import K8S, ROOT, Manifest, Rendered, kustomize, render
 from k8s.crds import SCHEMAS
-from k8s.test_policies import WORKERS, reachable
+from k8s.pods import WORKERS, reachable
 
 VERSION = "1.37"
 

@@ -18,6 +18,9 @@ from support.samples import sample_request
 from support.until import until
 from support.web import Answer, Web
 
+THREE = ["accepted", "uploading", "cancelled"]
+"""The kinds of the events of a job that was cancelled early."""
+
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # the one of Standard Webhooks' own examples
 
 
@@ -130,3 +133,8 @@ class MakeDeliveries(Protocol):
     """Makes them with settings as environment variables."""
 
     def __call__(self, **settings: str) -> Deliveries: ...
+
+
+def listed(client: Any, name: str) -> list[dict[str, Any]]:
+    """Return the events in a list sink, oldest first."""
+    return [json.loads(row) for row in reversed(client.lrange(name, 0, -1))]
