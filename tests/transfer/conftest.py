@@ -1,4 +1,5 @@
-"""A bucket with one object, the server in front of it, and the part that it is downloaded to."""
+"""A bucket with one object, the server in front of it, and the part that it is downloaded to; a file to be uploaded,
+and the storage that takes it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from transfer.bucket import Bucket
+from transfer.uploads import CONTENT, Storage
 from wire.rawserver import RawServer
 
 
@@ -23,3 +25,15 @@ def server(bucket: Bucket) -> Iterator[RawServer]:
 @pytest.fixture
 def part(tmp_path: Path) -> Path:
     return tmp_path / "w.part"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "data.zip"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage()

@@ -1,13 +1,8 @@
 """The presigned PUT on the wire, and what each way of failing makes the stage do."""
 
-import hashlib
 import os
-import threading
-import time
-import traceback
 import tracemalloc
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,63 +12,8 @@ from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError, TryAgain
 from finetune_worker.transfer.limits import Limits
 from finetune_worker.transfer.put import Uploaded, upload_presigned
-from wire.rawserver import Heard, RawServer, Wire
-
-CONTENT = os.urandom(700_001)
-MD5 = hashlib.md5(CONTENT).hexdigest()
-SIGNED = "X-Amz-SignedHeaders=content-type%3Bhost%3Bx-amz-acl&X-Amz-Signature=feedface"
-QUICK = Limits(connect_timeout=2, stall_timeout=5, total_timeout=20)
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "data.zip"
-    path.write_bytes(CONTENT)
-    return path
-
-
-def presigned(server: RawServer, *, ends: timedelta = timedelta(minutes=5), signed: str = SIGNED) -> PresignedUpload:
-    begin = datetime.now(UTC) - timedelta(hours=1)
-    lasts = int((timedelta(hours=1) + ends).total_seconds())
-    place = f"{server.url}/uploads/u/f-x.zip"
-    query = f"X-Amz-Date={begin:%Y%m%dT%H%M%SZ}&X-Amz-Expires={lasts}&{signed}"
-    return PresignedUpload.model_validate({"presigned_url": f"{place}?{query}", "s3_url": place})
-
-
-def put(server: RawServer, path: Path, **more: object) -> Uploaded:
-    options: dict[str, object] = {"public": True, "allow_loopback": True, "limits": QUICK} | more
-    return upload_presigned(presigned(server), path, **options)  # type: ignore[arg-type]
-
-
-def failure(server: RawServer, path: Path, **more: object) -> TransferError:
-    with pytest.raises(TransferError) as caught:
-        put(server, path, **more)
-    shown = "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
-    assert "feedface" not in shown
-    assert caught.value.__cause__ is None
-    return caught.value
-
-
-class Storage:
-    """Takes whole bodies and answers with their ETag, or with what a test sets."""
-
-    def __init__(self) -> None:
-        self.heard: list[Heard] = []
-        self.status = 200
-        self.body = b""
-        self.headers: dict[str, str] = {}
-        self.etag: str | None = None
-
-    def talk(self, wire: Wire) -> None:
-        while (heard := wire.hear()) is not None:
-            self.heard.append(heard)
-            etag = self.etag if self.etag is not None else f'"{hashlib.md5(heard.body).hexdigest()}"'
-            wire.reply(self.status, self.body, ETag=etag, **self.headers)
-
-
-@pytest.fixture
-def storage() -> Storage:
-    return Storage()
+from transfer.uploads import CONTENT, MD5, QUICK, SIGNED, Storage, failure, presigned, put, xml
+from wire.rawserver import RawServer, Wire
 
 
 def test_the_bytes_and_headers_are_those_of_the_specifications_curl(source: Path, storage: Storage) -> None:
@@ -213,10 +153,6 @@ def test_what_is_no_file_with_bytes_is_not_tried(tmp_path: Path, storage: Storag
 # --- What the storage answers ---
 
 
-def xml(code: str) -> bytes:
-    return f'<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>feedface</Message></Error>'.encode()
-
-
 @pytest.mark.parametrize(
     ("status", "body", "expect"),
     [
@@ -293,167 +229,6 @@ def test_a_damaged_upload_is_seen_by_its_etag(
             assert (type(error), error.code) == (TryAgain, "upload_damaged")
         else:
             assert put(server, source).size == len(CONTENT)
-
-
-# --- Faults of the connection ---
-
-
-def reset_in_the_body(wire: Wire) -> None:
-    wire.head()
-    wire.sock.recv(1000)
-    wire.reset()
-
-
-def reset_after_the_body(wire: Wire) -> None:
-    wire.hear()
-    wire.reset()
-
-
-def never_answer(wire: Wire) -> None:
-    wire.hear()
-    wire.wait_closed()
-
-
-@pytest.mark.parametrize(
-    ("talk", "code"),
-    [
-        (reset_in_the_body, "connection_lost"),
-        (reset_after_the_body, "connection_lost"),
-        (never_answer, "read_timeout"),
-    ],
-)
-def test_a_broken_connection_may_be_tried_again(tmp_path: Path, talk: Callable[[Wire], None], code: str) -> None:
-    path = tmp_path / "x.zip"
-    path.write_bytes(CONTENT * 20)
-    with RawServer(talk) as server:
-        error = failure(server, path, limits=Limits(stall_timeout=0.3))
-    assert (type(error), error.code, error.retryable) == (TryAgain, code, True)
-
-
-def test_a_storage_that_stops_reading_is_a_stall(tmp_path: Path) -> None:
-    path = tmp_path / "x.zip"
-    path.write_bytes(CONTENT * 30)
-    over = threading.Event()
-
-    def talk(wire: Wire) -> None:
-        wire.head()
-        over.wait(10)
-
-    with RawServer(talk) as server:
-        error = failure(server, path, limits=Limits(stall_timeout=0.3))
-        over.set()
-    assert (type(error), error.code) == (TryAgain, "read_timeout")
-
-
-def trickle(over: threading.Event) -> Callable[[Wire], None]:
-    """Read a little, again and again."""
-
-    def talk(wire: Wire) -> None:
-        wire.head()
-        while not over.wait(0.02):
-            wire.sock.recv(50_000)
-
-    return talk
-
-
-def test_a_storage_that_reads_too_slowly_is_a_stall(tmp_path: Path) -> None:
-    path = tmp_path / "x.zip"
-    path.write_bytes(CONTENT * 60)
-    over = threading.Event()
-    with RawServer(trickle(over)) as server:
-        error = failure(server, path, limits=Limits(stall_timeout=0.4, min_rate=1e9))
-        over.set()
-    assert (type(error), error.code) == (TryAgain, "stalled")
-
-
-def test_an_upload_ends_by_its_total_time(tmp_path: Path) -> None:
-    path = tmp_path / "x.zip"
-    path.write_bytes(CONTENT * 60)
-    over = threading.Event()
-    began = time.monotonic()
-    with RawServer(trickle(over)) as server:
-        error = failure(server, path, limits=Limits(total_timeout=0.5))
-        over.set()
-    assert (type(error), error.code) == (TryAgain, "call_timeout")
-    assert time.monotonic() - began < 5
-
-
-# --- The file changes under the upload ---
-
-
-def grow(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"more")
-
-
-def shrink(path: Path) -> None:
-    os.truncate(path, 500_000)
-
-
-def rewrite(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.write(b"other")
-    os.utime(path, ns=(1, 1))
-
-
-def replace(path: Path) -> None:
-    other = path.with_name("other")
-    other.write_bytes(CONTENT)
-    other.replace(path)
-
-
-@pytest.mark.parametrize("change", [grow, shrink, rewrite, replace, Path.unlink])
-def test_a_file_that_changes_never_arrives_whole(
-    source: Path, storage: Storage, change: Callable[[Path], None]
-) -> None:
-    """The change is made when the upload has begun; the server must not get the last bytes."""
-    changed: list[bool] = []
-
-    def on_progress(done: int, total: int | None) -> None:
-        if not changed:
-            changed.append(True)
-            change(source)
-
-    with RawServer(storage.talk) as server:
-        assert type(failure(server, source, on_progress=on_progress)) is SourceChanged
-    assert server.connections == 1
-    assert storage.heard == []
-
-
-def test_another_file_than_the_one_that_was_checked_never_arrives_whole(source: Path, storage: Storage) -> None:
-    """It was exchanged before the upload opened it: only its bytes tell."""
-    checked = hashlib.sha256(CONTENT).hexdigest()
-    with RawServer(storage.talk) as server:
-        assert put(server, source, sha256=checked).size == len(CONTENT)
-        source.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
-        error = failure(server, source, sha256=checked)
-    assert (type(error), error.code) == (SourceChanged, "source_changed")
-    assert len(storage.heard) == 1
-
-
-class Stop(BaseException):
-    """What a stage raises to end its work at once."""
-
-
-@pytest.mark.parametrize(
-    "error", [Stop(), RuntimeError("lost the job"), BrokenPipeError(), ConnectionResetError(104, "x"), TimeoutError()]
-)
-def test_what_the_progress_raises_reaches_the_caller_unchanged(
-    tmp_path: Path, storage: Storage, error: BaseException
-) -> None:
-    path = tmp_path / "x.zip"
-    path.write_bytes(CONTENT * 30)
-
-    def on_progress(done: int, total: int | None) -> None:
-        if done:
-            raise error
-
-    with RawServer(storage.talk) as server:
-        with pytest.raises(type(error)) as caught:
-            put(server, path, on_progress=on_progress)
-        assert caught.value is error
-        assert storage.heard == []
-        assert put(server, path).size == len(CONTENT) * 30
 
 
 def test_one_log_line_without_the_signature(source: Path, storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
