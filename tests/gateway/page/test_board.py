@@ -1,120 +1,25 @@
-"""The page in a real browser: what it shows, that it is live, and that it can be used without a mouse or eyes."""
+"""The board of all jobs in a real browser: what it shows, that it is live, and how it looks."""
 
 import re
-import shutil
-from collections.abc import Iterator
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 import finetune_queue.gateway
-from finetune_queue.contract import EventType, JobState, WaitReason, new_job_id, parse_sink
+from finetune_queue.contract import JobState, WaitReason, new_job_id, parse_sink
 from finetune_queue.local.valkey import ValkeyServer
-from finetune_queue.store import AccountLimits, Accounts, Attempt, Change, Hold, Outbox, SinkLines, keys
+from finetune_queue.store import AccountLimits, Accounts, Attempt, Hold, Outbox, SinkLines, keys
 from finetune_queue.store.clock import server_ms
 from finetune_queue.store.listing import LONGEST_SCAN
-from gateway.serving import TOKEN, MakeSettings, Start, run_gateway
+from gateway.serving import TOKEN, MakeSettings, Start
+from support.browser import Seen, let_pass
 from support.cli import Worker
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CSS = Path(finetune_queue.gateway.__file__).parent / "page" / "app.css"
-SOON = 8000
-
-REPORT = {
-    "ok": True,
-    "images": 12,
-    "captions": 11,
-    "bytes": 3_400_000,
-    "findings": [
-        {
-            "code": "caption_missing",
-            "severity": "warning",
-            "file": "photo07.jpg",
-            "message": "has no caption",
-            "fix": "Write a caption for each image, or for none.",
-        }
-    ],
-}
-
-
-@pytest.fixture(scope="module")  # Playwright has an event loop run in this thread for as long: others need theirs
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed (as root: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
-        found = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*flags, "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-        )
-        yield found
-        found.close()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each look at the queue be a new one: an older one would be shown until the page looks again, 5 s later."""
-    monkeypatch.setattr("finetune_queue.gateway.looks.FRESH", 0.0)
-
-
-class Seen:
-    """What the browser complained about, and where it went."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-        self.hosts: set[str] = set()
-
-
-@pytest.fixture
-def seen() -> Seen:
-    return Seen()
-
-
-@pytest.fixture(scope="session")
-def shared_open_url(make_settings: MakeSettings) -> Iterator[str]:
-    with run_gateway(make_settings(finetune_gateway_tokens={})) as url:
-        yield url
-
-
-@pytest.fixture
-def open_url(shared_open_url: str, redis_url: str) -> str:
-    """A gateway of this machine, which asks for no token, its database emptied."""
-    return shared_open_url
-
-
-@pytest.fixture
-def page(browser: Browser, seen: Seen) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    found = context.new_page()
-    found.set_default_timeout(SOON)
-    expect.set_options(timeout=SOON)
-    found.on("console", lambda said: seen.errors.append(said.text) if said.type in {"error", "warning"} else None)
-    found.on("pageerror", lambda error: seen.errors.append(str(error)))
-    found.on("request", lambda request: seen.hosts.add(request.url.split("/")[2]))
-    yield found
-    context.close()
-
-
-@pytest.fixture
-def board(page: Page, open_url: str) -> Page:
-    """The board, live."""
-    page.clock.install()
-    page.goto(open_url)
-    expect(page.locator("#link-text")).to_have_text("live")
-    return page
-
-
-@pytest.fixture
-def worker(client: redis.Redis) -> Worker:
-    return Worker(client)
-
-
-def let_pass(page: Page, seconds: int) -> None:
-    """Let time go by for the page, at once. It looks again every 5 s, at a job every 2 s, whether or not it is told."""
-    page.clock.run_for(seconds * 1000)
 
 
 def column(page: Page, state: str) -> Any:
@@ -197,93 +102,6 @@ def test_a_sink_that_does_not_take_its_events_is_named(board: Page, worker: Work
     expect(board.get_by_text("No events have reached https://sink.example for")).to_contain_text("cannot be reached")
 
 
-def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worker: Worker) -> None:
-    job = worker.bring(worker.accept(name="my-face", labels={"team": "a"}), JobState.UPLOADING)
-    job = worker.note(job, dataset_report=REPORT)
-    job = worker.move(job, JobState.SUBMITTING)
-    board.get_by_role("link", name="my-face").click()
-    title = board.get_by_role("heading", name="my-face submitting")
-    expect(title).to_be_focused()
-    steps = board.get_by_role("region", name="Timeline").get_by_role("listitem")
-    expect(steps.nth(2)).to_contain_text("dataset: 12 images, 11 captions, 3.4 MB")
-    expect(steps.last).to_contain_text("succeeded (to come)")
-    dataset = board.get_by_role("region", name="Dataset")
-    expect(dataset).to_contain_text("warning: photo07.jpg: has no caption Write a caption for each image, or for none.")
-    expect(board.get_by_role("region", name="Facts")).to_contain_text("team=a")
-
-    worker.note(job, waiting_for=WaitReason.PROVIDER)
-    let_pass(board, 2)
-    expect(steps.nth(2)).to_contain_text("its training is looked for at Segmind")
-    job = worker.bring(worker.store.get(job.id), JobState.TRAINING)
-    expect(board.get_by_role("heading", name="my-face training")).to_be_visible()
-    expect(steps.nth(3)).to_contain_text("It waits for Segmind")
-    job = worker.bring(job, JobState.DOWNLOADING)
-    job = worker.progress(job, 3_000_000, 12_000_000)
-    let_pass(board, 2)
-    expect(steps.nth(4).get_by_role("progressbar", name="3.0 MB of 12.0 MB")).to_be_visible()
-    worker.fail(job, "The disk is full.")
-    expect(board.get_by_text("It failed: The disk is full.")).to_be_visible()
-    expect(board.get_by_text("Free some space.")).to_be_visible()
-    board.get_by_role("button", name="Retry").click()
-    expect(board.get_by_role("heading", name="my-face downloading")).to_be_focused()  # the button is gone
-
-
-def test_a_cancel_is_confirmed_first(board: Page, worker: Worker) -> None:
-    job = worker.bring(worker.accept(name="my-face"), JobState.TRAINING)
-    board.get_by_label("Job", exact=True).fill(f" {job.id.upper()} ")
-    board.keyboard.press("Enter")
-    for answer, state in (("No", "training"), ("Cancel the job", "cancelled")):
-        board.get_by_role("button", name="Cancel", exact=True).click()
-        dialog = board.get_by_role("dialog", name="Cancel my-face?")
-        expect(dialog).to_contain_text("is paid")
-        dialog.get_by_role("button", name=answer).click()
-        expect(board.get_by_role("heading", name=f"my-face {state}")).to_be_visible()
-    expect(board.get_by_role("button", name="Cancel", exact=True)).to_have_count(0)
-
-
-def test_it_can_be_used_with_the_keyboard_alone(board: Page, worker: Worker) -> None:
-    worker.accept(name="my-face")
-    expect(board.get_by_role("link", name="my-face")).to_be_visible()
-    board.keyboard.press("Tab")
-    expect(board.get_by_role("link", name="Skip to the content")).to_be_focused()
-    board.keyboard.press("Enter")
-    for name in ("1 accepted", "my-face"):
-        board.keyboard.press("Tab")
-        expect(board.get_by_role("link", name=name)).to_be_focused()
-    board.keyboard.press("Enter")
-    expect(board.get_by_role("heading", name="my-face accepted")).to_be_focused()
-    board.keyboard.press("Escape")
-    expect(board.get_by_role("heading", name="Jobs")).to_be_visible()
-
-
-def test_every_part_has_a_name_and_a_place_in_the_outline(board: Page, worker: Worker) -> None:
-    worker.announce()
-    worker.accept(name="my-face")
-    expect(board.get_by_role("region", name="accepted 1")).to_be_visible()
-    levels = [int(each.evaluate("node => node.tagName[1]")) for each in board.get_by_role("heading").all()]
-    assert levels[0] == 1
-    assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
-    for role in ("link", "button", "textbox", "meter", "region"):
-        for each in board.get_by_role(role).all():
-            named = "node.ariaLabel || node.ariaLabelledByElements?.length || node.labels?.length"
-            assert each.evaluate(f"node => {named} || node.textContent.trim()"), each.evaluate("node => node.outerHTML")
-    assert board.evaluate("document.documentElement.lang") == "en"
-    assert board.evaluate("new Set([...document.querySelectorAll('[id]')].map(n => n.id)).size") == board.evaluate(
-        "document.querySelectorAll('[id]').length"
-    )
-
-
-def test_names_are_texts(board: Page, worker: Worker, seen: Seen) -> None:
-    name = "<img src=x onerror=document.title='owned'><b>bold</b>"
-    worker.fail(worker.bring(worker.accept(name=name), JobState.DOWNLOADING), f"{name} failed")
-    link = board.get_by_role("region", name="failed 1").get_by_role("link")
-    expect(link).to_contain_text(name)
-    link.click()
-    expect(board.locator("#title")).to_contain_text(name)
-    assert board.title() == f"{name} (failed) - finetune-queue"
-    assert seen.errors == []
-
-
 def test_a_state_with_many_jobs_has_a_list_of_its_own(board: Page, worker: Worker) -> None:
     for number in range(60):
         worker.accept(name=f"job-{number:02}")
@@ -335,34 +153,6 @@ def test_a_search_that_takes_long_says_how_far_it_is(board: Page, worker: Worker
         expect(board.get_by_role("row")).to_have_count(found)
         expect(board.get_by_text("There are none.")).to_have_count(2 - found)
         expect(board.get_by_role("button", name="More")).to_have_count(0)
-
-
-def test_the_model_of_an_ended_job_is_made_public(board: Page, worker: Worker, client: redis.Redis) -> None:
-    job = worker.bring(worker.accept(name="my-face"), JobState.SUCCEEDED)
-    board.get_by_role("link", name="my-face").click()
-    model = board.get_by_role("region", name="Facts").locator("dt:text-is('model') + dd")
-    expect(model).to_have_text("private")
-    board.get_by_role("button", name="Make the model public").click()
-    dialog = board.get_by_role("dialog", name="Make the model of my-face public?")
-    dialog.get_by_role("button", name="Make it public").click()
-    expect(model).to_have_text("to be made public")
-    steps = board.get_by_role("region", name="Timeline").get_by_role("listitem")
-    expect(steps.last).to_contain_text("the model is to be made public")
-
-    job = worker.store.get(job.id)
-    held = worker.store.transition(job, Change(delay=60), owner="a-worker")
-    board.get_by_role("button", name="Make the model private").click()
-    said = board.get_by_role("status").filter(has_text="on its way to Segmind")
-    expect(said).to_be_visible()
-    assert held.access is not None
-    worker.store.transition(held, Change(), event=EventType.ACCESS, access=held.access.granted(), owner="")
-    expect(steps.last).to_contain_text("the model is public")
-    expect(model).to_have_text("public")
-
-
-def test_a_job_that_is_not_there(board: Page, open_url: str) -> None:
-    board.goto(f"{open_url}/#job=nonsense")
-    expect(board.get_by_role("heading", name="No such job")).to_be_visible()
 
 
 def test_a_token_is_asked_for_and_kept_for_the_tab_alone(page: Page, url: str, worker: Worker) -> None:
