@@ -57,12 +57,12 @@ def test_no_command_is_the_help(run: Run) -> None:
     assert "Usage: finetune" in result.out
 
 
-def test_an_output_that_is_full_is_no_defect(worker: Worker) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_is_full_is_no_defect(worker: Worker, unbuffered: str) -> None:
     worker.accept()
+    command, env = [*FINETUNE, "list", "--json"], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [*FINETUNE, "list", "--json"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
-        )
+        done = subprocess.run(command, env=env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.returncode == ExitCode.FAILED
     assert json.loads(done.stderr)["error"]["message"] == "Nothing more can be written: No space left on device."
 

@@ -88,6 +88,7 @@ def explain(error: Exception) -> CliError | None:  # noqa: PLR0912 - one case fo
 
 def report(error: CliError, *, as_json: bool) -> None:
     """Say on standard error what went wrong."""
+    _drop_unwritten()
     if as_json:
         body = {"code": error.code, "exit_code": int(error.exit_code), "message": str(error), **error.details}
         sys.stderr.write(json.dumps({"error": body}, default=str) + "\n")
@@ -96,6 +97,18 @@ def report(error: CliError, *, as_json: bool) -> None:
 
     label = Text("stopped: " if error.exit_code is ExitCode.INTERRUPTED else "error: ", style="bold red")
     errors().print(label.append(str(error), style="not bold default"), soft_wrap=True)
+
+
+def _drop_unwritten() -> None:
+    """Let go of what standard output cannot take: Python would try again as it ends, and then exit with 120."""
+    if sys.stdout is None:  # closed by who called
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 @cache
