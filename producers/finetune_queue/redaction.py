@@ -8,7 +8,7 @@ is bounded, so that a hostile text costs time in proportion to its length only.
 import math
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -120,6 +120,7 @@ _known = _Known()
 def register_secrets(values: Iterable[str]) -> None:
     """Remember values that must never be written, in any spelling, for the rest of this process's life."""
     _known.add(values)
+    _key.cache_clear()
 
 
 def redact_text(text: str) -> str:
@@ -172,7 +173,8 @@ def _names_a_secret(name: str) -> bool:
     return _SECRET_FIELD.fullmatch(name) is not None
 
 
-def _key(key: object) -> str:
+@lru_cache(maxsize=1024, typed=True)
+def _key(key: Hashable) -> str:
     return str(_redact(key, depth=_DEEPEST))
 
 
