@@ -42,9 +42,9 @@ def upload(container: Container, claim: Claim) -> Outcome:
     if refusal is not None:
         return Fail(_unreachable_sink(refusal))
     upload_to = None
-    if claim.job.dataset_report is not None and _kept_url(container, claim.job) is None:
+    if claim.job.dataset_report is not None:
         # Checked before; it came here with a call slot, which must not wait for a share of the transfers.
-        presigned = _presign(container, claim)
+        presigned = _kept_url(container, claim.job) or _presign(container, claim)
         if not isinstance(presigned, PresignedUpload):
             return presigned
         upload_to = presigned
@@ -92,7 +92,7 @@ def _prepare(container: Container, claim: Claim, scratch: Path, upload_to: Presi
     report = _checked(claim, found.path, hold=longest_call(container))
     if not report.ok:
         return Fail(_rejected(report))
-    presigned = upload_to or _kept_url(container, claim.job) or _presign(container, claim)
+    presigned = upload_to or _presign(container, claim)
     if not isinstance(presigned, PresignedUpload):
         return presigned
     return _put(container, claim, found.path, presigned, report)
