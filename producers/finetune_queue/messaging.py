@@ -30,10 +30,11 @@ RUN = "finetune.run"
 SWEEP = "finetune.sweep"
 ACCESS = "finetune.access"
 
-CONTINUE, BEGIN, ACCEPT = 0, 6, 9
-"""Priorities of messages; Redis hands out the lower first. What was started goes before what is new: a call slot that
-was handed out lapses if its message waits behind thousands of new requests. So do requests of more than the usual
-priority: their place in the account's line begins when a worker takes them in, which may be after a batch's."""
+CALL, CONTINUE, BEGIN, ACCEPT = 0, 3, 6, 9
+"""Priorities of messages; Redis hands out the lower first. Before all goes what a call slot was handed out to: nobody
+uses it while its message waits, be it behind the downloads that one sweep started. What was started goes before what is
+new. So do requests of more than the usual priority: their place in the account's line begins when a worker takes them
+in, which may be after a batch's."""
 
 ASKING_SECONDS = 3.0
 """How long a broker may be silent when somebody waits to be told how it stands."""
@@ -98,8 +99,8 @@ class Messenger:
         except (OperationalError, BatchPublishError, RedisError) as error:
             log.warning("messages_not_sent", jobs=len(jobs), first=jobs[0].id, error=str(error))
 
-    def start(self, job_id: str, stages: Sequence[Stage], *, new: bool = False) -> None:
-        """Start the rest of a job's chain; that of a ``new`` job after all others."""
+    def start(self, job_id: str, stages: Sequence[Stage], *, priority: int = CONTINUE) -> None:
+        """Start the rest of a job's chain; ``priority`` is that of its first stage."""
         from celery import chain, signature
 
         # JSON turns the arguments of all but the first into a list: Flower would show two forms of one thing.
@@ -107,19 +108,19 @@ class Messenger:
         links = [
             signature(
                 stage_task(stage), args=args, argsrepr=shown, queue=stage_queue(stage), immutable=True, app=self._app
-            )
+            ).set(priority=CONTINUE)
             for stage in stages
         ]
-        links[0].set(priority=BEGIN if new else CONTINUE)
+        links[0].set(priority=priority)
         chain(*links, app=self._app).apply_async()
 
-    def access(self, job_id: str) -> None:
+    def access(self, job_id: str, *, priority: int = CONTINUE) -> None:
         """Ask for the change of access that an ended job wants."""
-        self._app.send_task(ACCESS, args=(job_id,), queue=QUEUE, priority=CONTINUE)
+        self._app.send_task(ACCESS, args=(job_id,), queue=QUEUE, priority=priority)
 
     def sweep(self, account: str) -> None:
-        """Ask for one look at all of an account's trainings."""
-        self._app.send_task(SWEEP, args=(account,), queue=QUEUE)
+        """Ask for one look at all of an account's trainings, which a call slot was handed out to."""
+        self._app.send_task(SWEEP, args=(account,), queue=QUEUE, priority=CALL)
 
     def send_again(self, message_id: str, message: TaskCall | RawMessage) -> None:
         """Send what became a dead letter once more, under the same id.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import JobRecord, JobState, Stage
+from finetune_queue.messaging import CONTINUE
 from finetune_queue.sdk import FineTuneQueue
 from segmind_sandbox.settings import SandboxSettings
 from segmind_sandbox.testing import LiveSandbox, run_sandbox
@@ -47,9 +48,9 @@ class Lossy(Post):
         if not self.lost():
             super().run(job)
 
-    def start(self, job_id: str, stages: Any, *, new: bool = False) -> None:
+    def start(self, job_id: str, stages: Any, *, priority: int = CONTINUE) -> None:
         if not self.lost():
-            super().start(job_id, stages, new=new)
+            super().start(job_id, stages, priority=priority)
 
     def sweep(self, account: str) -> None:
         if not self.lost():

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason, new_job_id
-from finetune_queue.messaging import Messenger, producer_app
+from finetune_queue.messaging import BEGIN, CALL, CONTINUE, Messenger, producer_app
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
 from finetune_queue.store import CallClass, Change, JobStore, room_score
@@ -66,10 +66,10 @@ def test_a_burst_of_requests_and_started_chains_of_all_priorities(
 ) -> None:
     list(queue.submit_many([sample() for _ in range(500)]))
     messenger = Messenger(producer_app(settings))
-    for new in (True, False):
-        messenger.start(new_job_id(), Stage.UPLOAD.and_after(), new=new)
-        messenger.start(new_job_id(), Stage.SUBMIT.and_after(), new=new)
-    assert load(http) == {"short": row(queued=502), "transfers": row(queued=2)}
+    for priority in (CALL, CONTINUE, BEGIN):
+        messenger.start(new_job_id(), Stage.UPLOAD.and_after(), priority=priority)
+        messenger.start(new_job_id(), Stage.SUBMIT.and_after(), priority=priority)
+    assert load(http) == {"short": row(queued=503), "transfers": row(queued=3)}
 
 
 def test_stages_that_run_until_they_let_go(http: httpx.Client, jobs: Jobs) -> None:

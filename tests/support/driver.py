@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from finetune_queue.contract import JobRecord, JobState, Stage
+from finetune_queue.messaging import CONTINUE
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.intake import accept
@@ -33,13 +34,13 @@ class Post:
     def run(self, job: JobRecord) -> None:
         self.messages.append(Message(job.id))
 
-    def start(self, job_id: str, stages: Sequence[Stage], *, new: bool = False) -> None:
+    def start(self, job_id: str, stages: Sequence[Stage], *, priority: int = CONTINUE) -> None:
         self.messages.append(Message(job_id, tuple(stages)))
 
     def sweep(self, account: str) -> None:
         self.messages.append(Message(account, sweep=True))
 
-    def access(self, job_id: str) -> None:
+    def access(self, job_id: str, *, priority: int = CONTINUE) -> None:
         self.messages.append(Message(job_id, access=True))
 
     def queued(self, queue: str) -> int:
@@ -57,17 +58,17 @@ class WatchedPost(Post):
         self._reach("message run")
         super().run(job)
 
-    def start(self, job_id: str, stages: Sequence[Stage], *, new: bool = False) -> None:
+    def start(self, job_id: str, stages: Sequence[Stage], *, priority: int = CONTINUE) -> None:
         self._reach("message chain")
-        super().start(job_id, stages, new=new)
+        super().start(job_id, stages, priority=priority)
 
     def sweep(self, account: str) -> None:
         self._reach("message sweep")
         super().sweep(account)
 
-    def access(self, job_id: str) -> None:
+    def access(self, job_id: str, *, priority: int = CONTINUE) -> None:
         self._reach("message access")
-        super().access(job_id)
+        super().access(job_id, priority=priority)
 
 
 class Driver:

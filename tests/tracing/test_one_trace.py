@@ -24,7 +24,7 @@ from support.until import until
 SECONDS = 30
 SENT = "send finetune.run"
 PRESIGN = "GET /finetune/request/upload/pre-signed-url"
-STAGES = ("finetune.upload", "finetune.submit", "finetune.poll", "finetune.download", "finetune.publish")
+STAGES = ("finetune.upload", "finetune.submit", "finetune.download", "finetune.publish")
 PROMPT = "photo of 1MAN in a very secret place"
 
 

@@ -25,9 +25,9 @@ NEWS = [
     # a reason to wait, which some of its jobs have while they train
     ("finetune_queue/contract/job.py", 'PAUSED = "paused"', 'GRADER = "grader"\n    PAUSED = "paused"'),
     (
-        "finetune_worker/stages/poll.py",
-        "WaitReason.PROVIDER, look",
-        'WaitReason.GRADER if "grade" in job.request.labels else WaitReason.PROVIDER, look',
+        "finetune_worker/stages/runner.py",
+        'fields["waiting_for"] = WaitReason.PROVIDER',
+        'fields["waiting_for"] = WaitReason.GRADER if "grade" in job.request.labels else WaitReason.PROVIDER',
     ),
     # a field of the record, and a kind of event
     (

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import JobRecord, JobState, Stage
+from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.storage import UnavailableError
 from finetune_queue.store import keys
@@ -28,6 +28,12 @@ def deploying(bench: Bench) -> JobRecord:
     bench.run(job)
     assert bench.read(job).state is JobState.DEPLOYING
     return bench.read(job)
+
+
+def test_it_waits_for_segmind_without_another_message(bench: Bench, deploying: JobRecord) -> None:
+    assert deploying.waiting_for is WaitReason.PROVIDER
+    seconds = (bench.due_ms(deploying) - deploying.updated_ms) / 1000
+    assert seconds == pytest.approx(bench.container.settings.finetune_unseen_limit, abs=5)
 
 
 def by_the_sweep(bench: Bench, job: JobRecord) -> None:

@@ -7,7 +7,7 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
-from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
+from finetune_queue.messaging import BEGIN, CALL, QUEUE, TRANSFER_QUEUE
 from finetune_queue.store import CallClass, Change, keys, room_score
 from finetune_worker.dispatcher import BATCH, Dispatcher
 from support.bench import Bench
@@ -142,17 +142,38 @@ def test_an_empty_queue_has_no_messages(bench: Bench, dispatcher: Dispatcher) ->
     assert bench.container.messenger.queued(QUEUE) == 0
 
 
-def test_what_was_started_is_handed_out_before_what_is_new(bench: Bench, dispatcher: Dispatcher) -> None:
+def test_a_call_slot_goes_before_what_was_started_and_that_before_what_is_new(
+    bench: Bench, dispatcher: Dispatcher
+) -> None:
     messenger = bench.container.messenger
     requested, urgent = bench.job(), bench.job(priority=6)
     messenger.run(requested)
-    messenger.start("new", [Stage.SUBMIT], new=True)
+    messenger.start("new", [Stage.SUBMIT], priority=BEGIN)
     messenger.run(urgent)
     messenger.start("goes on", [Stage.SUBMIT])
+    messenger.start("has a slot", [Stage.SUBMIT], priority=CALL)
     messenger.sweep("default")
-    assert messenger.queued(QUEUE) == 5
+    assert messenger.queued(QUEUE) == 6
 
-    with messenger._app.producer_or_acquire() as producer:
-        received = [producer.channel.basic_get(QUEUE, no_ack=True).decode() for _ in range(5)]
-    wanted = ["goes on", "default", "new", urgent.id, requested.id]
-    assert [args[0] for args, _, _ in received] == wanted
+    received = [args[0] for args, _, _ in messages(bench, QUEUE, 6)]
+    assert received == ["has a slot", "default", "goes on", "new", urgent.id, requested.id]
+
+
+def test_the_dispatcher_sends_whom_it_gave_a_call_slot_before_all_others(bench: Bench, dispatcher: Dispatcher) -> None:
+    jobs = bench.container.jobs
+    for _ in range(3):
+        job = jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
+        overdue(bench, jobs.transition(job, Change(delay=60), waiting_for=WaitReason.BACKOFF), 16)
+    dispatcher.step()
+    job = jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
+    parked = Change(delay=60, room_score=room_score(CallClass.PREPARE, job))
+    jobs.transition(job, parked, waiting_for=WaitReason.API_SLOT)
+    dispatcher.step()
+
+    received = messages(bench, TRANSFER_QUEUE, 4)
+    assert received[0][0] == [job.id]
+
+
+def messages(bench: Bench, queue: str, count: int) -> list[Any]:
+    with bench.container.messenger._app.producer_or_acquire() as producer:
+        return [producer.channel.basic_get(queue, no_ack=True).decode() for _ in range(count)]

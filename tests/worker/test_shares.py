@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import JobRecord, JobState, WaitReason, new_job_id
-from finetune_queue.messaging import producer_app
+from finetune_queue.messaging import TRANSFER_QUEUE, producer_app
 from finetune_queue.store import CallClass, LiveWorker, Slot, room_score, transfers_of
 from finetune_worker import dispatcher as dispatcher_module
 from finetune_worker.container import Container
@@ -45,7 +45,7 @@ def accepted(container: Container, account: str, dataset: Path) -> JobRecord:
 
 def queued(container: Container) -> int:
     """Return how many stage messages wait in the broker."""
-    return int(container.jobs._redis.llen("{finetune}:finetune.transfer"))
+    return container.messenger.queued(TRANSFER_QUEUE)
 
 
 @pytest.fixture

@@ -22,11 +22,22 @@ def test_an_accepted_submit_makes_the_job_a_training(bench: Bench) -> None:
     result = bench.run(job)
 
     job = bench.read(job)
-    assert result.proceed
     assert job.state is JobState.TRAINING
     assert bench.finetune_id(job) in result.sentence
     assert job.owner == ""
     assert bench.submits() == 1
+
+
+def test_a_submitted_job_waits_for_segmind_without_another_message(bench: Bench) -> None:
+    bench.change_settings(finetune_unseen_limit=900, finetune_handover=30)
+    job = bench.submitting()
+
+    result = bench.run(job)
+
+    job = bench.read(job)
+    assert not result.proceed
+    assert job.waiting_for is WaitReason.PROVIDER
+    assert bench.due_ms(job) - job.updated_ms == pytest.approx(900_000, abs=5_000)
 
 
 def test_a_second_message_submits_nothing(bench: Bench) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import EventType, JobError, JobRecord, JobState, WaitReason
+from finetune_queue.messaging import TRANSFER_QUEUE
 from finetune_queue.store import SWEEP, CallClass, Change, keys
 from finetune_queue.store.room import room_score_floor
 from finetune_worker.stages.sweep import sweep, sweep_if_due
@@ -40,6 +41,9 @@ def test_one_list_call_moves_every_finished_training(bench: Bench) -> None:
     assert calls_of(bench, "details") == 0
     assert {bench.read(job).state for job in jobs} == {JobState.DOWNLOADING}
     assert all(bench.read(job).weights_url for job in jobs)
+    # Their messages are sent, and their deadlines are for the case that these are lost.
+    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 5
+    assert bench.container.deadlines.due(10, 30.0)[0] == {}
 
 
 def test_what_moves_on_leaves_the_trouble_of_earlier_tries_behind(bench: Bench) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from finetune_queue.contract import ACCESS, RELEASED, EventType, JobError, JobRecord, JobState
-from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE, stage_queue
+from finetune_queue.messaging import CALL, CONTINUE, QUEUE, TRANSFER_QUEUE, stage_queue
 from finetune_queue.store import (
     LOST_MESSAGES,
     SWEEP,
@@ -108,8 +108,8 @@ class Dispatcher:
             log.warning("accounts_forgotten", accounts=sorted(lost))  # by a Redis that came back without its data
             self._container.announce_accounts(lost)
         for account in names:
-            waits.append(self._hand_out(self._container.budget, account))
-            waits.append(self._hand_out(self._container.transfers, transfers_of(account)))
+            waits.append(self._hand_out(self._container.budget, account, CALL))
+            waits.append(self._hand_out(self._container.transfers, transfers_of(account), CONTINUE))
         return min(waits)
 
     def _clean(self) -> None:
@@ -214,7 +214,8 @@ class Dispatcher:
         fields["waiting_for"] = None
         # A registered job whose message was lost is started here.
         to = JobState.UPLOADING if job.state is JobState.ACCEPTED else None
-        self._start(container.jobs.transition(job, Change(delay=container.settings.finetune_handover), to=to, **fields))
+        change = Change(delay=container.settings.finetune_handover)
+        self._start(container.jobs.transition(job, change, to=to, **fields), CONTINUE)
 
     def _lost_its_worker(self, job: JobRecord) -> bool:
         """Tell whether the job's worker ended or stood still. One whose last sign of life is older than the end of an
@@ -247,24 +248,24 @@ class Dispatcher:
         ended = self._container.jobs.transition(job, Change(), to=JobState.FAILED, failed_stage=job.stage, **fields)
         self._container.count_ended(ended)
 
-    def _hand_out(self, budget: Budget, account: str) -> float:
+    def _hand_out(self, budget: Budget, account: str, priority: int) -> float:
         holders, wait = budget.reserve(account, BATCH)
         ids = [holder for holder in holders if holder != SWEEP]
         if len(ids) < len(holders):
             self._container.messenger.sweep(account)
         for job in self._container.jobs.get_many(ids):
             if not job.settled:
-                self._start(job)
+                self._start(job, priority)
         if len(holders) == BATCH:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait
 
-    def _start(self, job: JobRecord) -> None:
+    def _start(self, job: JobRecord, priority: int) -> None:
         if job.wants_access:
-            self._container.messenger.access(job.id)
+            self._container.messenger.access(job.id, priority=priority)
             return
         log.debug("chain_started", job_id=job.id, stage=str(job.stage))
-        self._container.messenger.start(job.id, job.stage.and_after())
+        self._container.messenger.start(job.id, job.stage.and_after(), priority=priority)
 
 
 def _queue_of(job: JobRecord) -> str:

@@ -9,6 +9,7 @@ from celery import bootsteps
 
 from finetune_queue.contract import JobState, RequestError, Stage, derived_job_id, new_job_id, parse_request
 from finetune_queue.contract.ids import is_job_id, message_job_id
+from finetune_queue.messaging import BEGIN
 from finetune_queue.store import (
     CallClass,
     Change,
@@ -70,7 +71,7 @@ def accept(
     except ConflictError:
         return f"nothing to do: job {job.id} was started by another message"
     if reason is None:
-        container.messenger.start(job.id, Stage.UPLOAD.and_after(), new=True)
+        container.messenger.start(job.id, Stage.UPLOAD.and_after(), priority=BEGIN)
     log.info("job_started")
     return f"started job {job.id}"
 

@@ -29,6 +29,7 @@ from finetune_worker.stages.calls import StaleCallError
 from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError, until_deadline
 from finetune_worker.stages.errors import again
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait, log_level
+from finetune_worker.stages.poll import look_again_in
 from finetune_worker.stages.shares import NoShareError
 
 log = structlog.get_logger(__name__)
@@ -221,10 +222,17 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
     match outcome:
         case Done():
             fields = {**MOVED_ON, **outcome.fields}
-            ended = outcome.to is not None and outcome.to.terminal
-            change = Change(delay=None if ended else settings.finetune_handover, own=outcome.own)
+            then = job.model_copy(update={**fields, "state": outcome.to or job.state})
+            if then.state.terminal:
+                change, proceed = Change(own=outcome.own), False
+            elif then.stage is Stage.POLL:
+                # A sweep will see it, or its deadline comes: no message need bring it to where it waits.
+                fields["waiting_for"] = WaitReason.PROVIDER
+                change, proceed = Change(delay=look_again_in(container, then, job.updated_ms), own=outcome.own), False
+            else:
+                change, proceed = Change(delay=settings.finetune_handover, own=outcome.own), True
             job = container.jobs.transition(job, change, to=outcome.to, **fields)
-            return job, StageResult(outcome.sentence, proceed=not ended)
+            return job, StageResult(outcome.sentence, proceed=proceed)
         case Wait():
             delay = until_deadline(job, outcome.delay)
             change = Change(delay=delay, room_score=outcome.room_score, for_transfer=outcome.for_transfer)

@@ -178,7 +178,9 @@ def _move(container: Container, job: JobRecord, observation: Observation, asked_
         container.count_ended(ended)
     elif to is not None or fields.get("deployed"):
         event = EventType.PROGRESS if to is None else None
-        container.jobs.transition(job, Change(delay=0.0), to=to, event=event, **{**MOVED_ON, **fields})
+        change = Change(delay=container.settings.finetune_handover)
+        moved = container.jobs.transition(job, change, to=to, event=event, **{**MOVED_ON, **fields})
+        container.messenger.start(moved.id, moved.stage.and_after())
     else:
         event = EventType.PROGRESS if fields else None
         change = Change(delay=look_again_in(container, job, asked_ms))
