@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import TRANSITIONS, Event, EventType, JobState, new_job_id
+from finetune_queue.contract import FOUND, MOVED_ON, TRANSITIONS, Event, EventType, JobState, new_job_id
 from finetune_queue.store import (
     Change,
     ConflictError,
@@ -91,6 +91,18 @@ def test_what_the_writer_knows_is_what_is_stored(jobs: JobStore) -> None:
     job = jobs.transition(job, Change(delay=15), to=JobState.UPLOADING, waiting_for=None, attempts=0)
     assert jobs.get(job.id) == job
     assert job.waiting_for is None
+
+
+def test_a_field_with_its_default_takes_no_room(jobs: JobStore, client: Any) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    job = jobs.transition(job, Change(delay=15), owner="w", attempts=2, looks=1, candidates=["a"], aside={"b": None})
+    stored = client.hkeys(keys.job(job.id))
+    job = jobs.transition(job, Change(delay=15), **MOVED_ON, **FOUND)
+
+    assert jobs.get(job.id) == job
+    assert (job.attempts, job.looks, job.candidates, job.aside) == (0, 0, [], {})
+    gone = set(stored) - set(client.hkeys(keys.job(job.id)))
+    assert gone == {"attempts", "looks", "candidates", "aside"}
 
 
 def test_an_ended_job_leaves_the_deadlines_and_the_room(jobs: JobStore, client: Any) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import itertools
 import os
 import socket
 from pathlib import Path
@@ -150,6 +151,21 @@ def test_what_failed_while_the_store_was_away_does_not_count_against_another_fai
     monkeypatch.setattr(bench.container.artifacts, "put_file", full)
     bench.run(job)
     assert (bench.read(job).state, bench.read(job).attempts) == (JobState.DOWNLOADING, 1)
+
+
+def test_failures_between_outages_of_the_store_count_together(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.change_settings(finetune_max_attempts=3)
+    job = downloading(bench)
+    in_turns = itertools.cycle([UnavailableError("The store is away."), DiskFullError("The disk is full.")])
+
+    def put_file(*_args: object, **_options: object) -> None:
+        raise next(in_turns)
+
+    monkeypatch.setattr(bench.container.artifacts, "put_file", put_file)
+    for _ in range(6):
+        assert bench.read(job).state is JobState.DOWNLOADING
+        bench.run(job)
+    assert (bench.read(job).state, bench.error(job).code) == (JobState.FAILED, "disk_full")
 
 
 def test_a_full_disk_keeps_what_came_and_the_job_tries_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ def _status_facts(seen: Snapshot) -> Facts:
     record = seen.job.record
     found: Facts = []
     if not seen.job.done:
-        if record.attempts:
-            found.append(("tries", str(record.attempts)))
+        if tries := record.attempts + record.outages:
+            found.append(("tries", str(tries)))
         if record.state is JobState.NEEDS_ATTENTION:
             found.append(("do", how_to_resolve(record.id)))
         elif record.error is not None and record.error.action:

@@ -174,6 +174,7 @@ class JobRecord(BaseModel):
     # who works on it, and why nobody does
     owner: str = ""
     attempts: int = 0
+    outages: int = 0  # in a row, of the store; they use up no attempt
     takeovers: int = 0
     waiting_for: WaitReason | None = None
     cancel_requested: bool = False
@@ -276,7 +277,14 @@ class JobRecord(BaseModel):
 RELEASED: Mapping[str, Any] = {"owner": "", "progress": None}
 """The fields of a job that no worker holds any more."""
 
-MOVED_ON: Mapping[str, Any] = {**RELEASED, "attempts": 0, "takeovers": 0, "waiting_for": None, "error": None}
+MOVED_ON: Mapping[str, Any] = {
+    **RELEASED,
+    "attempts": 0,
+    "outages": 0,
+    "takeovers": 0,
+    "waiting_for": None,
+    "error": None,
+}
 """The fields of a job that has come a step further: nothing of the tries before is left."""
 
 FOUND: Mapping[str, Any] = {"looks": 0, "candidates": [], "aside": {}, "adopting": None}
@@ -288,7 +296,7 @@ UNSENT: Mapping[str, Any] = {**FOUND, "intent_ms": None}
 _INTERNAL = {
     *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
     *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private", "takeovers"),
-    *("access_settles_ms", "adopting", "aside"),
+    *("access_settles_ms", "adopting", "aside", "outages"),
 }
 _MOST_EVIDENCE = 20
 _JSON_FIELDS = frozenset(

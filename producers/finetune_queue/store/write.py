@@ -15,6 +15,12 @@ from finetune_queue.store.counters import JOBS_ENTERED, JOBS_FAILED, counter_fie
 from finetune_queue.store.errors import ConflictError, NotDurableError, OwnedElsewhereError
 from finetune_queue.store.feed import STREAM_LENGTH
 
+_DEFAULTS = {
+    name: field.get_default(call_default_factory=True)
+    for name, field in JobRecord.model_fields.items()
+    if name != "owner"  # which the scripts compare with ""
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -69,8 +75,8 @@ class Write:
             "id": job.id,
             "expect": str(job.version),
             "entered": entered,
-            "set": {name: encode_field(value) for name, value in fields.items() if value is not None},
-            "delete": [name for name, value in fields.items() if value is None],
+            "set": {name: encode_field(value) for name, value in fields.items() if not _implied(name, value)},
+            "delete": [name for name, value in fields.items() if _implied(name, value)],
             "delay_ms": None if change.delay is None else max(0, int(change.delay * 1000)),
             "room_score": change.room_score,
             "track": job.tracked,
@@ -103,6 +109,11 @@ class Write:
         if self.new:
             times["created_ms"] = detail
         return self.job.model_copy(update=times)
+
+
+def _implied(name: str, value: object) -> bool:
+    """Tell whether the field need not be stored: ten thousand parked jobs would all keep the same zeros."""
+    return value is None or value == _DEFAULTS.get(name)
 
 
 def _transition_keys(job: JobRecord, previous: JobState | None, change: Change) -> list[str]:

@@ -12,7 +12,6 @@ import structlog
 from finetune_queue import tracing
 from finetune_queue.contract import MOVED_ON, RELEASED, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.messaging import stage_task
-from finetune_queue.storage import UnavailableError
 from finetune_queue.store import (
     STAGE_SECONDS,
     Change,
@@ -239,13 +238,16 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             fields = {**RELEASED, "waiting_for": outcome.reason, **outcome.fields}
             job = container.jobs.transition(job, change, **fields)
             return job, StageResult(outcome.sentence, proceed=False)
-        case Retry() if outcome.outage or _failures(job, outcome) < settings.finetune_max_attempts:
-            failures = _failures(job, outcome)
+        case Retry() if outcome.outage or job.attempts + 1 < settings.finetune_max_attempts:
+            if outcome.outage:
+                failures, most = job.outages + 1, ""
+                counted = {"outages": failures}
+            else:
+                failures, most = job.attempts + 1, f" of {settings.finetune_max_attempts}"
+                counted = {"attempts": failures, "outages": 0}
             delay = outcome.after if outcome.after is not None else try_again_in(container, failures)
             fields = {**RELEASED, "waiting_for": WaitReason.BACKOFF, "error": outcome.error, **outcome.fields}
-            change = Change(delay=until_deadline(job, delay))
-            job = container.jobs.transition(job, change, attempts=failures, **fields)
-            most = "" if outcome.outage else f" of {settings.finetune_max_attempts}"
+            job = container.jobs.transition(job, Change(delay=until_deadline(job, delay)), **fields, **counted)
             return job, StageResult(
                 f"try {failures}{most} failed: {outcome.error.message} Again in {delay:.0f} s", proceed=False
             )
@@ -259,12 +261,6 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             change = Change(delay=settings.finetune_training_limit)
             job = container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
             return job, StageResult(outcome.sentence, proceed=False)
-
-
-def _failures(job: JobRecord, outcome: Retry) -> int:
-    """Return how often the stage has failed in a row; those of an outage do not count against another failure."""
-    over = not outcome.outage and job.error is not None and job.error.code == UnavailableError.code
-    return 1 if over else job.attempts + 1
 
 
 def try_again_in(container: Container, failures: int) -> float:
