@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 log = structlog.wrap_logger(logging.getLogger(__name__))
 
 QUEUE = "finetune"
-"""Short work: run, submit, poll, publish, sweep, access."""
+"""Short work: run, presign, submit, poll, publish, sweep, access."""
 
 TRANSFER_QUEUE = "finetune.transfer"
 """Work that moves files: upload and download."""
 
 RUN = "finetune.run"
+PRESIGN = "finetune.presign"
 SWEEP = "finetune.sweep"
 ACCESS = "finetune.access"
 
 CALL, CONTINUE, BEGIN, ACCEPT = 0, 3, 6, 9
 """Priorities of messages; Redis hands out the lower first. Before all goes what a call slot was handed out to: nobody
-uses it while its message waits, be it behind the downloads that one sweep started. What was started goes before what is
+uses it while its message waits, be it behind all that one sweep started. What was started goes before what is
 new. So do requests of more than the usual priority: their place in the account's line begins when a worker takes them
 in, which may be after a batch's."""
 
@@ -100,16 +101,21 @@ class Messenger:
             log.warning("messages_not_sent", jobs=len(jobs), first=jobs[0].id, error=str(error))
 
     def start(self, job_id: str, stages: Sequence[Stage], *, priority: int = CONTINUE) -> None:
-        """Start the rest of a job's chain; ``priority`` is that of its first stage."""
+        """Start the rest of a job's chain; ``priority`` is that of its first message.
+
+        A call slot for an upload's URL does not wait among the transfers, nor does it take the upload past them: the
+        call has a message of its own.
+        """
         from celery import chain, signature
 
         # JSON turns the arguments of all but the first into a list: Flower would show two forms of one thing.
         args, shown = (job_id,), repr((job_id,))
+        tasks = [(stage_task(stage), stage_queue(stage)) for stage in stages]
+        if priority == CALL and stages[0] is Stage.UPLOAD:
+            tasks.insert(0, (PRESIGN, QUEUE))
         links = [
-            signature(
-                stage_task(stage), args=args, argsrepr=shown, queue=stage_queue(stage), immutable=True, app=self._app
-            ).set(priority=CONTINUE)
-            for stage in stages
+            signature(task, args=args, argsrepr=shown, queue=queue, priority=CONTINUE, immutable=True, app=self._app)
+            for task, queue in tasks
         ]
         links[0].set(priority=priority)
         chain(*links, app=self._app).apply_async()

@@ -115,7 +115,7 @@ def test_an_hour_without_the_artifact_store_makes_no_event_and_no_haste_of_a_dep
     after = history._job(job_id)
     assert (after.stage, after.event_seq) == (Stage.PUBLISH, before.event_seq)
     assert store.tries < 30  # its backoff grows to five minutes
-    assert after.attempts == store.tries
+    assert (after.attempts, after.outages) == (0, store.tries)
 
 
 def test_a_store_that_takes_25_s_gets_the_manifest_of_a_deployed_job_at_once(history: History) -> None:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -137,6 +138,11 @@ class Steps(RuleBasedStateMachine):
                 self.post.messages.append(message)  # acknowledged late
             return
         went_on: list[bool] = []
+        if message.presign:
+            self._with(mishap, lambda: went_on.append(self.driver.run_presign(message.subject).proceed))
+            if any(went_on):
+                self.post.messages.append(replace(message, presign=False))
+            return
         stage, *rest = message.stages
         self._with(mishap, lambda: went_on.append(self.driver.run_stage(stage, message.subject).proceed))
         if any(went_on) and rest:

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from finetune_queue.contract import JobRecord, JobState, Stage
-from finetune_queue.messaging import CONTINUE
+from finetune_queue.messaging import CALL, CONTINUE
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.intake import accept
 from finetune_worker.stages.access import change_access
 from finetune_worker.stages.runner import StageResult, run_stage
 from finetune_worker.stages.sweep import sweep_if_due
+from finetune_worker.stages.upload import presign
 from finetune_worker.tasks import STAGES
 
 
@@ -21,6 +22,7 @@ class Message:
 
     subject: str
     stages: tuple[Stage, ...] = ()
+    presign: bool = False
     sweep: bool = False
     access: bool = False
 
@@ -35,7 +37,8 @@ class Post:
         self.messages.append(Message(job.id))
 
     def start(self, job_id: str, stages: Sequence[Stage], *, priority: int = CONTINUE) -> None:
-        self.messages.append(Message(job_id, tuple(stages)))
+        presign = priority == CALL and stages[0] is Stage.UPLOAD
+        self.messages.append(Message(job_id, tuple(stages), presign=presign))
 
     def sweep(self, account: str) -> None:
         self.messages.append(Message(account, sweep=True))
@@ -89,12 +92,20 @@ class Driver:
         if not message.stages:
             return accept(self.container, [message.subject], {}, message_id=message.subject)
         sentence = ""
+        if message.presign:
+            result = self.run_presign(message.subject)
+            if not result.proceed:
+                return result.sentence
         for stage in message.stages:
             result = self.run_stage(stage, message.subject)
             sentence = result.sentence
             if not result.proceed:
                 break
         return sentence
+
+    def run_presign(self, job_id: str) -> StageResult:
+        """Ask for a job's upload URL, as the task of its own does."""
+        return run_stage(self.container, Stage.UPLOAD, presign, job_id, self._name)
 
     def run_stage(self, stage: Stage, job_id: str) -> StageResult:
         """Run one stage, as its task does."""

@@ -85,6 +85,10 @@ class _Worker(Driver):
         self._points.part = "sweep" if message.sweep else "run"
         return super().deliver(message)
 
+    def run_presign(self, job_id: str) -> StageResult:
+        self._points.part = "presign"
+        return super().run_presign(job_id)
+
     def run_stage(self, stage: Stage, job_id: str) -> StageResult:
         self._points.part = str(stage)
         return super().run_stage(stage, job_id)

@@ -159,7 +159,7 @@ def test_a_call_slot_goes_before_what_was_started_and_that_before_what_is_new(
     assert received == ["has a slot", "default", "goes on", "new", urgent.id, requested.id]
 
 
-def test_the_dispatcher_sends_whom_it_gave_a_call_slot_before_all_others(bench: Bench, dispatcher: Dispatcher) -> None:
+def test_a_call_slot_for_an_upload_url_is_used_in_the_short_queue(bench: Bench, dispatcher: Dispatcher) -> None:
     jobs = bench.container.jobs
     for _ in range(3):
         job = jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
@@ -170,8 +170,11 @@ def test_the_dispatcher_sends_whom_it_gave_a_call_slot_before_all_others(bench: 
     jobs.transition(job, parked, waiting_for=WaitReason.API_SLOT)
     dispatcher.step()
 
-    received = messages(bench, TRANSFER_QUEUE, 4)
-    assert received[0][0] == [job.id]
+    # Its call is not behind the transfers, and its upload is not before them.
+    [(args, _, options)] = messages(bench, QUEUE, 1)
+    assert args == [job.id]
+    assert [link["task"] for link in reversed(options["chain"])][:2] == ["finetune.upload", "finetune.submit"]
+    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 3
 
 
 def messages(bench: Bench, queue: str, count: int) -> list[Any]:

@@ -1,6 +1,5 @@
 """The upload stage: one URL for as long as it is good, then another; the report on the job; only what was checked."""
 
-import re
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from finetune_queue.store import Change, Slot, keys
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages import upload as module
 from finetune_worker.stages.errors import from_dataset
+from finetune_worker.stages.runner import StageResult, run_stage
+from finetune_worker.stages.upload import presign
 from finetune_worker.transfer import put
 from finetune_worker.transfer.put import upload_presigned
 from support.bench import Bench
@@ -51,24 +52,29 @@ def test_a_busy_storage_gets_the_same_url_again(bench: Bench, dataset: Path, fau
     assert bench.container.jobs.upload_url(job.id) is None
 
 
-def test_a_url_that_is_about_to_end_is_not_used_again(bench: Bench, dataset: Path) -> None:
+def test_a_url_is_kept_until_shortly_before_its_end(bench: Bench, dataset: Path) -> None:
     job = uploading(bench, dataset)
     bench.sandbox.control.add_fault(op="put", kind="slow_down", count=1)
     bench.run(job)
+    client = bench.container.jobs._redis
+    assert client.ttl(keys.upload_url(job.id)) == pytest.approx(3600 - 60, abs=10)
 
-    kept = bench.container.jobs.upload_url(job.id)
-    assert kept is not None
-    ending = re.sub(r"X-Amz-Expires=\d+", "X-Amz-Expires=59", kept)
-    bench.container.jobs.save_upload_url(job.id, ending, 3600)
+    client.delete(keys.upload_url(job.id))  # as at that time
 
     bench.run(job)
     assert bench.read(job).state is JobState.SUBMITTING
     assert calls(bench) == (2, 2)
 
 
+def ask_for_url(bench: Bench, job: JobRecord) -> StageResult:
+    """Do what the message of its own does that a call slot for the URL is sent with."""
+    return run_stage(bench.container, Stage.UPLOAD, presign, job.id, "task-1")
+
+
+@pytest.mark.parametrize("way", ["in one go", "by a message of its own"])
 @pytest.mark.parametrize("says", ["nothing", "that it ends soon"])
 def test_a_url_is_asked_for_once_whatever_it_says_of_its_end(
-    bench: Bench, dataset: Path, monkeypatch: pytest.MonkeyPatch, says: str
+    bench: Bench, dataset: Path, monkeypatch: pytest.MonkeyPatch, says: str, way: str
 ) -> None:
     job = uploading(bench, dataset)
     first = bench.container.budget.take("default", "0", 0.0)
@@ -82,6 +88,8 @@ def test_a_url_is_asked_for_once_whatever_it_says_of_its_end(
         monkeypatch.setattr(module, "URL_MARGIN", timedelta(days=1))
     bench.container.jobs._redis.zrem(keys.slots("default"), first.token)
 
+    if way == "by a message of its own":
+        assert ask_for_url(bench, job).proceed
     result = bench.run(job)  # with one slot for one call
 
     assert result.sentence.startswith("uploaded 1 images")
@@ -107,6 +115,33 @@ def test_a_url_that_the_storage_goes_on_to_refuse_is_replaced_with_pauses(bench:
         assert bench.due_ms(job) - bench.read(job).updated_ms >= 50
 
 
+def test_uploads_that_fail_between_calls_for_their_url_count_together(bench: Bench, dataset: Path) -> None:
+    bench.change_settings(finetune_max_attempts=3)
+    job = uploading(bench, dataset)
+    bench.sandbox.control.add_fault(op="put", kind="http_error", status=403, count=3)
+    bench.run(job)
+    for attempts in (1, 2):
+        ask_for_url(bench, job)
+        assert (bench.read(job).state, bench.read(job).attempts) == (JobState.UPLOADING, attempts)
+        bench.run(job)
+    assert (bench.read(job).state, bench.error(job).code) == (JobState.FAILED, "upload_url_refused")
+    assert calls(bench) == (3, 3)
+
+
+def test_a_url_without_a_slot_is_waited_for(bench: Bench, dataset: Path) -> None:
+    job = uploading(bench, dataset)
+    bench.sandbox.control.add_fault(op="put", kind="http_error", status=403, count=1)
+    bench.run(job)
+    for number in range(49):
+        bench.container.budget.take("default", str(number), 0.0)
+
+    result = ask_for_url(bench, job)
+
+    assert not result.proceed
+    assert result.sentence.startswith("parked: waiting for an API slot to ask for an upload URL")
+    assert bench.container.accounts.place(bench.read(job)) == 0
+
+
 class Ahead(datetime):
     """The clock of a machine that is five hours ahead."""
 
@@ -125,6 +160,7 @@ def test_a_worker_whose_clock_is_hours_ahead_uploads(
     bench.run(job)
     bench.run(job)
     assert bench.read(job).state is JobState.SUBMITTING
+    assert calls(bench) == (1, 2)
 
 
 def test_the_report_is_on_the_job_and_in_its_events(bench: Bench, dataset: Path) -> None:

@@ -16,7 +16,7 @@ from celery.exceptions import CPendingDeprecationWarning, WorkerShutdown
 
 from finetune_queue import __version__, tracing
 from finetune_queue.logs import configure_logging
-from finetune_queue.messaging import ACCESS, QUEUE, RUN, SWEEP, TRANSFER_QUEUE, transport_config
+from finetune_queue.messaging import ACCESS, PRESIGN, QUEUE, RUN, SWEEP, TRANSFER_QUEUE, transport_config
 from finetune_queue.settings import Settings, SettingsError, load_settings
 from finetune_worker.broker import patch_kombu
 from finetune_worker.chatter import EventBatches, NoChatter
@@ -73,7 +73,7 @@ def worker_config(settings: Settings) -> dict[str, Any]:
     return {
         **transport_config(settings),
         "task_queues": {QUEUE: {}, TRANSFER_QUEUE: {}},
-        "task_routes": {name: {"queue": QUEUE} for name in (RUN, SWEEP, ACCESS)},
+        "task_routes": {name: {"queue": QUEUE} for name in (RUN, PRESIGN, SWEEP, ACCESS)},
         "worker_pool": "threads",
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,

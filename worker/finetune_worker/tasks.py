@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from finetune_queue import tracing
 from finetune_queue.contract import Stage
 from finetune_queue.contract.ids import is_job_id
-from finetune_queue.messaging import ACCESS, RUN, SWEEP, stage_task
+from finetune_queue.messaging import ACCESS, PRESIGN, RUN, SWEEP, stage_task
 from finetune_queue.store import RedisError
 from finetune_worker.container import Container
 from finetune_worker.intake import accept
@@ -24,7 +24,7 @@ from finetune_worker.stages.publish import publish
 from finetune_worker.stages.runner import StageFunction, run_stage
 from finetune_worker.stages.submit import submit
 from finetune_worker.stages.sweep import sweep_if_due
-from finetune_worker.stages.upload import upload
+from finetune_worker.stages.upload import presign, upload
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +91,8 @@ class DiscreetRequest(Request):
 def register(app: Celery, runtime: HasContainer) -> None:
     """Declare every task by its explicit name, on this app alone: another of the process has a container of its own."""
     for stage, function in STAGES.items():
-        _register_stage(app, runtime, stage, function)
+        _register_stage(app, runtime, stage_task(stage), stage, function)
+    _register_stage(app, runtime, PRESIGN, Stage.UPLOAD, presign)
 
     # Acks late: until the job is registered the message is all there is of a raw client's request.
     @app.task(name=RUN, base=Recovered, shared=False, bind=True, acks_late=True, Request=DiscreetRequest)
@@ -119,9 +120,9 @@ def register(app: Celery, runtime: HasContainer) -> None:
         return change_access(runtime.container, job_id, self.request.id or "")
 
 
-def _register_stage(app: Celery, runtime: HasContainer, stage: Stage, function: StageFunction) -> None:
+def _register_stage(app: Celery, runtime: HasContainer, name: str, stage: Stage, function: StageFunction) -> None:
     # Acks early: a stage's recovery is its job's deadline, and a redelivery would only be refused by the claim.
-    @app.task(name=stage_task(stage), base=Recovered, shared=False, bind=True)
+    @app.task(name=name, base=Recovered, shared=False, bind=True)
     def run(self: Task[..., str], job_id: str) -> str:
         _bind(stage, job_id=job_id)
         result = run_stage(runtime.container, stage, function, job_id, self.request.id or "")

@@ -165,10 +165,6 @@ class PresignedUpload(_Reply):
         """The headers that the PUT must carry (X-Amz-SignedHeaders), in lower case; empty if it does not say."""
         return frozenset(filter(None, (self._parameter("x-amz-signedheaders") or "").lower().split(";")))
 
-    def expired(self, now: datetime, *, margin: timedelta = timedelta(0)) -> bool:
-        """Tell whether the URL ends within ``margin`` after ``now``."""
-        return self.expires_at is not None and now + margin >= self.expires_at
-
     def _parameter(self, name: str) -> str | None:
         query = parse_qs(urlsplit(self.presigned_url.get_secret_value()).query)
         return next((values[0] for key, values in query.items() if key.lower() == name), None)

@@ -246,8 +246,9 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
                 failures, most = job.attempts + 1, f" of {settings.finetune_max_attempts}"
                 counted = {"attempts": failures, "outages": 0}
             delay = outcome.after if outcome.after is not None else try_again_in(container, failures)
-            fields = {**RELEASED, "waiting_for": WaitReason.BACKOFF, "error": outcome.error, **outcome.fields}
-            job = container.jobs.transition(job, Change(delay=until_deadline(job, delay)), **fields, **counted)
+            waiting = {**RELEASED, "waiting_for": WaitReason.BACKOFF, "error": outcome.error}
+            fields = {**waiting, **outcome.fields, **counted}
+            job = container.jobs.transition(job, Change(delay=until_deadline(job, delay)), **fields)
             return job, StageResult(
                 f"try {failures}{most} failed: {outcome.error.message} Again in {delay:.0f} s", proceed=False
             )

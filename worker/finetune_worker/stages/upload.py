@@ -30,8 +30,9 @@ log = structlog.get_logger(__name__)
 URL_MARGIN = timedelta(seconds=60)
 """How long a presigned URL must still be valid to be worth an upload."""
 
-UNSAID_VALIDITY = timedelta(minutes=5)
-"""How long to keep a presigned URL that does not say when it ends. One that the storage refuses is dropped."""
+KEPT_AT_LEAST = timedelta(minutes=5)
+"""How long to keep a presigned URL that does not say when it ends, or that ends sooner, perhaps by this machine's wrong
+clock. One that the storage refuses is dropped."""
 
 
 def upload(container: Container, claim: Claim) -> Outcome:
@@ -43,7 +44,7 @@ def upload(container: Container, claim: Claim) -> Outcome:
         return Fail(_unreachable_sink(refusal))
     upload_to = None
     if claim.job.dataset_report is not None:
-        # Checked before; it came here with a call slot, which must not wait for a share of the transfers.
+        # Checked before. If it came with a call slot all the same, that must not wait for a share of the transfers.
         presigned = _kept_url(container, claim.job) or _presign(container, claim)
         if not isinstance(presigned, PresignedUpload):
             return presigned
@@ -56,6 +57,16 @@ def upload(container: Container, claim: Claim) -> Outcome:
             return _prepare(container, claim, Path(scratch), upload_to)
         except DatasetError as error:
             return after_error(from_dataset(error, Stage.UPLOAD))
+
+
+def presign(container: Container, claim: Claim) -> Outcome:
+    """Ask for the upload URL of a job that was given a call slot for it; its upload has a message of its own."""
+    found = _kept_url(container, claim.job) or _presign(container, claim)
+    if not isinstance(found, PresignedUpload):
+        return found
+    # No step further than the uploads that may have failed before.
+    as_before = {"attempts": claim.job.attempts, "takeovers": claim.job.takeovers, "error": claim.job.error}
+    return Done("has its upload URL", fields=as_before)
 
 
 def _unreachable_sink(refusal: str) -> JobError:
@@ -161,11 +172,7 @@ def _rejected(report: DatasetReport) -> JobError:
 
 def _kept_url(container: Container, job: JobRecord) -> PresignedUpload | None:
     kept = container.jobs.upload_url(job.id)
-    if kept is None:
-        return None
-    found = PresignedUpload.model_validate_json(kept)
-    # By this machine's clock, which may be wrong: that costs a call for a new one, which is then not asked.
-    return None if found.expired(datetime.now(UTC), margin=URL_MARGIN) else found
+    return None if kept is None else PresignedUpload.model_validate_json(kept)
 
 
 def _presign(container: Container, claim: Claim) -> PresignedUpload | Outcome:
@@ -179,7 +186,11 @@ def _presign(container: Container, claim: Claim) -> PresignedUpload | Outcome:
         return after_error(from_api(error, Stage.UPLOAD))
     if isinstance(found, Wait):
         return found
-    ends = found.expires_at or datetime.now(UTC) + UNSAID_VALIDITY
     secret = {"presigned_url": found.presigned_url.get_secret_value(), "s3_url": found.s3_url}
-    container.jobs.save_upload_url(job.id, json.dumps(secret), (ends - datetime.now(UTC)).total_seconds())
+    container.jobs.save_upload_url(job.id, json.dumps(secret), _worth_keeping(found).total_seconds())
     return found
+
+
+def _worth_keeping(upload_to: PresignedUpload) -> timedelta:
+    ends, now = upload_to.expires_at, datetime.now(UTC)
+    return KEPT_AT_LEAST if ends is None else max(ends - now - URL_MARGIN, KEPT_AT_LEAST)
