@@ -48,6 +48,11 @@ def stage_task(stage: Stage) -> str:
     return f"finetune.{stage}"
 
 
+def short_name(task: str) -> str:
+    """Return what logs and metrics call a task."""
+    return task.removeprefix("finetune.")
+
+
 def stage_queue(stage: Stage) -> str:
     """Return the queue that a stage's messages go to."""
     return TRANSFER_QUEUE if stage in _TRANSFERS else QUEUE
@@ -99,6 +104,17 @@ class Messenger:
                     self._app.send_task(RUN, args=(job.id,), queue=QUEUE, priority=priority, producer=producer)
         except (OperationalError, BatchPublishError, RedisError) as error:
             log.warning("messages_not_sent", jobs=len(jobs), first=jobs[0].id, error=str(error))
+
+    def start_many(self, jobs: Sequence[JobRecord]) -> None:
+        """Start the rest of the chains of jobs that go on. If the broker is out of reach, their deadlines do it."""
+        from kombu.exceptions import OperationalError
+
+        for number, job in enumerate(jobs):
+            try:
+                self.start(job.id, job.stage.and_after())
+            except (OperationalError, RedisError) as error:
+                log.warning("messages_not_sent", jobs=len(jobs) - number, first=job.id, error=str(error))
+                return
 
     def start(self, job_id: str, stages: Sequence[Stage], *, priority: int = CONTINUE) -> None:
         """Start the rest of a job's chain; ``priority`` is that of its first message.

@@ -8,7 +8,7 @@ is bounded, so that a hostile text costs time in proportion to its length only.
 import math
 import re
 import threading
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -102,6 +102,8 @@ class _Known:
         self._lock = threading.Lock()
         self._values: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
+        self.sets = 0
+        """How often there were more of them."""
 
     def add(self, values: Iterable[str]) -> None:
         with self._lock:
@@ -109,6 +111,7 @@ class _Known:
             longest_first = sorted(self._values, key=len, reverse=True)
             if longest_first:
                 self._pattern = re.compile("|".join(map(_any_spelling, longest_first)))
+                self.sets += 1
 
     def remove_from(self, text: str) -> str:
         return text if self._pattern is None else self._pattern.sub(REDACTED, text)
@@ -120,7 +123,6 @@ _known = _Known()
 def register_secrets(values: Iterable[str]) -> None:
     """Remember values that must never be written, in any spelling, for the rest of this process's life."""
     _known.add(values)
-    _key.cache_clear()
 
 
 def redact_text(text: str) -> str:
@@ -173,9 +175,13 @@ def _names_a_secret(name: str) -> bool:
     return _SECRET_FIELD.fullmatch(name) is not None
 
 
-@lru_cache(maxsize=1024, typed=True)
-def _key(key: Hashable) -> str:
-    return str(_redact(key, depth=_DEEPEST))
+def _key(key: object) -> str:
+    return _name(key, _known.sets) if type(key) is str else str(_redact(key, depth=_DEEPEST))
+
+
+@lru_cache(maxsize=1024)
+def _name(name: str, secrets: int) -> str:  # noqa: ARG001 - what was kept before there were more is not used again
+    return redact_text(name)
 
 
 def _repr(value: object) -> str:

@@ -304,6 +304,12 @@ def test_no_pattern_is_needed_where_none_of_their_marks_is(text: str) -> None:
     assert redact_text(text) == everything
 
 
+def test_a_name_that_was_seen_before_it_was_a_secret_is_hidden_from_then_on() -> None:
+    assert redact({"some-later-word": 1}) == {"some-later-word": 1}
+    register_secrets(["some-later-word"])
+    assert redact({"some-later-word": 1}) == {REDACTED: 1}
+
+
 def test_too_short_a_secret_is_not_searched_for() -> None:
     register_secrets(["ab", ""])
     assert redact_text("a table of absent abbots") == "a table of absent abbots"

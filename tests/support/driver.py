@@ -36,6 +36,10 @@ class Post:
     def run(self, job: JobRecord) -> None:
         self.messages.append(Message(job.id))
 
+    def start_many(self, jobs: Sequence[JobRecord]) -> None:
+        for job in jobs:
+            self.start(job.id, job.stage.and_after())
+
     def start(self, job_id: str, stages: Sequence[Stage], *, priority: int = CONTINUE) -> None:
         presign = priority == CALL and stages[0] is Stage.UPLOAD
         self.messages.append(Message(job_id, tuple(stages), presign=presign))

@@ -7,9 +7,9 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
-from finetune_queue.messaging import BEGIN, CALL, QUEUE, TRANSFER_QUEUE
+from finetune_queue.messaging import BEGIN, CALL, CONTINUE, QUEUE, TRANSFER_QUEUE
 from finetune_queue.store import CallClass, Change, keys, room_score
-from finetune_worker.dispatcher import BATCH, Dispatcher
+from finetune_worker.dispatcher import BATCH, CROWDED, Dispatcher
 from support.bench import Bench
 
 
@@ -173,8 +173,23 @@ def test_a_call_slot_for_an_upload_url_is_used_in_the_short_queue(bench: Bench, 
     # Its call is not behind the transfers, and its upload is not before them.
     [(args, _, options)] = messages(bench, QUEUE, 1)
     assert args == [job.id]
-    assert [link["task"] for link in reversed(options["chain"])][:2] == ["finetune.upload", "finetune.submit"]
+    upload, *later = reversed(options["chain"])
+    assert (upload["task"], upload["options"]["priority"]) == ("finetune.upload", CONTINUE)
+    assert later[0]["task"] == "finetune.submit"
     assert bench.container.messenger.queued(TRANSFER_QUEUE) == 3
+
+
+def test_where_transfers_are_scarce_an_upload_url_is_not_asked_for_long_before_its_upload(
+    bench: Bench, dispatcher: Dispatcher
+) -> None:
+    jobs, messenger = bench.container.jobs, bench.container.messenger
+    for _ in range(CROWDED + 1):
+        messenger.start("nobody", [Stage.DOWNLOAD])
+    job = jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
+    parked = Change(delay=60, room_score=room_score(CallClass.PREPARE, job))
+    jobs.transition(job, parked, waiting_for=WaitReason.API_SLOT)
+    dispatcher.step()
+    assert (messenger.queued(QUEUE), messenger.queued(TRANSFER_QUEUE)) == (0, CROWDED + 2)
 
 
 def messages(bench: Bench, queue: str, count: int) -> list[Any]:

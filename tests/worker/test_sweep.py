@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kombu.exceptions import OperationalError
 
 from finetune_queue.contract import EventType, JobError, JobRecord, JobState, WaitReason
 from finetune_queue.messaging import TRANSFER_QUEUE
@@ -44,6 +45,19 @@ def test_one_list_call_moves_every_finished_training(bench: Bench) -> None:
     # Their messages are sent, and their deadlines are for the case that these are lost.
     assert bench.container.messenger.queued(TRANSFER_QUEUE) == 5
     assert bench.container.deadlines.due(10, 30.0)[0] == {}
+
+
+def test_a_broker_out_of_reach_does_not_end_a_look(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = trained(bench, 3, list_carries_weights_url=True)
+
+    def out_of_reach(*_: Any, **__: Any) -> None:
+        raise OperationalError
+
+    monkeypatch.setattr(bench.container.messenger, "start", out_of_reach)
+    assert sweep(bench.container, "default") == "saw 3 of 3 trainings, 3 moved"
+    handover = bench.container.settings.finetune_handover * 1000
+    for job in map(bench.read, jobs):
+        assert (job.state, bench.due_ms(job)) == (JobState.DOWNLOADING, job.updated_ms + handover)
 
 
 def test_what_moves_on_leaves_the_trouble_of_earlier_tries_behind(bench: Bench) -> None:

@@ -121,8 +121,11 @@ def test_uploads_that_fail_between_calls_for_their_url_count_together(bench: Ben
     bench.sandbox.control.add_fault(op="put", kind="http_error", status=403, count=3)
     bench.run(job)
     for attempts in (1, 2):
+        before = bench.container.jobs.transition(bench.read(job), Change(delay=60), takeovers=1)
         ask_for_url(bench, job)
-        assert (bench.read(job).state, bench.read(job).attempts) == (JobState.UPLOADING, attempts)
+        then = bench.read(job)
+        assert (then.state, then.attempts, then.takeovers) == (JobState.UPLOADING, attempts, 1)
+        assert then.error == before.error
         bench.run(job)
     assert (bench.read(job).state, bench.error(job).code) == (JobState.FAILED, "upload_url_refused")
     assert calls(bench) == (3, 3)

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from finetune_queue.contract import ACCESS, RELEASED, EventType, JobError, JobRecord, JobState
+from finetune_queue.contract import ACCESS, RELEASED, EventType, JobError, JobRecord, JobState, Stage
 from finetune_queue.messaging import CALL, CONTINUE, QUEUE, TRANSFER_QUEUE, stage_queue
 from finetune_queue.store import (
     LOST_MESSAGES,
@@ -42,6 +42,12 @@ LONGEST_SLEEP = 5.0
 PATIENCE = 0.2
 """Seconds that each message in front may take before a message that was not picked up counts as lost."""
 
+CROWDED = 100
+"""Transfers that wait, above which these are what is scarce and no longer the calls."""
+
+CROWD_SEEN_EVERY = 1.0
+"""Seconds between two looks at how many wait."""
+
 CLEAN_EVERY = 60.0
 """Seconds between removals of jobs whose retention is over."""
 
@@ -56,6 +62,8 @@ class Dispatcher:
         self._container = container
         self._clean_at = time.monotonic()
         self._seen_at = time.monotonic()
+        self._crowd_seen_at = time.monotonic()
+        self._crowded = False
         self._out_of_reach = False
         self._back_ms = 0
         """When Redis was there again after it had been out of reach, by its clock."""
@@ -254,11 +262,20 @@ class Dispatcher:
         if len(ids) < len(holders):
             self._container.messenger.sweep(account)
         for job in self._container.jobs.get_many(ids):
-            if not job.settled:
-                self._start(job, priority)
+            if job.settled:
+                continue
+            # An upload URL that is asked for long before its upload ends unused, and takes a call once more.
+            later = job.stage is Stage.UPLOAD and self._transfers_are_crowded()
+            self._start(job, CONTINUE if later else priority)
         if len(holders) == BATCH:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait
+
+    def _transfers_are_crowded(self) -> bool:
+        if time.monotonic() >= self._crowd_seen_at:
+            self._crowded = self._container.messenger.queued(TRANSFER_QUEUE) > CROWDED
+            self._crowd_seen_at = time.monotonic() + CROWD_SEEN_EVERY
+        return self._crowded
 
     def _start(self, job: JobRecord, priority: int) -> None:
         if job.wants_access:

@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from finetune_queue import tracing
 from finetune_queue.contract import Stage
 from finetune_queue.contract.ids import is_job_id
-from finetune_queue.messaging import ACCESS, PRESIGN, RUN, SWEEP, stage_task
+from finetune_queue.messaging import ACCESS, PRESIGN, RUN, SWEEP, short_name, stage_task
 from finetune_queue.store import RedisError
 from finetune_worker.container import Container
 from finetune_worker.intake import accept
@@ -124,8 +124,8 @@ def _register_stage(app: Celery, runtime: HasContainer, name: str, stage: Stage,
     # Acks early: a stage's recovery is its job's deadline, and a redelivery would only be refused by the claim.
     @app.task(name=name, base=Recovered, shared=False, bind=True)
     def run(self: Task[..., str], job_id: str) -> str:
-        _bind(stage, job_id=job_id)
-        result = run_stage(runtime.container, stage, function, job_id, self.request.id or "")
+        _bind(short_name(name), job_id=job_id)
+        result = run_stage(runtime.container, stage, function, job_id, self.request.id or "", task=name)
         if not result.proceed:
             self.request.chain = None
         return result.sentence

@@ -281,11 +281,11 @@ class JobStore:
             self._outbox.send_loose(event.id, [text])
 
     def save_upload_url(self, job_id: str, presigned: str, seconds: float) -> None:
-        """Keep a presigned upload for as long as it is valid, apart from the job: it is a secret."""
+        """Keep a presigned upload for so long, apart from the job: it is a secret."""
         self._redis.set(keys.upload_url(job_id), presigned, px=max(1, int(seconds * 1000)))
 
     def upload_url(self, job_id: str) -> str | None:
-        """Return the presigned upload that is still valid."""
+        """Return the presigned upload that is kept."""
         return cast("str | None", self._redis.get(keys.upload_url(job_id)))
 
     def drop_upload_url(self, job_id: str) -> None:

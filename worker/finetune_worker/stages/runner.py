@@ -11,7 +11,7 @@ import structlog
 
 from finetune_queue import tracing
 from finetune_queue.contract import MOVED_ON, RELEASED, JobError, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.messaging import stage_task
+from finetune_queue.messaging import short_name, stage_task
 from finetune_queue.store import (
     STAGE_SECONDS,
     Change,
@@ -49,8 +49,12 @@ class StageResult:
     proceed: bool
 
 
-def run_stage(container: Container, stage: Stage, function: StageFunction, job_id: str, task_id: str) -> StageResult:
+def run_stage(
+    container: Container, stage: Stage, function: StageFunction, job_id: str, task_id: str, *, task: str | None = None
+) -> StageResult:
     """Take the job one stage further, unless it is somebody else's turn: a message may come twice, or late.
+
+    ``task`` is the name of a task that is not the whole stage's: metrics and traces tell them apart.
 
     Raises:
         redis.RedisError: the store is out of reach; the job's deadline brings it back.
@@ -66,8 +70,9 @@ def run_stage(container: Container, stage: Stage, function: StageFunction, job_i
         return StageResult(f"nothing to do: the job {job.state.sentence}", proceed=False)
     if job.owner:
         return StageResult("nothing to do: another worker has the job", proceed=False)
-    with traced(job, stage_task(stage), job.attempts):
-        return _run(container, stage, function, job, task_id=task_id, started=started)
+    task = task or stage_task(stage)
+    with traced(job, task, job.attempts):
+        return _run(container, stage, function, job, task=task, task_id=task_id, started=started)
 
 
 def traced(job: JobRecord, task: str, failures: int) -> AbstractContextManager[None]:
@@ -77,7 +82,14 @@ def traced(job: JobRecord, task: str, failures: int) -> AbstractContextManager[N
 
 
 def _run(
-    container: Container, stage: Stage, function: StageFunction, job: JobRecord, *, task_id: str, started: float
+    container: Container,
+    stage: Stage,
+    function: StageFunction,
+    job: JobRecord,
+    *,
+    task: str,
+    task_id: str,
+    started: float,
 ) -> StageResult:
     try:
         claim = Claim(container.jobs, job, task_id, container.settings.finetune_lease, container.out_of_time)
@@ -91,7 +103,8 @@ def _run(
         return StageResult(claim_lost(error), proceed=False)
     if job.state.terminal:
         container.count_ended(job)
-    record(container, stage, outcome, started, event="stage_finished", result=result.sentence, state=str(job.state))
+    doing, said = short_name(task), result.sentence
+    record(container, doing, outcome, started, event="stage_finished", result=said, state=str(job.state))
     return result
 
 

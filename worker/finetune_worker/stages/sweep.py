@@ -11,7 +11,7 @@ from typing import Self
 import structlog
 
 from finetune_queue import tracing
-from finetune_queue.contract import MOVED_ON, RELEASED, EventType, JobRecord, JobState, WaitReason
+from finetune_queue.contract import MOVED_ON, RELEASED, EventType, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import SWEEP, UNKNOWN_STATUSES, CallClass, Change, ConflictError, NoSlot, room_score
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.segmind.client import SegmindClient
@@ -145,6 +145,7 @@ def _act_on(container: Container, account: str, look: _Look, *, asked_ms: int) -
 
 def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, asked_ms: int) -> int:
     moved = 0
+    going_on: list[JobRecord] = []
     versions = {job.id: job.version for job in page}
     unchanged: list[tuple[JobRecord, float]] = []
     for job in container.jobs.get_many(list(versions)):
@@ -160,34 +161,36 @@ def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, ask
                 unchanged.append((job, look_again_in(container, job, asked_ms)))
             continue
         try:
-            _move(container, job, observation, asked_ms)
+            then = _move(container, job, observation, asked_ms)
         except ConflictError:
             log.info("sweep_overtaken", job_id=job.id)
         else:
             moved += 1
             tracing.link(job.traceparent)
+            if not then.state.terminal and then.stage is not Stage.POLL:
+                going_on.append(then)
     container.deadlines.put_off(unchanged)
+    container.messenger.start_many(going_on)
     return moved
 
 
-def _move(container: Container, job: JobRecord, observation: Observation, asked_ms: int) -> None:
+def _move(container: Container, job: JobRecord, observation: Observation, asked_ms: int) -> JobRecord:
     to, fields = observation.to, observation.fields
     if to is not None and to.terminal:
         fields = {**RELEASED, "waiting_for": None, **fields}
         ended = container.jobs.transition(job, Change(), to=to, **fields)
         container.count_ended(ended)
-    elif to is not None or fields.get("deployed"):
+        return ended
+    if to is not None or fields.get("deployed"):
         event = EventType.PROGRESS if to is None else None
         change = Change(delay=container.settings.finetune_handover)
-        moved = container.jobs.transition(job, change, to=to, event=event, **{**MOVED_ON, **fields})
-        container.messenger.start(moved.id, moved.stage.and_after())
-    else:
-        event = EventType.PROGRESS if fields else None
-        change = Change(delay=look_again_in(container, job, asked_ms))
-        if observation.wants_details or job.wants_details:
-            change = Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.FINISH, job))
-            fields = {**fields, "wants_details": True, "waiting_for": WaitReason.API_SLOT}
-        container.jobs.transition(job, change, event=event, **RELEASED, **fields)
+        return container.jobs.transition(job, change, to=to, event=event, **{**MOVED_ON, **fields})
+    event = EventType.PROGRESS if fields else None
+    change = Change(delay=look_again_in(container, job, asked_ms))
+    if observation.wants_details or job.wants_details:
+        change = Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.FINISH, job))
+        fields = {**fields, "wants_details": True, "waiting_for": WaitReason.API_SLOT}
+    return container.jobs.transition(job, change, event=event, **RELEASED, **fields)
 
 
 def _ended(job: _Watched, seen: FinetuneItem | FinetuneDetails | None) -> bool:
