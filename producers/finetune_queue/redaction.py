@@ -102,8 +102,8 @@ class _Known:
         self._lock = threading.Lock()
         self._values: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
-        self.sets = 0
-        """How often there were more of them."""
+        self.generation = 0
+        """Another number whenever there are more of them."""
 
     def add(self, values: Iterable[str]) -> None:
         with self._lock:
@@ -111,7 +111,7 @@ class _Known:
             longest_first = sorted(self._values, key=len, reverse=True)
             if longest_first:
                 self._pattern = re.compile("|".join(map(_any_spelling, longest_first)))
-                self.sets += 1
+                self.generation += 1
 
     def remove_from(self, text: str) -> str:
         return text if self._pattern is None else self._pattern.sub(REDACTED, text)
@@ -176,11 +176,11 @@ def _names_a_secret(name: str) -> bool:
 
 
 def _key(key: object) -> str:
-    return _name(key, _known.sets) if type(key) is str else str(_redact(key, depth=_DEEPEST))
+    return _name(key, _known.generation) if type(key) is str else str(_redact(key, depth=_DEEPEST))
 
 
 @lru_cache(maxsize=1024)
-def _name(name: str, secrets: int) -> str:  # noqa: ARG001 - what was kept before there were more is not used again
+def _name(name: str, generation: int) -> str:  # noqa: ARG001 - what was kept before there were more secrets is not used again
     return redact_text(name)
 
 
