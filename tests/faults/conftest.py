@@ -23,7 +23,7 @@ def world(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 def mended(monkeypatch: pytest.MonkeyPatch) -> None:
     kombu: Any = transport
     for of, name in [
-        *((kombu.Channel, name) for name in ("_connparams", "_create_client")),
+        *((kombu.Channel, name) for name in ("QoS", "_connparams", "_create_client")),
         *((kombu.Transport, "_deliver"), (kombu, "loads")),
     ]:
         monkeypatch.setattr(of, name, getattr(of, name))  # put back after the test

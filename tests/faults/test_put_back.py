@@ -71,6 +71,16 @@ SHAPES: dict[str, Entry] = {
 }
 
 
+@pytest.mark.parametrize("task", ["finetune.run", "finetune.download"])
+def test_a_message_of_either_kind_goes_back(connection: Any, client: Any, task: str) -> None:
+    client.lpush(QUEUE, json.dumps(entry(headers={"task": task, "id": "a"})))
+
+    take(connection, lambda _: None)
+
+    [back] = put_back(connection, client)
+    assert back["headers"]["task"] == task
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_message_of_any_shape_goes_back_to_the_queue_it_came_from(connection: Any, client: Any, shape: str) -> None:
     client.lpush(QUEUE, json.dumps(SHAPES[shape]))
@@ -84,6 +94,32 @@ def test_a_message_of_any_shape_goes_back_to_the_queue_it_came_from(connection: 
         assert json.loads(base64.b64decode(back["body"])) == SHAPES[shape]  # kept as it came
     else:
         assert back["body"] == SHAPES[shape]["body"]
+
+
+def test_only_a_message_that_no_deadline_sends_again_has_a_copy_while_it_is_in_hand(
+    connection: Any, client: Any
+) -> None:
+    for task, copies in {"finetune.run": 1, "finetune.download": 0}.items():
+        client.lpush(QUEUE, json.dumps(entry(headers={"task": task, "id": "a"})))
+        got: list[Any] = []
+
+        take(connection, got.append)
+
+        assert client.hlen("unacked") == copies, task
+        got[0].ack()
+        assert client.hlen("unacked") == 0
+        assert put_back(connection, client) == []
+
+
+def test_a_message_without_a_copy_is_the_next_when_it_went_back(connection: Any, client: Any) -> None:
+    taken = entry(headers={"task": "finetune.download", "id": "a"})
+    waits = entry(headers={"task": "finetune.download", "id": "b"})
+    client.lpush(QUEUE, json.dumps(taken))
+
+    take(connection, lambda _: None)
+    client.lpush(QUEUE, json.dumps(waits))
+
+    assert [back["headers"]["id"] for back in put_back(connection, client)] == ["b", "a"]  # taken from the right
 
 
 def test_what_celery_stumbles_over_is_there_until_its_copy_is(
