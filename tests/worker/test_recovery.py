@@ -28,7 +28,7 @@ def test_a_registered_job_whose_message_was_lost_is_started(bench: Bench, driver
 
     driver.dispatcher.step()
 
-    assert driver.post.messages == [Message(job.id, tuple(Stage))]
+    assert driver.post.messages == [Message(job.id, (Stage.UPLOAD, Stage.SUBMIT))]
     assert bench.read(job).state is JobState.UPLOADING
     assert [event.kind for event in bench.container.jobs.events(job.id)] == [EventType.ACCEPTED, EventType.UPLOADING]
 

@@ -76,9 +76,11 @@ class Stage(StrEnum):
     PUBLISH = "publish"
 
     def and_after(self) -> list["Stage"]:
-        """Return this stage and those that follow it."""
+        """Return this stage and those that follow it at once: a submitted job waits for its training, so that no chain
+        goes on from there."""
         stages = list(Stage)
-        return stages[stages.index(self) :]
+        last = Stage.SUBMIT if self in {Stage.UPLOAD, Stage.SUBMIT} else Stage.PUBLISH
+        return stages[stages.index(self) : stages.index(last) + 1]
 
 
 class WaitReason(StrEnum):
