@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from kombu import Connection, Consumer, Queue
 from kombu.transport.redis import QoS
 
 from finetune_queue.messaging import QUEUE
+from finetune_queue.store import JobStore, connect
 from finetune_worker.envelope import NO_TASK, PROBLEM
+from finetune_worker.intake import DeadLetterStep
 
 BODY = base64.b64encode(b"[[], {}, {}]").decode()
 
@@ -120,6 +123,71 @@ def test_a_message_without_a_copy_is_the_next_when_it_went_back(connection: Any,
     client.lpush(QUEUE, json.dumps(waits))
 
     assert [back["headers"]["id"] for back in put_back(connection, client)] == ["b", "a"]  # taken from the right
+
+
+@pytest.fixture
+def full(client: Any) -> Iterator[None]:
+    """The server takes nothing that needs memory."""
+    before = client.config_get("maxmemory")["maxmemory"]
+    yield
+    client.config_set("maxmemory", before)
+
+
+@pytest.mark.usefixtures("full")
+def test_a_full_server_takes_back_the_message_that_it_handed_out_and_takes_no_copy_of(
+    connection: Any, client: Any
+) -> None:
+    client.lpush(QUEUE, json.dumps(entry()))
+    connection.default_channel.client.ping()
+    client.config_set("maxmemory", 1)
+
+    with pytest.raises(redis.OutOfMemoryError):
+        take(connection, lambda _: None)
+
+    client.config_set("maxmemory", 0)
+    assert [back["body"] for back in put_back(connection, client)] == [BODY]
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize("task", ["finetune.run", "finetune.download"])
+def test_a_full_server_takes_back_what_is_to_be_tried_later(connection: Any, client: Any, task: str) -> None:
+    client.lpush(QUEUE, json.dumps(entry(headers={"task": task, "id": "a"})))
+    got: list[Any] = []
+    take(connection, got.append)
+    client.config_set("maxmemory", 1)
+
+    got[0].requeue()
+
+    client.config_set("maxmemory", 0)
+    assert [back["headers"]["task"] for back in put_back(connection, client)] == [task]
+
+
+@pytest.mark.parametrize("task", ["finetune.unknown", "finetune.download"])
+def test_what_can_be_neither_understood_nor_written_down_goes_back_to_its_queue(
+    connection: Any, client: Any, task: str
+) -> None:
+    later: list[Any] = []
+
+    def call_after(_: float, function: Any) -> None:
+        later.append(function)
+
+    with connect("redis://127.0.0.1:1/0") as nowhere:
+        container = SimpleNamespace(jobs=JobStore(nowhere, retention=60))
+        consumer: Any = SimpleNamespace(
+            app=SimpleNamespace(finetune=SimpleNamespace(container=container)),
+            timer=SimpleNamespace(call_after=call_after),
+            **dict.fromkeys(("on_decode_error", "on_unknown_message", "on_unknown_task", "on_invalid_task")),
+        )
+        DeadLetterStep(consumer)
+        client.lpush(QUEUE, json.dumps(entry(headers={"task": task, "id": "a"})))
+
+        take(connection, lambda message: consumer.on_unknown_task(message.body, message, KeyError(task)))
+
+    assert client.llen(QUEUE) == 0
+    [put_it_back] = later
+    put_it_back()
+    assert [json.loads(text)["headers"]["task"] for text in client.lrange(QUEUE, 0, -1)] == [task]
+    assert len(put_back(connection, client)) == 1
 
 
 def test_what_celery_stumbles_over_is_there_until_its_copy_is(

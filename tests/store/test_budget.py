@@ -328,6 +328,31 @@ def test_trainings_in_flight_are_capped_exactly(budget: Budget, accounts: Accoun
     assert refused(budget, "job-3", submit=True).reason is WaitReason.TRAININGS
 
 
+@pytest.mark.parametrize("cap", [{"max_training": 2}, {"max_submits_per_day": 2}])
+def test_no_more_submits_are_started_than_a_cap_leaves_room_for(
+    budget: Budget, accounts: Accounts, jobs: JobStore, client: Any, cap: dict[str, int]
+) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, **cap))
+    waiting = [parked(jobs) for _ in range(4)]
+
+    started, wait = budget.reserve("default", 10)
+
+    assert started == [job.id for job in waiting[:2]]
+    assert wait == pytest.approx(2.0)  # by when their slots lapse should they not come
+    assert budget.reserve("default", 10)[0] == []  # though they are still on their way
+    take(budget, started[0], submit=True)
+    assert client.zcard(keys.slots("default")) == 2
+    assert budget.reserve("default", 10)[0] == []
+    expire_reserved(client)
+    assert budget.reserve("default", 10)[0] == [waiting[2].id]  # the other's message was lost
+
+
+def expire_reserved(client: Any) -> None:
+    for member in client.zrange(keys.slots("default"), 0, -1):
+        if member.startswith("reserved:"):
+            client.zadd(keys.slots("default"), {member: 0})
+
+
 def test_a_changed_limit_takes_effect_at_once(budget: Budget, accounts: Accounts, client: Any) -> None:
     for _ in range(3):
         take(budget)

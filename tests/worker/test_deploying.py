@@ -1,6 +1,7 @@
 """A job that also waits until Segmind has deployed its model: what looks at Segmind then mean for it."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -10,6 +11,7 @@ from finetune_queue.storage import UnavailableError
 from finetune_queue.store import keys
 from finetune_worker.stages.sweep import sweep
 from support.bench import Bench
+from support.driver import Message, Post
 from support.until import until
 
 
@@ -76,6 +78,19 @@ def test_a_retry_after_that_pays_nothing(bench: Bench, deploying: JobRecord) -> 
 
     assert bench.error(deploying).code == "deploy_failed"
     assert bench.submits() == 1
+
+
+@pytest.mark.parametrize("look", [by_the_sweep, by_the_poll])
+def test_a_deployed_job_goes_on_at_once_with_the_stage_that_is_next(
+    bench: Bench, deploying: JobRecord, look: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = Post()
+    bench.container = replace(bench.container, messenger=cast("Any", post))
+    bench.sandbox.control.change_training(bench.finetune_id(deploying), finish=True)
+
+    look(bench, deploying)
+
+    assert post.messages == [Message(deploying.id, (Stage.PUBLISH,))]
 
 
 def test_a_deployed_job_is_looked_at_no_more(

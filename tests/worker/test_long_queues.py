@@ -9,6 +9,7 @@ from kombu.exceptions import OperationalError
 from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.messaging import BEGIN, CALL, CONTINUE, QUEUE, TRANSFER_QUEUE
 from finetune_queue.store import CallClass, Change, keys, room_score
+from finetune_worker import dispatcher as dispatcher_module
 from finetune_worker.dispatcher import BATCH, CROWDED, Dispatcher
 from support.bench import Bench
 
@@ -180,16 +181,30 @@ def test_a_call_slot_for_an_upload_url_is_used_in_the_short_queue(bench: Bench, 
 
 
 def test_where_transfers_are_scarce_an_upload_url_is_not_asked_for_long_before_its_upload(
-    bench: Bench, dispatcher: Dispatcher
+    bench: Bench, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(dispatcher_module, "CROWD_SEEN_EVERY", 0.0)
     jobs, messenger = bench.container.jobs, bench.container.messenger
+
+    def parked() -> JobRecord:
+        job = jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
+        change = Change(delay=60, room_score=room_score(CallClass.PREPARE, job))
+        return jobs.transition(job, change, waiting_for=WaitReason.API_SLOT)
+
     for _ in range(CROWDED + 1):
         messenger.start("nobody", [Stage.DOWNLOAD])
-    job = jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
-    parked = Change(delay=60, room_score=room_score(CallClass.PREPARE, job))
-    jobs.transition(job, parked, waiting_for=WaitReason.API_SLOT)
+    parked()
     dispatcher.step()
-    assert (messenger.queued(QUEUE), messenger.queued(TRANSFER_QUEUE)) == (0, CROWDED + 2)
+    assert messenger.queued(QUEUE) == 1  # nobody looks at the transfers while no upload starts
+
+    waits = parked()
+    dispatcher.step()
+    assert messenger.queued(QUEUE) == 1
+    assert bench.container.accounts.place(waits) == 0
+
+    messages(bench, TRANSFER_QUEUE, 1)
+    dispatcher.step()
+    assert (messenger.queued(QUEUE), bench.container.accounts.place(waits)) == (2, None)
 
 
 def messages(bench: Bench, queue: str, count: int) -> list[Any]:

@@ -1,5 +1,6 @@
 """Several accounts: each has its own budget, caps and share of the workers' transfers."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ import pytest
 
 from finetune_queue.contract import JobRecord, JobState, WaitReason, new_job_id
 from finetune_queue.messaging import TRANSFER_QUEUE, producer_app
-from finetune_queue.store import CallClass, LiveWorker, Slot, room_score, transfers_of
+from finetune_queue.store import CallClass, Change, LiveWorker, Slot, keys, room_score, transfers_of
 from finetune_worker import dispatcher as dispatcher_module
 from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.intake import accept
+from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.runner import run_stage
+from finetune_worker.stages.shares import transfer_share
 from finetune_worker.tasks import STAGES
 from segmind_sandbox.testing import LiveSandbox
 from support.bench import make_settings
@@ -86,6 +89,42 @@ def test_the_next_transfer_starts_when_one_ends(container: Container, dataset: P
     assert result.sentence.startswith("uploaded")
 
 
+def test_a_place_is_kept_while_nothing_is_heard_of_the_transfer(container: Container, dataset: Path) -> None:
+    job = container.jobs.get(accepted(container, "big", dataset).id)
+    claim = Claim(container.jobs, job, "task-1", lease=30.0, out_of_time=lambda: False)
+    redis: Any = container.jobs._redis
+
+    def free_in() -> float:
+        [(_, at_ms)] = redis.zrange(keys.slots(transfers_of("big")), 0, 0, withscores=True)
+        return float(at_ms) / 1000 - time.time()
+
+    claim.hold(100)
+    with transfer_share(container, claim, CallClass.PREPARE):
+        assert free_in() == pytest.approx(30, abs=5)
+        claim.hold(60)  # for which the job is held already
+        assert free_in() == pytest.approx(60, abs=5)
+        claim.hold(150)
+        assert free_in() > 140
+
+
+def test_a_link_to_private_weights_is_asked_for_by_a_download_that_has_a_place(
+    container: Container, sandbox: LiveSandbox
+) -> None:
+    job, _ = container.jobs.register(new_job_id(), sample_request(account="big"), delay=60)
+    for to in (JobState.UPLOADING, JobState.SUBMITTING, JobState.TRAINING, JobState.DOWNLOADING):
+        job = container.jobs.transition(
+            job, Change(delay=60), to=to, weights_url="https://example.com/w", weights_private=True
+        )
+    other = container.transfers.take(transfers_of("big"), "other", 0.0)
+    assert isinstance(other, Slot)
+    before = sandbox.control.report()["calls"]
+
+    result = run_stage(container, job.stage, STAGES[job.stage], job.id, "task-1")
+
+    assert result.sentence == "parked: the account's share of transfers is in use"
+    assert sandbox.control.report()["calls"] == before
+
+
 def test_a_transfer_without_a_place_parks_and_keeps_its_upload_url(container: Container, dataset: Path) -> None:
     job = accepted(container, "big", dataset)
     transfers = transfers_of("big")
@@ -125,17 +164,6 @@ def test_a_share_that_is_lifted_lets_all_go_who_waited_for_it(
 
     result = run_stage(container, old_worker_s.stage, STAGES[old_worker_s.stage], old_worker_s.id, "task-1")
     assert result.sentence.startswith("uploaded")
-
-
-def test_a_transfer_in_progress_keeps_its_place_beyond_its_lease(container: Container) -> None:
-    transfers = transfers_of("big")
-    call = container.transfers.take(transfers, "job", 0.0)
-    assert isinstance(call, Slot)
-    slots: Any = container.jobs._redis
-    slots.zadd("{finetune}:slots:" + transfers, {call.token: 1.0 + call.at_ms})
-    container.transfers.extend(call)
-    [(_, until)] = slots.zrange("{finetune}:slots:" + transfers, 0, -1, withscores=True)
-    assert until > call.at_ms + 20_000
 
 
 def test_an_account_that_no_worker_has_fails_its_job_with_the_names_that_are_known(

@@ -12,6 +12,8 @@ from kombu.utils.json import loads
 
 from finetune_queue.contract import Stage
 from finetune_queue.messaging import ACCESS, PRESIGN, QUEUE, SWEEP, TRANSFER_QUEUE, patch_channels, stage_task
+from finetune_queue.store import OutOfMemoryError
+from finetune_queue.store.scripts import load
 from finetune_worker.envelope import well_formed, wrapped
 
 log = structlog.get_logger(__name__)
@@ -65,38 +67,75 @@ def patch_kombu() -> None:
 class SparingQoS(QoS):
     """Lays no copies of messages in Redis that are acknowledged early: a transaction to write each, and one to remove
     it, took a seventh of a busy worker's CPU. A worker that dies in the moment between loses the message, which the
-    job's deadline sends again within seconds; the copy would lie there for the visibility timeout, an hour."""
+    job's deadline sends again within seconds; the copy would lie there for the visibility timeout, an hour.
+
+    And what cannot be copied or put back on a full server is put back all the same: it is in no other place.
+    """
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Remember a message until it is acknowledged."""
-        if message.headers.get("task") in ACKED_EARLY:
+        """Remember a message until it is acknowledged.
+
+        Raises:
+            OutOfMemoryError: the server is full; the message is in its queue again.
+        """
+        if _acked_early(message):
             virtual.QoS.append(self, message, delivery_tag)
-        else:
+            return
+        try:
             super().append(message, delivery_tag)
+        except OutOfMemoryError:
+            self._put_back(message)
+            raise
 
     def ack(self, delivery_tag: str) -> None:
         """Forget a message."""
-        if self._without_copy(delivery_tag) is None:
-            super().ack(delivery_tag)
-        else:
+        message = self._in_hand(delivery_tag)
+        if message is not None and _acked_early(message):
             virtual.QoS.ack(self, delivery_tag)
+        else:
+            super().ack(delivery_tag)
 
     def restore_by_tag(self, tag: str, client: Any = None, leftmost: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Put a message back, as a worker does that stops before a thread took it."""
-        message = self._without_copy(tag)
-        if message is None:
-            super().restore_by_tag(tag, client=client, leftmost=leftmost)
+        """Put a message back: one that no thread took before the worker stopped, or (``leftmost``) one to try later."""
+        message = self._in_hand(tag)
+        if message is not None and _acked_early(message):
+            self._put_back(message, client, leftmost=leftmost)
             return
+        try:
+            super().restore_by_tag(tag, client=client, leftmost=leftmost)
+        except OutOfMemoryError:
+            if message is None:
+                raise
+            self._put_back(message, client, leftmost=leftmost)
+            cast("Any", self)._remove_from_indices(tag).execute()
+
+    def _in_hand(self, tag: str) -> Any:
+        delivered, acknowledged = cast("Any", self._delivered), cast("Any", self._dirty)
+        return None if tag in acknowledged else delivered.get(tag)
+
+    def _put_back(self, message: Any, client: Any = None, *, leftmost: bool = False) -> None:
         place, channel = message.delivery_info, cast("Any", self.channel)
         with channel.conn_or_acquire(client) as connected:
-            channel._do_restore_message(message._raw, place["exchange"], place["routing_key"], connected, leftmost)
+            channel._do_restore_message(
+                message._raw, place["exchange"], place["routing_key"], _PutsBack(connected), leftmost
+            )
 
-    def _without_copy(self, tag: str) -> Any:
-        delivered, acknowledged = cast("Any", self._delivered), cast("Any", self._dirty)
-        message = delivered.get(tag)
-        if message is None or tag in acknowledged or message.headers.get("task") not in ACKED_EARLY:
-            return None
-        return message
+
+class _PutsBack:
+    """What kombu takes for the client that it pushes a message with."""
+
+    def __init__(self, client: Any) -> None:
+        self._script = load(client, "put_back")
+
+    def lpush(self, queue: str, message: str) -> None:
+        self._script([queue], [message, "LPUSH"])
+
+    def rpush(self, queue: str, message: str) -> None:
+        self._script([queue], [message, "RPUSH"])
+
+
+def _acked_early(message: Any) -> bool:
+    return message.headers.get("task") in ACKED_EARLY
 
 
 def _kept_client(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's signature

@@ -43,7 +43,8 @@ PATIENCE = 0.2
 """Seconds that each message in front may take before a message that was not picked up counts as lost."""
 
 CROWDED = 100
-"""Transfers that wait, above which these are what is scarce and no longer the calls."""
+"""Transfers that wait, above which these are what is scarce and no longer the calls: no upload URL is asked for, as it
+would end before its upload had its turn, and take a call once more."""
 
 CROWD_SEEN_EVERY = 1.0
 """Seconds between two looks at how many wait."""
@@ -64,6 +65,7 @@ class Dispatcher:
         self._seen_at = time.monotonic()
         self._crowd_seen_at = time.monotonic()
         self._crowded = False
+        self._uploads_start = False
         self._out_of_reach = False
         self._back_ms = 0
         """When Redis was there again after it had been out of reach, by its clock."""
@@ -116,8 +118,9 @@ class Dispatcher:
             log.warning("accounts_forgotten", accounts=sorted(lost))  # by a Redis that came back without its data
             self._container.announce_accounts(lost)
         for account in names:
-            waits.append(self._hand_out(self._container.budget, account, CALL))
-            waits.append(self._hand_out(self._container.transfers, transfers_of(account), CONTINUE))
+            prepare = not self._transfers_are_crowded()
+            waits.append(self._hand_out(self._container.budget, account, CALL, prepare=prepare))
+            waits.append(self._hand_out(self._container.transfers, transfers_of(account), CONTINUE, prepare=True))
         return min(waits)
 
     def _clean(self) -> None:
@@ -256,24 +259,23 @@ class Dispatcher:
         ended = self._container.jobs.transition(job, Change(), to=JobState.FAILED, failed_stage=job.stage, **fields)
         self._container.count_ended(ended)
 
-    def _hand_out(self, budget: Budget, account: str, priority: int) -> float:
-        holders, wait = budget.reserve(account, BATCH)
+    def _hand_out(self, budget: Budget, account: str, priority: int, *, prepare: bool) -> float:
+        holders, wait = budget.reserve(account, BATCH, prepare=prepare)
         ids = [holder for holder in holders if holder != SWEEP]
         if len(ids) < len(holders):
             self._container.messenger.sweep(account)
         for job in self._container.jobs.get_many(ids):
-            if job.settled:
-                continue
-            # An upload URL that is asked for long before its upload ends unused, and takes a call once more.
-            later = job.stage is Stage.UPLOAD and self._transfers_are_crowded()
-            self._start(job, CONTINUE if later else priority)
+            if not job.settled:
+                self._start(job, priority)
+                self._uploads_start |= job.stage is Stage.UPLOAD
         if len(holders) == BATCH:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait
 
     def _transfers_are_crowded(self) -> bool:
-        if time.monotonic() >= self._crowd_seen_at:
+        if self._uploads_start and time.monotonic() >= self._crowd_seen_at:
             self._crowded = self._container.messenger.queued(TRANSFER_QUEUE) > CROWDED
+            self._uploads_start = self._crowded  # or nobody need look while none does
             self._crowd_seen_at = time.monotonic() + CROWD_SEEN_EVERY
         return self._crowded
 

@@ -29,6 +29,9 @@ from finetune_worker.stages.shares import has_share, park_for_transfer
 
 log = structlog.get_logger(__name__)
 
+PUT_BACK_AFTER = 1.0
+"""Seconds before a message that could not be written down goes back to the queue."""
+
 
 def accept(
     container: Container,
@@ -124,7 +127,9 @@ class DeadLetterStep(bootsteps.StartStopStep):
         def keep(*args: Any, **kwargs: Any) -> Any:
             message = args[position]
             if not self._set_aside(parent.app.finetune.container, message, name):
-                return None  # not acknowledged, so the broker gives the message back later
+                # Kept in hand, it would take a thread's place until the worker ends.
+                parent.timer.call_after(PUT_BACK_AFTER, message.requeue)
+                return None
             if PROBLEM in (message.headers or {}):
                 return message.ack()  # Celery's line would show the body, whose base64 no redaction can read
             return original(*args, **kwargs)  # logs and acknowledges

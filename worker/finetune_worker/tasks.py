@@ -16,7 +16,7 @@ from finetune_queue.contract.ids import is_job_id
 from finetune_queue.messaging import ACCESS, PRESIGN, RUN, SWEEP, short_name, stage_task
 from finetune_queue.store import RedisError
 from finetune_worker.container import Container
-from finetune_worker.intake import accept
+from finetune_worker.intake import PUT_BACK_AFTER, accept
 from finetune_worker.stages.access import change_access
 from finetune_worker.stages.download import download
 from finetune_worker.stages.poll import poll
@@ -27,9 +27,6 @@ from finetune_worker.stages.sweep import sweep_if_due
 from finetune_worker.stages.upload import presign, upload
 
 log = structlog.get_logger(__name__)
-
-PUT_BACK_AFTER = 1.0
-"""Seconds before a request that could not be registered goes back to the queue."""
 
 STAGES: Mapping[Stage, StageFunction] = {
     Stage.UPLOAD: upload,

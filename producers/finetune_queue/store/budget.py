@@ -126,9 +126,9 @@ class Budget:
         """Tell whether the sweep that was handed out last was not made yet."""
         return bool(self._wants_sweep([keys.slots(account), keys.account(account)], [SWEEP]))
 
-    def extend(self, slot: Slot) -> None:
-        """Keep the slot of what goes on: a transfer that shows progress."""
-        self._extend([keys.slots(slot.account), keys.account(slot.account)], [slot.token, self._call_timeout_ms])
+    def extend(self, slot: Slot, seconds: float) -> None:
+        """Keep the slot of what goes on, as a transfer that shows progress, for ``seconds`` from now."""
+        self._extend([keys.slots(slot.account), keys.account(slot.account)], [slot.token, int(seconds * 1000)])
 
     def end(self, slot: Slot, *, refund: bool = False) -> None:
         """End a call after which the provider seems well. ``refund`` takes a submit that started nothing off its day's
@@ -178,13 +178,14 @@ class Budget:
         args = [slot.token, health, asked, *self._backoff_ms, jitter, why, *flags]
         return int(self._end(names, args)) / 1000
 
-    def reserve(self, account: str, limit: int) -> tuple[list[str], float | None]:
-        """Hand up to ``limit`` free slots to the account's sweep and to the first of its waiting room.
+    def reserve(self, account: str, limit: int, *, prepare: bool = True) -> tuple[list[str], float | None]:
+        """Hand up to ``limit`` free slots to the account's sweep and to the first of its waiting room; those that only
+        prepare a job get some if ``prepare``.
 
         Returns the holders, who must be started, and the seconds until there may be more to do, None if that takes
         a change that wakes the dispatcher.
         """
-        submits = [room_score_floor(CallClass.SUBMIT), room_score_floor(CallClass.PREPARE)]
+        submits, prepares = room_score_floor(CallClass.SUBMIT), room_score_floor(CallClass.PREPARE)
         reply = self._reserve(
             [
                 keys.slots(account),
@@ -193,7 +194,7 @@ class Budget:
                 keys.tracked(account),
                 keys.deadlines(),
             ],
-            [limit, self._handover_ms, *submits],
+            [limit, self._handover_ms, submits, prepares, "+inf" if prepare else f"({prepares}"],
         )
         wait = int(reply[0])
         return reply[1:], None if wait < 0 else wait / 1000

@@ -55,7 +55,8 @@ class Claim:
         self._lease = lease
         self._last_sign = time.monotonic()
         self._held_until = self._last_sign + lease
-        self.on_sign: Callable[[], None] | None = None
+        self.on_hold: Callable[[float], None] | None = None
+        """Told of each time that the job is held anew, and for how many seconds."""
         self.job = store.transition(job, Change(delay=lease), owner=owner, **_begun(job))
 
     @property
@@ -92,6 +93,8 @@ class Claim:
             self.job = error.job
             raise
         self._last_sign, self._held_until = time.monotonic(), began + held
+        if self.on_hold is not None:
+            self.on_hold(held)
 
     def hold(self, seconds: float) -> None:
         """Hold the job for so long from now at least, for work that gives no sign of life meanwhile.
@@ -101,6 +104,8 @@ class Claim:
         """
         if time.monotonic() + seconds > self._held_until:
             self.write(hold=seconds)
+        elif self.on_hold is not None:
+            self.on_hold(seconds)
 
     def progress(self, done: int, total: int | None) -> None:
         """Give a sign of life and tell how far the stage is; cheap to call often.
@@ -115,7 +120,5 @@ class Claim:
         if time.monotonic() - self._last_sign < min(1.0, self._lease / _SIGNS_PER_LEASE):
             return
         self.write(progress=Progress(done=done, total=total))
-        if self.on_sign is not None:
-            self.on_sign()
         if self._store.get(self.job.id).cancel_requested:
             raise CancelRequestedError

@@ -29,14 +29,15 @@ def download(container: Container, claim: Claim) -> Outcome:
     job = claim.job
     if job.weights is not None:
         return _done(job, job.weights)
-    url = job.weights_url or ""
-    if job.weights_private:
-        claim.hold(longest_call(container))
-        link = _private_link(container, job)
-        if not isinstance(link, str):
-            return link
-        url = link
     with transfer_share(container, claim, CallClass.FINISH):
+        url = job.weights_url or ""
+        if job.weights_private:
+            # In the share: a link that could not be used at once would cost another call.
+            claim.hold(longest_call(container))
+            link = _private_link(container, job)
+            if not isinstance(link, str):
+                return link
+            url = link
         try:
             return _fetch(container, claim, url, container.work_folder.part_of(job.id))
         except PartBusy:

@@ -244,6 +244,10 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             else:
                 change, proceed = Change(delay=settings.finetune_handover, own=outcome.own), True
             job = container.jobs.transition(job, change, to=outcome.to, **fields)
+            if proceed and job.stage not in stage.and_after()[:2]:
+                # A model that was deployed late has its weights: the chain's next link would find nothing to do.
+                container.messenger.start_many([job])
+                proceed = False
             return job, StageResult(outcome.sentence, proceed=proceed)
         case Wait():
             delay = until_deadline(job, outcome.delay)

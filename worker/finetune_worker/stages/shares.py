@@ -26,7 +26,7 @@ class NoShareError(Exception):
 
 @contextmanager
 def transfer_share(container: Container, claim: Claim, call: CallClass) -> Iterator[None]:
-    """Hold a place in the account's share, for as long as the claim gives signs of life.
+    """Hold a place in the account's share, for as long as the claim holds the job.
 
     Raises:
         NoShareError: there is none free.
@@ -38,11 +38,11 @@ def transfer_share(container: Container, claim: Claim, call: CallClass) -> Itera
     slot = container.transfers.take(transfers_of(job.account), job.id, room_score(call, job))
     if isinstance(slot, NoSlot):
         raise NoShareError(park_for_transfer(job, call, slot.ahead))
-    claim.on_sign = partial(container.transfers.extend, slot)
+    claim.on_hold = partial(container.transfers.extend, slot)
     try:
         yield
     finally:
-        claim.on_sign = None
+        claim.on_hold = None
         _give_back(container, slot)
 
 

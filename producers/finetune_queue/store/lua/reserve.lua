@@ -3,6 +3,7 @@
 -- until the holder takes it, or for reserve_ms; a job's deadline brings it back should the message be lost.
 -- KEYS  1 slots  2 waiting room  3 account  4 tracked  5 deadlines
 -- ARGV  1 how many at most  2 reserve_ms  3 first score of the submits  4 first score after them
+--       5 last score that gets any: "+inf" or "(" and a score
 -- Returns {ms until there may be more to do or -1, holder, ...}; the holder "sweep" is the account's sweep.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -21,19 +22,28 @@ if account.probing == '1' then
 end
 
 local tracked = redis.call('ZCARD', KEYS[4])
+-- Submits that were handed a slot and have not come for it yet take their part of the caps already.
+local capped = math.min(cap('max_training'), cap('max_submits')) < math.huge
+local on_their_way = 0
+if capped then
+  for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    if string.sub(member, 1, 16) == 'reserved:submit:' then on_their_way = on_their_way + 1 end
+  end
+end
 local day = tostring(math.floor(now / 86400000))
 local spent = account.spent_day == day and number('spent') or 0
-local submits = math.min(cap('max_training') - tracked, cap('max_submits') - spent)
-if account.stopped == '1' then submits = 0 end
-local submits_in = math.huge
+local left = math.min(cap('max_training') - tracked, cap('max_submits') - spent)
+if account.stopped == '1' then left = 0 end
+local submits = left - on_their_way
+local submits_in = left > 0 and submits <= 0 and tonumber(ARGV[2]) or math.huge -- should one of them not come
 if account.submits_refused then
   local held = math.max(number('submits_paused_until'), number('submits_probe_until')) - now
-  if held > 0 then submits_in = submits > 0 and held or math.huge; submits = 0 else submits = math.min(submits, 1) end
+  if held > 0 then submits_in = left > 0 and held or math.huge; submits = 0 else submits = math.min(submits, 1) end
 end
 
 local reply = {-1}
-local function reserve(holder)
-  redis.call('ZADD', KEYS[1], now + ARGV[2], 'reserved:' .. holder)
+local function reserve(holder, kind)
+  redis.call('ZADD', KEYS[1], now + ARGV[2], 'reserved:' .. kind .. holder)
   if account.probing == '1' then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[2]) end
   table.insert(reply, holder)
   free = free - 1
@@ -41,7 +51,7 @@ end
 
 local sweep_in = math.huge
 local function sweep()
-  reserve('sweep')
+  reserve('sweep', '')
   redis.call('HSET', KEYS[3], 'sweep_at', now + ARGV[2], 'swept_at', now)
   redis.call('HDEL', KEYS[3], 'sweep_hinted', 'sweep_idle_at')
   sweep_in, account.sweep_idle_at = tonumber(ARGV[2]), nil
@@ -51,26 +61,29 @@ if tracked > 0 then
   if sweep_in <= 0 and free > 0 then sweep() end
 end
 
-local function pop(low, high, count)
+local function pop(low, high, count, kind)
   if count <= 0 or free <= 0 then return 0 end
   local popped = 0
   for _, id in ipairs(redis.call('ZRANGE', KEYS[2], low, high, 'BYSCORE', 'LIMIT', 0, math.min(count, free))) do
     redis.call('ZREM', KEYS[2], id)
     redis.call('ZADD', KEYS[5], now + ARGV[2], id)
-    reserve(id)
+    reserve(id, kind)
     popped = popped + 1
   end
   return popped
 end
-pop('-inf', '(' .. ARGV[3], math.huge)
-if pop(ARGV[3], '(' .. ARGV[4], submits) > 0 and account.submits_refused then
+pop('-inf', '(' .. ARGV[3], math.huge, '')
+local handed = pop(ARGV[3], '(' .. ARGV[4], submits, capped and 'submit:' or '')
+submits = submits - handed
+if handed > 0 and account.submits_refused then
   redis.call('HSET', KEYS[3], 'submits_probe_until', now + ARGV[2])
-  submits, submits_in = 0, tonumber(ARGV[2])
+  submits = 0
 end
-pop(ARGV[4], '+inf', math.huge)
+if handed > 0 and submits <= 0 then submits_in = tonumber(ARGV[2]) end
+pop(ARGV[4], ARGV[5], math.huge, '')
 
-local startable = redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. ARGV[3]) + redis.call('ZCOUNT', KEYS[2], ARGV[4], '+inf')
-if submits > 0 then startable = redis.call('ZCARD', KEYS[2]) end
+local startable = redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. ARGV[3]) + redis.call('ZCOUNT', KEYS[2], ARGV[4], ARGV[5])
+if submits > 0 then startable = redis.call('ZCOUNT', KEYS[2], '-inf', ARGV[5]) end
 
 -- A look that was put off while others waited for calls: it comes when none does any more and half of the slots are free.
 if tracked > 0 and startable == 0 and account.sweep_idle_at then

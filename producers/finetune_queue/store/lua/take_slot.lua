@@ -15,7 +15,7 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-local reserved = redis.call('ZREM', KEYS[1], 'reserved:' .. ARGV[1]) == 1
+local reserved = redis.call('ZREM', KEYS[1], 'reserved:' .. ARGV[1], 'reserved:submit:' .. ARGV[1]) > 0
 local ahead = redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. ARGV[3])
 
 local account = {}
