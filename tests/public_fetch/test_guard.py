@@ -1,6 +1,8 @@
 """No connection to a place that users may not reach, whatever leads there."""
 
+import contextlib
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
@@ -119,6 +121,25 @@ def test_a_redirect_to_the_trap(web: Web, trap: Trap, names: Names) -> None:
         web.routes["/a.zip"] = Answer(status=307, headers={"Location": location})
         assert refusal(web.url("/a.zip"), trusting(web)).code in ("address_refused", "bad_url"), location
     assert trap.knocks == 0
+
+
+@pytest.mark.parametrize("redirects", [MAX_REDIRECTS, 0])
+def test_the_body_of_a_redirect_is_not_read(web: Web, redirects: int) -> None:
+    ended = threading.Event()
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", "/there")
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                handler.wfile.write(bytes(65_536))
+        ended.set()
+
+    web.routes |= {"/": endless, "/there": Answer(b"here")}
+    with opened("GET", web.url(), LOOPBACK, seconds=5, redirects=redirects) as (response, _):
+        assert response.status_code == (200 if redirects else 302)
+    assert ended.wait(5)
 
 
 def test_redirects_are_counted(web: Web) -> None:

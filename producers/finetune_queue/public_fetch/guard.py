@@ -70,8 +70,14 @@ class GuardedAdapter(_TimedAdapter, IPFilterAdapter):  # type: ignore[misc]  # t
         return host, pool
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - requests' signature
+        """No reply is a redirect here: `requests` would read its whole body, and unpack it, for the next request."""
+        return None
+
+
 def _session(policy: AddressPolicy) -> requests.Session:
-    session = requests.Session()
+    session = _Session()
     # Proxies and credentials from the environment would lead around the filter.
     session.trust_env = False
     session.headers.clear()
@@ -142,7 +148,9 @@ def _send(
         check_url(final, policy)
         if policy.trusts(final):
             session.mount(final, _TimedAdapter())
-        response = session.send(prepared, stream=True, allow_redirects=False, timeout=(CONNECT_SECONDS, READ_SECONDS))
+        # A host may have several addresses, each of which may be silent for so long.
+        connect = min(CONNECT_SECONDS, deadline.total / 3)
+        response = session.send(prepared, stream=True, allow_redirects=False, timeout=(connect, READ_SECONDS))
     except InvalidIPAddress as error:
         raise FetchError(
             "address_refused",
