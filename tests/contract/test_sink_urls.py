@@ -71,6 +71,8 @@ def test_each_kind_is_read(  # noqa: PLR0917
         ("https://h/x?events=failed&events=failed", "twice"),
         ("amqp://u:hidden-pw@h/v", "should name a queue"),
         ("amqp://h/v?queue=q&task=1", "the name of a Celery task"),
+        ("amqp://u:p@inner.example:5672;x@allowed.example/?queue=q", "one URL"),
+        ("redis://allowed.example/99;amqp://inner.example/?queue=q", "one URL"),
         ("https://h/\u00fc", "letters outside ASCII"),
     ],
 )

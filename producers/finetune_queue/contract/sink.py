@@ -229,6 +229,8 @@ def _broker(url: str, parts: SplitResult, port: int | None, ours: dict[str, str]
         raise ValueError("task= should be the name of a Celery task")
     if parts.hostname and not _HOST.fullmatch(parts.hostname):
         raise ValueError("names no host")
+    if ";" in parts.netloc + parts.path:  # at which kombu divides what it takes for several URLs
+        raise ValueError("should be one URL; write a ';' in it as %3B")
     origin = f"{parts.scheme}://{_netloc(parts.hostname or '', port)}{parts.path}"
     shown = f"{origin}?{urlencode({'queue': queue, **({'task': task} if task else {})})}"
     target = urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(rest), ""))
