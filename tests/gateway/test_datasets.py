@@ -1,6 +1,9 @@
 """Datasets through the gateway into the staging store, streamed and bounded."""
 
+import errno
 import hashlib
+import io
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +110,19 @@ def test_an_upload_that_breaks_off_leaves_nothing(url: str, temporary: Path, arc
     with pytest.raises(ConnectionAbortedError), httpx.Client(headers=AUTH, trust_env=False) as http:
         http.post(f"{url}/v1/datasets", content=pieces(), headers=ZIP)
     until(lambda: list(temporary.iterdir()) == [], seconds=5)
+
+
+def test_a_full_temporary_folder_is_said(http: httpx.Client, archive: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        name = "full"
+
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **_: Full())
+    reply = http.post("/v1/datasets", content=archive, headers=ZIP)
+    assert (reply.status_code, reply.json()["code"], reply.headers["retry-after"]) == (503, "busy", "30")
+    assert "No space left on device" in reply.json()["detail"]
 
 
 def test_a_staging_store_that_takes_nothing_is_said(

@@ -4,6 +4,7 @@ import json
 import math
 import socket
 import time
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -172,6 +173,20 @@ def test_a_body_that_does_not_come_is_not_waited_for(url: str, monkeypatch: pyte
     assert time.monotonic() - started < 5
 
 
+def test_strangers_with_slow_bodies_keep_nobody_out(
+    url: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge, "MAX_RUNNING", 3)
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    parts = urlsplit(url)
+    with ExitStack() as opened:
+        for _ in range(5):
+            slow = opened.enter_context(socket.create_connection((parts.hostname, parts.port), timeout=5))
+            slow.sendall(head)
+            assert slow.recv(65536).startswith(b"HTTP/1.1 401 ")
+        assert http.get("/v1/jobs").status_code == 200
+
+
 def test_too_many_at_once_are_told_to_come_back(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge, "MAX_RUNNING", 0)
     reply = http.get("/v1/jobs")
@@ -202,6 +217,8 @@ DEEP = b"[" * 50_000 + b"]" * 50_000
         b'{"name": "\\ud800"}',
         b'{"\\ud800": 1}',
         b'{"labels": {"\\ud800": "x"}}',
+        json.dumps(sample(advance_parameters={"odd": "\ud83d"})).encode(),
+        json.dumps(sample(advance_parameters={"\ud83d": 1})).encode(),
         b"name=x&dataset=y",
     ],
     ids=lambda body: repr(body[:20]),

@@ -49,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.backend = backend
-    app.add_middleware(Edge, local_only=backend.clients.local_only, observe=backend.metrics.observe)
+    app.add_middleware(Edge, clients=backend.clients, observe=backend.metrics.observe)
     for module in (jobs, events, datasets, overview, load):
         app.include_router(module.router, dependencies=[Depends(admit), Depends(known_query)], responses=_ANY)
     app.include_router(health.router)

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from finetune_queue import tracing
 from finetune_queue.contract import new_job_id
 from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
+from finetune_queue.gateway.clients import Clients
 from finetune_queue.gateway.problems import ProblemError, explain, internal_error, later, respond
 from finetune_queue.loopback import is_loopback
 
@@ -54,10 +55,10 @@ Observe = Callable[[str, str, int, float], None]
 class Edge:
     """The ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, *, local_only: bool, observe: Observe) -> None:
-        """``local_only``: no token is asked for, so a web page of another site must not get through the browser."""
+    def __init__(self, app: ASGIApp, *, clients: Clients, observe: Observe) -> None:
+        """Where no token is asked of ``clients``, a web page of another site must not get through the browser."""
         self._app = app
-        self._local_only = local_only
+        self._clients = clients
         self._observe = observe
         self._running = 0
 
@@ -122,8 +123,14 @@ class Edge:
         request_id = scope["state"]["request_id"]
         if counted and self._running > MAX_RUNNING:
             return respond(later("busy", f"{MAX_RUNNING} requests are running.", 1), request_id)
-        if self._local_only and (why := _foreign(scope)):
+        if self._clients.local_only and (why := _foreign(scope)):
             return respond(ProblemError("foreign-origin", why), request_id)
+        if scope["method"] not in _SAFE and scope["path"].startswith("/v1/"):
+            # Before its body is read, which may come slowly: strangers must not take all places.
+            try:
+                self._clients.identify(_token(scope))
+            except ProblemError as error:
+                return respond(error, request_id)
         return None
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
@@ -151,6 +158,11 @@ def route_of(scope: Scope) -> str:
 
 def _endless(scope: Scope) -> bool:
     return bool(scope["path"].endswith("/stream"))
+
+
+def _token(scope: Scope) -> str | None:
+    scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+    return token if scheme.lower() == "bearer" else None
 
 
 def _traced(scope: Scope) -> bool:

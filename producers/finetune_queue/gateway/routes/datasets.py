@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import IO
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -53,11 +54,18 @@ async def upload(request: Request, backend: BackendDep) -> Dataset:
                 size += len(chunk)
                 block += chunk
                 if len(block) >= _BLOCK:
-                    await run_in_threadpool(file.write, block)
+                    await run_in_threadpool(_write, file, block)
                     block = bytearray()
-            await run_in_threadpool(file.write, block)
-            file.flush()
+            await run_in_threadpool(_write, file, block)
             return await run_in_threadpool(_store, Path(file.name), digest.hexdigest(), size, backend.settings)
+
+
+def _write(file: IO[bytes], block: bytes | bytearray) -> None:
+    try:
+        file.write(block)
+        file.flush()
+    except OSError as error:
+        raise later("busy", f"The gateway's temporary folder takes no more ({error.strerror}).", 30) from error
 
 
 def _store(path: Path, digest: str, size: int, settings: Settings) -> Dataset:
