@@ -10,7 +10,7 @@ import redis
 
 from finetune_queue import __version__
 from finetune_queue.cli.output import ExitCode
-from finetune_queue.contract import JobState, parse_sink
+from finetune_queue.contract import JobState, new_job_id, parse_sink
 from finetune_queue.local.valkey import ValkeyServer, free_port
 from finetune_queue.store import (
     Accounts,
@@ -318,7 +318,7 @@ def test_a_sink_that_answers_and_takes_nothing_is_named(run: Run, worker: Worker
     job, sink = worker.accept(reply_to=[url]), parse_sink(url)
     with connect(queue_url) as client:
         outbox, lines = Outbox(client), SinkLines(client)
-        outbox.line_up(job.id, [sink.line(job.id)])
+        outbox.line_up(job.id, [sink])
         assert checks(run("doctor", "--json"))["sinks"]["status"] == "ok"
         [hold], _ = outbox.take_lines(1, 60)
         why = f"{sink.shown} answered with status 500"
@@ -334,7 +334,12 @@ def test_a_sink_that_answers_and_takes_nothing_is_named(run: Run, worker: Worker
 
         hold = Hold(sink.line(job.id), lines.all()[0].next_ms)
         outbox.settle(hold, down_for=100, reason="cannot be reached")
-        outbox.line_up(worker.accept().id, [f"{sink.origin}#{number}" for number in range(4)])
+        in_lanes: dict[str, str] = {}
+        while len(in_lanes) < 4:
+            other = new_job_id()
+            in_lanes[sink.line(other)] = other
+        for other in in_lanes.values():
+            outbox.line_up(other, [sink])
         for hold in outbox.take_lines(4, 60)[0]:
             outbox.settle(hold, down_for=100, reason="cannot be reached")
         assert (lines.view().up, lines.view().down) == (0, 1)  # one place, however many lines lead there

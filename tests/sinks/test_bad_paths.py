@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import redis
 
-from finetune_queue.contract import JobRecord, parse_sink
-from finetune_queue.store import Hold, keys
+from finetune_queue.contract import JobRecord, JobState, parse_sink
+from finetune_queue.store import Hold, Standing, keys
 from support.sinks import Deliveries, MakeDeliveries, Receiver, kinds
 from support.until import until
 from support.web import Answer
@@ -101,6 +101,38 @@ def test_a_job_s_other_sink_at_the_same_host_gets_its_events_in_order(make: Make
     receiver.routes["/close"] = receiver.routes["/hook"]
     bench.until_done()
     assert kinds(receiver.got[3:]) == THREE
+
+
+def test_news_do_not_wait_until_a_job_s_other_sink_may_be_tried_again(make: MakeDeliveries, receiver: Receiver) -> None:
+    bench = make()
+    job = bench.job(reply_to=[receiver.url("/busy"), receiver.url("/hook")])
+    deliver_until_got(bench, receiver, [job])
+    bench.deliver()
+
+    bench.go(job, JobState.UPLOADING, JobState.CANCELLED)
+
+    until(lambda: bench.deliver() >= 0 and len(receiver.got) == 3, seconds=5)
+    assert kinds(receiver.got) == THREE
+    assert asked(receiver, "/busy") == 1, "it asked for an hour"
+
+
+def test_news_that_come_while_a_job_s_other_sink_refuses_do_not_wait_for_that(
+    make: MakeDeliveries, receiver: Receiver
+) -> None:
+    bench = make(FINETUNE_BACKOFF_BASE="60", FINETUNE_BACKOFF_MAX="60")
+    job = bench.job(reply_to=[receiver.url("/hook"), receiver.url("/other")])
+
+    def refuse(handler: BaseHTTPRequestHandler) -> None:
+        if bench.container.jobs.get(job.id).state is JobState.ACCEPTED:
+            bench.go(job, JobState.UPLOADING)
+            bench.line_up()  # as another worker does
+        handler.send_response(500)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    receiver.routes["/other"] = refuse
+    until(lambda: bench.deliver() >= 0 and len(receiver.got) == 2, seconds=5)
+    assert kinds(receiver.got) == ["accepted", "uploading"]
 
 
 def test_paths_that_do_not_answer_take_turns_with_one_attempt_at_a_time(
@@ -241,4 +273,4 @@ def test_a_line_with_a_path_that_may_hang_again_takes_a_place_of_those_in_troubl
 
     bench.outbox.settle(due(), reached=True)  # by another sink
     hold = due()
-    assert (hold.failures, hold.doubtful) == (0, True)
+    assert (hold.failures, hold.standing) == (0, Standing.DOUBTFUL)

@@ -1,6 +1,7 @@
 """Ways out through brokers: Celery tasks on our own, and queues on a real RabbitMQ and on another Redis."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from kombu import Connection
 from finetune_queue.contract import JobState
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.messaging import transport_config
+from finetune_queue.store import connect
+from finetune_worker.sinks import DeliveryError
 from support.rabbitmq import RabbitMQ, find_rabbitmq
 from support.sinks import MakeDeliveries, kinds
 from support.until import until
@@ -157,6 +160,36 @@ def test_a_broker_that_comes_back_gets_everything_in_order(make: MakeDeliveries,
     with server:
         bench.until_done()
         assert kinds([message.payload for message in taken(server.url, "late", 3)]) == THREE
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_a_broker_that_says_nothing_is_tried_once(make: MakeDeliveries, scheme: str) -> None:
+    """Twice took longer than the line is held, so that nothing of it was ever written down."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sink = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/?queue=x"
+        bench = make(FINETUNE_LEASE="2", FINETUNE_SINKS=sink)
+        bench.job()
+        bench.deliver()
+        silent.accept()[0].close()
+        silent.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+    assert [line.failures for line in bench.lines.all()] == [1]
+
+
+def test_a_broker_whose_queue_is_full_costs_one_connection_at_a_time(
+    make: MakeDeliveries, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("finetune_worker.sinks.brokers.MOST_WAITING", 0)
+    with ValkeyServer(tmp_path / "other") as server, connect(server.url) as client:
+        bench = make(FINETUNE_SINKS=f"{server.url}?queue=x")
+        [sink] = bench.container.sinks.own
+        [(_, event, text)] = bench.outbox.subject(bench.job().id).wanted(sink)
+        with bench.container.sinks.open() as sending:
+            for _ in range(5):
+                with pytest.raises(DeliveryError, match="nobody takes"):
+                    sending.send(sink, event, text)
+            until(lambda: len(client.client_list()) == 1, seconds=5)  # this test's own
 
 
 def test_a_driver_that_is_not_installed_is_said(make: MakeDeliveries) -> None:

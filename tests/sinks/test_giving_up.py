@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import redis
 
-from finetune_queue.contract import JobState
+from finetune_queue.contract import JobState, parse_sink
+from finetune_queue.store import keys
 from support.sinks import THREE, MakeDeliveries, Receiver, kinds, listed
 from support.web import Answer
 
@@ -66,6 +67,22 @@ def test_one_attempt_gives_up_for_all_that_waited_too_long(make: MakeDeliveries,
         bench.until_done()
     assert client.xlen("{finetune}:dead") == 40
     assert 4 <= len(receiver.seen) <= 8  # one or two for each of the four lines
+
+
+def test_a_sink_is_not_given_up_for_how_long_another_made_the_job_wait(
+    make: MakeDeliveries, client: redis.Redis
+) -> None:
+    bench = make(FINETUNE_BACKOFF_BASE="60", FINETUNE_BACKOFF_MAX="60")
+    with Receiver() as receiver:
+        job = bench.job(reply_to=[receiver.url("/hook"), receiver.url("/never")])
+        bench.deliver()
+        assert kinds(receiver.got) == ["accepted"]
+        sink = parse_sink(receiver.url("/hook"))
+        client.hset(keys.job_sinks(job.id), f"line:{sink.line(job.id)}", 1)  # for long
+        receiver.refuse = [Answer(status=500)]
+        bench.go(job, JobState.UPLOADING)
+        bench.deliver()
+        assert client.xlen("{finetune}:dead") == 0
 
 
 def test_news_of_a_job_whose_sink_gave_up_are_delivered(make: MakeDeliveries) -> None:

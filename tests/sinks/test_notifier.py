@@ -10,8 +10,9 @@ from typing import Any, Self
 import pytest
 import redis
 
+from finetune_queue.store import Standing
 from finetune_worker import notifier
-from finetune_worker.notifier import FOR_TROUBLE, THREADS
+from finetune_worker.notifier import MOST, THREADS
 from support.sinks import Deliveries, MakeDeliveries, Receiver
 from support.until import until
 
@@ -79,6 +80,10 @@ def test_a_sink_that_hangs_delays_nothing_but_itself(make: MakeDeliveries, clien
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has all of 127.0.0.0/8 without set-up")
+def running_to(bench: Deliveries, standing: Standing) -> int:
+    return list(bench.notifier._running.values()).count(standing)
+
+
 def test_many_sinks_that_hang_leave_threads_for_the_others(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_LEASE="0.6", FINETUNE_BACKOFF_BASE="0.01", FINETUNE_BACKOFF_MAX="0.01")
     count = THREADS + 3
@@ -91,12 +96,25 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(make: MakeDeliveries,
 
         def others_get_theirs() -> bool:
             nonlocal busy
-            busy = max(busy, sum(bench.notifier._running.values()))
+            busy = max(busy, running_to(bench, Standing.DOUBTFUL))
             return bool(client.llen("fine"))
 
         bench.job(reply_to=["list://fine"])
         until(others_get_theirs, seconds=1)
-        assert 0 < busy <= FOR_TROUBLE
+        assert 0 < busy <= MOST[Standing.DOUBTFUL]
+
+
+def test_hosts_that_nobody_heard_of_leave_threads_for_the_others(make: MakeDeliveries, client: redis.Redis) -> None:
+    bench = make(FINETUNE_LEASE="20")
+    with ExitStack() as opened:
+        for number in range(THREADS + 3):
+            bench.job(reply_to=[opened.enter_context(Silent(f"127.0.1.{number + 1}")).url])
+        opened.enter_context(running(bench))
+        until(lambda: running_to(bench, Standing.NEW) == MOST[Standing.NEW], seconds=5)
+        bench.job(reply_to=["list://fine"])
+        until(lambda: client.llen("fine") == 1, seconds=3)
+        assert running_to(bench, Standing.NEW) == MOST[Standing.NEW]
+        opened.pop_all().close()
 
 
 def test_a_redis_that_came_back_without_its_data_is_told_again_which_events_are_wanted(
@@ -131,7 +149,8 @@ def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: MakeDeliveries
         url = receiver.url("/hook")
     bench.job(reply_to=[url])
     bench.deliver()
-    bench.notifier._running = {f"other{number}": True for number in range(FOR_TROUBLE)}
+    doubtful = Standing.DOUBTFUL
+    bench.notifier._running = {f"other{number}": doubtful for number in range(MOST[doubtful])}
 
     def put_back() -> bool:
         bench.notifier._start_lines()

@@ -9,7 +9,7 @@ import time
 
 import structlog
 
-from finetune_queue.store import Hold, RedisError
+from finetune_queue.store import Hold, RedisError, Standing
 from finetune_worker.container import Container
 from finetune_worker.delivery import deliver_line
 from finetune_worker.loops import LoopStep
@@ -26,8 +26,9 @@ LONGEST_SLEEP = 5.0
 THREADS = 12
 """Lines that are worked on at once."""
 
-FOR_TROUBLE = 4
-"""How many of them may be lines with a sink that was out of reach, so that those never keep the others waiting."""
+MOST = {Standing.DOUBTFUL: 4, Standing.NEW: 6}
+"""How many of them may be lines to places that were out of reach, or that nobody heard of yet, so that those never keep
+the others waiting."""
 
 ANNOUNCE_EVERY = 10.0
 """Seconds until it is said again which events are wanted: a Redis that came back without its data has forgotten it."""
@@ -46,7 +47,7 @@ class Notifier:
         self._stopping = stopping
         self._announce_at = time.monotonic()
         self._lock = threading.Lock()
-        self._running: dict[str, bool] = {}
+        self._running: dict[str, Standing] = {}
         self._freed = threading.Event()
 
     def announce(self) -> None:
@@ -81,7 +82,7 @@ class Notifier:
                 continue  # this worker cannot know its sinks: it stays in the outbox, for a newer one
             only = None if subject_id in requests else self._outbox.subject(subject_id).only
             sinks = self._container.sinks.of(requests.get(subject_id), only)
-            self._outbox.line_up(subject_id, {sink.line(subject_id) for sink in sinks})
+            self._outbox.line_up(subject_id, sinks)
         if len(ids) == BATCH:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait
@@ -93,9 +94,10 @@ class Notifier:
         holds, wait = self._outbox.take_lines(free, self._container.settings.finetune_lease)
         for hold in holds:
             with self._lock:
-                start = not hold.doubtful or sum(self._running.values()) < FOR_TROUBLE
+                alike = list(self._running.values()).count(hold.standing)
+                start = alike < MOST.get(hold.standing, THREADS)
                 if start:
-                    self._running[hold.line] = hold.doubtful
+                    self._running[hold.line] = hold.standing
             if start:
                 name = f"deliver {hold.line}"
                 try:

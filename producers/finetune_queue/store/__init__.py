@@ -42,6 +42,7 @@ from finetune_queue.store.outbox import (
     Outbox,
     PutOff,
     SetBackError,
+    Standing,
     Subject,
 )
 from finetune_queue.store.overview import Overview, StateView, StoreView
@@ -124,6 +125,7 @@ __all__ = [
     "SinkWait",
     "SinksView",
     "Slot",
+    "Standing",
     "StateView",
     "StoreError",
     "StoreView",

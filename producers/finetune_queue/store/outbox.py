@@ -8,13 +8,15 @@ causes a repeat, never a loss.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any, cast
 
 import redis
 
-from finetune_queue.contract import Event, EventType, Sink
+from finetune_queue.contract import Event, EventType, Sink, SinkKind
 from finetune_queue.contract.job import iso_time
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.clock import server_ms
@@ -25,6 +27,9 @@ LOG_LENGTH = 50
 
 MOST_PUT_OFF = 500
 """Sinks of a line of which it is kept that they did not answer; of more, those that are put off for longest."""
+
+_OF_THE_SERVICE = tuple(f"{kind}://" for kind in (SinkKind.CELERY, SinkKind.STREAM, SinkKind.LIST))
+"""How lines begin whose sinks are in this service's own Redis or broker."""
 
 
 class HoldLostError(Exception):
@@ -48,17 +53,24 @@ class PutOff:
     job_id: str
 
 
+class Standing(StrEnum):
+    """What is known of the place that a line leads to."""
+
+    GOOD = "good"
+    NEW = "new"  # nobody there ever answered; a caller can name any number of such places
+    DOUBTFUL = "doubtful"  # a sink there may hang, as it did before
+
+
 @dataclass(slots=True)
 class Hold:
     """A line that this worker works on; ``until`` (ms) moves with every attempt. ``failures`` counts the attempts in a
-    row at which nothing of it answered, ``put_off`` has its sinks that did not by their ids. One that is ``doubtful``
-    may well hang again."""
+    row at which nothing of it answered, ``put_off`` has its sinks that did not by their ids."""
 
     line: str
     until: int
     failures: int = 0
     put_off: dict[str, PutOff] = field(default_factory=dict)
-    doubtful: bool = False
+    standing: Standing = Standing.GOOD
 
     @property
     def origin(self) -> str:
@@ -97,8 +109,10 @@ class Subject:
         return [found for found in read if sink.wants(found[1].kind)]
 
     def since(self, sink: Sink, line: str) -> int | None:
-        """Return since when (ms) the sink's next event has been waiting, as far as is known."""
-        return self.notes.get(f"{sink.id}:since", self.notes.get(f"line:{line}"))
+        """Return since when (ms) the sink's next event has been waiting, as far as is known: not for longer than it has
+        the one before, though the job may be in the line for the sake of another sink."""
+        known = [self.notes[name] for name in (f"line:{line}", f"{sink.id}:at") if name in self.notes]
+        return self.notes.get(f"{sink.id}:since", max(known, default=None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +169,13 @@ class Outbox:
         ids, _, wait = self._taken(keys.outbox(), limit, lease)
         return ids, wait
 
-    def line_up(self, job_id: str, lines: Iterable[str]) -> None:
-        """Move a job from the outbox into lines; without any it has nobody to tell."""
-        names = list(lines)
-        pairs = [key for name in names for key in (keys.line(name), keys.line_state(name))]
+    def line_up(self, job_id: str, sinks: Iterable[Sink]) -> None:
+        """Move a job from the outbox into the lines of its sinks; without any it has nobody to tell."""
+        lines = Counter(sink.line(job_id) for sink in sinks)
+        pairs = [key for name in lines for key in (keys.line(name), keys.line_state(name))]
         own = [keys.job_sinks(job_id), keys.job(job_id), keys.job_events(job_id)]
-        self._line_up([keys.outbox(), keys.lines(), *own, *pairs], [job_id, *names])
+        counts = [value for pair in lines.items() for value in pair]
+        self._line_up([keys.outbox(), keys.lines(), *own, *pairs], [job_id, *counts])
 
     def _taken(self, key: str, limit: int, lease: float) -> tuple[list[str], int, float | None]:
         wait, score, *taken = self._take([key], [limit, int(lease * 1000)])
@@ -176,13 +191,18 @@ class Outbox:
         for name in names:
             pipe.hget(keys.line_state(name), "failures")
             pipe.hgetall(keys.put_off(name))
+            pipe.zscore(keys.reached(), line_origin(name))
         replies = pipe.execute()
         now = score - int(lease * 1000)
         holds = []
-        for name, count, rows in zip(names, replies[::2], replies[1::2], strict=True):
+        for name, count, rows, reached in zip(names, replies[::3], replies[1::3], replies[2::3], strict=True):
             failures, put_off = int(count or 0), read_put_off(rows)
-            doubtful = failures > 0 or any(each.until_ms <= now for each in put_off.values())
-            holds.append(Hold(name, score, failures, put_off, doubtful))
+            standing = Standing.GOOD
+            if failures > 0 or any(each.until_ms <= now for each in put_off.values()):
+                standing = Standing.DOUBTFUL
+            elif reached is None and not name.startswith(_OF_THE_SERVICE):
+                standing = Standing.NEW
+            holds.append(Hold(name, score, failures, put_off, standing))
         return holds, wait
 
     def waiting(self, hold: Hold, limit: int, *, due: bool) -> list[str]:

@@ -84,7 +84,7 @@ def test_an_account_s_budget_and_its_line(board: Page, worker: Worker, client: r
 def test_a_sink_that_does_not_take_its_events_is_named(board: Page, worker: Worker, client: redis.Redis) -> None:
     outbox, url = Outbox(client), "https://sink.example/hook"
     job, sink = worker.accept(name="my-face", reply_to=[url]), parse_sink(url)
-    outbox.line_up(job.id, [sink.line(job.id)])
+    outbox.line_up(job.id, [sink])
     [hold], _ = outbox.take_lines(1, 60)
     why = f"{sink.shown} answered with status 500"
     attempt = Attempt(f"{job.id}-1", sink.shown, sink.id, "failed", 1, 5, 500, why)

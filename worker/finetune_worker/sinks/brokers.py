@@ -59,7 +59,8 @@ class Broker:
             message = f"{sink.shown} needs a driver that is not installed on this worker"
             raise DeliveryError(message, unreachable=True, whole_origin=True) from error
         try:
-            self._connection.connect()
+            # Once: kombu's own second try could take longer than a line is held.
+            self._connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             self._channel: Any = self._connection.channel()
         except _errors_of(self._connection) as error:
             self.close()

@@ -94,7 +94,6 @@ class Sending:
         self._app = app
         self._queues = queues
         self._brokers: dict[str, Broker] = {}
-        self._opened = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +101,9 @@ class Sending:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._opened.close()
+        with ExitStack() as ending:
+            for broker in self._brokers.values():
+                ending.callback(broker.close)
 
     def send(self, sink: Sink, event: Event, text: str) -> int | None:
         """Deliver one event, ``text`` being its JSON as it was stored; returns the status of an HTTP answer.
@@ -148,10 +149,9 @@ class Sending:
         broker = self._brokers.get(sink.target)
         if broker is None:
             broker = self._brokers[sink.target] = Broker(sink, self._app, self._senders.seconds)
-            self._opened.callback(broker.close)
         try:
             broker.send(sink, event, text)
-        except DeliveryError:
+        except BaseException:
             # Its channel, or all of it, is in an unknown state.
-            del self._brokers[sink.target]
+            self._brokers.pop(sink.target).close()
             raise

@@ -18,7 +18,7 @@ if ARGV[5] == ARGV[6] then
   redis.call('HSETNX', KEYS[2], ARGV[4] .. ':since', now)
 else
   redis.call('HDEL', KEYS[2], ARGV[4] .. ':failures', ARGV[4] .. ':since')
-  redis.call('HSET', KEYS[2], ARGV[4], ARGV[6])
+  redis.call('HSET', KEYS[2], ARGV[4], ARGV[6], ARGV[4] .. ':at', now)
 end
 if ARGV[10] == '1' then redis.call('HSET', KEYS[2], ARGV[4] .. ':gone', 1) end
 if #ARGV > 10 then redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[9], '*', unpack(ARGV, 11)) end

@@ -7,11 +7,12 @@
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '-1') ~= tonumber(ARGV[2]) then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local more = redis.call('LLEN', KEYS[4]) > tonumber(ARGV[4])
 if ARGV[5] ~= '' then
-  redis.call('ZADD', KEYS[2], now + ARGV[5], ARGV[3])
+  local others = more and #ARGV > 7 -- sinks that have all but what came meanwhile
+  redis.call('ZADD', KEYS[2], others and now or now + ARGV[5], ARGV[3])
   return 1
 end
-local more = redis.call('LLEN', KEYS[4]) > tonumber(ARGV[4])
 for index = 6, #ARGV, 2 do
   -- What a sink did not want it has passed all the same.
   if (redis.call('HGET', KEYS[3], ARGV[index]) or '0') == ARGV[index + 1] then

@@ -2,12 +2,16 @@
 -- Puts a job into the lines of its sinks and takes it out of the outbox. What it has to tell is read when its turn comes
 -- in a line, so news from before now are not lost.
 -- KEYS  1 outbox  2 lines  3 the job's sinks  4 job  5 the job's events  6... each line, its state
--- ARGV  1 job id  2... the names of the lines
+-- ARGV  1 job id  2... the names of the lines, each with how many of the job's sinks wait there
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for index = 2, #ARGV do
-  local line, state, name = KEYS[index * 2 + 2], KEYS[index * 2 + 3], ARGV[index]
-  if redis.call('ZADD', line, 'NX', now, ARGV[1]) == 1 then redis.call('HSETNX', KEYS[3], 'line:' .. name, now) end
+for index = 2, #ARGV, 2 do
+  local line, state, name = KEYS[index + 4], KEYS[index + 5], ARGV[index]
+  if redis.call('ZADD', line, 'NX', now, ARGV[1]) == 1 then
+    redis.call('HSETNX', KEYS[3], 'line:' .. name, now)
+  elseif ARGV[index + 1] ~= '1' then
+    redis.call('ZADD', line, 'XX', 'LT', now, ARGV[1]) -- it was put off for one sink, and has news for the others
+  end
   -- A line that only waits for jobs which were put off has something to do now; one that is held, or down, waits.
   local due = redis.call('ZSCORE', KEYS[2], name)
   if not due or due == redis.call('HGET', state, 'idle') then
