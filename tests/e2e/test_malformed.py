@@ -95,6 +95,15 @@ MALFORMED: dict[str, Callable[[Entry], object]] = {
     "a priority beyond all numbers": having(float("inf"), "properties", "priority"),
     "a time as delivery tag": having({"__type__": "date", "__value__": "2026-01-01"}, "properties", "delivery_tag"),
     "a type that kombu cannot read": having({"__type__": "uuid", "__value__": 7}, "headers", "other"),
+    "half a character in what is no message": lambda _: {"a": "\ud800"},
+    "half a character in a body as it is": lambda entry: {
+        **entry,
+        "body": "\ud800",
+        "properties": {**entry["properties"], "body_encoding": None},
+    },
+    "half a character in the name of its task": having("finetune.\ud800", "headers", "task"),
+    "half a character in its id": having("\ud800", "headers", "id"),
+    "half a character in its request": call([[{**sample(), "advance_parameters": {"odd": "\ud800"}}], {}, {}]),
     "more brackets than can be read": having(base64.b64encode(b"[" * 100_000).decode(), "body"),
 }
 

@@ -2,12 +2,12 @@
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from finetune_queue.contract import derived_job_id, new_job_id
-from finetune_queue.store import keys
+from finetune_queue.store import JobStore, keys
 from finetune_worker.intake import accept
 from support.bench import Bench
 from support.samples import sample
@@ -45,6 +45,24 @@ def test_a_password_in_the_dataset_s_url_is_rejected_and_told_to_nobody(bench: B
         assert "dataset: should hold no user name or password" in told
         assert "hidden-pw" not in told
     assert redis.zcard(keys.jobs()) == 0
+
+
+@pytest.mark.parametrize("parameters", [{"odd": "\ud83d"}, {"\ud83d": 1}])
+def test_half_a_character_in_the_parameters_is_rejected(bench: Bench, parameters: dict[str, Any]) -> None:
+    said = accept(bench.container, [sample(advance_parameters=parameters)], {}, message_id="m-1")
+    assert "advance_parameters: holds half of a character" in said
+    assert bench.container.jobs._redis.xlen(keys.dead_letters()) == 1
+
+
+def test_a_request_that_met_a_defect_is_set_aside(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumbles(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(JobStore, "register", stumbles)
+    said = accept(bench.container, [sample()], {}, message_id="m-1")
+    assert said == "rejected: the worker met an unexpected ZeroDivisionError when it read the request"
+    [(_, letter)] = cast("Any", bench.container.jobs._redis).xrange(keys.dead_letters())
+    assert json.loads(letter["body"]) == [[sample()], {}]
 
 
 def test_a_text_that_is_no_job_s_id_is_rejected(bench: Bench) -> None:

@@ -39,8 +39,12 @@ def wrapped(entry: object, queue: str, problem: str) -> dict[str, Any]:
     """Return a message that holds the entry of a queue's list as it came."""
     # kombu has read values of its own types in it, as a time, that only kombu can write.
     text = entry if isinstance(entry, str) else dumps(entry, ensure_ascii=False)
+    try:
+        raw = text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # by an escape of JSON, not by bytes that are no UTF-8
+        raw = text.encode(errors="surrogatepass")
     return {
-        "body": base64.b64encode(text.encode(errors="surrogateescape")).decode(),
+        "body": base64.b64encode(raw).decode(),
         "content-type": NO_TASK,
         "content-encoding": "binary",
         "headers": {PROBLEM: problem},
@@ -95,7 +99,10 @@ def _text(of: dict[str, Any], name: str) -> str:
 def _body(entry: dict[str, Any], encoding: object) -> bytes:
     body = _text(entry, "body")
     if encoding is None:
-        return body.encode(errors="surrogateescape")
+        try:
+            return body.encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            raise MalformedError("its body holds half of a character (a lone surrogate)") from None
     if encoding != "base64":
         raise MalformedError("its properties.body_encoding is not base64")
     try:

@@ -54,12 +54,16 @@ def accept(
         job = container.jobs.get(job_id)
     except (RequestError, IdempotencyError, JobNotFoundError) as error:
         problems = error.problems if isinstance(error, RequestError) else [str(error)]
-        message = TaskCall(list(args), dict(kwargs))
-        container.jobs.reject(message_id or new_job_id(), message, "the message cannot become a job", problems)
-        log.warning("message_rejected", message_id=message_id, problems=problems)
-        return f"rejected: {'; '.join(problems)}"
+        return _rejected(container, TaskCall(list(args), dict(kwargs)), message_id, problems)
     except UnreadableJobError as error:
         return left_alone(error.job_id, error)
+    except RedisError:
+        raise
+    except Exception as error:
+        # Of a failed task the message would be gone; a defect here must not lose the request.
+        log.exception("request_crashed", message_id=message_id)
+        problems = [f"the worker met an unexpected {type(error).__name__} when it read the request"]
+        return _rejected(container, TaskCall(list(args), dict(kwargs)), message_id, problems)
     structlog.contextvars.bind_contextvars(job_id=job.id, account=job.account)
     if job.state is not JobState.ACCEPTED:
         return f"nothing to do: job {job.id} {job.state.sentence}"
@@ -77,6 +81,12 @@ def accept(
         container.messenger.start(job.id, Stage.UPLOAD.and_after(), priority=BEGIN)
     log.info("job_started")
     return f"started job {job.id}"
+
+
+def _rejected(container: Container, message: TaskCall, message_id: str, problems: list[str]) -> str:
+    container.jobs.reject(message_id or new_job_id(), message, "the message cannot become a job", problems)
+    log.warning("message_rejected", message_id=message_id, problems=problems)
+    return f"rejected: {'; '.join(problems)}"
 
 
 def _register(

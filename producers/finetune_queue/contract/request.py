@@ -53,10 +53,13 @@ def _check_moment(value: object) -> object:
     return value
 
 
-def _check_finite(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Refuse NaN and infinity, which Python reads in JSON (as 1e999, too) and JSON has no form for."""
+def _check_json(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what Python reads in JSON and JSON has no form for: NaN and infinity (as 1e999, too), and a surrogate
+    without its other half, as JavaScript leaves of an emoji that was cut in two."""
     try:
-        json.dumps(parameters, allow_nan=False)
+        json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character (a lone surrogate), which is no Unicode text") from None
     except ValueError:
         raise ValueError("holds a number that JSON cannot carry (NaN or infinity)") from None
     return parameters
@@ -89,6 +92,11 @@ DATASET_SCHEMA: JsonDict = {
 """What JSON Schema can say of ``check_dataset``."""
 
 
+def is_url(dataset: str) -> bool:
+    """Tell whether a dataset is a URL, and not the path of a file or folder."""
+    return re.match(_URL_BEGINS, dataset) is not None
+
+
 def check_dataset(dataset: str) -> str:
     """Refuse what looks like a URL and is none, as everything that reads it later relies on that, and a URL with a
     password in it, which jobs and events would show. The library's messages are not passed on: they quote the URL.
@@ -101,7 +109,7 @@ def check_dataset(dataset: str) -> str:
         raise ValueError("is not a URL that can be read (are special characters in it percent-encoded?)") from None
     if parts.scheme and "@" in parts.netloc:
         raise ValueError("should hold no user name or password: leave them out, or use a signed link")
-    if not re.match(_URL_BEGINS, dataset):
+    if not is_url(dataset):
         return dataset
     if parts.scheme in {"http", "https"} and "[" in parts.netloc:
         raise ValueError("should name its host: an IPv6 address is not taken")
@@ -118,7 +126,7 @@ def check_dataset(dataset: str) -> str:
 def missing_part(dataset: str) -> str | None:
     """Say what a dataset's URL lacks to name one. A job with such a URL only fails, so none is submitted; a raw message
     with one becomes a job as ever, and a job that is stored is read."""
-    if not re.match(_URL_BEGINS, dataset) or re.match(WHOLE_DATASET_URL, dataset):
+    if not is_url(dataset) or re.match(WHOLE_DATASET_URL, dataset):
         return None
     scheme, _, rest = dataset.partition("://")
     match scheme.lower():
@@ -164,7 +172,7 @@ class FineTuneRequest(BaseModel):
     base_model: Name = Field(default="FAST_FLUX", description="Segmind's model to tune.")
     theme: Name = Field(default="subject", description="Segmind's training theme.")
     segmind_public: StrictBool = Field(default=False, description="Whether the tuned model is public at Segmind.")
-    advance_parameters: Annotated[dict[str, JsonValue], AfterValidator(_check_finite)] = Field(
+    advance_parameters: Annotated[dict[str, JsonValue], AfterValidator(_check_json)] = Field(
         default={"steps": 2000, "face_crop": False, "finetune_type": "LORA"},
         description="Training parameters, passed on as they are: the API knows keys that this service does not.",
     )
