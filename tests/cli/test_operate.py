@@ -140,6 +140,19 @@ def test_a_request_is_sent_again_under_its_id(run: Run, worker: Worker, client: 
         assert f"There is no dead letter {wrong}." in run("dead", "replay", wrong).err
 
 
+def test_a_letter_that_is_gone_stops_none_of_the_others(run: Run, worker: Worker, client: redis.Redis) -> None:
+    for number in (1, 2):
+        worker.store.reject(f"m-{number}", TaskCall([{"name": "x"}], {}), "no job", [])
+    newest, oldest = (letter["id"] for letter in run("dead", "list", "--json").json)
+    run("dead", "replay", oldest)
+
+    said = run("dead", "replay", oldest, newest)
+
+    assert (said.code, f"There is no dead letter {oldest}." in said.err) == (3, True)
+    assert f"{newest} was sent again" in said.out
+    assert sorted(message["headers"]["id"] for message in queued(client)) == ["m-1", "m-2"]
+
+
 def test_what_celery_could_not_read_is_sent_again_byte_for_byte(run: Run, worker: Worker, client: redis.Redis) -> None:
     body = b"\xff{ not json"
     headers = {"id": "m-1", "task": "finetune.of_tomorrow"}

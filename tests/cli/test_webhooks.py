@@ -100,6 +100,17 @@ def test_each_call_takes_a_slot_of_the_account(run: Run, sandbox: LiveSandbox, c
     assert client.hget(keys.account("default"), "limit") == "50"
 
 
+def test_its_success_at_another_host_shows_nothing_of_the_api(
+    run: Run, sandbox: LiveSandbox, client: redis.Redis
+) -> None:
+    run("webhooks", "list")
+    client.hset(keys.account("default"), mapping={"probing": "1", "probe_until": "0", "pause_reason": "down"})
+    assert run("webhooks", "list").code == 0
+    assert client.hget(keys.account("default"), "probing") == "1"
+    assert run("doctor", "--api").code in {0, 1}
+    assert client.hget(keys.account("default"), "probing") is None  # by a call of the API itself
+
+
 def test_a_429_pauses_the_account(run: Run, sandbox: LiveSandbox, client: redis.Redis) -> None:
     sandbox.control.change_settings(rate_limit="1/60")
     run("webhooks", "list")

@@ -88,6 +88,7 @@ ENTRIES: list[tuple[str, str, bytes | Callable[[], bytes]]] = [  # pictures are 
     ("image_unsupported", "phone.jpg", b"\x00\x00\x00\x18ftypheic" + bytes(40)),
     ("image_unsupported", "drawing.svg", b"<svg/>"),
     ("image_small", "p9.jpg", lambda: image_bytes(9, (511, 2000))),
+    ("image_small", "thin.jpg", lambda: image_bytes(9, (6, 400))),
     ("image_below_1024", "p9.jpg", lambda: image_bytes(9, (1023, 1100))),
     ("image_odd_shape", "p9.jpg", lambda: image_bytes(9, (1024, 3200))),
     ("image_duplicate", "p9.jpg", lambda: image_bytes(0, GOOD_SIZE)),

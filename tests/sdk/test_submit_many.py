@@ -9,6 +9,7 @@ import pytest
 
 from finetune_queue import (
     FineTuneQueue,
+    FineTuneQueueError,
     IdempotencyConflictError,
     InvalidRequestError,
     Job,
@@ -37,6 +38,13 @@ def queued(settings: Settings) -> int:
 @pytest.fixture
 def groups_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submitting, "GROUP", 3)
+
+
+@pytest.mark.parametrize("dataset", [" https://example.com/f.zip", "file:/srv/x.zip", "https:/example.com/f.zip"])
+def test_what_only_looks_like_a_url_is_the_name_of_no_file(queue: FineTuneQueue, dataset: str) -> None:
+    [found] = queue.submit_many([sample(dataset=dataset)])
+    assert isinstance(found.error, FineTuneQueueError)
+    assert sum(queue.counts().values()) == 0
 
 
 @pytest.mark.usefixtures("groups_of_three")

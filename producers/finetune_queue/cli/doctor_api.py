@@ -86,7 +86,7 @@ def _webhook(session: Session) -> Finding:
         message = "not asked for: this needs the gateway's FINETUNE_HOOK_SECRET, if it has one, here beside the key"
         return Finding(name, "ok", message)
     try:
-        registered = session.call(session.hooks.webhooks)
+        registered = session.call_webhooks(session.hooks.webhooks)
     except CliError as error:
         action = "Jobs go on without, by looking alone. See: finetune webhooks list"
         return Finding(name, "warn", f"cannot be read: {words.printable(error)}", action)

@@ -7,6 +7,7 @@ from finetune_queue.cli import output, words
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.cli.session import open_queue, quiet_logs
 from finetune_queue.contract.job import iso_time
+from finetune_queue.errors import UnknownLetterError
 from finetune_queue.redaction import redact_text
 from finetune_queue.replaying import DeadLetter, DeadLetterBox
 from finetune_queue.settings import load_settings
@@ -62,15 +63,25 @@ def list_dead(*, limit: int, as_json: bool) -> ExitCode:
 
 
 def replay(letter_ids: Iterable[str], *, as_json: bool) -> ExitCode:
-    """Send dead letters again."""
+    """Send dead letters again. One that is not there, as it was sent before, stops none of the others; the first such
+    gives the exit code."""
+    code = ExitCode.OK
     with _open_box() as box:
         for letter_id in letter_ids:
-            letter = box.replay(letter_id)
+            try:
+                letter = box.replay(letter_id)
+            except UnknownLetterError as error:
+                failure = output.explain(error)
+                if failure is None:
+                    raise
+                output.report(failure, as_json=as_json)
+                code = code or failure.exit_code
+                continue
             if as_json:
                 output.emit_line(_as_dict(letter))
             else:
                 output.say(f"{letter.id} was sent again: {_subject(letter)}.")
-    return ExitCode.OK
+    return code
 
 
 def _open_box() -> DeadLetterBox:

@@ -66,11 +66,22 @@ class Session:
         )
 
     def call(self, function: Callable[[], T]) -> T:
-        """Make one call to Segmind in a slot of the account, waiting for one as long as a window lasts.
+        """Make one call to Segmind's API in a slot of the account, waiting for one as long as a window lasts.
 
         Raises:
             CliError: the account is paused, there was no slot, or the call failed, with the code of its error.
         """
+        return self._call(function, self._budget.end)
+
+    def call_webhooks(self, function: Callable[[], T]) -> T:
+        """Do the same at the host that has the webhooks, whose health shows nothing of the API's.
+
+        Raises:
+            CliError: see :meth:`call`.
+        """
+        return self._call(function, self._budget.unsent)
+
+    def _call(self, function: Callable[[], T], end: Callable[[Slot], None]) -> T:
         from finetune_worker.segmind.errors import RateLimited, SegmindError
 
         slot = self._slot()
@@ -83,7 +94,7 @@ class Session:
             # The slot is left to its own time-out, and the account as it is: a key that is wrong here, or trouble of
             # the host that has the webhooks, says nothing of the calls that workers make.
             raise CliError(str(error), ExitCode.FAILED, error.code) from None
-        self._budget.end(slot)
+        end(slot)
         return result
 
     def _notice(self, call: "EndedCall") -> None:

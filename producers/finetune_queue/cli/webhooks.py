@@ -30,7 +30,7 @@ def _open(account: str) -> Iterator[Session]:
 def list_webhooks(account: str, *, as_json: bool) -> ExitCode:
     """Show the account's webhooks at Segmind."""
     with _open(account) as session:
-        found = session.call(session.hooks.webhooks)
+        found = session.call_webhooks(session.hooks.webhooks)
         shown = [_shown(session, each) for each in found]
     if as_json:
         output.emit(shown)
@@ -55,9 +55,9 @@ def register(base_url: str, account: str, *, replace: bool, as_json: bool) -> Ex
             )
             raise CliError(message, ExitCode.CONFLICT, "webhook_exists", webhook_id=current.webhook_id)
         if current is None:
-            session.call(lambda: session.hooks.add(url))
+            session.call_webhooks(lambda: session.hooks.add(url))
         elif current.webhook_url != url:
-            session.call(lambda: session.hooks.update(current.webhook_id, url))
+            session.call_webhooks(lambda: session.hooks.update(current.webhook_id, url))
     if as_json:
         output.emit({"account": account, "url": without_token(url)})
     else:
@@ -81,7 +81,7 @@ def try_out(account: str, *, as_json: bool) -> ExitCode:
             message = "The webhook is not one that `finetune webhooks register` made with this FINETUNE_HOOK_SECRET."
             raise CliError(message, ExitCode.CONFLICT, "not_ours", webhook_id=current.webhook_id)
         status, said = knock(current.webhook_url or "", session.settings)
-        log = session.call(lambda: session.hooks.deliveries(current.webhook_id))[:SHOWN_DELIVERIES]
+        log = session.call_webhooks(lambda: session.hooks.deliveries(current.webhook_id))[:SHOWN_DELIVERIES]
     url = without_token(current.webhook_url or "")
     if as_json:
         deliveries = [each.model_dump(exclude_none=True) for each in log]
@@ -112,7 +112,7 @@ def _path(session: Session) -> str:
 
 def _current(session: Session) -> "Webhook | None":
     """Return the account's webhook for fine-tunes."""
-    return next((each for each in session.call(session.hooks.webhooks) if each.for_finetunes), None)
+    return next((each for each in session.call_webhooks(session.hooks.webhooks) if each.for_finetunes), None)
 
 
 def _full_url(base_url: str, session: Session) -> str:

@@ -162,7 +162,7 @@ def _look(image: Image.Image, kind: str, budget: PixelBudget) -> ImageFacts:
     rotated = image.getexif().get(_EXIF_ORIENTATION) in _ROTATED
     if kind == "JPEG":
         # An eighth of the size still reads every byte of the file, in a fraction of the time and memory.
-        image.draft(None, (width // 8, height // 8))
+        image.draft(None, (max(1, width // 8), max(1, height // 8)))
     guard: AbstractContextManager[object] = _ONE_LARGE_IMAGE_AT_A_TIME if pixels > _LARGE_PIXELS else nullcontext()
     with guard:
         image.load()

@@ -102,8 +102,9 @@ class FineTuneQueue:
         """Put many requests on the queue and yield what became of each, in their order.
 
         Nothing is submitted until the results are read: this is a generator. It takes from ``requests`` as it goes
-        and holds some hundred at a time, so both may be without end. A request that cannot be accepted, or whose
-        idempotency key was used with another one, does not stop the others.
+        and holds some hundred at a time, so both may be without end. One that was taken is submitted with 499 more, or
+        with the next that comes when a second is over, or at the end: for requests that come seldom use :meth:`submit`.
+        A request that cannot be accepted, or whose idempotency key was used with another one, does not stop the others.
 
         Each request may carry its own ``idempotency_key``. With ``batch``, a name of 1 to 190 characters, all others
         get one, made of that name and their content (a local dataset's content, too): a repeated call then submits

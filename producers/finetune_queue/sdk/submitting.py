@@ -7,7 +7,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
 from finetune_queue import tracing
 from finetune_queue.contract import (
@@ -18,7 +17,7 @@ from finetune_queue.contract import (
     new_job_id,
     parse_request,
 )
-from finetune_queue.contract.request import missing_part
+from finetune_queue.contract.request import is_url, missing_part
 from finetune_queue.errors import (
     FineTuneQueueError,
     InvalidRequestError,
@@ -35,7 +34,8 @@ GROUP = 500
 """Requests that are registered in one round trip. More gains nothing and holds up the server's other clients."""
 
 LONGEST_GATHERING = 1.0
-"""Seconds after which a smaller group goes, so that requests that come slowly do not wait for each other."""
+"""Seconds after which a smaller group goes with the next request that comes, so that a steady trickle does not wait for
+a whole one."""
 
 STAGED = 1000
 """The latest datasets whose staging is remembered in a batch: memory stays flat however many there are."""
@@ -46,7 +46,6 @@ LONGEST_BATCH_NAME = 190
 SENT = f"send {RUN}"
 """The span of a request that is put on the queue."""
 
-_URL_SCHEMES = frozenset({"https", "http", "file", "s3", "gs", "az"})
 _OUT_OF_REACH = (QueueUnavailableError, StagingUnavailableError)
 
 Raw = FineTuneRequest | Mapping[str, Any]
@@ -180,7 +179,7 @@ def _keyed(request: FineTuneRequest, batch: str | None) -> FineTuneRequest:
 
 
 def _staged(request: FineTuneRequest, stage: Callable[[str], str]) -> FineTuneRequest:
-    if urlsplit(request.dataset).scheme in _URL_SCHEMES:
+    if is_url(request.dataset):
         return request
     return request.model_copy(update={"dataset": stage(request.dataset)})
 
