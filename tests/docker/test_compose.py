@@ -29,6 +29,11 @@ def environment(service: dict[str, Any]) -> set[str]:
     return set(found)
 
 
+def interpolated(text: str, shell: dict[str, str]) -> str:
+    """Return what Compose makes of a value in a settings file."""
+    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", lambda found: shell.get(found[1]) or found[2] or "", text)
+
+
 def test_hadolint_finds_nothing() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     run = subprocess.run([hadolint, DOCKER / "Dockerfile"], capture_output=True, text=True, timeout=60, check=False)
@@ -75,14 +80,28 @@ def test_a_stopping_worker_has_its_time(compose: Any) -> None:
         assert manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == grace
 
 
-@pytest.mark.parametrize("name", ["segmind.env", "segmind-paid.env"])
-def test_the_settings_files_hold_settings_that_load(name: str, compose: Any) -> None:
+def values_of(name: str) -> dict[str, str]:
     lines = (DOCKER / name).read_text().splitlines()
-    values = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    paid = "-paid" in name
-    settings = load_settings(values | ({"SEGMIND_API_KEY": "SG_0123456789abcdef"} if paid else {}))
-    assert settings.segmind_is_loopback is not paid
-    assert set(values) <= {row.env for row in describe()}
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize(
+    ("paid", "shell", "account"),
+    [
+        ("", {}, ("sandbox-key", "50/60")),
+        ("-paid", {"SEGMIND_API_KEY": "SG_0123456789abcdef"}, ("SG_0123456789abcdef", "5/60")),
+        ("-paid", {"SEGMIND_API_KEY": "SG_76543210", "SEGMIND_RATE_LIMIT": "50/60"}, ("SG_76543210", "50/60")),
+    ],
+)
+def test_the_settings_files_hold_settings_that_load(
+    paid: str, shell: dict[str, str], account: tuple[str, str], compose: Any
+) -> None:
+    values = values_of(f"segmind{paid}.env")
+    assert load_settings(values).segmind_is_loopback == (not paid)
+    own = {name: interpolated(text, shell) for name, text in values_of(f"worker{paid}.env").items()}
+    [found] = load_settings(values | own, worker=True).accounts.values()
+    assert (found.api_key.get_secret_value(), str(found.rate_limit)) == account
+    assert {*values, *own} <= {row.env for row in describe()}
     for service in compose["services"].values():
         ours = {each for each in environment(service) if not each.startswith(("FLOWER_", "OTEL_"))}
         assert ours <= {row.env for row in describe()}
@@ -94,6 +113,11 @@ def test_all_that_records_spans_is_told_where_they_go(compose: Any) -> None:
 
 
 def test_only_the_worker_is_given_the_key(compose: Any) -> None:
-    assert {name for name in OURS if "SEGMIND_API_KEY" in environment(compose["services"][name])} == {"worker"}
-    assert compose["services"]["worker"]["env_file"] == "segmind${SEGMIND_API_KEY:+-paid}.env"
-    assert "SEGMIND_API_KEY" not in (DOCKER / "segmind-paid.env").read_text()
+    both, own = "segmind${SEGMIND_API_KEY:+-paid}.env", "worker${SEGMIND_API_KEY:+-paid}.env"
+    assert compose["services"]["worker"]["env_file"] == [both, own]
+    for name in OURS - {"worker", "sandbox"}:
+        assert compose["services"][name]["env_file"] == both
+    for name in OURS:
+        assert "SEGMIND_API_KEY" not in environment(compose["services"][name])
+    for name in ("segmind.env", "segmind-paid.env"):
+        assert "SEGMIND_API_KEY" not in values_of(name)
