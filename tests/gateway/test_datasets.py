@@ -116,8 +116,11 @@ def test_a_full_temporary_folder_is_said(http: httpx.Client, archive: bytes, mon
     class Full(io.BytesIO):
         name = "full"
 
-        def write(self, _: object) -> int:
+        def flush(self) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def __exit__(self, *_: object) -> None:
+            self.flush()  # as a file does with what is left in its buffer
 
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **_: Full())
     reply = http.post("/v1/datasets", content=archive, headers=ZIP)

@@ -162,7 +162,7 @@ def _endless(scope: Scope) -> bool:
 
 def _token(scope: Scope) -> str | None:
     scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
-    return token if scheme.lower() == "bearer" else None
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def _traced(scope: Scope) -> bool:

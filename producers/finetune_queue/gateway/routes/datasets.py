@@ -3,8 +3,9 @@
 import hashlib
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -47,23 +48,25 @@ async def upload(request: Request, backend: BackendDep) -> Dataset:
     if backend.uploads.locked():
         raise later("busy", "Other datasets are being uploaded.", 5)
     async with backend.uploads:
-        with tempfile.NamedTemporaryFile(prefix="finetune-upload-", suffix=".zip") as file:
+        # Around the file's end, too, which writes what is left in its buffer.
+        with _spooling(), tempfile.NamedTemporaryFile(prefix="finetune-upload-", suffix=".zip") as file:
             digest, size, block = hashlib.sha256(), 0, bytearray()
             async for chunk in request.stream():
                 digest.update(chunk)
                 size += len(chunk)
                 block += chunk
                 if len(block) >= _BLOCK:
-                    await run_in_threadpool(_write, file, block)
+                    await run_in_threadpool(file.write, block)
                     block = bytearray()
-            await run_in_threadpool(_write, file, block)
+            await run_in_threadpool(file.write, block)
+            file.flush()
             return await run_in_threadpool(_store, Path(file.name), digest.hexdigest(), size, backend.settings)
 
 
-def _write(file: IO[bytes], block: bytes | bytearray) -> None:
+@contextmanager
+def _spooling() -> Iterator[None]:
     try:
-        file.write(block)
-        file.flush()
+        yield
     except OSError as error:
         raise later("busy", f"The gateway's temporary folder takes no more ({error.strerror}).", 30) from error
 
