@@ -133,6 +133,7 @@ def test_news_that_come_while_a_job_s_other_sink_refuses_do_not_wait_for_that(
     receiver.routes["/other"] = refuse
     until(lambda: bench.deliver() >= 0 and len(receiver.got) == 2, seconds=5)
     assert kinds(receiver.got) == ["accepted", "uploading"]
+    assert asked(receiver, "/other") == 1, "it is to be tried in a minute"
 
 
 def test_paths_that_do_not_answer_take_turns_with_one_attempt_at_a_time(

@@ -192,6 +192,33 @@ def test_a_broker_whose_queue_is_full_costs_one_connection_at_a_time(
             until(lambda: len(client.client_list()) == 1, seconds=5)  # this test's own
 
 
+def test_the_failure_of_a_broker_that_went_silent_is_written_down_before_it_is_closed(
+    make: MakeDeliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To close a connection that hangs takes as long again."""
+    closed: list[object] = []
+
+    class WentSilent:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def send(self, *_: object) -> None:
+            raise DeliveryError("no answer", unreachable=True)
+
+        def close(self) -> None:
+            closed.append(self)
+
+    monkeypatch.setattr("finetune_worker.sinks.senders.Broker", WentSilent)
+    bench = make(FINETUNE_SINKS="redis://127.0.0.1:9/0?queue=x")
+    [sink] = bench.container.sinks.own
+    [(_, event, text)] = bench.outbox.subject(bench.job().id).wanted(sink)
+    with bench.container.sinks.open() as sending:
+        with pytest.raises(DeliveryError):
+            sending.send(sink, event, text)
+        assert closed == []
+    assert len(closed) == 1
+
+
 def test_a_driver_that_is_not_installed_is_said(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_SINKS="mongodb://127.0.0.1:9/x?queue=q")
     bench.job()

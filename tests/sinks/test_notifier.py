@@ -10,11 +10,15 @@ from typing import Any, Self
 import pytest
 import redis
 
-from finetune_queue.store import Standing
+from finetune_queue.store import Standing, keys
 from finetune_worker import notifier
 from finetune_worker.notifier import MOST, THREADS
 from support.sinks import Deliveries, MakeDeliveries, Receiver
 from support.until import until
+
+needs_many_addresses = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux has all of 127.0.0.0/8 without set-up"
+)
 
 
 class Silent:
@@ -65,6 +69,10 @@ def running(bench: Deliveries) -> Iterator[None]:
         until(lambda: not bench.notifier._running, seconds=10)
 
 
+def running_to(bench: Deliveries, standing: Standing) -> int:
+    return list(bench.notifier._running.values()).count(standing)
+
+
 def test_a_sink_that_hangs_delays_nothing_but_itself(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_LEASE="8", FINETUNE_BACKOFF_BASE="0.05", FINETUNE_BACKOFF_MAX="0.05")
     with Silent("127.0.0.1") as silent, Receiver() as receiver:
@@ -79,11 +87,7 @@ def test_a_sink_that_hangs_delays_nothing_but_itself(make: MakeDeliveries, clien
             silent.hang_up()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has all of 127.0.0.0/8 without set-up")
-def running_to(bench: Deliveries, standing: Standing) -> int:
-    return list(bench.notifier._running.values()).count(standing)
-
-
+@needs_many_addresses
 def test_many_sinks_that_hang_leave_threads_for_the_others(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_LEASE="0.6", FINETUNE_BACKOFF_BASE="0.01", FINETUNE_BACKOFF_MAX="0.01")
     count = THREADS + 3
@@ -104,6 +108,7 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(make: MakeDeliveries,
         assert 0 < busy <= MOST[Standing.DOUBTFUL]
 
 
+@needs_many_addresses
 def test_hosts_that_nobody_heard_of_leave_threads_for_the_others(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_LEASE="20")
     with ExitStack() as opened:
@@ -160,6 +165,23 @@ def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: MakeDeliveries
 
     until(put_back, seconds=5)
     assert [line.failures for line in bench.lines.all()] == [1]
+
+
+def test_a_line_to_a_new_place_without_a_thread_for_it_waits_and_wakes_nobody(
+    make: MakeDeliveries, client: redis.Redis
+) -> None:
+    bench = make()
+    bench.job(reply_to=["https://new.example/hook"])
+    bench.line_up()
+    bench.notifier._running = {f"other{number}": Standing.NEW for number in range(MOST[Standing.NEW])}
+    client.delete(keys.wake_outbox())
+
+    bench.notifier._start_lines()
+
+    [line] = bench.lines.all()
+    seconds, _ = client.time()
+    assert 500 < line.next_ms - seconds * 1000 <= 3_100
+    assert client.exists(keys.wake_outbox()) == 0
 
 
 def test_a_line_whose_thread_the_system_refused_takes_no_place(

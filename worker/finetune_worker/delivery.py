@@ -99,11 +99,12 @@ class _Delivery:
         delay = None if sinks is not None else self._container.settings.finetune_lease
         try:
             for sink in sinks or ():
-                until = self._put_off_until(sink, self._now_ms())
-                if until is None:
+                now = self._now_ms()
+                until = max(self._put_off_until(sink, now) or 0, subject.rests_until(sink))
+                if until <= now:
                     wait = self._deliver_to(subject, sink)
                 else:
-                    wait = max(0.0, until - self._now_ms()) / 1000 if subject.wanted(sink) else None
+                    wait = (until - now) / 1000 if subject.wanted(sink) else None
                 if wait is not None:
                     delay = wait if delay is None else min(delay, wait)
         except SetBackError:
@@ -153,7 +154,10 @@ class _Delivery:
         )
         if error.unreachable:
             raise _LineDownError(error, sink, subject.id)
-        return self._backoff(failures)
+        wait = self._backoff(failures)
+        # The job may be due before, for the sake of another sink.
+        self._outbox.rest(subject.id, sink, self._now_ms() + int(wait * 1000))
+        return wait
 
     def _note(
         self,

@@ -33,8 +33,9 @@ the others waiting."""
 ANNOUNCE_EVERY = 10.0
 """Seconds until it is said again which events are wanted: a Redis that came back without its data has forgotten it."""
 
-PUT_BACK = 0.5
-"""Seconds until a line is looked at again that was taken without a thread for it."""
+PUT_BACK = {Standing.GOOD: 0.5, Standing.DOUBTFUL: 0.5, Standing.NEW: 2.0}
+"""Seconds until a line is looked at again that was taken without a thread for it. There may be thousands to
+new places."""
 
 
 class Notifier:
@@ -107,7 +108,7 @@ class Notifier:
                         del self._running[hold.line]
                     raise
             else:
-                self._outbox.put_back(hold, PUT_BACK)
+                self._outbox.put_back(hold, PUT_BACK[hold.standing])
         if len(holds) == free:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait

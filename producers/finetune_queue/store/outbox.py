@@ -108,6 +108,10 @@ class Subject:
         read = [(place, Event.model_validate_json(text), text) for place, text in rest]
         return [found for found in read if sink.wants(found[1].kind)]
 
+    def rests_until(self, sink: Sink) -> int:
+        """Return until when (ms) the sink is not asked to take the event that it refused."""
+        return self.notes.get(f"{sink.id}:next", 0)
+
     def since(self, sink: Sink, line: str) -> int | None:
         """Return since when (ms) the sink's next event has been waiting, as far as is known: not for longer than it has
         the one before, though the job may be in the line for the sake of another sink."""
@@ -257,6 +261,10 @@ class Outbox:
         hold.until = int(reply[1])
         return int(reply[2])
 
+    def rest(self, subject_id: str, sink: Sink, until_ms: int) -> None:
+        """Note until when (ms) a sink that refused a job's event is not asked to take it again."""
+        self._redis.hset(keys.job_sinks(subject_id), f"{sink.id}:next", until_ms)
+
     def leave(self, hold: Hold, subject: Subject, sinks: Iterable[Sink], *, delay: float | None = None) -> None:
         """Let the job out of the line if its ``sinks`` have all events; with ``delay`` put it off within the line.
 
@@ -291,7 +299,7 @@ class Outbox:
 
     def put_back(self, hold: Hold, seconds: float) -> None:
         """Give a line back that was not worked on."""
-        self._end(hold, seconds, "same")
+        self._end(hold, seconds, "back")
 
     def _end(self, hold: Hold, seconds: float, state: str, reason: str = "", *, reached: bool = False) -> None:
         names = [keys.lines(), keys.line(hold.line), keys.line_state(hold.line), keys.wake_outbox()]
@@ -318,7 +326,7 @@ class Outbox:
         if chosen:
             pipe = self._redis.pipeline(transaction=True)
             pipe.hset(keys.job_sinks(job_id), mapping=dict.fromkeys(chosen, 0))
-            pipe.hdel(keys.job_sinks(job_id), *(f"{name}:gone" for name in chosen))
+            pipe.hdel(keys.job_sinks(job_id), *(f"{name}:{note}" for name in chosen for note in ("gone", "next")))
             self._send_out(pipe, job_id)
             pipe.execute()
         return chosen

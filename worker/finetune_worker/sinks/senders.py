@@ -94,6 +94,7 @@ class Sending:
         self._app = app
         self._queues = queues
         self._brokers: dict[str, Broker] = {}
+        self._silent: list[Broker] = []
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +103,7 @@ class Sending:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with ExitStack() as ending:
-            for broker in self._brokers.values():
+            for broker in (*self._brokers.values(), *self._silent):
                 ending.callback(broker.close)
 
     def send(self, sink: Sink, event: Event, text: str) -> int | None:
@@ -151,7 +152,11 @@ class Sending:
             broker = self._brokers[sink.target] = Broker(sink, self._app, self._senders.seconds)
         try:
             broker.send(sink, event, text)
-        except BaseException:
+        except Exception as error:
             # Its channel, or all of it, is in an unknown state.
-            self._brokers.pop(sink.target).close()
+            del self._brokers[sink.target]
+            if isinstance(error, DeliveryError) and not error.unreachable:
+                broker.close()
+            else:
+                self._silent.append(broker)  # to close it may take as long again: the failure is written down before
             raise

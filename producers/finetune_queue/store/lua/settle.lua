@@ -1,7 +1,8 @@
 #!lua
 -- Ends the hold of a line: it is due again with its next job, after a failure not before the delay, or gone if empty.
 -- KEYS  1 lines  2 line  3 the line's state  4 wake  5 the line's sinks that are put off  6 the origins that were reached
--- ARGV  1 line  2 the hold  3 delay_ms  4 "well", "down", or "same": nothing was learnt of its sinks
+-- ARGV  1 line  2 the hold  3 delay_ms  4 "well", "down", or "same": nothing was learnt of its sinks; "back": the line
+--       was not worked on, and nobody need come for it now
 --       5 why they are down  6 the line's origin if one of its sinks answered meanwhile, or ""
 --       7... id of a sink that is put off, what is known of it
 -- Returns how often in a row they were down; -1 when the hold was lost.
@@ -34,5 +35,5 @@ end
 local due = math.max(tonumber(first[2]), rest)
 redis.call('ZADD', KEYS[1], due, ARGV[1])
 if tonumber(first[2]) >= rest then redis.call('HSET', KEYS[3], 'idle', due) end -- a job that comes now need not wait so long
-if redis.call('EXISTS', KEYS[4]) == 0 then redis.call('LPUSH', KEYS[4], '1') end
+if ARGV[4] ~= 'back' and redis.call('EXISTS', KEYS[4]) == 0 then redis.call('LPUSH', KEYS[4], '1') end
 return failures
