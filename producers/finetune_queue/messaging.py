@@ -175,6 +175,18 @@ class Messenger:
         with self._app.producer_or_acquire() as producer:
             return _length(producer.channel, queue)
 
+    def queued_before(self, queue: str, priority: int) -> int:
+        """Return how many messages of a queue wait in front of one that comes now with this priority.
+
+        Raises:
+            OperationalError, RedisError: the broker is out of reach.
+        """
+        with self._app.producer_or_acquire() as producer:
+            channel: Any = producer.channel
+            lists = [channel._q_for_pri(queue, step) for step in channel.priority_steps if step <= priority]  # noqa: SLF001
+            with channel.conn_or_acquire() as client:
+                return sum(client.llen(name) for name in lists)
+
     def lengths(self) -> dict[str, int]:
         """Return how many messages wait in each of our queues.
 

@@ -53,6 +53,9 @@ class Post:
     def queued(self, queue: str) -> int:
         return len(self.messages)
 
+    def queued_before(self, queue: str, priority: int) -> int:
+        return len(self.messages)
+
 
 class WatchedPost(Post):
     """Tells ``reach`` of every message before it is sent: sending one is a call, too."""

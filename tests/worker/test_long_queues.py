@@ -201,10 +201,15 @@ def test_where_transfers_are_scarce_an_upload_url_is_not_asked_for_long_before_i
     dispatcher.step()
     assert messenger.queued(QUEUE) == 1
     assert bench.container.accounts.place(waits) == 0
+    for _ in range(CROWDED):
+        messenger.start("new", [Stage.UPLOAD], priority=BEGIN)  # goes after an upload that has its URL
 
     messages(bench, TRANSFER_QUEUE, 1)
     dispatcher.step()
     assert (messenger.queued(QUEUE), bench.container.accounts.place(waits)) == (2, None)
+    parked()
+    dispatcher.step()
+    assert messenger.queued(QUEUE) == 3
 
 
 def messages(bench: Bench, queue: str, count: int) -> list[Any]:

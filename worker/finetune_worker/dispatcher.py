@@ -43,8 +43,8 @@ PATIENCE = 0.2
 """Seconds that each message in front may take before a message that was not picked up counts as lost."""
 
 CROWDED = 100
-"""Transfers that wait, above which these are what is scarce and no longer the calls: no upload URL is asked for, as it
-would end before its upload had its turn, and take a call once more."""
+"""Transfers that go on and wait, above which these are what is scarce and no longer the calls: no upload URL is asked
+for, as it would end before its upload had its turn, and take a call once more."""
 
 CROWD_SEEN_EVERY = 1.0
 """Seconds between two looks at how many wait."""
@@ -274,7 +274,8 @@ class Dispatcher:
 
     def _transfers_are_crowded(self) -> bool:
         if self._uploads_start and time.monotonic() >= self._crowd_seen_at:
-            self._crowded = self._container.messenger.queued(TRANSFER_QUEUE) > CROWDED
+            # Those of new jobs do not count: an upload that has its URL goes before them.
+            self._crowded = self._container.messenger.queued_before(TRANSFER_QUEUE, CONTINUE) > CROWDED
             self._uploads_start = self._crowded  # or nobody need look while none does
             self._crowd_seen_at = time.monotonic() + CROWD_SEEN_EVERY
         return self._crowded
