@@ -1,6 +1,5 @@
 """The account's budget: slots, the waiting room, pauses and caps."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from finetune_queue.store import (
     CallClass,
     Change,
     JobStore,
-    NoSlot,
     RedisError,
     Slot,
     UnknownAccountError,
@@ -22,32 +20,8 @@ from finetune_queue.store import (
     keys,
     room_score,
 )
+from support.calls import ANYTIME, expire_slots, parked, refused, take
 from support.samples import sample_request
-
-ANYTIME = 9e15
-
-
-def take(budget: Budget, holder: str = "h", score: float = ANYTIME, *, submit: bool = False) -> Slot:
-    slot = budget.take("default", holder, score, submit=submit)
-    assert isinstance(slot, Slot)
-    return slot
-
-
-def refused(budget: Budget, holder: str = "h", score: float = ANYTIME, *, submit: bool = False) -> NoSlot:
-    slot = budget.take("default", holder, score, submit=submit)
-    assert isinstance(slot, NoSlot)
-    return slot
-
-
-def parked(jobs: JobStore, call: CallClass = CallClass.SUBMIT, **fields: object) -> JobRecord:
-    job, _ = jobs.register(new_job_id(), sample_request(**fields), delay=60)
-    return jobs.transition(job, Change(delay=60, room_score=room_score(call, job)), waiting_for=WaitReason.API_SLOT)
-
-
-def expire_slots(client: Any, count: int) -> None:
-    """Let the slots that are free first be free now."""
-    for member in client.zrange(keys.slots("default"), 0, count - 1):
-        client.zadd(keys.slots("default"), {member: 0})
 
 
 def test_no_more_calls_than_the_limit(budget: Budget) -> None:
@@ -285,27 +259,6 @@ def test_to_resume_an_account_ends_what_was_refused_it(budget: Budget, accounts:
         take(budget, holder, submit=True)
 
 
-def test_a_cap_on_submits_holds_submits_only(budget: Budget, jobs: JobStore, accounts: Accounts) -> None:
-    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=1))
-    call = take(budget, "job-1", submit=True)
-    assert refused(budget, "job-2", submit=True).reason is WaitReason.SPENDING
-    presign = parked(jobs, CallClass.PREPARE)
-    parked(jobs, CallClass.SUBMIT)
-    assert budget.reserve("default", 10)[0] == [presign.id]
-
-    budget.end(call, refund=True)  # it was not sent after all
-    take(budget, "job-2", submit=True)
-
-
-def test_a_submit_of_yesterday_that_was_not_sent_is_not_taken_off_today_s_count(
-    budget: Budget, accounts: Accounts
-) -> None:
-    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=1))
-    call = take(budget, "job-1", submit=True)
-    budget.end(replace(call, token="begun before midnight", at_ms=call.at_ms - 24 * 3_600_000), refund=True)
-    assert refused(budget, "job-2", submit=True).reason is WaitReason.SPENDING
-
-
 def test_the_first_training_is_not_swept_before_it_can_have_moved(budget: Budget, accounts: Accounts) -> None:
     take(budget, "job-1", submit=True)
     assert budget.reserve("default", 2)[0] == []
@@ -338,46 +291,6 @@ def test_a_job_whose_own_call_never_goes_well_does_not_try_for_all_others_each_t
     assert probe() == ill.id  # when there is nobody else
     fails(ill)
     assert probe() == ill.id
-
-
-def test_a_cap_of_zero_stops_submits(budget: Budget, accounts: Accounts) -> None:
-    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=0))
-    assert refused(budget, "job-1", submit=True) == NoSlot(WaitReason.SPENDING, ahead=0, stopped=False)
-    accounts.stop_submits("default", stopped=True)
-    assert refused(budget, "job-1", submit=True) == NoSlot(WaitReason.SPENDING, ahead=0, stopped=True)
-
-
-def test_trainings_in_flight_are_capped_exactly(budget: Budget, accounts: Accounts) -> None:
-    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_training=2))
-    take(budget, "job-1", submit=True)
-    take(budget, "job-2", submit=True)
-    take(budget, "job-2", submit=True)  # its own place counts once
-    assert refused(budget, "job-3", submit=True).reason is WaitReason.TRAININGS
-
-
-@pytest.mark.parametrize("cap", [{"max_training": 2}, {"max_submits_per_day": 2}])
-def test_no_more_submits_are_started_than_a_cap_leaves_room_for(
-    budget: Budget, accounts: Accounts, jobs: JobStore, client: Any, cap: dict[str, int]
-) -> None:
-    accounts.configure("default", AccountLimits(calls=10, window=60.0, **cap))
-    waiting = [parked(jobs) for _ in range(4)]
-
-    started, wait = budget.reserve("default", 10)
-
-    assert started == [job.id for job in waiting[:2]]
-    assert wait == pytest.approx(2.0)  # by when their slots lapse should they not come
-    assert budget.reserve("default", 10)[0] == []  # though they are still on their way
-    take(budget, started[0], submit=True)
-    assert client.zcard(keys.slots("default")) == 2
-    assert budget.reserve("default", 10)[0] == []
-    expire_reserved(client)
-    assert budget.reserve("default", 10)[0] == [waiting[2].id]  # the other's message was lost
-
-
-def expire_reserved(client: Any) -> None:
-    for member in client.zrange(keys.slots("default"), 0, -1):
-        if member.startswith("reserved:"):
-            client.zadd(keys.slots("default"), {member: 0})
 
 
 def test_a_changed_limit_takes_effect_at_once(budget: Budget, accounts: Accounts, client: Any) -> None:

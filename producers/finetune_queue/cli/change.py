@@ -35,11 +35,8 @@ def _each(
             try:
                 job = act(queue, job_id)
             except (UnknownJobError, NotPossibleError) as error:
-                failure = output.explain(error)
-                if failure is None:
-                    raise
-                output.report(failure, as_json=as_json)
-                code = code or failure.exit_code
+                said = output.refused(error, as_json=as_json)
+                code = code or said
                 continue
             if not as_json:
                 say(job)

@@ -71,11 +71,8 @@ def replay(letter_ids: Iterable[str], *, as_json: bool) -> ExitCode:
             try:
                 letter = box.replay(letter_id)
             except UnknownLetterError as error:
-                failure = output.explain(error)
-                if failure is None:
-                    raise
-                output.report(failure, as_json=as_json)
-                code = code or failure.exit_code
+                said = output.refused(error, as_json=as_json)
+                code = code or said
                 continue
             if as_json:
                 output.emit_line(_as_dict(letter))

@@ -99,6 +99,15 @@ def report(error: CliError, *, as_json: bool) -> None:
     errors().print(label.append(str(error), style="not bold default"), soft_wrap=True)
 
 
+def refused(error: Exception, *, as_json: bool) -> ExitCode:
+    """Say what went wrong with one of several, so that the others go on; returns the code that it stands for."""
+    failure = explain(error)
+    if failure is None:
+        raise error
+    report(failure, as_json=as_json)
+    return failure.exit_code
+
+
 def _drop_unwritten() -> None:
     """Let go of what standard output cannot take: Python would try again as it ends, and then exit with 120."""
     if sys.stdout is None:  # closed by who called

@@ -1,0 +1,71 @@
+"""Caps on what an account spends and has in flight."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from finetune_queue.contract import WaitReason
+from finetune_queue.store import AccountLimits, Accounts, Budget, CallClass, JobStore, NoSlot, keys
+from support.calls import parked, refused, take
+
+
+def test_a_cap_on_submits_holds_submits_only(budget: Budget, jobs: JobStore, accounts: Accounts) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=1))
+    call = take(budget, "job-1", submit=True)
+    assert refused(budget, "job-2", submit=True).reason is WaitReason.SPENDING
+    presign = parked(jobs, CallClass.PREPARE)
+    parked(jobs, CallClass.SUBMIT)
+    assert budget.reserve("default", 10)[0] == [presign.id]
+
+    budget.end(call, refund=True)  # it was not sent after all
+    take(budget, "job-2", submit=True)
+
+
+def test_a_submit_of_yesterday_that_was_not_sent_is_not_taken_off_today_s_count(
+    budget: Budget, accounts: Accounts
+) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=1))
+    call = take(budget, "job-1", submit=True)
+    budget.end(replace(call, token="begun before midnight", at_ms=call.at_ms - 24 * 3_600_000), refund=True)
+    assert refused(budget, "job-2", submit=True).reason is WaitReason.SPENDING
+
+
+def test_a_cap_of_zero_stops_submits(budget: Budget, accounts: Accounts) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=0))
+    assert refused(budget, "job-1", submit=True) == NoSlot(WaitReason.SPENDING, ahead=0, stopped=False)
+    accounts.stop_submits("default", stopped=True)
+    assert refused(budget, "job-1", submit=True) == NoSlot(WaitReason.SPENDING, ahead=0, stopped=True)
+
+
+def test_trainings_in_flight_are_capped_exactly(budget: Budget, accounts: Accounts) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_training=2))
+    take(budget, "job-1", submit=True)
+    take(budget, "job-2", submit=True)
+    take(budget, "job-2", submit=True)  # its own place counts once
+    assert refused(budget, "job-3", submit=True).reason is WaitReason.TRAININGS
+
+
+@pytest.mark.parametrize("cap", [{"max_training": 2}, {"max_submits_per_day": 2}])
+def test_no_more_submits_are_started_than_a_cap_leaves_room_for(
+    budget: Budget, accounts: Accounts, jobs: JobStore, client: Any, cap: dict[str, int]
+) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, **cap))
+    waiting = [parked(jobs) for _ in range(4)]
+
+    started, wait = budget.reserve("default", 10)
+
+    assert started == [job.id for job in waiting[:2]]
+    assert wait == pytest.approx(2.0)  # by when their slots lapse should they not come
+    assert budget.reserve("default", 10)[0] == []  # though they are still on their way
+    take(budget, started[0], submit=True)
+    assert client.zcard(keys.slots("default")) == 2
+    assert budget.reserve("default", 10)[0] == []
+    expire_reserved(client)
+    assert budget.reserve("default", 10)[0] == [waiting[2].id]  # the other's message was lost
+
+
+def expire_reserved(client: Any) -> None:
+    for member in client.zrange(keys.slots("default"), 0, -1):
+        if member.startswith("reserved:"):
+            client.zadd(keys.slots("default"), {member: 0})
