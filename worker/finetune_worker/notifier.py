@@ -34,8 +34,7 @@ ANNOUNCE_EVERY = 10.0
 """Seconds until it is said again which events are wanted: a Redis that came back without its data has forgotten it."""
 
 PUT_BACK = {Standing.GOOD: 0.5, Standing.DOUBTFUL: 0.5, Standing.NEW: 2.0}
-"""Seconds until a line is looked at again that was taken without a thread for it. There may be thousands to
-new places."""
+"""Seconds until a line is looked at again that was taken without a thread for it. New places may be many."""
 
 
 class Notifier:
