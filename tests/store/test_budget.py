@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_queue.contract import JobRecord, JobState, WaitReason, new_job_id
+from finetune_queue.contract import JobState, WaitReason, new_job_id
 from finetune_queue.store import (
     SWEEP,
     AccountLimits,
@@ -264,33 +264,6 @@ def test_the_first_training_is_not_swept_before_it_can_have_moved(budget: Budget
     assert budget.reserve("default", 2)[0] == []
     accounts.next_sweep_in("default", 0)
     assert budget.reserve("default", 2)[0] == [SWEEP]
-
-
-def test_a_job_whose_own_call_never_goes_well_does_not_try_for_all_others_each_time(
-    budget: Budget, jobs: JobStore, accounts: Accounts, client: Any
-) -> None:
-    accounts.configure("default", AccountLimits(calls=10, window=60.0))
-    ill, well = parked(jobs, CallClass.FINISH), parked(jobs)
-
-    def probe() -> str:
-        client.hset(keys.account("default"), "paused_until", "1")
-        [holder], _ = budget.reserve("default", 10)
-        return str(holder)
-
-    def fails(job: JobRecord) -> None:
-        budget.pause(take(budget, job.id), "down", None)
-        client.zadd(keys.room("default"), {job.id: room_score(CallClass.FINISH, job)})
-
-    budget.pause(take(budget, ill.id, 0.0), "down", None)
-    assert probe() == ill.id
-    fails(ill)
-    assert probe() == well.id
-    budget.end(take(budget, well.id))
-    assert budget.reserve("default", 10)[0] == [ill.id]
-    fails(ill)
-    assert probe() == ill.id  # when there is nobody else
-    fails(ill)
-    assert probe() == ill.id
 
 
 def test_a_changed_limit_takes_effect_at_once(budget: Budget, accounts: Accounts, client: Any) -> None:

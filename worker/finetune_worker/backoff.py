@@ -2,6 +2,8 @@
 
 import random
 
+from finetune_queue.settings import Settings
+
 _MOST_DOUBLINGS = 60
 """After an hour of tries more would be no float any more."""
 
@@ -11,3 +13,8 @@ def backoff(failures: int, *, base: float, longest: float) -> float:
     ``longest``, and random, so that not all who met the same trouble come back at once."""
     wait = min(longest, base * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
     return wait * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
+
+
+def try_again_in(settings: Settings, failures: int) -> float:
+    """Return the seconds until a job's next try after ``failures`` in a row, by the settings."""
+    return backoff(failures, base=settings.finetune_backoff_base, longest=settings.finetune_backoff_max)

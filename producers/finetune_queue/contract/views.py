@@ -25,7 +25,7 @@ class PublicJob(BaseModel):
     )
     created_at: AwareDatetime
     updated_at: AwareDatetime
-    attempts: int = Field(description="How often the running stage has failed, but for outages of the artifact store.")
+    attempts: int = Field(description="How often the running stage has failed, outages left out.")
     cancel_requested: bool
     waiting_for: WaitReason | None = Field(default=None, description="Why the job is not moving.")
     progress: Progress | None = Field(default=None, description="How far the running stage is.")

@@ -20,13 +20,14 @@ from finetune_queue.store import (
     NoSlot,
     room_score,
 )
+from finetune_worker.backoff import try_again_in
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected, Unavailable
-from finetune_worker.stages.calls import AccountPausedError, call_api, give_back, park, park_paused
+from finetune_worker.stages.calls import AccountPausedError, after_outage, call_api, give_back, park, park_paused
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.outcome import Done, Fail, Retry, Wait, after_error
-from finetune_worker.stages.runner import claim_lost, guarded, read_job, record, traced, try_again_in
+from finetune_worker.stages.runner import claim_lost, guarded, read_job, record, traced
 
 
 def change_access(container: Container, job_id: str, task_id: str) -> str:
@@ -90,7 +91,8 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
             longest = _longest(container)
             left = longest - (time.monotonic() - slot.asked)
             why = f"{paused.error.detail} It may still act on it, then to make the model {wanted}"
-            return _settle(slot.at_ms + int(longest * 1000), left, why)
+            delay = max(left, after_outage(container, job, paused.seconds))
+            return _settle(slot.at_ms + int(longest * 1000), delay, why, outages=job.outages + 1)
         return park_paused(job, CallClass.FINISH, paused, f"make the model {wanted}")
     except (Rejected, MalformedReply) as error:
         return after_error(from_api(error, ACCESS))
@@ -113,9 +115,11 @@ def _longest(container: Container) -> float:
     return container.settings.segmind_call_timeout + CALL_MARGIN
 
 
-def _settle(settles_ms: int, left: float, why: str) -> Wait:
+def _settle(settles_ms: int, left: float, why: str, **fields: int) -> Wait:
     """Wait until a call that left and had no answer can have no effect any more: no other may be made before."""
-    return Wait(f"parked: {why}", WaitReason.PROVIDER, max(0.0, left), fields={"access_settles_ms": settles_ms})
+    return Wait(
+        f"parked: {why}", WaitReason.PROVIDER, max(0.0, left), fields={"access_settles_ms": settles_ms, **fields}
+    )
 
 
 def _conclude(container: Container, job: JobRecord, outcome: Done | Wait | Retry | Fail) -> str:
@@ -130,7 +134,7 @@ def _conclude(container: Container, job: JobRecord, outcome: Done | Wait | Retry
             container.jobs.transition(job, change, owner="", waiting_for=outcome.reason, **outcome.fields)
             return outcome.sentence
         case Retry() if access.attempts + 1 < most:
-            delay = try_again_in(container, access.attempts + 1)
+            delay = try_again_in(container.settings, access.attempts + 1)
             tried = access.model_copy(update={"attempts": access.attempts + 1, "error": outcome.error})
             change = Change(delay=delay)
             container.jobs.transition(job, change, owner="", waiting_for=WaitReason.BACKOFF, access=tried)
@@ -141,7 +145,7 @@ def _conclude(container: Container, job: JobRecord, outcome: Done | Wait | Retry
 
 
 def _end(container: Container, job: JobRecord, access: Access) -> None:
-    released: dict[str, Any] = {"owner": "", "takeovers": 0, "waiting_for": None}
+    released: dict[str, Any] = {"owner": "", "outages": 0, "takeovers": 0, "waiting_for": None}
     container.jobs.transition(job, Change(), event=EventType.ACCESS, access=access, **released)
 
 

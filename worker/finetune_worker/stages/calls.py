@@ -9,10 +9,12 @@ import structlog
 
 from finetune_queue.contract import JobRecord, WaitReason
 from finetune_queue.store import Budget, CallClass, NoSlot, RedisError, Slot, room_score
+from finetune_worker.backoff import try_again_in
 from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import NotSent, OutcomeUnknown, RateLimited, Rejected, SegmindError, Unavailable
-from finetune_worker.stages.outcome import Wait
+from finetune_worker.stages.errors import from_api
+from finetune_worker.stages.outcome import Retry, Wait
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +30,9 @@ def longest_call(container: Container) -> float:
     it: taken over meanwhile, it would be asked for twice and count its living worker as dead."""
     return FRESH + container.settings.segmind_call_timeout
 
+
+OTHERS_TRY = 1.0
+"""Seconds after a pause in which its account's other jobs try whether Segmind is well again."""
 
 PARKED = 3600.0
 """Seconds after which a parked job is looked at even if nothing woke it: a safety net, as its turn in the waiting room
@@ -49,9 +54,10 @@ class AccountPausedError(Exception):
 
 def ask(
     container: Container, job: JobRecord, call: CallClass, what: str, function: Callable[[SegmindClient], T]
-) -> T | Wait:
+) -> T | Wait | Retry:
     """Run ``function``, which makes exactly one API call that may be repeated, to ``what`` for a job; or wait in the
-    account's room for a slot, or for the end of its pause.
+    account's room for a slot, or for the end of its pause. A call without a good answer comes again after a backoff of
+    the job's own, which grows: one that never goes well for this job alone would take every other call of its account.
 
     Raises:
         StaleCallError, SegmindError: see :func:`call_api`.
@@ -63,6 +69,9 @@ def ask(
     try:
         return call_api(container.budget, slot, partial(function, client))
     except AccountPausedError as paused:
+        if isinstance(paused.error, Unavailable):
+            error = from_api(paused.error, job.stage)
+            return Retry(error, after=after_outage(container, job, paused.seconds), outage=True)
         return park_paused(job, call, paused, what)
 
 
@@ -83,6 +92,12 @@ def park_paused(job: JobRecord, call: CallClass, paused: AccountPausedError, wha
     """Wait in the account's room for its pause to end; an outage uses no attempt."""
     sentence = f"parked: {paused.error.detail} The account is paused for {paused.seconds:.0f} s, then to {what}"
     return Wait(sentence, WaitReason.PAUSED, PARKED, room_score=room_score(call, job))
+
+
+def after_outage(container: Container, job: JobRecord, pause: float) -> float:
+    """Return the seconds until a job whose call had no good answer makes it again: not before others of the account
+    have tried theirs, who were paused for ``pause`` seconds."""
+    return max(pause + OTHERS_TRY, try_again_in(container.settings, job.outages + 1))
 
 
 def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:

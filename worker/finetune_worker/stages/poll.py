@@ -25,14 +25,14 @@ def poll(container: Container, claim: Claim) -> Outcome:
         seen = ask(container, job, CallClass.FINISH, what, lambda client: client.details(job.finetune_id or ""))
     except (Rejected, MalformedReply) as error:
         return after_error(from_api(error, Stage.POLL))
-    if isinstance(seen, Wait):
+    if not isinstance(seen, FinetuneDetails):
         return seen
     outcome = _act_on(container, claim, seen)
     if outcome is not None:
         return outcome
     if over:  # by a look just now: it may have ended while nobody could look, or was adopted late
         return Fail(_too_long(container, claim.job))
-    return _wait(container, claim, wants_details=False)
+    return _wait(container, claim, wants_details=False, outages=0)
 
 
 def _act_on(container: Container, claim: Claim, seen: FinetuneDetails) -> Outcome | None:

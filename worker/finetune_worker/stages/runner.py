@@ -22,7 +22,7 @@ from finetune_queue.store import (
     UnknownAccountError,
     UnreadableJobError,
 )
-from finetune_worker.backoff import backoff
+from finetune_worker.backoff import try_again_in
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.stages.calls import StaleCallError
 from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError, until_deadline
@@ -262,7 +262,7 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             else:
                 failures, most = job.attempts + 1, f" of {settings.finetune_max_attempts}"
                 counted = {"attempts": failures, "outages": 0}
-            delay = outcome.after if outcome.after is not None else try_again_in(container, failures)
+            delay = outcome.after if outcome.after is not None else try_again_in(settings, failures)
             waiting = {**RELEASED, "waiting_for": WaitReason.BACKOFF, "error": outcome.error}
             fields = {**waiting, **outcome.fields, **counted}
             job = container.jobs.transition(job, Change(delay=until_deadline(job, delay)), **fields)
@@ -279,9 +279,3 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             change = Change(delay=settings.finetune_training_limit)
             job = container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
             return job, StageResult(outcome.sentence, proceed=False)
-
-
-def try_again_in(container: Container, failures: int) -> float:
-    """Return the seconds until the next try after ``failures`` in a row."""
-    settings = container.settings
-    return backoff(failures, base=settings.finetune_backoff_base, longest=settings.finetune_backoff_max)

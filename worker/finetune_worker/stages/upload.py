@@ -20,7 +20,7 @@ from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages.calls import ask, longest_call
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_dataset, from_transfer
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait, after_error
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError
 from finetune_worker.transfer.put import upload_presigned
@@ -184,7 +184,7 @@ def _presign(container: Container, claim: Claim) -> PresignedUpload | Outcome:
         found = ask(container, job, CallClass.PREPARE, what, lambda client: client.presign_upload(job.id, public=True))
     except (Rejected, MalformedReply) as error:
         return after_error(from_api(error, Stage.UPLOAD))
-    if isinstance(found, Wait):
+    if not isinstance(found, PresignedUpload):
         return found
     secret = {"presigned_url": found.presigned_url.get_secret_value(), "s3_url": found.s3_url}
     container.jobs.save_upload_url(job.id, json.dumps(secret), _worth_keeping(found).total_seconds())

@@ -45,7 +45,7 @@ local reply = {-1}
 local function reserve(holder, kind)
   redis.call('ZADD', KEYS[1], now + ARGV[2], 'reserved:' .. kind .. holder)
   if account.probing == '1' then
-    redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[2], 'probed_by', holder)
+    redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[2])
   end
   table.insert(reply, holder)
   free = free - 1
@@ -63,39 +63,26 @@ if tracked > 0 then
   if sweep_in <= 0 and free > 0 then sweep() end
 end
 
--- One that tried for all others whether the provider is well, and was put off again, lets another try: a call that
--- never goes well for one job alone would keep the account's others waiting for ever.
-local others_first = account.probing == '1' and account.probed_by
 local function pop(low, high, count, kind)
   if count <= 0 or free <= 0 then return 0 end
   local popped = 0
-  local more = others_first and 1 or 0
-  for _, id in ipairs(redis.call('ZRANGE', KEYS[2], low, high, 'BYSCORE', 'LIMIT', 0, math.min(count, free) + more)) do
-    if id ~= others_first and free > 0 then
-      redis.call('ZREM', KEYS[2], id)
-      redis.call('ZADD', KEYS[5], now + ARGV[2], id)
-      reserve(id, kind)
-      popped = popped + 1
-    end
+  for _, id in ipairs(redis.call('ZRANGE', KEYS[2], low, high, 'BYSCORE', 'LIMIT', 0, math.min(count, free))) do
+    redis.call('ZREM', KEYS[2], id)
+    redis.call('ZADD', KEYS[5], now + ARGV[2], id)
+    reserve(id, kind)
+    popped = popped + 1
   end
   return popped
 end
-local function hand_out()
-  pop('-inf', '(' .. ARGV[3], math.huge, '')
-  local handed = pop(ARGV[3], '(' .. ARGV[4], submits, capped and 'submit:' or '')
-  submits = submits - handed
-  if handed > 0 and account.submits_refused then
-    redis.call('HSET', KEYS[3], 'submits_probe_until', now + ARGV[2])
-    submits = 0
-  end
-  if handed > 0 and submits <= 0 then submits_in = tonumber(ARGV[2]) end
-  pop(ARGV[4], ARGV[5], math.huge, '')
+pop('-inf', '(' .. ARGV[3], math.huge, '')
+local handed = pop(ARGV[3], '(' .. ARGV[4], submits, capped and 'submit:' or '')
+submits = submits - handed
+if handed > 0 and account.submits_refused then
+  redis.call('HSET', KEYS[3], 'submits_probe_until', now + ARGV[2])
+  submits = 0
 end
-hand_out()
-if others_first and free > 0 then
-  others_first = false
-  hand_out()
-end
+if handed > 0 and submits <= 0 then submits_in = tonumber(ARGV[2]) end
+pop(ARGV[4], ARGV[5], math.huge, '')
 
 local startable = redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. ARGV[3]) + redis.call('ZCOUNT', KEYS[2], ARGV[4], ARGV[5])
 if submits > 0 then startable = redis.call('ZCOUNT', KEYS[2], '-inf', ARGV[5]) end
