@@ -31,6 +31,19 @@ def test_a_folder_that_was_removed_is_made_anew(folder: WorkFolder) -> None:
     assert folder.path.stat().st_mode & 0o777 == 0o700
 
 
+def test_each_queue_has_its_own_whatever_its_password(bench: Bench, folder: WorkFolder) -> None:
+    def path_of(url: str) -> Path:
+        return WorkFolder(url, bench.container.jobs).path
+
+    for same in ("redis://127.0.0.1:1", "redis://:secret@127.0.0.1:1/0", "rediss://user:new@127.0.0.1:1?timeout=3"):
+        assert path_of(same) == folder.path
+    others = {path_of(f"redis://{other}") for other in ("127.0.0.1:1/1", "127.0.0.1:2/0", "localhost:1/0")}
+    sockets = {
+        path_of(f"unix://{socket}") for socket in ("/run/a.sock", ":secret@/run/a.sock?db=0", "/run/a.sock?db=1")
+    }
+    assert len({folder.path, *others, *sockets}) == 1 + 3 + 2
+
+
 def _opened(path: Path) -> None:
     path.chmod(0o770)
 

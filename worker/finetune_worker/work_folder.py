@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from finetune_queue.contract import JobState
-from finetune_queue.store import JobStore
+from finetune_queue.store import JobStore, database_of
 from finetune_worker.transfer.download import discard
 
 _PART = ".part"
@@ -30,13 +30,14 @@ class WorkFolder:
     """The folder, and its clean-up. It is made anew when it is gone: what tidies up ``/tmp`` may take it."""
 
     def __init__(self, redis_url: str, jobs: JobStore) -> None:
-        """Make the folder if it is not there; one for each queue, since the clean-up goes by what its queue knows.
+        """Make the folder if it is not there; one for each queue, since the clean-up goes by what its queue knows, and
+        the same one when the queue's password has changed.
 
         Raises:
             WorkFolderError: it cannot be made, or others may write there.
         """
         self._jobs = jobs
-        queue = hashlib.sha256(redis_url.encode()).hexdigest()[:12]
+        queue = hashlib.sha256(database_of(redis_url).encode()).hexdigest()[:12]
         self._path = Path(tempfile.gettempdir()) / f"finetune-queue-{queue}"
         self.path  # noqa: B018 - so that an unfit one is told when the worker starts
 

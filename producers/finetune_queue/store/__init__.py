@@ -4,7 +4,7 @@ from redis import AuthenticationError, OutOfMemoryError, RedisError, ResponseErr
 
 from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfers_of
 from finetune_queue.store.budget import CALL_MARGIN, SWEEP, Budget, NoSlot, Slot
-from finetune_queue.store.connection import TakesPing, connect
+from finetune_queue.store.connection import TakesPing, connect, database_of
 from finetune_queue.store.counters import (
     API_CALL_SECONDS,
     API_CALLS,
@@ -137,6 +137,7 @@ __all__ = [
     "Workers",
     "clock_skew",
     "connect",
+    "database_of",
     "disk_trouble",
     "room_score",
     "server_facts",

@@ -37,6 +37,13 @@ def connect(url: str, *, connect_timeout: float = CONNECT_TIMEOUT, read_timeout:
     return client
 
 
+def database_of(url: str) -> str:
+    """Return what names the database that a URL leads to: its server and number, without a user or password."""
+    place: dict[str, Any] = redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
+    server = place.get("path") or f"{place.get('host')}:{place.get('port', 6379)}"
+    return f"{server}/{place.get('db', 0)}"
+
+
 class TakesPing:
     """Takes the refusal of a plain PING for its answer. A primary that cannot write to its disk refuses PING as it does
     writes (MISCONF), though reads go well there; and the client sends a PING before what it reads, to see whether the
