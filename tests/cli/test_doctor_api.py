@@ -223,7 +223,7 @@ def test_a_budget_without_a_free_call(run: Run, queue_url: str, monkeypatch: pyt
 def test_without_redis_no_call_is_made(run: Run, sandbox: LiveSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_REDIS_URL", "redis://127.0.0.1:1/0")
     found = asked(run("doctor", "--api", "--json"))
-    assert "No call was made" in found["api default"]["message"]
+    assert "No call is made" in found["api default"]["message"]
     assert api_calls(sandbox) == 0
 
 

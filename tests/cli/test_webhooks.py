@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from finetune_queue.settings import load_settings
-from finetune_queue.store import connect, keys
+from finetune_queue.store import Budget, RedisError, connect, keys
 from gateway.serving import run_gateway
 from segmind_sandbox.testing import LiveSandbox
 from support.cli import Run
@@ -120,6 +120,19 @@ def test_a_429_pauses_the_account(run: Run, sandbox: LiveSandbox, client: redis.
     sandbox.control.change_settings(rate_limit="50/60")
 
 
+def test_a_call_that_was_made_counts_though_redis_went_away_meanwhile(
+    run: Run, gateway: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise RedisError("connection lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Budget, "end_without_news", gone)
+        result = run("webhooks", "register", gateway)
+    assert (result.code, "its slot ends by itself" in result.err) == (0, True), result.err
+    assert len(listed(run)) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "code", "said"),
     [
@@ -130,7 +143,7 @@ def test_a_429_pauses_the_account(run: Run, sandbox: LiveSandbox, client: redis.
         (("test",), {}, 3, "has no webhook"),
         (("list", "--account", "other"), {}, 2, "no such account"),
         (("list",), {"SEGMIND_API_KEY": "SG_wrong_key"}, 1, "Segmind does not know the API key"),
-        (("list",), {"FINETUNE_REDIS_URL": "redis://127.0.0.1:1/0"}, 4, "No call was made"),
+        (("list",), {"FINETUNE_REDIS_URL": "redis://127.0.0.1:1/0"}, 4, "No call is made"),
     ],
 )
 def test_what_cannot_be_is_said(

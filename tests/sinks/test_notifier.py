@@ -12,7 +12,7 @@ import redis
 
 from finetune_queue.store import Standing, keys
 from finetune_worker import notifier
-from finetune_worker.notifier import MOST, THREADS
+from finetune_worker.notifier import CAPS, THREADS
 from support.sinks import Deliveries, MakeDeliveries, Receiver
 from support.until import until
 
@@ -105,7 +105,7 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(make: MakeDeliveries,
 
         bench.job(reply_to=["list://fine"])
         until(others_get_theirs, seconds=1)
-        assert 0 < busy <= MOST[Standing.DOUBTFUL]
+        assert 0 < busy <= CAPS[Standing.DOUBTFUL].threads
 
 
 @needs_many_addresses
@@ -115,10 +115,10 @@ def test_hosts_that_nobody_heard_of_leave_threads_for_the_others(make: MakeDeliv
         for number in range(THREADS + 3):
             bench.job(reply_to=[opened.enter_context(Silent(f"127.0.1.{number + 1}")).url])
         opened.enter_context(running(bench))
-        until(lambda: running_to(bench, Standing.NEW) == MOST[Standing.NEW], seconds=5)
+        until(lambda: running_to(bench, Standing.NEW) == CAPS[Standing.NEW].threads, seconds=5)
         bench.job(reply_to=["list://fine"])
         until(lambda: client.llen("fine") == 1, seconds=3)
-        assert running_to(bench, Standing.NEW) == MOST[Standing.NEW]
+        assert running_to(bench, Standing.NEW) == CAPS[Standing.NEW].threads
         opened.pop_all().close()
 
 
@@ -155,7 +155,7 @@ def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: MakeDeliveries
     bench.job(reply_to=[url])
     bench.deliver()
     doubtful = Standing.DOUBTFUL
-    bench.notifier._running = {f"other{number}": doubtful for number in range(MOST[doubtful])}
+    bench.notifier._running = {f"other{number}": doubtful for number in range(CAPS[doubtful].threads)}
 
     def put_back() -> bool:
         bench.notifier._start_lines()
@@ -173,7 +173,7 @@ def test_a_line_to_a_new_place_without_a_thread_for_it_waits_and_wakes_nobody(
     bench = make()
     bench.job(reply_to=["https://new.example/hook"])
     bench.line_up()
-    bench.notifier._running = {f"other{number}": Standing.NEW for number in range(MOST[Standing.NEW])}
+    bench.notifier._running = {f"other{number}": Standing.NEW for number in range(CAPS[Standing.NEW].threads)}
     client.delete(keys.wake_outbox())
 
     bench.notifier._start_lines()

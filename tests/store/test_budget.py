@@ -155,7 +155,7 @@ def test_a_probe_that_was_not_sent_lets_one_other_go(budget: Budget, accounts: A
     accounts.configure("default", AccountLimits(calls=10, window=60.0))
     budget.pause(take(budget), "503", None)
     over(client)
-    budget.unsent(take(budget))
+    budget.end_without_news(take(budget))
     take(budget)
     assert refused(budget).reason is WaitReason.PAUSED
 
@@ -225,7 +225,7 @@ def test_refused_submits_pause_submits_alone_and_one_tries_at_a_time(
     assert lengths[0] * 1.5 < lengths[1] < lengths[2]
 
     pause_over()
-    budget.unsent(take(budget, "b", submit=True))  # shows nothing: another may try
+    budget.end_without_news(take(budget, "b", submit=True))  # shows nothing: another may try
     budget.end(take(budget, "d", submit=True))
     assert accounts.status("default").unwell == ""
     for holder in ("e", "f"):

@@ -6,6 +6,7 @@ one takes, no other gets. See docs/decisions/0006.
 
 import threading
 import time
+from typing import NamedTuple
 
 import structlog
 
@@ -26,15 +27,20 @@ LONGEST_SLEEP = 5.0
 THREADS = 12
 """Lines that are worked on at once."""
 
-MOST = {Standing.DOUBTFUL: 4, Standing.NEW: 6}
-"""How many of them may be lines to places that were out of reach, or that nobody heard of yet, so that those never keep
-the others waiting."""
+
+class _Cap(NamedTuple):
+    """How many threads lines of one standing may use, and seconds until one that got none is looked at again."""
+
+    threads: int
+    look_again: float
+
+
+CAPS = {Standing.DOUBTFUL: _Cap(4, 0.5), Standing.NEW: _Cap(6, 2.0)}
+"""Of places that were out of reach, or that nobody heard of yet (they may be many), so that those never keep the others
+waiting."""
 
 ANNOUNCE_EVERY = 10.0
 """Seconds until it is said again which events are wanted: a Redis that came back without its data has forgotten it."""
-
-PUT_BACK = {Standing.GOOD: 0.5, Standing.DOUBTFUL: 0.5, Standing.NEW: 2.0}
-"""Seconds until a line is looked at again that was taken without a thread for it. New places may be many."""
 
 
 class Notifier:
@@ -93,28 +99,33 @@ class Notifier:
             return LONGEST_SLEEP
         holds, wait = self._outbox.take_lines(free, self._container.settings.finetune_lease)
         for hold in holds:
-            with self._lock:
-                alike = list(self._running.values()).count(hold.standing)
-                start = alike < MOST.get(hold.standing, THREADS)
-                if start:
-                    self._running[hold.line] = hold.standing
-            if start:
-                name = f"deliver {hold.line}"
-                try:
-                    threading.Thread(target=self._deliver, args=(hold,), name=name, daemon=True).start()
-                except RuntimeError:  # the system has no thread left; the hold runs out by itself
-                    with self._lock:
-                        del self._running[hold.line]
-                    raise
+            cap = CAPS.get(hold.standing)
+            if cap is not None and self._count(hold.standing) >= cap.threads:
+                self._outbox.put_back(hold, cap.look_again)
             else:
-                self._outbox.put_back(hold, PUT_BACK[hold.standing])
+                self._start(hold)
         if len(holds) == free:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait
 
+    def _start(self, hold: Hold) -> None:
+        with self._lock:
+            self._running[hold.line] = hold.standing
+        name = f"deliver {hold.line}"
+        try:
+            threading.Thread(target=self._deliver, args=(hold,), name=name, daemon=True).start()
+        except RuntimeError:  # the system has no thread left; the hold runs out by itself
+            with self._lock:
+                del self._running[hold.line]
+            raise
+
     def _free(self) -> int:
         with self._lock:
             return THREADS - len(self._running)
+
+    def _count(self, standing: Standing) -> int:
+        with self._lock:
+            return list(self._running.values()).count(standing)
 
     def _deliver(self, hold: Hold) -> None:
         try:

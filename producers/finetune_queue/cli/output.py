@@ -155,7 +155,7 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Say on standard error that there is nothing to print: what reads the output takes its lines for data."""
+    """Say on standard error what is no part of the output: what reads that takes its lines for data."""
     errors().print(text, soft_wrap=True)
 
 

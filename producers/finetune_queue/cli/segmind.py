@@ -79,7 +79,7 @@ class Session:
         Raises:
             CliError: see :meth:`call`.
         """
-        return self._call(function, self._budget.unsent)
+        return self._call(function, self._budget.end_without_news)
 
     def _call(self, function: Callable[[], T], end: Callable[[Slot], None]) -> T:
         from finetune_worker.segmind.errors import RateLimited, SegmindError
@@ -88,13 +88,15 @@ class Session:
         try:
             result = function()
         except RateLimited as error:
-            self._budget.pause(slot, error.detail, error.retry_after, code=error.code)
+            with _left_to_its_time_out():
+                self._budget.pause(slot, error.detail, error.retry_after, code=error.code)
             raise CliError(str(error), ExitCode.UNAVAILABLE, error.code) from None
         except SegmindError as error:
             # The slot is left to its own time-out, and the account as it is: a key that is wrong here, or trouble of
             # the host that has the webhooks, says nothing of the calls that workers make.
             raise CliError(str(error), ExitCode.FAILED, error.code) from None
-        end(slot)
+        with _left_to_its_time_out():
+            end(slot)
         return result
 
     def _notice(self, call: "EndedCall") -> None:
@@ -133,6 +135,15 @@ class Session:
 
 
 @contextmanager
+def _left_to_its_time_out() -> Iterator[None]:
+    """Let a call that was made stand, though its slot cannot be ended: that becomes free by itself."""
+    try:
+        yield
+    except RedisError as error:
+        output.note(f"The call was made, but Redis does not know that it has ended ({error}): its slot ends by itself.")
+
+
+@contextmanager
 def open_session(settings: Settings, account: str) -> Iterator[Session]:
     """Open one account's clients and its budget.
 
@@ -154,7 +165,7 @@ def open_session(settings: Settings, account: str) -> Iterator[Session]:
                 _announce(accounts, account, settings)
                 yield session
             except RedisError as error:
-                message = f"No call was made: the account's budget is on Redis, which is out of reach ({error})."
+                message = f"No call is made without the account's budget, and Redis, which has it, is away ({error})."
                 raise CliError(message, ExitCode.UNAVAILABLE, "queue_unavailable") from None
 
 

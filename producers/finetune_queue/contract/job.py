@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from finetune_queue.contract.request import FineTuneRequest
+from finetune_queue.redaction import redact_text
 
 
 class JobState(StrEnum):
@@ -270,6 +271,10 @@ class JobRecord(BaseModel):
         body = self.model_dump(mode="json", exclude=_INTERNAL, exclude_none=True)
         # A sink's URL may hold a password, or an unguessable path.
         body["request"]["reply_to"] = [sink.shown for sink in self.request.sinks]
+        # A signed link opens the dataset to all who see it.
+        body["request"]["dataset"] = redact_text(self.request.dataset)
+        if self.dataset_url is not None:
+            body["dataset_url"] = redact_text(self.dataset_url)
         shown |= {name: value for name, value in body.items() if name not in shown}
         shown["created_at"] = iso_time(self.created_ms)
         shown["updated_at"] = iso_time(self.updated_ms)

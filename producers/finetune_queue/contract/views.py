@@ -21,7 +21,8 @@ class PublicJob(BaseModel):
     state: JobState
     account: str
     request: dict[str, Any] = Field(
-        description="The request as it was accepted, with every default filled in; sinks without their secrets."
+        description="The request as it was accepted, with every default filled in; sinks and signed links without "
+        "their secrets."
     )
     created_at: AwareDatetime
     updated_at: AwareDatetime

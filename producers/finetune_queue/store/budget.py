@@ -126,17 +126,19 @@ class Budget:
         """Tell whether the sweep that was handed out last was not made yet."""
         return bool(self._wants_sweep([keys.slots(account), keys.account(account)], [SWEEP]))
 
-    def extend(self, slot: Slot, seconds: float) -> None:
-        """Keep the slot of what goes on, as a transfer that shows progress, for ``seconds`` from now."""
-        self._extend([keys.slots(slot.account), keys.account(slot.account)], [slot.token, int(seconds * 1000)])
+    def extend(self, slot: Slot, seconds: float) -> bool:
+        """Keep the slot of what goes on, as a transfer that shows progress, for ``seconds`` from now; False if it was
+        free again already, perhaps another's."""
+        names = [keys.slots(slot.account), keys.account(slot.account)]
+        return bool(self._extend(names, [slot.token, int(seconds * 1000)]))
 
     def end(self, slot: Slot, *, refund: bool = False) -> None:
         """End a call after which the provider seems well. ``refund`` takes a submit that started nothing off its day's
         count."""
         self._finish(slot, "well", refund=refund)
 
-    def unsent(self, slot: Slot) -> None:
-        """End a call that was not sent, and so shows nothing of the provider."""
+    def end_without_news(self, slot: Slot) -> None:
+        """End a call that shows nothing of the provider's health: it was not sent, or went to another host."""
         self._finish(slot, "unsent", refund=slot.submit)
 
     def pause(

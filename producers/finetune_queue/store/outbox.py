@@ -293,23 +293,29 @@ class Outbox:
 
     def settle(self, hold: Hold, *, down_for: float = 0.0, reason: str = "", reached: bool = False) -> None:
         """End the hold; ``down_for`` seconds nobody tries the line, because its sinks are out of reach. Without that
-        they are well if they were before, or if one of them was ``reached``."""
+        they are well if they were before, or if one of them was ``reached``.
+
+        Raises:
+            HoldLostError: the line is somebody else's now; nothing was written.
+        """
         state = "down" if reason else "well" if reached or not hold.failures else "same"
-        self._end(hold, down_for, state, reason, reached=reached)
+        if not self._end(hold, down_for, state, reason, reached=reached):
+            raise HoldLostError(hold.line)
 
     def put_back(self, hold: Hold, seconds: float) -> None:
-        """Give a line back that was not worked on."""
+        """Give a line back that was not worked on, unless it is somebody else's by now."""
         self._end(hold, seconds, "back")
 
-    def _end(self, hold: Hold, seconds: float, state: str, reason: str = "", *, reached: bool = False) -> None:
+    def _end(self, hold: Hold, seconds: float, state: str, reason: str = "", *, reached: bool = False) -> bool:
         names = [keys.lines(), keys.line(hold.line), keys.line_state(hold.line), keys.wake_outbox()]
         kept = sorted(hold.put_off.items(), key=lambda item: item[1].until_ms)[-MOST_PUT_OFF:]
         pairs = [text for sink_id, each in kept for text in (sink_id, json.dumps(asdict(each), separators=(",", ":")))]
         origin = hold.origin if reached else ""
-        self._settle(
+        ended = self._settle(
             [*names, keys.put_off(hold.line), keys.reached()],
             [hold.line, hold.until, int(seconds * 1000), state, reason, origin, *pairs],
         )
+        return bool(ended)
 
     # for people
 

@@ -167,7 +167,7 @@ def _end(budget: Budget, slot: Slot, *, refund: bool) -> None:
 def give_back(budget: Budget, slot: Slot) -> None:
     """Give back the slot of a call that was not sent."""
     try:
-        budget.unsent(slot)
+        budget.end_without_news(slot)
     except RedisError as trouble:
         _log_not_ended(slot, trouble)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune_queue.contract import JobRecord, JobState, Stage
 from finetune_queue.contract.job import iso_time
+from finetune_queue.redaction import redact_text
 from finetune_queue.storage import StorageError
 from finetune_worker.container import Container
 from finetune_worker.stages.claim import Claim
@@ -36,9 +37,10 @@ def manifest_name(job_id: str) -> str:
 
 def manifest(job: JobRecord) -> dict[str, Any]:
     """Return what a person or a program needs to know of the weights beside it."""
+    request = job.request.model_dump(mode="json", exclude={"idempotency_key", "reply_to"})
     return {
         "job_id": job.id,
-        "request": job.request.model_dump(mode="json", exclude={"idempotency_key", "reply_to"}),
+        "request": {**request, "dataset": redact_text(job.request.dataset)},
         "finetune_id": job.finetune_id,
         "provider_status": job.provider_status,
         "dataset": job.dataset_report,

@@ -38,12 +38,12 @@ def transfer_share(container: Container, claim: Claim, call: CallClass) -> Itera
     slot = container.transfers.take(transfers_of(job.account), job.id, room_score(call, job))
     if isinstance(slot, NoSlot):
         raise NoShareError(park_for_transfer(job, call, slot.ahead))
-    claim.on_hold = partial(container.transfers.extend, slot)
+    claim.on_hold = partial(_keep, container, slot)
     try:
         yield
     finally:
         claim.on_hold = None
-        _give_back(container, slot)
+        _end(container, slot)
 
 
 def has_share(container: Container, job: JobRecord) -> bool:
@@ -58,7 +58,13 @@ def park_for_transfer(job: JobRecord, call: CallClass, ahead: int) -> Wait:
     return Wait(sentence, WaitReason.TRANSFER, PARKED, room_score=room_score(call, job), for_transfer=True)
 
 
-def _give_back(container: Container, slot: Slot) -> None:
+def _keep(container: Container, slot: Slot, seconds: float) -> None:
+    if not container.transfers.extend(slot, seconds):
+        # Stood still for longer than it said. It goes on all the same: what has come in would have to come again.
+        log.warning("transfer_share_lost", account=slot.account)
+
+
+def _end(container: Container, slot: Slot) -> None:
     try:
         container.transfers.end(slot)
     except RedisError as error:

@@ -5,8 +5,8 @@
 --       was not worked on, and nobody need come for it now
 --       5 why they are down  6 the line's origin if one of its sinks answered meanwhile, or ""
 --       7... id of a sink that is put off, what is known of it
--- Returns how often in a row they were down; -1 when the hold was lost.
-if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '-1') ~= tonumber(ARGV[2]) then return -1 end
+-- Returns 1; 0 when the hold was lost, and nothing was done.
+if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '-1') ~= tonumber(ARGV[2]) then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local rest = now + ARGV[3]
@@ -15,9 +15,8 @@ if ARGV[6] ~= '' then
   redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', now - 30 * 86400000)
 end
 if ARGV[4] == 'well' or ARGV[6] ~= '' then redis.call('DEL', KEYS[3]) end
-local failures = 0
 if ARGV[4] == 'down' then
-  failures = redis.call('HINCRBY', KEYS[3], 'failures', 1)
+  redis.call('HINCRBY', KEYS[3], 'failures', 1)
   redis.call('HSETNX', KEYS[3], 'since', now)
   redis.call('HSET', KEYS[3], 'reason', ARGV[5], 'rest', rest)
 end
@@ -26,7 +25,7 @@ local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 if not first[2] then
   redis.call('ZREM', KEYS[1], ARGV[1])
   redis.call('DEL', KEYS[3])
-  return 0
+  return 1
 end
 if #ARGV > 6 then
   redis.call('HSET', KEYS[5], unpack(ARGV, 7))
@@ -36,4 +35,4 @@ local due = math.max(tonumber(first[2]), rest)
 redis.call('ZADD', KEYS[1], due, ARGV[1])
 if tonumber(first[2]) >= rest then redis.call('HSET', KEYS[3], 'idle', due) end -- a job that comes now need not wait so long
 if ARGV[4] ~= 'back' and redis.call('EXISTS', KEYS[4]) == 0 then redis.call('LPUSH', KEYS[4], '1') end
-return failures
+return 1
