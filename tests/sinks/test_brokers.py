@@ -18,6 +18,7 @@ from finetune_queue.store import connect
 from finetune_worker.sinks import DeliveryError
 from support.rabbitmq import RabbitMQ, find_rabbitmq
 from support.sinks import MakeDeliveries, kinds
+from support.slow_wire import slow_wire
 from support.until import until
 
 THREE = ["accepted", "uploading", "cancelled"]
@@ -217,6 +218,19 @@ def test_the_failure_of_a_broker_that_went_silent_is_written_down_before_it_is_c
             sending.send(sink, event, text)
         assert closed == []
     assert len(closed) == 1
+
+
+def test_a_broker_whose_answers_together_take_longer_than_a_line_is_held_gets_nothing_twice(
+    make: MakeDeliveries, tmp_path: Path
+) -> None:
+    with ValkeyServer(tmp_path / "other") as other, slow_wire(other.port, 0.15) as port, connect(other.url) as watched:
+        bench = make(FINETUNE_SINKS=f"redis://127.0.0.1:{port}/0?queue=x&events=accepted", FINETUNE_LEASE="1.6")
+        job = bench.job()
+        bench.line_up()
+        bench.deliver()
+        [attempt] = bench.outbox.deliveries(job.id)
+        assert (attempt.outcome, watched.llen("x")) == ("failed", 0)
+        assert "answers took too long" in attempt.detail
 
 
 def test_a_driver_that_is_not_installed_is_said(make: MakeDeliveries) -> None:

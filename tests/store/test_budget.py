@@ -266,6 +266,52 @@ def test_the_first_training_is_not_swept_before_it_can_have_moved(budget: Budget
     assert budget.reserve("default", 2)[0] == [SWEEP]
 
 
+def test_looks_that_never_go_well_keep_no_job_from_trying(
+    budget: Budget, jobs: JobStore, accounts: Accounts, client: Any
+) -> None:
+    """The list alone may be ill. Its next look may be due at the end of each pause."""
+    accounts.configure("default", AccountLimits(calls=20, window=60.0))
+    client.zadd(keys.tracked("default"), {"a-training": 1})
+    waiting = parked(jobs)
+    turns = []
+    for _ in range(7):
+        client.hset(keys.account("default"), mapping={"paused_until": "0", "sweep_at": "0"})
+        [holder], _ = budget.reserve("default", 1)
+        turns.append(holder)
+        call = take(budget, holder, 0.0)
+        if holder == waiting.id:
+            budget.end(call)
+            waiting = parked(jobs)
+        else:
+            budget.pause(call, "503", None)
+    assert "".join("L" if turn == SWEEP else "J" for turn in turns) == "LLJLLJL"
+
+
+def test_with_nobody_else_looks_go_on_trying(budget: Budget, client: Any) -> None:
+    client.zadd(keys.tracked("default"), {"a-training": 1})
+    for _ in range(3):
+        client.hset(keys.account("default"), mapping={"paused_until": "0", "sweep_at": "0"})
+        assert budget.reserve("default", 10)[0] == [SWEEP]
+        budget.pause(take(budget, SWEEP, 0.0), "503", None)
+
+
+def test_who_waits_behind_held_submits_alone_wakes_a_dispatcher(
+    budget: Budget, jobs: JobStore, accounts: Accounts, client: Any
+) -> None:
+    accounts.stop_submits("default", stopped=True)
+    for _ in range(4):
+        parked(jobs)
+    client.delete(keys.wake())
+    job = parked(jobs, CallClass.PREPARE)
+    assert client.llen(keys.wake()) == 1
+    assert budget.reserve("default", 10)[0] == [job.id]
+
+    parked(jobs, CallClass.PREPARE)
+    client.delete(keys.wake())
+    parked(jobs, CallClass.PREPARE)
+    assert client.llen(keys.wake()) == 0  # somebody has looked since the first
+
+
 def test_a_changed_limit_takes_effect_at_once(budget: Budget, accounts: Accounts, client: Any) -> None:
     for _ in range(3):
         take(budget)
@@ -297,7 +343,9 @@ def test_the_sweep_goes_first_when_due_and_only_while_something_trains(
 
 def test_an_unreachable_budget_allows_no_call(budget: Budget, accounts: Accounts) -> None:
     with connect("redis://127.0.0.1:1/0") as nowhere:
-        blind = Budget(nowhere, call_timeout=5, handover=1, first_sweep=10, backoff_base=1, backoff_max=8)
+        blind = Budget(
+            nowhere, call_timeout=5, handover=1, first_sweep=10, training_limit=60, backoff_base=1, backoff_max=8
+        )
         with pytest.raises(RedisError):
             blind.take("default", "h", 0.0)
 

@@ -28,7 +28,13 @@ def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
     time.time = lambda: real() + skew
     client = connect(url)
     budget = Budget(
-        client, call_timeout=CALL_TIMEOUT, handover=0.03, first_sweep=1, backoff_base=0.01, backoff_max=0.05
+        client,
+        call_timeout=CALL_TIMEOUT,
+        handover=0.03,
+        first_sweep=1,
+        training_limit=21600,
+        backoff_base=0.01,
+        backoff_max=0.05,
     )
     end = time.monotonic() + SECONDS
 

@@ -25,7 +25,7 @@ class Clock:
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         self.client.delete(keys.slots("default"))
-        for field in ("sweep_at", "sweep_due", "swept_at", "sweep_idle_at"):
+        for field in ("sweep_at", "sweep_due", "swept_at", "sweep_idle_at", "sweeping_until"):
             value = self.client.hget(keys.account("default"), field)
             if value is not None:
                 self.client.hset(keys.account("default"), field, int(float(str(value))) - int(seconds * 1000))
@@ -200,3 +200,30 @@ def test_trainings_that_come_one_by_one_are_not_looked_at_more_often_while_other
     assert float(str(client.hget(keys.account("default"), "sweep_at"))) - server_ms(client) == pytest.approx(
         (INTERVAL - 2.0) * 1000, abs=500
     )
+
+
+def test_no_other_sweep_starts_while_one_runs_however_long(
+    clock: Clock, accounts: Accounts, budget: Budget, client: redis.Redis
+) -> None:
+    accounts.next_sweep_in("default", 0)
+    assert budget.reserve("default", 10)[0] == [SWEEP]
+    assert budget.wants_sweep("default")
+    assert isinstance(budget.take("default", SWEEP, 0.0), Slot)
+    clock.pass_time(4.0)  # longer than a handover
+    accounts.hint("default")
+    assert budget.reserve("default", 10)[0] == []
+    assert not budget.wants_sweep("default")
+
+    accounts.swept("default", INTERVAL, idle=INTERVAL, affordable=SHARE, gap=GAP)
+    clock.pass_time(GAP)
+    assert budget.reserve("default", 10)[0] == [SWEEP]  # for the hint, which was not forgotten
+
+
+def test_after_a_sweep_that_died_another_comes_when_its_call_must_have_ended(
+    clock: Clock, accounts: Accounts, budget: Budget
+) -> None:
+    accounts.next_sweep_in("default", 0)
+    assert budget.reserve("default", 10)[0] == [SWEEP]
+    budget.take("default", SWEEP, 0.0)
+    clock.pass_time(5.0)
+    assert budget.reserve("default", 10)[0] == [SWEEP]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
+from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import Change, keys
 from finetune_worker.segmind.models import FinetuneItem, SubmitRequest
 from finetune_worker.stages.reconcile import Undecided, reconcile
@@ -229,6 +230,7 @@ def test_a_list_that_shows_a_training_twice_tells_of_one(bench: Bench, capsys: p
 def test_a_submit_whose_fate_nobody_can_tell_is_shown_to_a_person_in_the_end(bench: Bench) -> None:
     job = dead_in_the_middle(bench, bench.submitting())
     bench.container.jobs.transition(job, Change(delay=60), intent_ms=1)
+    bench.container.jobs._redis.hset(keys.job(job.id), "entered_ms", "1")
 
     bench.run(job)
 
@@ -239,9 +241,26 @@ def test_a_submit_whose_fate_nobody_can_tell_is_shown_to_a_person_in_the_end(ben
     assert bench.submits() == 0
 
 
+def test_a_late_retry_of_a_lost_submit_looks_for_its_training_as_long_again(bench: Bench) -> None:
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    job = bench.submitting(passed_through=True)
+    bench.run(job)
+    jobs = bench.container.jobs
+    jobs.transition(bench.read(job), Change(), to=JobState.FAILED, failed_stage=Stage.SUBMIT, owner="")  # its deadline
+    jobs._redis.hset(keys.job(job.id), mapping={"entered_ms": "1", "intent_ms": "1"})
+
+    with FineTuneQueue(bench.container.settings) as queue:
+        queue.retry(job.id)
+    bench.run(job)
+
+    assert bench.read(job).state is JobState.SUBMITTING
+    assert bench.submits() == 1
+
+
 def test_a_person_is_told_what_was_left_to_look_at(bench: Bench) -> None:
     job = dead_in_the_middle(bench, bench.submitting())
     bench.container.jobs.transition(job, Change(delay=60), intent_ms=1, candidates=["ft-1", "ft-2"])
+    bench.container.jobs._redis.hset(keys.job(job.id), "entered_ms", "1")
 
     bench.run(job)
 

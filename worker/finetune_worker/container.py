@@ -97,6 +97,7 @@ class Container:
                 call_timeout=settings.finetune_lease,
                 handover=settings.finetune_handover,
                 first_sweep=0,
+                training_limit=0,
                 backoff_base=0,
                 backoff_max=0,
             ),

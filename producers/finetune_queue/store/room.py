@@ -5,6 +5,7 @@ from enum import IntEnum
 from finetune_queue.contract.job import JobRecord
 
 _AGE_SPAN = 10**13  # more than any time in milliseconds until the year 2286
+_CLASS_SPAN = 10 * _AGE_SPAN  # of ten priorities
 
 
 class CallClass(IntEnum):
@@ -22,4 +23,10 @@ def room_score(call: CallClass, job: JobRecord) -> float:
 
 def room_score_floor(call: CallClass) -> int:
     """Return the lowest score of a class of calls."""
-    return call * 10 * _AGE_SPAN
+    return call * _CLASS_SPAN
+
+
+def room_class(score: float) -> tuple[int, int]:
+    """Return the lowest score of the class that a score is in, and that of the next one."""
+    low = int(score // _CLASS_SPAN) * _CLASS_SPAN
+    return low, low + _CLASS_SPAN

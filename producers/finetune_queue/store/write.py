@@ -14,6 +14,7 @@ from finetune_queue.store.accounts import transfers_of
 from finetune_queue.store.counters import JOBS_ENTERED, JOBS_FAILED, counter_field
 from finetune_queue.store.errors import ConflictError, NotDurableError, OwnedElsewhereError
 from finetune_queue.store.feed import STREAM_LENGTH
+from finetune_queue.store.room import room_class
 
 _DEFAULTS = {
     name: field.get_default(call_default_factory=True)
@@ -79,6 +80,7 @@ class Write:
             "delete": [name for name, value in fields.items() if _implied(name, value)],
             "delay_ms": None if change.delay is None else max(0, int(change.delay * 1000)),
             "room_score": change.room_score,
+            "room_class": None if change.room_score is None else room_class(change.room_score),
             "track": job.tracked,
             "own": change.own,
             "event": None if event is None else job_event(job, event, previous).model_dump_json(),

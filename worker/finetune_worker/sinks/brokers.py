@@ -1,6 +1,7 @@
 """An event as a message on a Celery queue or on any broker that kombu speaks."""
 
 import json
+import time
 from typing import Any
 
 from amqp.exceptions import MessageNacked
@@ -13,7 +14,9 @@ from finetune_queue.redaction import redact_text
 from finetune_queue.store import MOST_WAITING
 from finetune_worker.sinks.errors import DeliveryError, never_connected
 
-_CONNECT_SECONDS = 5.0
+_LONGEST_ANSWER = 1 / 3
+"""Of the time for a delivery, how much a single answer may take: one may be waited for when the time is over."""
+
 _ALREADY_THERE = 406  # with other arguments (AMQP 0-9-1, precondition-failed)
 
 
@@ -40,20 +43,20 @@ class CeleryQueue:
 class Broker:
     """A connection to somebody else's broker, for a few deliveries; not safe in threads."""
 
-    def __init__(self, sink: Sink, app: Celery, seconds: float) -> None:
-        """Connect; ``seconds`` is how long an answer may take.
+    def __init__(self, sink: Sink, app: Celery, seconds: float, end: float) -> None:
+        """Connect, for a delivery that may take ``seconds`` and so until ``end`` (monotonic).
 
         Raises:
             DeliveryError: no connection.
         """
         self._app = app
-        self._seconds = seconds
+        self._answer = seconds * _LONGEST_ANSWER
         self._declared: set[str] = set()
         try:
             self._connection = Connection(
                 sink.target,
-                connect_timeout=min(_CONNECT_SECONDS, seconds),
-                transport_options=_options(sink.target.partition("://")[0], seconds),
+                connect_timeout=self._answer,
+                transport_options=_options(sink.target.partition("://")[0], self._answer),
             )
         except ImportError as error:
             message = f"{sink.shown} needs a driver that is not installed on this worker"
@@ -61,22 +64,25 @@ class Broker:
         try:
             # Once: kombu's own second try could take longer than a line is held.
             self._connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            _check_time(end)
             self._channel: Any = self._connection.channel()
         except _errors_of(self._connection) as error:
             self.close()
             raise _failed(sink, error, unreachable=True) from error
 
-    def send(self, sink: Sink, event: Event, text: str) -> None:
-        """Put the event into the sink's queue, which is made if it is not there. With AMQP the broker confirms it.
+    def send(self, sink: Sink, event: Event, text: str, end: float) -> None:
+        """Put the event into the sink's queue, which is made if it is not there, until ``end`` (monotonic). With AMQP
+        the broker confirms it.
 
         Raises:
             DeliveryError: it was not taken, or nobody knows; the connection is of no use any more.
         """
         try:
-            _check_room(sink, self._declare(sink))
+            _check_room(sink, self._declare(sink, end))
+            _check_time(end)
             with self._connection.Producer(self._channel) as producer:
                 if sink.task:
-                    _publish_task(self._app, producer, sink, event, text, confirm_timeout=self._seconds)
+                    _publish_task(self._app, producer, sink, event, text, confirm_timeout=self._answer)
                 else:
                     producer.publish(
                         text,
@@ -85,13 +91,13 @@ class Broker:
                         content_encoding="utf-8",
                         message_id=event.id,
                         type=event.type,
-                        confirm_timeout=self._seconds,
+                        confirm_timeout=self._answer,
                     )
         except _errors_of(self._connection) as error:
             refused = (*self._connection.channel_errors, MessageNacked)
             raise _failed(sink, error, unreachable=not isinstance(error, refused)) from error
 
-    def _declare(self, sink: Sink) -> int:
+    def _declare(self, sink: Sink, end: float) -> int:
         """Make sure that the queue is there, as a broker drops what has none; returns how many messages wait in it."""
         if sink.name not in self._declared:
             self._declared.add(sink.name)
@@ -100,7 +106,9 @@ class Broker:
             except self._connection.channel_errors as error:
                 if getattr(error, "code", None) != _ALREADY_THERE:
                     raise
+                _check_time(end)
                 self._channel = self._connection.channel()
+            _check_time(end)
         return _length(self._channel.queue_declare(sink.name, passive=True))
 
     def close(self) -> None:
@@ -111,6 +119,12 @@ class Broker:
 def _errors_of(connection: Any) -> tuple[type[Exception], ...]:
     """The errors that a broker's own transport raises, and kombu's."""
     return (*connection.connection_errors, *connection.channel_errors, KombuError, MessageNacked, OSError)
+
+
+def _check_time(end: float) -> None:
+    # Each step may be in time and all of them take longer than a line is held: then another would deliver it again.
+    if time.monotonic() > end:
+        raise TimeoutError("its answers took too long, all together")
 
 
 def _length(declared: Any) -> int:
@@ -144,7 +158,7 @@ def _options(scheme: str, seconds: float) -> dict[str, Any]:
     if scheme.startswith("amqp"):
         return {"confirm_publish": True, "read_timeout": seconds, "write_timeout": seconds}
     if scheme.startswith("redis"):
-        return {"socket_timeout": seconds, "socket_connect_timeout": min(_CONNECT_SECONDS, seconds)}
+        return {"socket_timeout": seconds, "socket_connect_timeout": seconds}
     return {}
 
 

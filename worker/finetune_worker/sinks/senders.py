@@ -1,5 +1,6 @@
 """Which sinks a job has, which of them this service may reach, and the sending to each kind."""
 
+import time
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -147,11 +148,13 @@ class Sending:
             ) from error
 
     def _to_broker(self, sink: Sink, event: Event, text: str) -> None:
+        seconds = self._senders.seconds
+        end = time.monotonic() + seconds
         broker = self._brokers.get(sink.target)
         if broker is None:
-            broker = self._brokers[sink.target] = Broker(sink, self._app, self._senders.seconds)
+            broker = self._brokers[sink.target] = Broker(sink, self._app, seconds, end)
         try:
-            broker.send(sink, event, text)
+            broker.send(sink, event, text, end)
         except Exception as error:
             # Its channel, or all of it, is in an unknown state.
             del self._brokers[sink.target]

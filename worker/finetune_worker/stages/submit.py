@@ -42,7 +42,8 @@ def submit(container: Container, claim: Claim) -> Outcome:
         claim.hold(longest_call(container))
         return examine_named(container, claim.job, job.adopting)
     if job.intent_ms is not None:
-        if claim.now_ms - job.intent_ms >= container.settings.finetune_training_limit * 1000:
+        since_ms = max(job.intent_ms, job.entered_ms)  # a retry looks as long again
+        if claim.now_ms - since_ms >= container.settings.finetune_training_limit * 1000:
             return _never_found(container, job)
         if job.candidates:
             claim.hold(longest_call(container))

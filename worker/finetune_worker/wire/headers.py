@@ -1,6 +1,5 @@
 """Header values that more than one reader needs."""
 
-import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -10,7 +9,8 @@ MAX_RETRY_AFTER = 3600.0
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that Retry-After asks for (RFC 9110, 10.2.3: seconds or a date), capped; None if unreadable.
+    """Return the seconds that Retry-After asks for (RFC 9110, 10.2.3: seconds or a date), capped; None if it asks for
+    none, or cannot be read.
 
     A date is measured from the reply's own Date header, so that a wrong clock here does not matter.
     """
@@ -24,9 +24,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         if until is None:
             return None
         seconds = (until - (_date(headers.get("Date", "")) or datetime.now(UTC))).total_seconds()
-    if math.isnan(seconds):
-        return None
-    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
+    # "0" is what some servers say in every 503: taken for its word, it would end all backoff.
+    return min(seconds, MAX_RETRY_AFTER) if seconds > 0.0 else None
 
 
 def clock_skew(headers: Mapping[str, str], left: float, back: float) -> float | None:

@@ -30,7 +30,7 @@ local function lift()
     redis.call('HDEL', account, 'submits_paused_until', 'submits_probe_until', 'submits_refused')
   end
   if until_of('paused_until') > now then return end
-  redis.call('HDEL', account, 'probing', 'probe_until', 'failures')
+  redis.call('HDEL', account, 'probing', 'probe_until', 'probed_by', 'failures')
   if redis.call('HEXISTS', account, 'submits_refused') == 0 then
     redis.call('HDEL', account, 'pause_reason', 'pause_code')
   end

@@ -4,6 +4,7 @@
 -- KEYS  1 slots  2 waiting room  3 account  4 tracked  5 deadlines
 -- ARGV  1 how many at most  2 reserve_ms  3 first score of the submits  4 first score after them
 --       5 last score that gets any: "+inf" or "(" and a score
+--       6 training_limit_ms: what is tracked for longer waits for a person, and is no training any more
 -- Returns {ms until there may be more to do or -1, holder, ...}; the holder "sweep" is the account's sweep.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -22,6 +23,7 @@ if account.probing == '1' then
 end
 
 local tracked = redis.call('ZCARD', KEYS[4])
+local in_flight = redis.call('ZCOUNT', KEYS[4], now - ARGV[6], '+inf')
 -- Submits that were handed a slot and have not come for it yet take their part of the caps already.
 local capped = math.min(cap('max_training'), cap('max_submits')) < math.huge
 local on_their_way = 0
@@ -32,7 +34,7 @@ if capped then
 end
 local day = tostring(math.floor(now / 86400000))
 local spent = account.spent_day == day and number('spent') or 0
-local left = math.min(cap('max_training') - tracked, cap('max_submits') - spent)
+local left = math.min(cap('max_training') - in_flight, cap('max_submits') - spent)
 if account.stopped == '1' then left = 0 end
 local submits = left - on_their_way
 local submits_in = left > 0 and submits <= 0 and tonumber(ARGV[2]) or math.huge -- should one of them not come
@@ -45,7 +47,7 @@ local reply = {-1}
 local function reserve(holder, kind)
   redis.call('ZADD', KEYS[1], now + ARGV[2], 'reserved:' .. kind .. holder)
   if account.probing == '1' then
-    redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[2])
+    redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[2], 'probed_by', holder)
   end
   table.insert(reply, holder)
   free = free - 1
@@ -58,9 +60,11 @@ local function sweep()
   redis.call('HDEL', KEYS[3], 'sweep_hinted', 'sweep_idle_at')
   sweep_in, account.sweep_idle_at = tonumber(ARGV[2]), nil
 end
+-- A look that tried for all others whether the provider is well, and failed, lets a job try: the list alone may be ill.
+local jobs_first = account.probing == '1' and account.probed_by == 'sweep'
 if tracked > 0 then
   sweep_in = number('sweep_at') - now
-  if sweep_in <= 0 and free > 0 then sweep() end
+  if sweep_in <= 0 and free > 0 and not jobs_first then sweep() end
 end
 
 local function pop(low, high, count, kind)
@@ -83,6 +87,7 @@ if handed > 0 and account.submits_refused then
 end
 if handed > 0 and submits <= 0 then submits_in = tonumber(ARGV[2]) end
 pop(ARGV[4], ARGV[5], math.huge, '')
+if tracked > 0 and sweep_in <= 0 and free > 0 then sweep() end
 
 local startable = redis.call('ZCOUNT', KEYS[2], '-inf', '(' .. ARGV[3]) + redis.call('ZCOUNT', KEYS[2], ARGV[4], ARGV[5])
 if submits > 0 then startable = redis.call('ZCOUNT', KEYS[2], '-inf', ARGV[5]) end

@@ -14,6 +14,7 @@ local function wake() if redis.call('EXISTS', KEYS[3]) == 0 then redis.call('LPU
 
 if ARGV[1] == 'swept' then
   local due = math.min(math.max(now, number('sweep_due')), now + ARGV[3]) + ARGV[3]
+  redis.call('HDEL', KEYS[1], 'sweeping_until')
   set('sweep_at', now + ARGV[2], 'sweep_idle_at', now + ARGV[6])
   set('sweep_due', due, 'sweep_cost_ms', ARGV[3], 'sweep_gap_ms', ARGV[4])
   if ARGV[5] == '1' then set('looked_at', now) end
@@ -27,7 +28,7 @@ end
 local at = number('sweep_at')
 if redis.call('HEXISTS', KEYS[1], 'sweep_hinted') == 1 then
   -- Not while the last one runs or just after it, and one sweep ahead of the share at most.
-  local early = math.max(now, number('swept_at') + number('sweep_gap_ms'),
+  local early = math.max(now, number('sweeping_until'), number('swept_at') + number('sweep_gap_ms'),
                          number('sweep_due') - number('sweep_cost_ms'))
   if early < at then
     at = early
