@@ -13,6 +13,7 @@ from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import JobState, new_job_id, parse_sink
 from finetune_queue.local.valkey import ValkeyServer, free_port
 from finetune_queue.store import (
+    AccountLimits,
     Accounts,
     Attempt,
     Budget,
@@ -302,6 +303,20 @@ def test_workers_of_two_versions(run: Run, queue_url: str) -> None:
     assert (
         versions["message"] == f"{seen}: 1 with 0.0.9, 1 with {__version__}; this program: {__version__}; {explained}"
     )
+
+
+def test_workers_whose_settings_differ(run: Run, queue_url: str) -> None:
+    with connect(queue_url) as client:
+        Accounts(client).configure("default", AccountLimits(calls=5, window=60))
+        workers = Workers(client)
+        workers.seen(LiveWorker("a:1", __version__, ("default",), limits=(("default", AccountLimits(5, 60)),)))
+        assert "limits default" not in checks(run("doctor", "--json"))
+        capped = AccountLimits(50, 60, max_training=10, max_submits_per_day=57)
+        workers.seen(LiveWorker("b:1", __version__, ("default",), limits=(("default", capped),)))
+    found = checks(run("doctor", "--json"))["limits default"]
+    assert found["status"] == "warn"
+    one, other = "a:1 has 5 calls per 60 s", "b:1 has 50 calls per 60 s, 10 trainings, 57 submits a day"
+    assert found["message"] == f"the settings of the workers differ: {one}; {other}"
 
 
 def test_workers_whose_clock_was_off_when_they_started(run: Run, queue_url: str) -> None:

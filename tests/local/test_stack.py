@@ -95,6 +95,17 @@ def test_make_up_says_what_is_where_and_ends_on_ctrl_c(up: Child) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_make_up_starts_a_worker_again_that_was_killed(up: Child) -> None:
+    up.wait_for_line(lambda line: line == "Ctrl-C ends everything.", timeout=60)
+    before = _children(up.pid)
+    [worker] = [pid for pid in before if "worker" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
+    os.kill(worker, signal.SIGKILL)
+    up.wait_for_line(lambda line: line.startswith("worker1 was killed. Starting it again"), timeout=30)
+    up.wait_until(lambda: len([line for line in up.lines() if "dispatcher_started" in line]) == 2, timeout=60)
+    assert len(_children(up.pid)) == len(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_make_up_ends_what_it_has_started_so_far_on_a_signal_during_the_start(up: Child) -> None:
     up.wait_until(lambda: len(_children(up.pid)) >= 2, timeout=60)
     children = _children(up.pid)
@@ -111,7 +122,7 @@ def test_make_up_ends_when_one_of_its_parts_does(up: Child) -> None:
     children = _children(up.pid)
     os.kill(children[1], signal.SIGKILL)
     assert up.wait(timeout=30) == 1
-    assert any("sandbox ended with exit code -9" in line for line in up.lines())
+    assert any("sandbox was killed by SIGKILL" in line for line in up.lines())
     assert not any(map(_runs, children))
 
 

@@ -13,9 +13,9 @@ import redis
 from structlog.testing import capture_logs
 
 from finetune_queue.local.valkey import ValkeyServer
-from finetune_queue.store import ServerFacts, server_problems
+from finetune_queue.store import LiveWorker, ServerFacts, Workers, keys, server_problems
 from finetune_worker import server_check
-from finetune_worker.server_check import check_clock, check_server
+from finetune_worker.server_check import check_api, check_clock, check_server
 
 SOUND = ServerFacts(
     name="Redis",
@@ -70,6 +70,26 @@ def test_a_server_that_stays_a_replica_is_refused(
     monkeypatch.setattr(server_check, "FAILOVER", 0.0)
     client.replicaof("127.0.0.1", 1)
     assert check(server) == (False, [("redis_unfit", "error")])
+
+
+def test_the_sandbox_s_jobs_are_not_paid_for_and_paid_ones_not_looked_for_in_the_sandbox(
+    server: ValkeyServer, client: Any
+) -> None:
+    def refused(*, sandbox: bool) -> bool:
+        with capture_logs() as logs:
+            fit = check_api(server.url, sandbox=sandbox)
+        assert fit is not any(entry["event"] == "redis_of_other_api" for entry in logs)
+        return not fit
+
+    for ours in (True, False):
+        assert not refused(sandbox=ours)  # nothing is there
+        client.zadd(keys.deadlines(), {"a-job": 1})
+        assert not refused(sandbox=ours)
+        assert refused(sandbox=not ours)
+        client.delete(keys.deadlines())
+        Workers(client).seen(LiveWorker("other:1", "0.1.0"))
+        assert refused(sandbox=not ours)
+        client.delete(keys.workers())
 
 
 def test_a_failover_is_waited_for(server: ValkeyServer, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from functools import partial, reduce
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -35,6 +34,7 @@ from finetune_queue.store import (
     RedisError,
     Workers,
     connect,
+    limits_by_worker,
 )
 from finetune_worker.pulse import Pulse
 from finetune_worker.segmind.call import EndedCall
@@ -114,7 +114,8 @@ class Container:
     def me(self) -> LiveWorker:
         """This worker as it shows itself to others."""
         accounts = tuple(sorted(self.settings.accounts))
-        return LiveWorker(self.name, __version__, accounts, self._clock_off[-1] if self._clock_off else 0)
+        limits = tuple((name, AccountLimits.of(self.settings.accounts[name])) for name in accounts)
+        return LiveWorker(self.name, __version__, accounts, self._clock_off[-1] if self._clock_off else 0, limits)
 
     def clock_was_off(self, seconds: int) -> None:
         """Show others by how many seconds this machine's clock is ahead of Redis'; said before they see this worker."""
@@ -133,11 +134,16 @@ class Container:
         """Tell whether the worker is being stopped and its running stages have had their time."""
         return bool(self._stopping) and time.monotonic() >= self._stopping[0]
 
-    def announce_accounts(self, names: Iterable[str] | None = None) -> None:
-        """Tell every worker the limits of these accounts in the settings, or of all."""
-        accounts = self.settings.accounts
-        for name in accounts if names is None else names:
-            self.accounts.configure(name, AccountLimits.of(accounts[name]))
+    def announce_accounts(self) -> None:
+        """Show that this worker is there, and set the limits of its accounts for all workers: the strictest that the
+        settings of one of them say. So a worker with old settings, or none of the caps, lifts nobody's; what is to be
+        allowed anew is once the last one is gone that does not allow it."""
+        self.workers.seen(self.me)
+        alive = self.workers.alive()
+        for name, own in self.me.limits:
+            limits = reduce(AccountLimits.strictest, limits_by_worker(name, alive).values(), own)
+            if self.accounts.configure(name, limits):
+                log.info("account_limits_set", account=name, in_force=asdict(limits), these_settings=asdict(own))
 
     def segmind(self, account: str) -> SegmindClient:
         """Return the account's API client, one connection pool for the process.

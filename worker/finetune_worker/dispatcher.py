@@ -71,7 +71,7 @@ class Dispatcher:
         """When Redis was there again after it had been out of reach, by its clock."""
 
     def announce(self) -> None:
-        """Tell the limits of the accounts in these settings, and in the log whose money is spent here."""
+        """Tell the limits of the accounts in these settings, and in the log at which API."""
         self._container.announce_accounts()
         settings = self._container.settings
         log.info(
@@ -110,13 +110,13 @@ class Dispatcher:
         if time.monotonic() >= self._clean_at:
             self._clean()  # first: it works where a full server refuses all else, and makes room there
         if time.monotonic() >= self._seen_at:
-            self._container.workers.seen(self._container.me)
+            self._container.announce_accounts()
             self._seen_at = time.monotonic() + SEEN_EVERY
         waits = [LONGEST_SLEEP, self._start_due()]
         names = self._container.accounts.names()
         if lost := self._container.settings.accounts.keys() - set(names):
             log.warning("accounts_forgotten", accounts=sorted(lost))  # by a Redis that came back without its data
-            self._container.announce_accounts(lost)
+            self._container.announce_accounts()
         for account in names:
             prepare = not self._transfers_are_crowded()
             waits.append(self._hand_out(self._container.budget, account, CALL, prepare=prepare))

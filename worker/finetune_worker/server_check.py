@@ -14,6 +14,7 @@ from finetune_queue.store import (
     ResponseError,
     clock_skew,
     connect,
+    note_api,
     server_facts,
     server_problems,
 )
@@ -44,9 +45,31 @@ class ServerCheckStep(bootsteps.StartStopStep):
         if settings.finetune_broker_url not in {None, settings.finetune_redis_url}:
             servers["FINETUNE_BROKER_URL"] = settings.finetune_broker_url
         fit = [check_server(setting, url) for setting, url in servers.items()]
-        if not all(fit):
+        if not (all(fit) and check_api(settings.finetune_redis_url, sandbox=settings.segmind_is_loopback)):
             raise WorkerShutdown(1)
         parent.app.finetune.container.clock_was_off(check_clock(settings.finetune_redis_url))
+
+
+def check_api(url: str, *, sandbox: bool) -> bool:
+    """Tell whether the jobs there are for the API that this worker calls: the sandbox's would be submitted and paid."""
+    try:
+        with connect(url) as client:
+            other = note_api(client, "sandbox" if sandbox else "paid")
+    except RedisError as error:
+        log.warning("api_not_noted", error=str(error))
+        return True
+    if other is None:
+        return True
+    theirs, ours = ("the paid API", "the sandbox") if sandbox else ("the sandbox", "the paid API")
+    log.error(
+        "redis_of_other_api",
+        problem=f"the jobs and workers on this Redis are for {theirs}, and this worker calls {ours}",
+        jobs=other.jobs,
+        workers=other.workers,
+        action="Give this worker a Redis database of its own; or let those jobs end, or cancel them, and stop those "
+        "workers (one that was killed counts for 35 s).",
+    )
+    return False
 
 
 def check_clock(url: str) -> int:

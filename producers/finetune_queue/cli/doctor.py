@@ -2,7 +2,7 @@
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from finetune_queue.plain_words import byte_size
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.storage import Place, StorageError
 from finetune_queue.store import (
+    AccountLimits,
     Accounts,
     AccountStatus,
     AuthenticationError,
@@ -31,6 +32,7 @@ from finetune_queue.store import (
     clock_skew,
     connect,
     disk_trouble,
+    limits_by_worker,
     server_facts,
     server_problems,
     unserved,
@@ -247,6 +249,14 @@ def _accounts(client: "Redis") -> Iterator[Finding]:
             yield _unserved(account.name, held)
         else:
             yield _account(account)
+        if len(set((said := limits_by_worker(account.name, alive)).values())) > 1:
+            yield _differing(account.name, said)
+
+
+def _differing(name: str, said: Mapping[str, AccountLimits]) -> Finding:
+    each = "; ".join(f"{worker} has {limits}" for worker, limits in sorted(said.items()))
+    action = "The strictest of each holds. Give all workers the same SEGMIND_ACCOUNTS, or SEGMIND_RATE_LIMIT."
+    return Finding(f"limits {name}", "warn", f"the settings of the workers differ: {each}", action)
 
 
 def _unserved(name: str, held: int) -> Finding:

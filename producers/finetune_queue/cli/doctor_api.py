@@ -75,7 +75,7 @@ def _limit(session: Session) -> Finding:
     kept = session.status.limits
     if (kept.calls, kept.window) != (ours.calls, ours.seconds):
         message = f"workers keep to {kept.calls} calls per {kept.window:g} s, these settings say {ours}"
-        return Finding(name, "warn", message, "Set the same everywhere: the worker that starts last decides.")
+        return Finding(name, "warn", message, "Set the same everywhere: the strictest setting of the workers holds.")
     message = f"{kept.calls} calls per {kept.window:g} s; Segmind does not tell its own, but answered no 429 now"
     return Finding(name, "ok", message)
 

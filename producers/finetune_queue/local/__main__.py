@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from finetune_queue.local.processes import ProcessError
+from finetune_queue.local.processes import Child, ProcessError
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.local.valkey import ServerNotFoundError
 
@@ -64,16 +64,26 @@ def _welcome(stack: LocalStack) -> str:
 
 
 def _watch(stack: LocalStack) -> int:
-    """Show what the workers log until a part of the stack ends, which it should not."""
+    """Show what the workers log, and start one again that was killed, until a part of the stack ends by itself."""
     while True:
         for worker in stack.workers:
             for line in worker.new_lines():
                 _say(f"{worker.name} | {line}")
         for child in stack.children:
-            if not child.running:
-                print(child.failure(f"ended with exit code {child.returncode}"), file=sys.stderr)  # noqa: T201
-                return 1
+            if child.running:
+                continue
+            if child in stack.workers and child.returncode == -signal.SIGKILL:
+                _say(f"{child.name} was killed. Starting it again: its jobs go on where they were.")
+                child.start()
+                continue
+            print(child.failure(_how_it_ended(child)), file=sys.stderr)  # noqa: T201 - the terminal is the point
+            return 1
         time.sleep(_TICK)
+
+
+def _how_it_ended(child: Child) -> str:
+    code = child.returncode or 0
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _say(text: str) -> None:

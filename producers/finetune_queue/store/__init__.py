@@ -58,7 +58,8 @@ from finetune_queue.store.server import (
     silence,
 )
 from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble, SinkWait
-from finetune_queue.store.workers import LiveWorker, Workers, unserved
+from finetune_queue.store.which_api import OtherApi, note_api
+from finetune_queue.store.workers import LiveWorker, Workers, limits_by_worker, unserved
 from finetune_queue.store.write import Change
 
 __all__ = [
@@ -108,6 +109,7 @@ __all__ = [
     "Metric",
     "NoSlot",
     "NotDurableError",
+    "OtherApi",
     "OutOfMemoryError",
     "Outbox",
     "Overview",
@@ -139,6 +141,8 @@ __all__ = [
     "connect",
     "database_of",
     "disk_trouble",
+    "limits_by_worker",
+    "note_api",
     "room_score",
     "server_facts",
     "server_problems",

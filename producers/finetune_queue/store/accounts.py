@@ -36,6 +36,30 @@ class AccountLimits:
             max_transfers=account.max_transfers,
         )
 
+    def __str__(self) -> str:
+        caps = {
+            "trainings": self.max_training,
+            "submits a day": self.max_submits_per_day,
+            "transfers": self.max_transfers,
+        }
+        said = [f"{self.calls} calls per {self.window:g} s"]
+        return ", ".join(said + [f"{cap} {what}" for what, cap in caps.items() if cap is not None])
+
+    def strictest(self, other: Self) -> Self:
+        """Return the limits that keep to both."""
+        slower = min(self, other, key=lambda limits: limits.calls / limits.window)
+        return type(self)(
+            calls=slower.calls,
+            window=slower.window,
+            max_training=_least(self.max_training, other.max_training),
+            max_submits_per_day=_least(self.max_submits_per_day, other.max_submits_per_day),
+            max_transfers=_least(self.max_transfers, other.max_transfers),
+        )
+
+
+def _least(*caps: int | None) -> int | None:
+    return min((cap for cap in caps if cap is not None), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class AccountStatus:
@@ -105,25 +129,29 @@ class Accounts:
         self._redis = client
         self._clock = scripts.load(client, "sweep_clock")
 
-    def configure(self, name: str, limits: AccountLimits) -> None:
-        """Set an account's limits for every worker, at once."""
+    def configure(self, name: str, limits: AccountLimits) -> bool:
+        """Set an account's limits for every worker, at once; returns whether they were others, or none."""
+        caps = {
+            "max_training": limits.max_training,
+            "max_submits": limits.max_submits_per_day,
+            "max_transfers": limits.max_transfers,
+        }
+        mapping: dict[Any, Any] = {
+            "limit": str(limits.calls),
+            "window_ms": str(int(limits.window * 1000)),
+            **{field: "" if cap is None else str(cap) for field, cap in caps.items()},
+        }
+        if cast("list[str | None]", self._redis.hmget(keys.account(name), list(mapping))) == list(mapping.values()):
+            return False
         pipe = self._redis.pipeline(transaction=True)
         pipe.sadd(keys.accounts(), name)
-        pipe.hset(
-            keys.account(name),
-            mapping={
-                "limit": limits.calls,
-                "window_ms": int(limits.window * 1000),
-                "max_training": "" if limits.max_training is None else limits.max_training,
-                "max_submits": "" if limits.max_submits_per_day is None else limits.max_submits_per_day,
-                "max_transfers": "" if limits.max_transfers is None else limits.max_transfers,
-            },
-        )
+        pipe.hset(keys.account(name), mapping=mapping)
         # Never deleted: jobs may wait for the share that there was, and a worker with the old settings ask for it.
         share: dict[Any, Any] = {"limit": limits.max_transfers or _NO_SHARE, "window_ms": 0}
         pipe.hset(keys.account(transfers_of(name)), mapping=share)
         _wake(pipe)  # a higher limit has slots for those who wait
         pipe.execute()
+        return True
 
     def names(self) -> list[str]:
         """Return the names of all accounts."""

@@ -96,8 +96,13 @@ def counters() -> str:
     return f"{TAG}:counters"
 
 
+def api() -> str:
+    """Which API the jobs are for, "sandbox" or "paid"."""
+    return f"{TAG}:api"
+
+
 def workers() -> str:
-    """Sorted set: ``VERSION NAME ACCOUNT...`` of each worker, scored by when it was last seen (ms)."""
+    """Sorted set: ``VERSION NAME ACCOUNT...`` and more of each worker, scored by when it was last seen (ms)."""
     return f"{TAG}:workers"
 
 

@@ -1,12 +1,13 @@
 """Which workers are there: each says so now and then, and takes itself off when it stops."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Self, cast
 
 import redis
 
 from finetune_queue.store import keys
+from finetune_queue.store.accounts import AccountLimits
 from finetune_queue.store.clock import server_ms
 
 GONE = 35.0
@@ -14,33 +15,53 @@ GONE = 35.0
 
 _GONE_MS = int(GONE * 1000)
 
-_CLOCK = "clock="
-"""Marks a word of a member that is no account: no account's name has such a sign."""
+_CLOCK, _LIMITS = "clock=", "limits="
+"""Mark a word of a member that is no account: no account's name has such a sign."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveWorker:
     """A worker as it shows itself to others. ``accounts`` are those that it has a key for; ``clock_off`` the seconds by
-    which its clock was ahead of Redis' when it started, 0 if it was near enough."""
+    which its clock was ahead of Redis' when it started, 0 if it was near enough; ``limits`` what its settings say of
+    its accounts."""
 
     name: str
     version: str
     accounts: tuple[str, ...] = ()
     clock_off: int = 0
+    limits: tuple[tuple[str, AccountLimits], ...] = ()
 
     @property
     def member(self) -> str:
         """Its member of the sorted set."""
         clock = [f"{_CLOCK}{self.clock_off}"] if self.clock_off else []
-        return " ".join([self.version, self.name, *self.accounts, *clock])
+        limits = [f"{_LIMITS}{account}:{_written(its)}" for account, its in self.limits]
+        return " ".join([self.version, self.name, *self.accounts, *clock, *limits])
 
     @classmethod
     def of_member(cls, member: str) -> Self:
         """Read a member."""
         version, name, *rest = member.split(" ")
-        accounts = tuple(each for each in rest if not each.startswith(_CLOCK))
+        accounts = tuple(each for each in rest if "=" not in each)
         clocks = [int(each.removeprefix(_CLOCK)) for each in rest if each.startswith(_CLOCK)]
-        return cls(name, version, accounts, *clocks)
+        limits = [each.removeprefix(_LIMITS).partition(":") for each in rest if each.startswith(_LIMITS)]
+        pairs = tuple((account, _read(text)) for account, _, text in limits)
+        return cls(name, version, accounts, sum(clocks), pairs)
+
+
+def _written(limits: AccountLimits) -> str:
+    return ":".join("" if value is None else str(value) for value in astuple(limits))
+
+
+def _read(text: str) -> AccountLimits:
+    calls, window, *caps = text.split(":")
+    return AccountLimits(int(calls), float(window), *(int(cap) if cap else None for cap in caps))
+
+
+def limits_by_worker(account: str, workers: Sequence[LiveWorker]) -> dict[str, AccountLimits]:
+    """Return what the settings of each worker say of an account; of a process that was started again in its place, as a
+    container is, what it says now."""
+    return {worker.name: limits for worker in workers for name, limits in worker.limits if name == account}
 
 
 def unserved(account: str, workers: Sequence[LiveWorker]) -> bool:

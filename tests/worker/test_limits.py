@@ -1,0 +1,50 @@
+"""The limits of an account where the settings of its workers differ: the strictest hold, so that none lifts a cap."""
+
+import pytest
+
+from finetune_queue import __version__
+from finetune_queue.store import AccountLimits, LiveWorker
+from finetune_worker.container import Container
+
+OWN = AccountLimits(calls=50, window=60)
+CAPPED = AccountLimits(calls=100, window=60, max_training=10, max_submits_per_day=57, max_transfers=2)
+
+
+def in_force(container: Container) -> AccountLimits:
+    return container.accounts.status("default").limits
+
+
+def test_a_worker_without_caps_lifts_nobody_s(container: Container) -> None:
+    other = LiveWorker("other:1", __version__, ("default",), limits=(("default", CAPPED),))
+    container.workers.seen(other)
+    container.announce_accounts()
+    assert in_force(container) == AccountLimits(50, 60, max_training=10, max_submits_per_day=57, max_transfers=2)
+
+    container.workers.left(other)
+    container.announce_accounts()
+    assert in_force(container) == OWN
+
+
+def test_a_slower_worker_slows_all_while_it_is_there(container: Container) -> None:
+    slow = LiveWorker("slow:1", __version__, ("default",), limits=(("default", AccountLimits(calls=1, window=2)),))
+    container.workers.seen(slow)
+    container.announce_accounts()
+    assert (in_force(container).calls, in_force(container).window) == (1, 2)
+
+
+def test_a_process_that_was_started_again_in_place_of_one_speaks_for_it(container: Container) -> None:
+    for limits in (CAPPED, OWN):
+        container.workers.seen(LiveWorker("pod:1", __version__, ("default",), limits=(("default", limits),)))
+    container.announce_accounts()
+    assert in_force(container) == OWN
+
+
+@pytest.mark.parametrize("limits", [OWN, CAPPED, AccountLimits(calls=5, window=0.25, max_submits_per_day=0)])
+def test_a_worker_is_read_as_it_was_written(limits: AccountLimits) -> None:
+    worker = LiveWorker("a:1", "1.0", ("default", "other"), clock_off=-90, limits=(("default", limits),))
+    assert LiveWorker.of_member(worker.member) == worker
+
+
+def test_what_did_not_change_is_not_written_again(container: Container) -> None:
+    assert container.accounts.configure("default", OWN) is False
+    assert container.accounts.configure("default", CAPPED) is True
