@@ -141,7 +141,10 @@ class Accounts:
             "window_ms": str(int(limits.window * 1000)),
             **{field: "" if cap is None else str(cap) for field, cap in caps.items()},
         }
-        if cast("list[str | None]", self._redis.hmget(keys.account(name), list(mapping))) == list(mapping.values()):
+        look = self._redis.pipeline(transaction=False)
+        look.hmget(keys.account(name), list(mapping))
+        look.sismember(keys.accounts(), name)
+        if look.execute() == [list(mapping.values()), 1]:
             return False
         pipe = self._redis.pipeline(transaction=True)
         pipe.sadd(keys.accounts(), name)
