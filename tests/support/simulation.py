@@ -373,4 +373,4 @@ def weights(finetune_id: str) -> bytes:
 
 
 def _error(kind: type[SegmindError], operation: str, **fields: Any) -> SegmindError:
-    return kind("test", operation=operation, detail=f"The {operation} met trouble.", **fields)
+    return kind("test", detail=f"The {operation} met trouble.", **fields)

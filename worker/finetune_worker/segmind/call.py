@@ -175,7 +175,7 @@ class Call:
             raise self._logged(self._unreadable("a web page"))
         if says_error(body):
             detail = f"Segmind rejected the request. It said: {error_message(body, self._endpoint.key)}"
-            failure = Rejected("request_rejected", operation=self._operation, detail=detail, status=self._status)
+            failure = Rejected("request_rejected", detail=detail, status=self._status)
             raise self._logged(failure)
         self.log(None)
 
@@ -218,16 +218,17 @@ class Call:
             return self._unreadable("not JSON, or cut off")
         failure = explain(error, self._endpoint.host, self.deadline)
         never_left = not (self.deadline.sending if self._paid is None else self._paid.begun)
-        about: dict[str, Any] = {"operation": self._operation, "status": self._status}
         if never_left:
-            return NotSent(failure.code, detail=f"{failure.sentence} Nothing was sent.", **about)
+            return NotSent(failure.code, detail=f"{failure.sentence} Nothing was sent.", status=self._status)
         if self._paid is not None:
             return OutcomeUnknown(
-                failure.code, detail=f"{failure.sentence} The submit may have been accepted all the same.", **about
+                failure.code,
+                detail=f"{failure.sentence} The submit may have been accepted all the same.",
+                status=self._status,
             )
         if failure.code == "unreadable_reply":
-            return MalformedReply("malformed_reply", detail=failure.sentence, **about)
-        return Unavailable(failure.code, detail=failure.sentence, **about)
+            return MalformedReply("malformed_reply", detail=failure.sentence, status=self._status)
+        return Unavailable(failure.code, detail=failure.sentence, status=self._status)
 
     def log(self, failure: SegmindError | None, **fields: Any) -> None:
         """Write the call's one line, and tell who counts it."""
@@ -273,16 +274,15 @@ class Call:
         finally:
             response.close()
         message = error_message(body, self._endpoint.key)
-        return from_status(
-            self._operation, response.status_code, response.headers, message, repeatable=self._paid is None
-        )
+        return from_status(response.status_code, response.headers, message, repeatable=self._paid is None)
 
     def _unreadable(self, problem: str) -> SegmindError:
-        about: dict[str, Any] = {"operation": self._operation, "status": self._status}
         if self._paid is not None:
             detail = f"Segmind's reply to the submit cannot be read ({problem}): it may have been accepted."
-            return OutcomeUnknown("unreadable_reply", detail=detail, **about)
-        return MalformedReply("malformed_reply", detail=f"Segmind's reply cannot be read ({problem}).", **about)
+            return OutcomeUnknown("unreadable_reply", detail=detail, status=self._status)
+        return MalformedReply(
+            "malformed_reply", detail=f"Segmind's reply cannot be read ({problem}).", status=self._status
+        )
 
     def _logged(self, failure: SegmindError) -> SegmindError:
         self.log(failure)

@@ -24,7 +24,6 @@ class SegmindError(Exception):
 
     Args:
         code: Stable, snake_case, for programs.
-        operation: The client's method.
         detail: A sentence for people: what happened and, where it is not to wait, what to do.
         status: The HTTP status, if there was a reply.
         retry_after: Seconds that the server asked to wait.
@@ -32,12 +31,9 @@ class SegmindError(Exception):
 
     retryable: ClassVar[bool] = False
 
-    def __init__(
-        self, code: str, *, operation: str, detail: str, status: int | None = None, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, code: str, *, detail: str, status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.code = code
-        self.operation = operation
         self.detail = detail
         self.status = status
         self.retry_after = retry_after
@@ -106,35 +102,33 @@ _CLEAR = {
 _LATER = {408, 421, 425}
 
 
-def from_status(
-    operation: str, status: int, headers: Mapping[str, str], message: str, *, repeatable: bool
-) -> SegmindError:
+def from_status(status: int, headers: Mapping[str, str], message: str, *, repeatable: bool) -> SegmindError:
     """Classify a reply that is not a success. ``message`` is the provider's own words, already safe to show."""
     said = f" It said: {message}" if message else ""
     wait = retry_after(headers)
     if status == 429:
         detail = f"Segmind's rate limit for the account is reached.{said}"
-        return RateLimited("rate_limited", operation=operation, detail=detail, status=status, retry_after=wait)
+        return RateLimited("rate_limited", detail=detail, status=status, retry_after=wait)
     if status in _CLEAR:
         code, sentence = _CLEAR[status]
-        return Rejected(code, operation=operation, detail=sentence + said, status=status)
+        return Rejected(code, detail=sentence + said, status=status)
     if repeatable:
-        return _no_answer(operation, status, said, wait)
+        return _no_answer(status, said, wait)
     code = "server_error" if status >= 500 else "unclear_status"
     detail = f"Segmind answered the submit with status {status}: it may have been accepted all the same.{said}"
-    return OutcomeUnknown(code, operation=operation, detail=detail, status=status, retry_after=wait)
+    return OutcomeUnknown(code, detail=detail, status=status, retry_after=wait)
 
 
-def _no_answer(operation: str, status: int, said: str, wait: float | None) -> SegmindError:
+def _no_answer(status: int, said: str, wait: float | None) -> SegmindError:
     """What a status that is neither a success nor a clear no means to a call that may be repeated."""
     if status >= 500 or status in _LATER:
         detail = f"Segmind could not answer now (status {status}).{said}"
-        return Unavailable("server_error", operation=operation, detail=detail, status=status, retry_after=wait)
+        return Unavailable("server_error", detail=detail, status=status, retry_after=wait)
     if 300 <= status < 400:
         detail = "Segmind answered with a redirect, which is not followed with an API key: check SEGMIND_BASE_URL."
-        return Rejected("redirected", operation=operation, detail=detail, status=status)
+        return Rejected("redirected", detail=detail, status=status)
     if 400 <= status < 500:
         detail = f"Segmind rejected the call with status {status}.{said}"
-        return Rejected("request_rejected", operation=operation, detail=detail, status=status)
+        return Rejected("request_rejected", detail=detail, status=status)
     detail = f"Segmind answered with status {status}, which means nothing here.{said}"
-    return MalformedReply("malformed_reply", operation=operation, detail=detail, status=status)
+    return MalformedReply("malformed_reply", detail=detail, status=status)
