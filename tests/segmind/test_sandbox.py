@@ -67,7 +67,7 @@ def zip_file(tmp_path: Path) -> Path:
 
 def submitted(client: SegmindClient, tmp_path: Path, name: str = "job-1") -> str:
     upload = client.presign_upload(name)
-    upload_presigned(upload, zip_file(tmp_path), public=True, allow_loopback=True, limits=QUICK)
+    upload_presigned(upload, zip_file(tmp_path), allow_loopback=True, limits=QUICK)
     return client.submit(request(upload.s3_url, name)).finetune_id
 
 
@@ -101,7 +101,7 @@ def test_from_a_dataset_to_verified_weights(client: SegmindClient, sandbox: Live
     source = zip_file(tmp_path)
     upload = client.presign_upload("job-1")
     assert upload.expires_at is not None
-    stored = upload_presigned(upload, source, public=True, allow_loopback=True, limits=QUICK)
+    stored = upload_presigned(upload, source, allow_loopback=True, limits=QUICK)
     assert stored.md5 == hashlib.md5(source.read_bytes()).hexdigest()
     finetune_id = client.submit(request(upload.s3_url)).finetune_id
 
@@ -253,17 +253,16 @@ def test_an_upload_that_fails_is_repeated_with_the_same_url(
     upload, source = client.presign_upload("job-1"), zip_file(tmp_path)
     sandbox.control.add_fault(op="put", **fault)
     with pytest.raises(TryAgain) as caught:
-        upload_presigned(upload, source, public=True, allow_loopback=True, limits=QUICK)
+        upload_presigned(upload, source, allow_loopback=True, limits=QUICK)
     assert caught.value.code == code
-    assert upload_presigned(upload, source, public=True, allow_loopback=True, limits=QUICK).size > 0
+    assert upload_presigned(upload, source, allow_loopback=True, limits=QUICK).size > 0
 
 
 def test_a_url_for_a_private_upload_refuses_a_public_one(client: SegmindClient, tmp_path: Path) -> None:
     upload = client.presign_upload("job-1", public=False)
     with pytest.raises(NeedNewUrl) as caught:
-        upload_presigned(upload, zip_file(tmp_path), public=True, allow_loopback=True, limits=QUICK)
+        upload_presigned(upload, zip_file(tmp_path), allow_loopback=True, limits=QUICK)
     assert caught.value.code == "upload_url_refused"
-    assert upload_presigned(upload, zip_file(tmp_path), public=False, allow_loopback=True, limits=QUICK).size > 0
 
 
 @pytest.mark.parametrize(

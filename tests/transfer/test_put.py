@@ -38,13 +38,6 @@ def test_the_bytes_and_headers_are_those_of_the_specifications_curl(source: Path
     }
 
 
-def test_a_private_upload_has_no_acl(source: Path, storage: Storage) -> None:
-    with RawServer(storage.talk) as server:
-        upload = presigned(server, signed="X-Amz-SignedHeaders=host")
-        upload_presigned(upload, source, public=False, allow_loopback=True, limits=QUICK)
-    assert "x-amz-acl" not in storage.heard[0].headers
-
-
 def test_the_progress_begins_at_nothing_and_ends_whole(source: Path, storage: Storage) -> None:
     seen: list[tuple[int, int | None]] = []
     with RawServer(storage.talk) as server:
@@ -101,7 +94,7 @@ def test_whether_a_url_ended_is_for_the_storage_to_say(source: Path, storage: St
     """By its clock: this machine's may be wrong."""
     with RawServer(storage.talk) as server:
         upload = presigned(server, ends=timedelta(hours=-1))
-        upload_presigned(upload, source, public=True, allow_loopback=True, limits=QUICK)
+        upload_presigned(upload, source, allow_loopback=True, limits=QUICK)
     assert len(storage.heard) == 1
 
 
@@ -109,7 +102,7 @@ def test_a_url_signed_for_headers_that_nobody_knows_is_not_tried(source: Path, s
     with RawServer(storage.talk) as server:
         upload = presigned(server, signed="X-Amz-SignedHeaders=host%3Bx-amz-meta-owner")
         with pytest.raises(Refused, match="x-amz-meta-owner") as caught:
-            upload_presigned(upload, source, public=True, allow_loopback=True)
+            upload_presigned(upload, source, allow_loopback=True)
     assert (caught.value.code, server.connections) == ("upload_url_unsupported", 0)
 
 
@@ -118,7 +111,7 @@ def test_a_url_signed_for_headers_that_nobody_knows_is_not_tried(source: Path, s
 def test_a_url_that_is_not_https_is_not_tried(source: Path, url: str, *, allow: bool) -> None:
     upload = PresignedUpload.model_validate({"presigned_url": url, "s3_url": url})
     with pytest.raises(Refused) as caught:
-        upload_presigned(upload, source, public=True, allow_loopback=allow)
+        upload_presigned(upload, source, allow_loopback=allow)
     assert caught.value.code == "url_not_allowed"
     assert "feedface" not in str(caught.value)
 
@@ -129,9 +122,9 @@ def test_loopback_is_only_for_the_sandbox(source: Path, scheme: str, host: str) 
     url = f"{scheme}://{host}:1/x"
     upload = PresignedUpload.model_validate({"presigned_url": url, "s3_url": url})
     with pytest.raises(Refused):
-        upload_presigned(upload, source, public=True)
+        upload_presigned(upload, source)
     with pytest.raises(TryAgain):
-        upload_presigned(upload, source, public=True, allow_loopback=True)
+        upload_presigned(upload, source, allow_loopback=True)
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "folder", "pipe"])

@@ -29,7 +29,7 @@ def presigned(server: RawServer, *, ends: timedelta = timedelta(minutes=5), sign
 
 
 def put(server: RawServer, path: Path, **more: object) -> Uploaded:
-    options: dict[str, object] = {"public": True, "allow_loopback": True, "limits": QUICK} | more
+    options: dict[str, object] = {"allow_loopback": True, "limits": QUICK} | more
     return upload_presigned(presigned(server), path, **options)  # type: ignore[arg-type]
 
 

@@ -45,7 +45,7 @@ def _weights(url: str, file: str) -> float:
 
 def _upload(url: str, file: str) -> None:
     target = PresignedUpload.model_validate({"presigned_url": url, "s3_url": url})
-    upload_presigned(target, Path(file), public=True, allow_loopback=True)
+    upload_presigned(target, Path(file), allow_loopback=True)
 
 
 def _warm_up(url: str) -> None:

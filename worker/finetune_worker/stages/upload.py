@@ -114,7 +114,6 @@ def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpl
         done = upload_presigned(
             upload_to,
             path,
-            public=True,
             sha256=report.sha256,
             limits=container.transfer_limits,
             on_progress=claim.progress,

@@ -58,7 +58,6 @@ def upload_presigned(
     upload: PresignedUpload,
     path: Path,
     *,
-    public: bool,
     sha256: str | None = None,
     limits: Limits | None = None,
     on_progress: OnProgress | None = None,
@@ -67,7 +66,6 @@ def upload_presigned(
     """PUT the file at ``path``. A second PUT replaces the first, so that a failed one may be repeated.
 
     Args:
-        public: Whether the URL was asked for with public access: then the ACL is one of its signed headers.
         sha256: Of the file that was checked, in hex; of another one the storage never gets a whole copy.
         allow_loopback: Let the URL be on this machine, with plain http (the sandbox).
 
@@ -79,7 +77,7 @@ def upload_presigned(
     """
     limits = limits or Limits()
     url = upload.presigned_url.get_secret_value()
-    headers = _headers(upload, public=public, allow_loopback=allow_loopback)
+    headers = _headers(upload, allow_loopback=allow_loopback)
     try:
         if not path.is_file():  # to open a pipe would wait for its other end
             raise SourceChanged("source_missing", f"{path.name} is not a file, or is gone.")
@@ -101,16 +99,14 @@ def upload_presigned(
     return done
 
 
-def _headers(upload: PresignedUpload, *, public: bool, allow_loopback: bool) -> dict[str, str]:
+def _headers(upload: PresignedUpload, *, allow_loopback: bool) -> dict[str, str]:
     """Return the headers of the PUT, or refuse before anything is sent what cannot succeed."""
     url = upload.presigned_url.get_secret_value()
     try:
         require_callable(url, allow_loopback=allow_loopback)
     except UnsafeUrlError as error:
         raise Refused("url_not_allowed", str(error)) from None
-    headers = {"Content-Type": "application/zip"}
-    if public:
-        headers["x-amz-acl"] = "public-read"
+    headers = {"Content-Type": "application/zip", "x-amz-acl": "public-read"}
     unknown = upload.signed_headers - {name.lower() for name in headers} - {"host", "content-length"}
     if unknown:
         names = ", ".join(sorted(unknown))
