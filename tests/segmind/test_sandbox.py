@@ -101,8 +101,7 @@ def test_from_a_dataset_to_verified_weights(client: SegmindClient, sandbox: Live
     source = zip_file(tmp_path)
     upload = client.presign_upload("job-1")
     assert upload.expires_at is not None
-    stored = upload_presigned(upload, source, allow_loopback=True, limits=QUICK)
-    assert stored.md5 == hashlib.md5(source.read_bytes()).hexdigest()
+    assert upload_presigned(upload, source, allow_loopback=True, limits=QUICK) == source.stat().st_size
     finetune_id = client.submit(request(upload.s3_url)).finetune_id
 
     details = finished(client, finetune_id)
@@ -255,7 +254,7 @@ def test_an_upload_that_fails_is_repeated_with_the_same_url(
     with pytest.raises(TryAgain) as caught:
         upload_presigned(upload, source, allow_loopback=True, limits=QUICK)
     assert caught.value.code == code
-    assert upload_presigned(upload, source, allow_loopback=True, limits=QUICK).size > 0
+    assert upload_presigned(upload, source, allow_loopback=True, limits=QUICK) > 0
 
 
 def test_a_url_for_a_private_upload_refuses_a_public_one(client: SegmindClient, tmp_path: Path) -> None:

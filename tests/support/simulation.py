@@ -30,7 +30,6 @@ from finetune_worker.stages import download, upload
 from finetune_worker.stages.calls import FRESH
 from finetune_worker.transfer.download import Download
 from finetune_worker.transfer.errors import TryAgain
-from finetune_worker.transfer.put import Uploaded
 from segmind_sandbox.weights import Weights
 from support.points import Points
 
@@ -327,15 +326,15 @@ class Segmind:
         patch.setattr(upload, "upload_presigned", self._put)
         patch.setattr(download, "fetch", self._fetch)
 
-    def _put(self, upload_to: PresignedUpload, path: Path, **_: Any) -> Uploaded:
+    def _put(self, upload_to: PresignedUpload, path: Path, **_: Any) -> int:
         self._move("upload")
-        return Uploaded(path.stat().st_size, "", None)
+        return path.stat().st_size
 
     def _fetch(self, url: str, part: Path, **_: Any) -> Download:
         self._move("download")
         body = weights(url.rpartition("/")[2])
         part.write_bytes(body)
-        return Download(len(body), hashlib.sha256(body).hexdigest(), None, None)
+        return Download(len(body), hashlib.sha256(body).hexdigest(), None)
 
     def _move(self, operation: str) -> None:
         self.points.reach(f"storage: {operation}")

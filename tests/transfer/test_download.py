@@ -21,7 +21,7 @@ from wire.rawserver import Heard, RawServer, Wire
 def test_a_download(server: RawServer, part: Path, bucket: Bucket) -> None:
     seen: list[tuple[int, int | None]] = []
     done = get(server, part, on_progress=lambda done, total: seen.append((done, total)))
-    assert done == Download(size=len(CONTENT), sha256=digest(CONTENT), etag='"v1"', checked=None)
+    assert done == Download(size=len(CONTENT), sha256=digest(CONTENT), checked=None)
     assert part.read_bytes() == CONTENT
     assert seen[0] == (0, len(CONTENT))
     assert seen[-1] == (len(CONTENT), len(CONTENT))
@@ -95,7 +95,7 @@ def test_an_object_that_changed_between_is_taken_whole(server: RawServer, part: 
     failure(server, part)
     bucket.content, bucket.etag = OTHER, '"v2"'
     done = get(server, part)
-    assert (done.sha256, done.etag) == (digest(OTHER), '"v2"')
+    assert done.sha256 == digest(OTHER)
     assert bucket.heard[1].headers["if-range"] == '"v1"'
     assert part.read_bytes() == OTHER
 

@@ -143,7 +143,7 @@ def test_another_file_than_the_one_that_was_checked_never_arrives_whole(source: 
     """It was exchanged before the upload opened it: only its bytes tell."""
     checked = hashlib.sha256(CONTENT).hexdigest()
     with RawServer(storage.talk) as server:
-        assert put(server, source, sha256=checked).size == len(CONTENT)
+        assert put(server, source, sha256=checked) == len(CONTENT)
         source.write_bytes(CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]))
         error = failure(server, source, sha256=checked)
     assert (type(error), error.code) == (SourceChanged, "source_changed")
@@ -172,4 +172,4 @@ def test_what_the_progress_raises_reaches_the_caller_unchanged(
             put(server, path, on_progress=on_progress)
         assert caught.value is error
         assert storage.heard == []
-        assert put(server, path).size == len(CONTENT) * 30
+        assert put(server, path) == len(CONTENT) * 30

@@ -11,7 +11,7 @@ import pytest
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.transfer.errors import TransferError
 from finetune_worker.transfer.limits import Limits
-from finetune_worker.transfer.put import Uploaded, upload_presigned
+from finetune_worker.transfer.put import upload_presigned
 from wire.rawserver import Heard, RawServer, Wire
 
 CONTENT = os.urandom(700_001)
@@ -28,7 +28,7 @@ def presigned(server: RawServer, *, ends: timedelta = timedelta(minutes=5), sign
     return PresignedUpload.model_validate({"presigned_url": f"{place}?{query}", "s3_url": place})
 
 
-def put(server: RawServer, path: Path, **more: object) -> Uploaded:
+def put(server: RawServer, path: Path, **more: object) -> int:
     options: dict[str, object] = {"allow_loopback": True, "limits": QUICK} | more
     return upload_presigned(presigned(server), path, **options)  # type: ignore[arg-type]
 

@@ -27,7 +27,6 @@ class Webhook(_Reply):
     webhook_url: LooseText = None
     event_types: list[str] = Field(default_factory=list)
     status: LooseText = None
-    created_at: LooseText = None
 
     @property
     def for_finetunes(self) -> bool:

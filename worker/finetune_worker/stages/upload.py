@@ -111,7 +111,7 @@ def _prepare(container: Container, claim: Claim, scratch: Path, upload_to: Presi
 
 def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpload, report: DatasetReport) -> Outcome:
     try:
-        done = upload_presigned(
+        size = upload_presigned(
             upload_to,
             path,
             sha256=report.sha256,
@@ -128,9 +128,9 @@ def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpl
     except TransferError as error:
         return Retry(from_transfer(error, Stage.UPLOAD), after=error.retry_after)
     container.jobs.drop_upload_url(claim.job.id)
-    container.counters.add(TRANSFERRED_BYTES, "upload", by=done.size)
+    container.counters.add(TRANSFERRED_BYTES, "upload", by=size)
     return Done(
-        f"uploaded {report.images} images ({done.size:,} bytes)",
+        f"uploaded {report.images} images ({size:,} bytes)",
         to=JobState.SUBMITTING,
         fields={"dataset_url": upload_to.s3_url},
     )

@@ -44,7 +44,6 @@ class Download:
 
     size: int
     sha256: str
-    etag: str | None
     checked: str | None
 
 
@@ -166,7 +165,6 @@ class _Downloader:
         strong = total is not None and re.fullmatch(r'"[^"]*"', etag)
         known = Known(etag, total) if strong and total is not None else None
         part.begin(known, checksum_of(response.headers))
-        part.etag = etag or None
         return total
 
     def _receive(self, part: PartFile, response: requests.Response, meter: Meter) -> None:
@@ -239,4 +237,4 @@ def _finish(part: PartFile) -> Download:
     if part.damaged:
         part.drop()
         raise StartOver("damaged", f"The downloaded file does not have the storage's {named}.")
-    return Download(size=part.size, sha256=part.sha256, etag=part.etag, checked=named)
+    return Download(size=part.size, sha256=part.sha256, checked=named)

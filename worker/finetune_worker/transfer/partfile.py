@@ -88,8 +88,6 @@ class PartFile:
         self.path = path
         self.known: Known | None = None
         """The object of the bytes kept; None: nothing is kept."""
-        self.etag: str | None = None
-        """The object's ETag, strong or not."""
         self.checksum: Checksum | None = None
         """What the storage says of the whole object."""
         self.size = 0
@@ -145,7 +143,7 @@ class PartFile:
             _sidecar(self.path).unlink(missing_ok=True)  # first: a worker killed here leaves no note with other bytes
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
-        self.known, self.size, self._synced, self.etag = known, 0, 0, None
+        self.known, self.size, self._synced = known, 0, 0
         self._hash(checksum)
         if known is not None:
             with _disk(self.path.parent):
@@ -230,7 +228,6 @@ class PartFile:
         if note is None:
             return  # what is in the file goes when an object begins
         self.known = Known(note.etag, note.total)
-        self.etag = note.etag
         self._hash(note.checksum)
         self._sync(os.fstat(self._file).st_size)
         while data := self._read_on():

@@ -44,15 +44,6 @@ _WAIT_CODES = {"InternalError", "OperationAborted", "RequestTimeout", "ServiceUn
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Uploaded:
-    """What the storage took."""
-
-    size: int
-    md5: str
-    etag: str | None
-
-
 @tracing.span("upload dataset", kind="client")
 def upload_presigned(
     upload: PresignedUpload,
@@ -62,8 +53,10 @@ def upload_presigned(
     limits: Limits | None = None,
     on_progress: OnProgress | None = None,
     allow_loopback: bool = False,
-) -> Uploaded:
-    """PUT the file at ``path``. A second PUT replaces the first, so that a failed one may be repeated.
+) -> int:
+    """PUT the file at ``path``, and return how many bytes it has.
+
+    A second PUT replaces the first, so that a failed one may be repeated.
 
     Args:
         sha256: Of the file that was checked, in hex; of another one the storage never gets a whole copy.
@@ -90,13 +83,12 @@ def upload_presigned(
             reply = _put(session, url, headers, source, limits)
     if not 200 <= reply.status < 300:
         raise _classify(reply)
-    done = Uploaded(size=len(source), md5=source.md5, etag=reply.headers.get("ETag"))
     stored = etag_md5(reply.headers)
-    if stored is not None and stored != done.md5:
+    if stored is not None and stored != source.md5:
         raise TryAgain("upload_damaged", "The storage's checksum is not that of the bytes sent.", status=reply.status)
     source.finish()
-    tracing.tell({"finetune.bytes": done.size})
-    return done
+    tracing.tell({"finetune.bytes": len(source)})
+    return len(source)
 
 
 def _headers(upload: PresignedUpload, *, allow_loopback: bool) -> dict[str, str]:
