@@ -96,7 +96,6 @@ def test_what_is_not_there(place: Place) -> None:
             ask("nothing")
         assert caught.value.code == "object_missing"
         assert not caught.value.retryable
-    place.delete("nothing")
 
 
 def test_a_folder_is_no_object(place: Place) -> None:
@@ -108,7 +107,8 @@ def test_a_folder_is_no_object(place: Place) -> None:
 
 def test_delete(place: Place) -> None:
     place.put_bytes(b"x", "a/b")
-    place.delete("a/b")
+    for _ in range(2):  # one that is gone is no error
+        place._backend.delete("a/b")
     assert not place.exists("a/b")
 
 
@@ -140,7 +140,7 @@ def test_no_name_leads_to_another_object(place: Place, name: str) -> None:
     for each, content in ((name, b"its own"), ("a", b"the other")):
         with place.open_read(each) as file:
             assert file.read() == content
-    place.delete(name)
+    place._backend.delete(name)
     assert place.exists("a")
 
 

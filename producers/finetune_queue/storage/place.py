@@ -79,10 +79,6 @@ class Place:
             return False
         return True
 
-    def delete(self, name: str) -> None:
-        """Remove an object; one that is not there is no error."""
-        self._backend.delete(checked_name(name))
-
     def drop_parts(self, folder: str) -> None:
         """Remove what writers that were killed left in a folder; one that still writes there fails. In a bucket that
         is the work of a lifecycle rule."""
