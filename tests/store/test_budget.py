@@ -262,7 +262,7 @@ def test_to_resume_an_account_ends_what_was_refused_it(budget: Budget, accounts:
 def test_the_first_training_is_not_swept_before_it_can_have_moved(budget: Budget, accounts: Accounts) -> None:
     take(budget, "job-1", submit=True)
     assert budget.reserve("default", 2)[0] == []
-    accounts.next_sweep_in("default", 0)
+    accounts.sweep_now("default")
     assert budget.reserve("default", 2)[0] == [SWEEP]
 
 
@@ -327,7 +327,7 @@ def test_the_sweep_goes_first_when_due_and_only_while_something_trains(
     budget: Budget, jobs: JobStore, accounts: Accounts
 ) -> None:
     waiting = parked(jobs)
-    accounts.next_sweep_in("default", 0)
+    accounts.sweep_now("default")
     assert budget.reserve("default", 1)[0] == [waiting.id]
 
     submitting, _ = jobs.register(new_job_id(), sample_request(), delay=60)

@@ -89,7 +89,8 @@ def test_a_hint_during_a_sweep_is_not_lost(clock: Clock, accounts: Accounts, bud
     assert budget.reserve("default", 10)[0] == [SWEEP]
     clock.pass_time(15)  # longer than the gap: it runs, and has read its list
     accounts.hint("default")
-    assert accounts.swept("default", INTERVAL, idle=INTERVAL, affordable=SHARE, gap=GAP) == 0
+    accounts.swept("default", INTERVAL, idle=INTERVAL, affordable=SHARE, gap=GAP)
+    assert clock.sweep_if_due()
 
 
 def test_a_hint_without_trainings_does_nothing(client: redis.Redis, accounts: Accounts) -> None:
@@ -148,13 +149,12 @@ def test_an_idle_account_is_looked_at_when_that_is_worth_a_call_of_an_idle_budge
     assert clock.sweeps == [0, 100, 120, 140, 160]
 
 
-def test_a_time_that_is_set_from_outside_holds_for_an_idle_account_too(clock: Clock, accounts: Accounts) -> None:
-    clock.idle = 20.0
-    clock.pass_time(INTERVAL)
+def test_a_sweep_that_the_service_itself_wants_comes_at_once(clock: Clock, accounts: Accounts) -> None:
+    clock.pass_time(1.0)  # within the least gap, and before the share of looking has a call for it
+    accounts.sweep_now("default")
     assert clock.sweep_if_due()
-    accounts.next_sweep_in("default", 50.0)
-    clock.run(51, hints=False)
-    assert clock.sweeps == [0, 100, 150]
+    clock.run(200, hints=False)
+    assert clock.sweeps == pytest.approx([0, 1, 101], abs=5)
 
 
 def submit_another(budget: Budget) -> None:
@@ -205,7 +205,7 @@ def test_trainings_that_come_one_by_one_are_not_looked_at_more_often_while_other
 def test_no_other_sweep_starts_while_one_runs_however_long(
     clock: Clock, accounts: Accounts, budget: Budget, client: redis.Redis
 ) -> None:
-    accounts.next_sweep_in("default", 0)
+    accounts.sweep_now("default")
     assert budget.reserve("default", 10)[0] == [SWEEP]
     assert budget.wants_sweep("default")
     assert isinstance(budget.take("default", SWEEP, 0.0), Slot)
@@ -222,7 +222,7 @@ def test_no_other_sweep_starts_while_one_runs_however_long(
 def test_after_a_sweep_that_died_another_comes_when_its_call_must_have_ended(
     clock: Clock, accounts: Accounts, budget: Budget
 ) -> None:
-    accounts.next_sweep_in("default", 0)
+    accounts.sweep_now("default")
     assert budget.reserve("default", 10)[0] == [SWEEP]
     budget.take("default", SWEEP, 0.0)
     clock.pass_time(5.0)

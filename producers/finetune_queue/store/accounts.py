@@ -180,24 +180,23 @@ class Accounts:
         _wake(pipe)
         pipe.execute()
 
-    def next_sweep_in(self, account: str, seconds: float) -> None:
-        """Set when the account is swept next."""
-        at = server_ms(self._redis) + int(seconds * 1000)
+    def sweep_now(self, account: str) -> None:
+        """Have the account swept as soon as it has a free call."""
+        now = server_ms(self._redis)
         pipe = self._redis.pipeline(transaction=True)
-        pipe.hset(keys.account(account), mapping={"sweep_at": at, "sweep_due": at})
-        pipe.hdel(keys.account(account), "sweep_idle_at")
+        pipe.hset(keys.account(account), mapping={"sweep_at": now, "sweep_due": now})
         _wake(pipe)
         pipe.execute()
 
     def swept(
         self, account: str, interval: float, *, idle: float, affordable: float, gap: float, looked: bool = True
-    ) -> float:
-        """Set the next sweep after one has ended, and return the seconds until then: ``interval``, or what is left of
-        ``gap`` since it started if a hint came meanwhile. When nobody waits for a call it comes after ``idle`` already.
+    ) -> None:
+        """Set the next sweep after one has ended: in ``interval`` seconds, or in what is left of ``gap`` since it
+        started if a hint came meanwhile. When nobody waits for a call it comes after ``idle`` already.
         ``affordable`` is the time between sweeps that uses up the calls which looking may have; hints cannot make it
         less. ``looked`` tells whether it saw what Segmind has."""
         times = (int(each * 1000) for each in (interval, affordable, gap))
-        return self._sweep_clock("swept", account, *times, int(looked), int(idle * 1000))
+        self._sweep_clock("swept", account, *times, int(looked), int(idle * 1000))
 
     def hint(self, account: str) -> float | None:
         """Take a word from outside that a training may have moved: bring the next sweep forward, if it may be.
