@@ -107,7 +107,6 @@ def check_server(setting: str, url: str) -> bool:
                 if not facts.replica or time.monotonic() >= end:
                     break
                 why = "it is a replica, as after a failover"
-                client.connection_pool.disconnect()  # the next connection looks the name up again
             except ResponseError as error:
                 log.warning("redis_not_checked", setting=setting, error=str(error), action="Allow the command INFO.")
                 return True
