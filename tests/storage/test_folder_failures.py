@@ -165,7 +165,7 @@ def test_writers_of_one_name_do_not_fail_each_other(tmp_path: Path) -> None:
     place = Place(f"file://{tmp_path}/store")
     with ThreadPoolExecutor(6) as writers:
         for written in [writers.submit(place.put_bytes, b"x", "a") for _ in range(300)]:
-            assert written.result().size == 1
+            written.result()
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["a"]
 
 

@@ -47,15 +47,16 @@ class Folder:
                 if done != size:
                     raise IncompleteError(f"{local} changed while it was copied: {done} of {size} bytes.")
 
-            return self._write(name, copy)
+            self._write(name, copy)
+        return self.info(name)
 
-    def put_bytes(self, data: bytes, name: str) -> Stored:
-        return self._write(name, lambda target: target.write(data))
+    def put_bytes(self, data: bytes, name: str) -> None:
+        self._write(name, lambda target: target.write(data))
 
     def _path(self, name: str) -> Path:
         return self.root / name
 
-    def _write(self, name: str, fill: Callable[[io.BufferedWriter], object]) -> Stored:
+    def _write(self, name: str, fill: Callable[[io.BufferedWriter], object]) -> None:
         target = self._path(name)
         with _reported(target):
             self._make(target.parent)
@@ -73,7 +74,6 @@ class Folder:
                 _sync_folder(folder)
                 if folder == self.root:
                     break
-        return self.info(name)
 
     def _make(self, folder: Path) -> None:
         try:

@@ -36,10 +36,9 @@ class Bucket:
             raise IncompleteError(f"{self.url_of(name)} has {stored.size} bytes of the {size} that were sent.")
         return stored
 
-    def put_bytes(self, data: bytes, name: str) -> Stored:
+    def put_bytes(self, data: bytes, name: str) -> None:
         with self._reported(name, writing=True):
             self._fs().pipe_file(self._path(name), data)
-        return self.info(name)
 
     def open_read(self, name: str) -> io.BufferedReader:
         # Drivers differ in what they say when a name is only a prefix of others.

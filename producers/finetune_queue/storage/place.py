@@ -55,9 +55,9 @@ class Place:
             self.put_file(local, name)
         return self.url_of(name)
 
-    def put_bytes(self, data: bytes, name: str) -> Stored:
+    def put_bytes(self, data: bytes, name: str) -> None:
         """Store a small object, such as a manifest, in the same way."""
-        return self._backend.put_bytes(data, checked_name(name))
+        self._backend.put_bytes(data, checked_name(name))
 
     def open_read(self, name: str) -> io.BufferedReader:
         """Return a stream of an object's bytes, which the caller closes; it reads ahead by a few megabytes at most."""
@@ -92,6 +92,7 @@ class Place:
         """Write and remove a small object, and so raise what a job would meet."""
         name = f".finetune-check-{uuid.uuid4().hex}"
         self._backend.put_bytes(b"finetune-queue was here", name)
+        self._backend.info(name)  # as `put_file` does of what it wrote, which takes the right to read
         self._backend.delete(name)
 
 
