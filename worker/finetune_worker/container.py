@@ -54,7 +54,7 @@ class UnknownAccountKeyError(Exception):
     """A job names an account that this worker has no key for."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Container:
     """What stages and the dispatcher work with. Safe in threads; not to be taken across a fork."""
 
@@ -74,8 +74,8 @@ class Container:
     work_folder: WorkFolder
     pulse: Pulse = field(default_factory=Pulse)
     _clients: dict[str, SegmindClient] = field(default_factory=dict)
-    _stopping: list[float] = field(default_factory=list)
-    _clock_off: list[int] = field(default_factory=list)
+    _stop_at: float | None = None
+    _clock_off: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -115,24 +115,25 @@ class Container:
         """This worker as it shows itself to others."""
         accounts = tuple(sorted(self.settings.accounts))
         limits = tuple((name, AccountLimits.of(self.settings.accounts[name])) for name in accounts)
-        return LiveWorker(self.name, __version__, accounts, self._clock_off[-1] if self._clock_off else 0, limits)
+        return LiveWorker(self.name, __version__, accounts, self._clock_off, limits)
 
     def clock_was_off(self, seconds: int) -> None:
         """Show others by how many seconds this machine's clock is ahead of Redis'; said before they see this worker."""
-        self._clock_off.append(seconds)
+        self._clock_off = seconds
 
     def stop_soon(self) -> None:
         """Give running stages the shutdown time-out from now; those that can then park their job."""
-        self._stopping.append(time.monotonic() + self.settings.finetune_shutdown_timeout)
+        if self._stop_at is None:
+            self._stop_at = time.monotonic() + self.settings.finetune_shutdown_timeout
 
     @property
     def stopping(self) -> bool:
         """Whether the worker was told to stop."""
-        return bool(self._stopping)
+        return self._stop_at is not None
 
     def out_of_time(self) -> bool:
         """Tell whether the worker is being stopped and its running stages have had their time."""
-        return bool(self._stopping) and time.monotonic() >= self._stopping[0]
+        return self._stop_at is not None and time.monotonic() >= self._stop_at
 
     def announce_accounts(self) -> None:
         """Show that this worker is there, and set the limits of its accounts for all workers: the strictest that the
@@ -205,8 +206,8 @@ class Container:
         return SILENT_CALLS * self.settings.finetune_lease
 
     def close(self) -> None:
-        """Send what is still to be counted, and close the API connections."""
-        self.counters.send()
+        """Sign off, and close the API connections."""
+        self.sign_off()
         with self._lock:
             for client in self._clients.values():
                 client.close()
