@@ -2,9 +2,7 @@
 
 import atexit
 import logging
-import os
 import sys
-import threading
 import warnings
 from typing import Any
 
@@ -12,7 +10,7 @@ import structlog
 from celery import Celery, signals
 from celery.concurrency import get_implementation
 from celery.concurrency.prefork import TaskPool as PreforkPool
-from celery.exceptions import CPendingDeprecationWarning, WorkerShutdown
+from celery.exceptions import CPendingDeprecationWarning
 
 from finetune_queue import __version__, tracing
 from finetune_queue.logs import configure_logging
@@ -20,52 +18,20 @@ from finetune_queue.messaging import ACCESS, PRESIGN, QUEUE, RUN, SWEEP, TRANSFE
 from finetune_queue.settings import Settings, SettingsError, load_settings
 from finetune_worker.broker import patch_kombu
 from finetune_worker.chatter import EventBatches, NoChatter
-from finetune_worker.container import Container
 from finetune_worker.dispatcher import DispatcherStep
 from finetune_worker.intake import DeadLetterStep
 from finetune_worker.notifier import NotifierStep
 from finetune_worker.probes import ProbeStep
+from finetune_worker.runtime import Runtime
 from finetune_worker.server_check import ServerCheckStep
 from finetune_worker.stopping import StopSignalStep
 from finetune_worker.tasks import register
 from finetune_worker.thread_pool import patch_thread_pool
-from finetune_worker.work_folder import WorkFolderError
 
 log = structlog.get_logger(__name__)
 
 SERVICE = "finetune-worker"
 """What traces call a worker that has no name of its own."""
-
-
-class Runtime:
-    """The container of this process, built when first used: after a fork, never before."""
-
-    def __init__(self, settings: Settings, app: Celery) -> None:
-        self.settings = settings
-        self._app = app
-        self._lock = threading.Lock()
-        self._built: tuple[int, Container] | None = None
-
-    @property
-    def container(self) -> Container:
-        """The process's one container.
-
-        Raises:
-            WorkerShutdown: there is no folder that this worker can work in.
-        """
-        with self._lock:
-            if self._built is None or self._built[0] != os.getpid():
-                try:
-                    self._built = (os.getpid(), Container.build(self.settings, self._app))
-                except WorkFolderError as error:
-                    log.critical("work_folder_unfit", error=str(error))
-                    raise WorkerShutdown(1) from error
-            return self._built[1]
-
-    def sign_off(self) -> None:
-        """Let this process's container, if there is one, tell that it ends."""
-        if self._built is not None and self._built[0] == os.getpid():
-            self._built[1].sign_off()
 
 
 def worker_config(settings: Settings) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from celery import Celery, Task
@@ -15,8 +15,8 @@ from finetune_queue.contract import Stage
 from finetune_queue.contract.ids import is_job_id
 from finetune_queue.messaging import ACCESS, PRESIGN, RUN, SWEEP, short_name, stage_task
 from finetune_queue.store import RedisError
-from finetune_worker.container import Container
 from finetune_worker.intake import PUT_BACK_AFTER, accept
+from finetune_worker.runtime import Runtime
 from finetune_worker.stages.access import change_access
 from finetune_worker.stages.download import download
 from finetune_worker.stages.poll import poll
@@ -35,13 +35,6 @@ STAGES: Mapping[Stage, StageFunction] = {
     Stage.DOWNLOAD: download,
     Stage.PUBLISH: publish,
 }
-
-
-class HasContainer(Protocol):
-    """Gives the process's container when a task first needs it."""
-
-    @property
-    def container(self) -> Container: ...
 
 
 class Recovered(Task):  # type: ignore[type-arg]
@@ -85,7 +78,7 @@ class DiscreetRequest(Request):
         return super().info(safe=True)
 
 
-def register(app: Celery, runtime: HasContainer) -> None:
+def register(app: Celery, runtime: Runtime) -> None:
     """Declare every task by its explicit name, on this app alone: another of the process has a container of its own."""
     for stage, function in STAGES.items():
         _register_stage(app, runtime, stage_task(stage), stage, function)
@@ -117,7 +110,7 @@ def register(app: Celery, runtime: HasContainer) -> None:
         return change_access(runtime.container, job_id, self.request.id or "")
 
 
-def _register_stage(app: Celery, runtime: HasContainer, name: str, stage: Stage, function: StageFunction) -> None:
+def _register_stage(app: Celery, runtime: Runtime, name: str, stage: Stage, function: StageFunction) -> None:
     # Acks early: a stage's recovery is its job's deadline, and a redelivery would only be refused by the claim.
     @app.task(name=name, base=Recovered, shared=False, bind=True)
     def run(self: Task[..., str], job_id: str) -> str:
