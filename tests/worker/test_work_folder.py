@@ -26,22 +26,22 @@ def folder(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wor
 
 def test_a_folder_that_was_removed_is_made_anew(folder: WorkFolder) -> None:
     for use in (folder.clean, lambda: folder.scratch().cleanup(), lambda: folder.part_of("a-job").write_bytes(b"part")):
-        shutil.rmtree(folder.path)
+        shutil.rmtree(folder.ready())
         use()
-    assert folder.path.stat().st_mode & 0o777 == 0o700
+    assert folder.ready().stat().st_mode & 0o777 == 0o700
 
 
 def test_each_queue_has_its_own_whatever_its_password(bench: Bench, folder: WorkFolder) -> None:
     def path_of(url: str) -> Path:
-        return WorkFolder(url, bench.container.jobs).path
+        return WorkFolder(url, bench.container.jobs).ready()
 
     for same in ("redis://127.0.0.1:1", "redis://:secret@127.0.0.1:1/0", "rediss://user:new@127.0.0.1:1?timeout=3"):
-        assert path_of(same) == folder.path
+        assert path_of(same) == folder.ready()
     others = {path_of(f"redis://{other}") for other in ("127.0.0.1:1/1", "127.0.0.1:2/0", "localhost:1/0")}
     sockets = {
         path_of(f"unix://{socket}") for socket in ("/run/a.sock", ":secret@/run/a.sock?db=0", "/run/a.sock?db=1")
     }
-    assert len({folder.path, *others, *sockets}) == 1 + 3 + 2
+    assert len({folder.ready(), *others, *sockets}) == 1 + 3 + 2
 
 
 def _opened(path: Path) -> None:
@@ -65,7 +65,7 @@ def _file(path: Path) -> None:
 def test_a_folder_that_is_not_its_own_is_refused(
     folder: WorkFolder, bench: Bench, change: Callable[[Path], None], why: str
 ) -> None:
-    path = folder.path
+    path = folder.ready()
     change(path)
     with pytest.raises(WorkFolderError, match=f"{path} cannot be used: {why}.* TMPDIR"):
         WorkFolder(QUEUE, bench.container.jobs)
@@ -78,7 +78,7 @@ def test_a_folder_of_another_user_is_refused(folder: WorkFolder, monkeypatch: py
 
 
 def test_a_folder_that_cannot_be_cleaned_stops_no_job(bench: Bench) -> None:
-    path = bench.container.work_folder.path
+    path = bench.container.work_folder.ready()
     path.chmod(0o777)
     job = bench.container.jobs.transition(bench.job(), Change(delay=0), to=JobState.UPLOADING)
     try:
@@ -101,13 +101,16 @@ def test_what_downloads_of_ended_jobs_left_is_removed_and_what_may_go_on_is_kept
 
     assert container.work_folder.clean() == 2
 
-    assert {path.name for path in container.work_folder.path.glob("*.part")} == {f"{live.id}.part", f"{failed.id}.part"}
+    assert {path.name for path in container.work_folder.ready().glob("*.part")} == {
+        f"{live.id}.part",
+        f"{failed.id}.part",
+    }
     for job in (live, failed):
         container.work_folder.part_of(job.id).unlink()
 
 
 def test_a_folder_that_a_killed_worker_left_is_removed_after_a_day(bench: Bench) -> None:
-    work_dir = bench.container.work_folder.path
+    work_dir = bench.container.work_folder.ready()
     old, new = (Path(tempfile.mkdtemp(dir=work_dir)) for _ in range(2))
     (old / "dataset.zip").write_bytes(b"a dataset")
     os.utime(old, (0, 0))

@@ -39,11 +39,11 @@ class WorkFolder:
         self._jobs = jobs
         queue = hashlib.sha256(database_of(redis_url).encode()).hexdigest()[:12]
         self._path = Path(tempfile.gettempdir()) / f"finetune-queue-{queue}"
-        self.path  # noqa: B018 - so that an unfit one is told when the worker starts
+        self.ready()  # so that an unfit one is told when the worker starts
 
-    @property
-    def path(self) -> Path:
-        """The folder, which is there and ours alone: who else may write there could change weights unnoticed.
+    def ready(self) -> Path:
+        """Make the folder if needed, and return it if it is ours alone: who else may write there could change weights
+        unnoticed.
 
         Raises:
             WorkFolderError: it cannot be made, or others may write there.
@@ -67,11 +67,11 @@ class WorkFolder:
 
     def part_of(self, job_id: str) -> Path:
         """Return where a job's weights are while they come in."""
-        return self.path / f"{job_id}{_PART}"
+        return self.ready() / f"{job_id}{_PART}"
 
     def scratch(self) -> "tempfile.TemporaryDirectory[str]":
         """Make a folder that is removed when its ``with`` block ends."""
-        return tempfile.TemporaryDirectory(dir=self.path)
+        return tempfile.TemporaryDirectory(dir=self.ready())
 
     def clean(self) -> int:
         """Remove the parts of jobs that need them no more, and what killed workers left; returns how many there were.
@@ -85,7 +85,7 @@ class WorkFolder:
     def _clean_scratch(self) -> int:
         before = time.time() - _LEFT_AFTER
         gone = 0
-        for folder in self.path.iterdir():
+        for folder in self.ready().iterdir():
             with suppress(FileNotFoundError):  # its stage has just ended, or another worker cleans up, too
                 if folder.is_dir() and folder.stat().st_mtime < before:
                     shutil.rmtree(folder)
@@ -93,7 +93,7 @@ class WorkFolder:
         return gone
 
     def _clean_parts(self) -> int:
-        parts = {path.name.removesuffix(_PART): path for path in self.path.glob(f"*{_PART}")}
+        parts = {path.name.removesuffix(_PART): path for path in self.ready().glob(f"*{_PART}")}
         # A failed download may be retried, so its part is kept as long as the job.
         over = {JobState.SUCCEEDED, JobState.CANCELLED}
         jobs, unreadable = self._jobs.read_many(list(parts))
