@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from finetune_queue.cli import output, words
 from finetune_queue.cli.follow import ctrl_c_leaves, snapshots
@@ -49,14 +49,16 @@ def watch_job(job_id: str, *, timeout: float | None, as_json: bool) -> ExitCode:
         return exit_code(seen.job.state)
 
 
-def watch_all(*, as_json: bool) -> ExitCode:
+def watch_all(*, as_json: bool) -> NoReturn:
     """Show the newest jobs until Ctrl-C: a live table on a terminal, elsewhere a line for each change."""
     with open_queue() as queue:
         if not as_json and output.out().is_interactive:
             _live_table(queue)
         versions: dict[str, int] = {}
         trouble: str | None = None
-        for view in _views(queue, lambda: PIPED):
+        views = _views(queue, lambda: PIPED)
+        while True:
+            view = next(views)
             if view.trouble is not None and trouble is None:  # once for an outage, not at every look
                 output.still_trying(view.trouble)
             trouble = view.trouble
@@ -66,7 +68,6 @@ def watch_all(*, as_json: bool) -> ExitCode:
                 if versions.get(job.id) != job.record.version:
                     _tell(job, waiting, as_json=as_json)
             versions = {job.id: job.record.version for job, _ in view.rows}
-    return ExitCode.OK
 
 
 def _tell(job: Job, waiting: Waiting | None, *, as_json: bool) -> None:
@@ -102,7 +103,7 @@ def _look(queue: FineTuneQueue, limit: int) -> _View:
     return _View([(job, queue.waiting(job)) for job in queue.list(limit=limit)], queue.counts())
 
 
-def _live_table(queue: FineTuneQueue) -> None:
+def _live_table(queue: FineTuneQueue) -> NoReturn:
     from rich.live import Live
 
     console = output.out()
@@ -110,9 +111,10 @@ def _live_table(queue: FineTuneQueue) -> None:
     def room() -> int:
         return max(5, (console.height - _AROUND) // lines_each(console.width))
 
+    views = _views(queue, room)
     with Live(console=console, auto_refresh=False, screen=True) as live:
-        for view in _views(queue, room):
-            live.update(_picture(view, width=console.width), refresh=True)
+        while True:
+            live.update(_picture(next(views), width=console.width), refresh=True)
 
 
 _AROUND = 5
