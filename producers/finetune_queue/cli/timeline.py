@@ -96,13 +96,13 @@ def _access_line(access: dict[str, Any]) -> str:
 
 def _live_parts(record: JobRecord, waiting: Waiting | None) -> Iterator[str]:
     status = words.printable(record.provider_status) if record.provider_status else None
+    for_segmind = waiting is not None and waiting.reason == "provider" and not waiting.unserved
     if status and record.state in {JobState.TRAINING, JobState.DEPLOYING}:
         yield f"Segmind: {status}"
         # That it waits for Segmind is what the status says already.
-        if waiting is not None and waiting.reason == "provider" and not waiting.unserved:
+        if for_segmind:
             return
-    looked_for = waiting is not None and waiting.reason == "provider" and not waiting.unserved
-    if looked_for and record.state is JobState.SUBMITTING:
+    if for_segmind and record.state is JobState.SUBMITTING:
         yield "the submit had no clear answer: its training is looked for at Segmind before it may be sent again"
     elif waiting is not None:
         yield words.waiting_line(waiting, record.error)

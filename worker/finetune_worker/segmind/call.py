@@ -145,14 +145,16 @@ class Call:
             found = kind.model_validate(parse_json(body))
         except ValidationError as error:
             fields = sorted({".".join(map(str, problem["loc"])) or "reply" for problem in error.errors()})
-            problem = f"wrong or missing: {', '.join(fields)}"
+            said = error_message(body, self._endpoint.key)
+            failure = self._unreadable(
+                f"wrong or missing: {', '.join(fields)}" + (f"; it said: {said}" if said else "")
+            )
         except ValueError:
-            problem = "not JSON"
+            failure = self._unreadable("not JSON")
         else:
             self.log(None)
             return found
-        said = error_message(body, self._endpoint.key) if problem != "not JSON" else ""
-        raise self._logged(self._unreadable(problem + (f"; it said: {said}" if said else "")))
+        raise self._logged(failure)
 
     def link(self, method: str, path: str, **request: Any) -> str:
         """Call and return the reply, which is a URL in plain text (quoted like JSON is fine too)."""
