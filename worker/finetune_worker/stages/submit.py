@@ -4,6 +4,7 @@ Before the POST the intent is written and, where Redis keeps a log, confirmed to
 submitted again by this stage: only the sweep, which asks Segmind what it has, may adopt a training or clear the intent.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -78,9 +79,7 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
     try:
         reply = call_api(container.budget, slot, partial(client.submit, training_request(claim.job)))
     except AccountPausedError as paused:
-        waiting = park_paused(claim.job, CallClass.SUBMIT, paused, "submit")
-        waiting.fields.update(UNSENT)
-        return waiting
+        return replace(park_paused(claim.job, CallClass.SUBMIT, paused, "submit"), fields=dict(UNSENT))
     except StaleCallError:
         return Wait(
             "parked: this worker stood still before the submit, so it did not send it",
