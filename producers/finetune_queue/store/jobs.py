@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import redis
@@ -223,7 +224,7 @@ class JobStore:
             raise ValueError(message)
         changed = job.model_copy(update={**fields, "state": state})
         if changed.wants_access and change.delay is None:
-            change = Change(delay=0.0)  # asked for before a retry, and due now that the job has ended again
+            change = replace(change, delay=0.0)  # asked for before a retry, and due now that the job has ended again
         if not changed.settled and change.delay is None:
             message = f"a live job needs a deadline (job {job.id}, {state})"
             raise ValueError(message)
