@@ -28,6 +28,11 @@ def escaped(text: str) -> str:
     )
 
 
+def encodable(text: str) -> str:
+    """Return a text that can be sent and stored: JSON may hold a lone surrogate, which has no form in UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def byte_size(count: int) -> str:
     """Return a number of bytes in the decimal units that storage is sold and limited in, the API's limit, too."""
     for unit, bytes_of_one, places in _UNITS:

@@ -19,7 +19,7 @@ from finetune_queue.errors import (
     UnknownJobError,
     UnreadableJobError,
 )
-from finetune_queue.plain_words import in_plain_words
+from finetune_queue.plain_words import encodable, in_plain_words
 from finetune_queue.store import CursorError, JobNotFoundError, RedisError
 
 MEDIA_TYPE = "application/problem+json"
@@ -178,7 +178,7 @@ def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 def unknown_parameters(names: Iterable[str]) -> ProblemError:
     """Make the problem of parameters that a call does not have."""
-    problems = [FieldProblem(where=_printable(name), detail=_UNKNOWN) for name in names]
+    problems = [FieldProblem(where=encodable(name), detail=_UNKNOWN) for name in names]
     return _listed(problems)
 
 
@@ -198,7 +198,7 @@ def _invalid(error: RequestValidationError) -> ProblemError:
         if found["type"] == "none_required":  # beside what is wrong with a value that could also be left out
             continue
         where = "/" + "/".join(map(str, path)) if source == "body" else _parameter(path)
-        problems.append(FieldProblem(where=_printable(where), detail=_said(found, where)))
+        problems.append(FieldProblem(where=encodable(where), detail=_said(found, where)))
     return _listed(problems)
 
 
@@ -221,12 +221,7 @@ def _said(found: Mapping[str, Any], where: str) -> str:
             return "should be a JSON object"
         case _:
             text = in_plain_words(str(found["msg"]))
-            return _printable(f"{text[:1].lower()}{text[1:]}")
-
-
-def _printable(text: str) -> str:
-    """Return a text that every encoder takes: JSON may hold a lone surrogate, which has no form in UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
+            return encodable(f"{text[:1].lower()}{text[1:]}")
 
 
 def _pointer(line: str) -> str:

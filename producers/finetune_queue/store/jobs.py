@@ -15,6 +15,7 @@ from finetune_queue.contract.event import Event, rejected_event
 from finetune_queue.contract.job import TRANSITIONS, JobRecord, JobState
 from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.request import FineTuneRequest
+from finetune_queue.plain_words import encodable
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.clock import server_ms
 from finetune_queue.store.dead_letters import MOST_LETTERS, DeadLetter, RawMessage, TaskCall
@@ -272,7 +273,7 @@ class JobStore:
     def reject(self, message_id: str, message: TaskCall | RawMessage, reason: str, problems: list[str]) -> None:
         """Set aside a message that cannot become a job, as it came, and tell of it by an event."""
         pipe = self._redis.pipeline(transaction=True)
-        message_id, problems = _writable(message_id), list(map(_writable, problems))
+        message_id, problems = encodable(message_id), list(map(encodable, problems))
         letter = DeadLetter(message_id, reason, problems, message)
         pipe.xadd(keys.dead_letters(), cast("dict[Any, Any]", letter.fields()), maxlen=MOST_LETTERS)
         event = rejected_event(message_id, reason, problems)
@@ -339,8 +340,3 @@ def _replies(pipe: "redis.client.Pipeline", count: int) -> list[Any]:
         return pipe.execute(raise_on_error=False)
     except redis.RedisError as error:
         return [error] * count
-
-
-def _writable(text: str) -> str:
-    """Return a message's own words in a form that can be stored: JSON's escapes can make text that UTF-8 cannot."""
-    return text.encode(errors="backslashreplace").decode()
