@@ -7,12 +7,13 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from finetune_queue.contract.request import DEFAULT_ACCOUNT
 from finetune_queue.loopback import is_loopback
 from finetune_queue.setting_sources import DEFAULT_SECRETS_DIR
 from finetune_queue.setting_types import (
@@ -245,8 +246,6 @@ class Settings(BaseSettings):
         example="/etc/finetune/secrets",
     )
 
-    DEFAULT_ACCOUNT: ClassVar[str] = "default"
-
     @classmethod
     def settings_customise_sources(
         cls,
@@ -265,7 +264,7 @@ class Settings(BaseSettings):
         if self.segmind_api_key is None:
             return dict(self.segmind_accounts)
         only = AccountSettings(api_key=self.segmind_api_key, rate_limit=self.segmind_rate_limit)
-        return {self.DEFAULT_ACCOUNT: only}
+        return {DEFAULT_ACCOUNT: only}
 
     @property
     def segmind_is_loopback(self) -> bool:

@@ -17,9 +17,10 @@ import pytest
 import typer
 
 from finetune_queue import __version__
+from finetune_queue.cli import options
 from finetune_queue.cli.app import app
 from finetune_queue.cli.output import ExitCode
-from finetune_queue.contract import JobState, WaitReason
+from finetune_queue.contract import DEFAULT_ACCOUNT, JobState, WaitReason
 from support.cli import Run, Worker
 from support.samples import sample
 
@@ -36,6 +37,10 @@ def commands() -> list[str]:
         inner = getattr(command, "commands", None)
         found += [f"{name} {each}" for each in inner] if inner else [name]
     return found
+
+
+def test_the_account_of_commands_is_that_of_requests() -> None:
+    assert options.DEFAULT_ACCOUNT == DEFAULT_ACCOUNT
 
 
 def test_help_imports_nothing_heavy() -> None:

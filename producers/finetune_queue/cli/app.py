@@ -8,7 +8,7 @@ import typer
 from typer.exceptions import TyperException
 
 from finetune_queue.cli import app_gateway, app_submit, output
-from finetune_queue.cli.options import AsJson, Private, Public, Timeout, public_or_private
+from finetune_queue.cli.options import DEFAULT_ACCOUNT, AsJson, Private, Public, Timeout, public_or_private
 from finetune_queue.cli.output import CliError, ExitCode
 from finetune_queue.plain_words import in_plain_words
 
@@ -216,7 +216,7 @@ def redeliver(
 
 @account.command("stop")
 def account_stop(
-    name: Annotated[str, typer.Argument(metavar="ACCOUNT", help="As doctor shows it.")] = "default",
+    name: Annotated[str, typer.Argument(metavar="ACCOUNT", help="As doctor shows it.")] = DEFAULT_ACCOUNT,
     *,
     as_json: AsJson = False,
 ) -> ExitCode:
@@ -228,7 +228,7 @@ def account_stop(
 
 @account.command("resume")
 def account_resume(
-    name: Annotated[str, typer.Argument(metavar="ACCOUNT", help="As doctor shows it.")] = "default",
+    name: Annotated[str, typer.Argument(metavar="ACCOUNT", help="As doctor shows it.")] = DEFAULT_ACCOUNT,
     *,
     as_json: AsJson = False,
 ) -> ExitCode:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from finetune_queue.cli.options import AsJson
+from finetune_queue.cli.options import DEFAULT_ACCOUNT, AsJson
 from finetune_queue.cli.output import ExitCode
 
 gateway = typer.Typer()
@@ -46,7 +46,7 @@ GatewayUrl = Annotated[
 
 
 @webhooks.command("list")
-def list_(*, account: Account = "default", as_json: AsJson = False) -> ExitCode:
+def list_(*, account: Account = DEFAULT_ACCOUNT, as_json: AsJson = False) -> ExitCode:
     """List the account's webhooks."""
     from finetune_queue.cli.webhooks import list_webhooks
 
@@ -54,7 +54,7 @@ def list_(*, account: Account = "default", as_json: AsJson = False) -> ExitCode:
 
 
 @webhooks.command()
-def register(url: GatewayUrl, *, account: Account = "default", as_json: AsJson = False) -> ExitCode:
+def register(url: GatewayUrl, *, account: Account = DEFAULT_ACCOUNT, as_json: AsJson = False) -> ExitCode:
     """Have Segmind call the gateway. An account has one webhook for fine-tunes."""
     from finetune_queue.cli.webhooks import register as command
 
@@ -62,7 +62,7 @@ def register(url: GatewayUrl, *, account: Account = "default", as_json: AsJson =
 
 
 @webhooks.command()
-def replace(url: GatewayUrl, *, account: Account = "default", as_json: AsJson = False) -> ExitCode:
+def replace(url: GatewayUrl, *, account: Account = DEFAULT_ACCOUNT, as_json: AsJson = False) -> ExitCode:
     """Have Segmind call the gateway instead of what it calls now."""
     from finetune_queue.cli.webhooks import register as command
 
@@ -70,7 +70,7 @@ def replace(url: GatewayUrl, *, account: Account = "default", as_json: AsJson = 
 
 
 @webhooks.command("test")
-def try_out(*, account: Account = "default", as_json: AsJson = False) -> ExitCode:
+def try_out(*, account: Account = DEFAULT_ACCOUNT, as_json: AsJson = False) -> ExitCode:
     """Call the webhook as Segmind does, and show Segmind's latest deliveries."""
     from finetune_queue.cli.webhooks import try_out as command
 

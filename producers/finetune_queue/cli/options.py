@@ -1,7 +1,7 @@
 """The options that several commands have."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -25,6 +25,9 @@ def public_or_private(*, public: bool, private: bool) -> bool | None:
         raise usage_error("Say either --public or --private.")
     return public if public or private else None
 
+
+# That of `finetune_queue.contract`, which would load pydantic to read a command line.
+DEFAULT_ACCOUNT: Final = "default"
 
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for programs, and nothing else.")]
 Timeout = Annotated[

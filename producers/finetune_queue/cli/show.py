@@ -12,7 +12,7 @@ from finetune_queue.cli.session import open_queue
 from finetune_queue.cli.summary import Facts, facts, print_facts
 from finetune_queue.cli.table import STATE_STYLES, jobs_table
 from finetune_queue.cli.timeline import detail, event_line, steps
-from finetune_queue.contract import Event, JobState
+from finetune_queue.contract import DEFAULT_ACCOUNT, Event, JobState
 from finetune_queue.sdk import FineTuneQueue, Job, Waiting
 
 
@@ -54,7 +54,7 @@ def _status_facts(seen: Snapshot) -> Facts:
     found += facts(seen)
     if record.dataset_report:
         found.append(("dataset", words.report_line(record.dataset_report)))
-    if record.account != "default":
+    if record.account != DEFAULT_ACCOUNT:
         found.append(("account", record.account))
     if record.request.labels:
         labels = ", ".join(f"{key}={value}" for key, value in sorted(record.request.labels.items()))

@@ -18,11 +18,18 @@ from finetune_queue.contract.job import (
     WaitReason,
 )
 from finetune_queue.contract.kinds import EventType
-from finetune_queue.contract.request import USUAL_PRIORITY, FineTuneRequest, RequestError, parse_request
+from finetune_queue.contract.request import (
+    DEFAULT_ACCOUNT,
+    USUAL_PRIORITY,
+    FineTuneRequest,
+    RequestError,
+    parse_request,
+)
 from finetune_queue.contract.sink import Sink, SinkKind, parse_sink, parse_sinks
 
 __all__ = [
     "ACCESS",
+    "DEFAULT_ACCOUNT",
     "FOUND",
     "MOVED_ON",
     "RELEASED",

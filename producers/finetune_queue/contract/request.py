@@ -30,6 +30,11 @@ USUAL_PRIORITY = 5
 """Of a request that names none."""
 
 ACCOUNT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+ACCOUNT_RULE = "should be letters, digits and . _ -, beginning with a letter or digit, 63 at most"
+"""The same in words, as they follow a field's name."""
+DEFAULT_ACCOUNT = "default"
+"""Whose key is the one of settings that name no accounts, and who pays for a request that names none."""
+
 AccountName = Annotated[str, StringConstraints(pattern=ACCOUNT_NAME)]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$")]
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
@@ -187,7 +192,7 @@ class FineTuneRequest(BaseModel):
         default=False,
         description="Download an https:// dataset, check it and upload it, for a link that Segmind could not read.",
     )
-    account: AccountName = Field(default="default", description="Which configured Segmind account pays.")
+    account: AccountName = Field(default=DEFAULT_ACCOUNT, description="Which configured Segmind account pays.")
     priority: Annotated[int, BeforeValidator(_check_number)] = Field(
         default=USUAL_PRIORITY, ge=0, le=9, description="0 (last) to 9 (first) among the account's jobs."
     )
@@ -256,7 +261,7 @@ def _sentence(problem: Any) -> str:
         case _ if field == "deadline":
             return "deadline: should be a time with a time zone, like 2026-01-31T18:00:00Z"
         case "string_pattern_mismatch" if field == "account":
-            return "account: should be letters, digits and . _ -, beginning with a letter or digit, 63 at most"
+            return f"account: {ACCOUNT_RULE}"
         case _:
             said = in_plain_words(problem["msg"])
             return f"{field}: {said[0].lower()}{said[1:]}"

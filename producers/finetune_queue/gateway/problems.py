@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from finetune_queue.contract.request import ACCOUNT_RULE
 from finetune_queue.errors import (
     IdempotencyConflictError,
     InvalidRequestError,
@@ -128,11 +129,11 @@ def explain(error: Exception) -> ProblemError | None:
 
 
 _FORMS = {
-    "account": "should be letters, digits and . _ -, beginning with a letter or digit, 63 at most",
+    "account": ACCOUNT_RULE,
     "cursor": "should be `next` of the page before",
     "idempotency-key": "should be ASCII characters, 255 at most, without a space at either end",
     "label": "should be KEY=VALUE, the key of letters, digits and . _ / -, 63 at most",
-    "/account": "should be letters, digits and . _ -, beginning with a letter or digit, 63 at most",
+    "/account": ACCOUNT_RULE,
     "/dataset": "should be a URL: https://example.com/my%20faces.zip, percent-encoded, or s3://bucket/my faces.zip, "
     "the key as it is",
 }
