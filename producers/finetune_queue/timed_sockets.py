@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 _running = threading.local()
 
 
+class NoRedirects(requests.Session):
+    """No reply is a redirect here: `requests` would read its whole body, and unpack it, for the next request."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - requests' signature
+        """Return that there is none."""
+        return None
+
+
 class Deadline:
     """The end of one call, by the monotonic clock, and how long its connection may be silent.
 

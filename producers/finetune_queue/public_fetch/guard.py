@@ -21,7 +21,7 @@ from requests_hardened.ip_filter_adapter import IPFilterAdapter  # type: ignore[
 
 from finetune_queue.public_fetch.addresses import AddressPolicy, check_url, is_public, shown_url
 from finetune_queue.public_fetch.errors import FetchError
-from finetune_queue.timed_sockets import Deadline, TimedSocket, TimedTLSAdapter, timed_tls_context
+from finetune_queue.timed_sockets import Deadline, NoRedirects, TimedSocket, TimedTLSAdapter, timed_tls_context
 
 MAX_REDIRECTS = 3
 CONNECT_SECONDS = 10.0
@@ -70,14 +70,8 @@ class GuardedAdapter(_TimedAdapter, IPFilterAdapter):  # type: ignore[misc]  # t
         return host, pool
 
 
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - requests' signature
-        """No reply is a redirect here: `requests` would read its whole body, and unpack it, for the next request."""
-        return None
-
-
 def _session(policy: AddressPolicy) -> requests.Session:
-    session = _Session()
+    session = NoRedirects()
     # Proxies and credentials from the environment would lead around the filter.
     session.trust_env = False
     session.headers.clear()

@@ -14,7 +14,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-from finetune_queue.timed_sockets import TimedSocket, TimedTLSAdapter, current, timed_tls_context
+from finetune_queue.timed_sockets import NoRedirects, TimedSocket, TimedTLSAdapter, current, timed_tls_context
 from finetune_worker.wire.names import resolve
 from finetune_worker.wire.urls import safe_url, without_queries
 
@@ -139,17 +139,11 @@ def _shown(text: str) -> str:
 _no_queries = _NoQueries()
 
 
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - requests' signature
-        """No reply is a redirect here: `requests` would read its whole body to prepare the next request."""
-        return None
-
-
 def open_session(pool_size: int = 1) -> requests.Session:
     """Return a session that is safe to share between threads. The caller closes it."""
     for name in ("urllib3.connectionpool", "urllib3.connection"):
         logging.getLogger(name).addFilter(_no_queries)
-    session = _Session()
+    session = NoRedirects()
     session.trust_env = False
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
     session.headers.clear()
