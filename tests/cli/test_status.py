@@ -3,6 +3,8 @@
 import re
 import time
 
+import pytest
+
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import JobError, JobState, Stage, WaitReason
 from finetune_queue.store import AccountLimits, Change, connect, keys
@@ -102,9 +104,23 @@ def test_status_of_a_failed_job_says_what_to_do(run: Run, worker: Worker) -> Non
     assert result.code == ExitCode.OK
     for line in ("error     The disk is full.", "do        Free some space.", f"again     finetune retry {job.id}"):
         assert line in result.out
-    error = JobError(code="dataset_bad_address", stage="upload", message="It is a folder.", action="Submit again.")
-    wrong = worker.move(worker.accept(), JobState.FAILED, error=error, failed_stage=Stage.UPLOAD)
-    assert "again     " not in run("status", wrong.id).out  # a retry has the same address
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "again"),
+    [
+        (Stage.UPLOAD, "dataset_bad_address", False),
+        (Stage.SUBMIT, "request_rejected", False),
+        (Stage.SUBMIT, "request_too_large", False),
+        (Stage.POLL, "request_rejected", True),  # of a call that holds nothing of the request
+    ],
+)
+def test_a_retry_is_not_advised_for_what_is_wrong_with_the_request_itself(
+    run: Run, worker: Worker, stage: Stage, code: str, *, again: bool
+) -> None:
+    error = JobError(code=code, stage=stage, message="It is wrong.", action="Submit again.")
+    failed = worker.move(worker.accept(), JobState.FAILED, error=error, failed_stage=stage)
+    assert (f"again     finetune retry {failed.id}" in run("status", failed.id).out) is again
 
 
 def test_status_of_a_job_that_needs_a_person_gives_the_evidence_and_the_commands(run: Run, worker: Worker) -> None:

@@ -5,17 +5,13 @@ from typing import TYPE_CHECKING
 from finetune_queue.cli import output, words
 from finetune_queue.cli.follow import Snapshot
 from finetune_queue.cli.output import ExitCode
-from finetune_queue.contract import Access, JobState
+from finetune_queue.contract import RETRY_IS_USELESS, Access, JobState
 from finetune_queue.plain_words import byte_size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Facts = list[tuple[str, str]]
-
-
-_ONLY_ANEW = "dataset_bad_address"
-"""The code of what is wrong with the request itself, which a retry has again."""
 
 
 def exit_code(state: JobState) -> ExitCode:
@@ -50,7 +46,8 @@ def facts(seen: Snapshot) -> Facts:
         found.append(("note", "Segmind's training goes on and is paid: its API has no cancel."))
     if record.access is not None:
         found += _access_facts(record.access, seen)
-    if record.state is JobState.FAILED and (record.error is None or record.error.code != _ONLY_ANEW):
+    error = record.error
+    if record.state is JobState.FAILED and (error is None or (error.stage, error.code) not in RETRY_IS_USELESS):
         found.append(("again", f"{output.program()} retry {record.id}"))
     found.append(("job", record.id))
     if record.finetune_id is not None:

@@ -115,6 +115,17 @@ class JobError(BaseModel):
     retryable: bool = False
 
 
+RETRY_IS_USELESS: frozenset[tuple[str, str]] = frozenset(
+    {
+        (Stage.UPLOAD, "dataset_bad_address"),
+        (Stage.SUBMIT, "request_rejected"),
+        (Stage.SUBMIT, "request_too_large"),
+    }
+)
+"""Stages and codes of what is wrong with the request itself, which a retry has again. The codes alone do not say it: a
+call of another stage holds nothing of the request."""
+
+
 class Weights(BaseModel):
     """The stored result."""
 

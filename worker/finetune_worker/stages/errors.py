@@ -1,13 +1,10 @@
 """Turns errors of the layers below into the error on the job, in one place."""
 
-from finetune_queue.contract import ACCESS, JobError, Stage
+from finetune_queue.contract import ACCESS, RETRY_IS_USELESS, JobError, Stage
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.storage import StorageError
 from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.transfer.errors import TransferError
-
-_WRONG_REQUEST = frozenset({"request_rejected", "request_too_large"})
-"""What Segmind says of what was asked for, and not of who asks or when."""
 
 
 def again(doing: str) -> str:
@@ -17,7 +14,7 @@ def again(doing: str) -> str:
 
 def from_api(error: SegmindError, stage: str) -> JobError:
     """Return the error on the job for an error of the API client, in a stage or in a change of access."""
-    if stage == Stage.SUBMIT and error.code in _WRONG_REQUEST:
+    if (stage, error.code) in RETRY_IS_USELESS:
         action = "Submit again with that corrected: a retry would send the same."
         return JobError(code=error.code, stage=stage, message=error.detail, action=action)
     return _job_error(error.code, stage, error.detail, retryable=error.retryable)
@@ -35,8 +32,7 @@ def from_storage(error: StorageError, stage: Stage) -> JobError:
 
 def from_dataset(error: DatasetError, stage: Stage) -> JobError:
     """Return the job's error for a dataset that could not be had."""
-    # A retry has the same request: what is wrong with the address itself stays wrong.
-    then = "submit again" if error.code == "dataset_bad_address" else "`finetune retry JOB`, or submit again"
+    then = "submit again" if (stage, error.code) in RETRY_IS_USELESS else "`finetune retry JOB`, or submit again"
     action = error.fix if error.retryable else f"{error.fix} Then {then}."
     return JobError(code=error.code, stage=stage, message=error.sentence, action=action, retryable=error.retryable)
 
