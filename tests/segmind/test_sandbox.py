@@ -22,7 +22,7 @@ from finetune_worker.segmind.errors import (
 from finetune_worker.segmind.models import FinetuneDetails, SubmitRequest
 from finetune_worker.transfer.download import download
 from finetune_worker.transfer.errors import NeedNewUrl, StartOver, TransferError, TryAgain
-from finetune_worker.transfer.limits import Limits
+from finetune_worker.transfer.limits import TransferLimits
 from finetune_worker.transfer.put import upload_presigned
 from finetune_worker.transfer.safetensors import verify_safetensors
 from segmind_sandbox.settings import SandboxSettings
@@ -30,7 +30,7 @@ from segmind_sandbox.testing import LiveSandbox, run_sandbox
 from support.until import until
 
 WEIGHTS = 1_000_000
-QUICK = Limits(connect_timeout=2, stall_timeout=5, total_timeout=20)
+QUICK = TransferLimits(connect_timeout=2, stall_timeout=5, total_timeout=20)
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +285,7 @@ def test_a_download_that_fails_ends_in_the_right_bytes(
     assert url is not None
     part = tmp_path / "w.part"
     sandbox.control.add_fault(op="download", **fault)
-    limits = Limits(stall_timeout=0.5) if fault["kind"] == "stall" else Limits()
+    limits = TransferLimits(stall_timeout=0.5) if fault["kind"] == "stall" else TransferLimits()
     with pytest.raises(kind):
         download(url, part, allow_loopback=True, limits=limits)
     sandbox.control.add_fault(op="download", kind="ignore_range")

@@ -12,13 +12,13 @@ from crc32c import CRC32CHash
 
 from finetune_worker.transfer.download import Download, download
 from finetune_worker.transfer.errors import TransferError
-from finetune_worker.transfer.limits import Limits
+from finetune_worker.transfer.limits import TransferLimits
 from wire.rawserver import Heard, RawServer, Wire
 
 CONTENT = hashlib.shake_128(b"weights").digest(600_007)
 OTHER = hashlib.shake_128(b"other").digest(600_007)
 SIGNATURE = "feed-face"  # by name below: a traceback shows source lines
-QUICK = Limits(connect_timeout=2, stall_timeout=5, total_timeout=20)
+QUICK = TransferLimits(connect_timeout=2, stall_timeout=5, total_timeout=20)
 
 
 def digest(data: bytes) -> str:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from finetune_worker.transfer import partfile
 from finetune_worker.transfer.download import Download, discard
 from finetune_worker.transfer.errors import StartOver, TryAgain
-from finetune_worker.transfer.limits import Limits
+from finetune_worker.transfer.limits import TransferLimits
 from transfer.bucket import CONTENT, OTHER, SIGNATURE, Bucket, digest, failure, get, google_hash
 from wire.rawserver import Heard, RawServer, Wire
 
@@ -237,7 +237,7 @@ def test_silence_is_a_stall_and_keeps_what_came(server: RawServer, part: Path, b
         return True
 
     bucket.answer = silent
-    error = failure(server, part, limits=Limits(stall_timeout=0.3))
+    error = failure(server, part, limits=TransferLimits(stall_timeout=0.3))
     assert (type(error), error.code) == (TryAgain, "read_timeout")
     bucket.answer = None
     assert get(server, part).sha256 == digest(CONTENT)
@@ -261,13 +261,13 @@ def trickle_headers(wire: Wire, heard: Heard) -> bool:
 @pytest.mark.parametrize(
     ("answer", "limits"),
     [
-        (trickle, Limits(stall_timeout=0.3, min_rate=10_000)),
-        (trickle, Limits(total_timeout=0.4)),
-        (trickle_headers, Limits(total_timeout=0.4)),
+        (trickle, TransferLimits(stall_timeout=0.3, min_rate=10_000)),
+        (trickle, TransferLimits(total_timeout=0.4)),
+        (trickle_headers, TransferLimits(total_timeout=0.4)),
     ],
 )
 def test_a_trickle_ends(
-    server: RawServer, part: Path, bucket: Bucket, answer: Callable[[Wire, Heard], bool], limits: Limits
+    server: RawServer, part: Path, bucket: Bucket, answer: Callable[[Wire, Heard], bool], limits: TransferLimits
 ) -> None:
     bucket.answer = answer
     began = time.monotonic()

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError, TryAgain
-from finetune_worker.transfer.limits import Limits
+from finetune_worker.transfer.limits import TransferLimits
 from finetune_worker.transfer.put import upload_presigned
 from transfer.uploads import CONTENT, QUICK, SIGNED, Storage, failure, presigned, put, xml
 from wire.rawserver import RawServer, Wire
@@ -73,7 +73,7 @@ def test_memory_is_flat_and_the_progress_is_paced(tmp_path: Path) -> None:
         put(
             server,
             tmp_path / "x.zip",
-            limits=Limits(max_bytes=size),
+            limits=TransferLimits(max_bytes=size),
             on_progress=lambda done, total: calls.append(done),
         )
         tracemalloc.start()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from finetune_worker.transfer.errors import SourceChanged, TryAgain
-from finetune_worker.transfer.limits import Limits
+from finetune_worker.transfer.limits import TransferLimits
 from transfer.uploads import CONTENT, Storage, failure, put
 from wire.rawserver import RawServer, Wire
 
@@ -45,7 +45,7 @@ def test_a_broken_connection_may_be_tried_again(tmp_path: Path, talk: Callable[[
     path = tmp_path / "x.zip"
     path.write_bytes(CONTENT * 20)
     with RawServer(talk) as server:
-        error = failure(server, path, limits=Limits(stall_timeout=0.3))
+        error = failure(server, path, limits=TransferLimits(stall_timeout=0.3))
     assert (type(error), error.code, error.retryable) == (TryAgain, code, True)
 
 
@@ -59,7 +59,7 @@ def test_a_storage_that_stops_reading_is_a_stall(tmp_path: Path) -> None:
         over.wait(10)
 
     with RawServer(talk) as server:
-        error = failure(server, path, limits=Limits(stall_timeout=0.3))
+        error = failure(server, path, limits=TransferLimits(stall_timeout=0.3))
         over.set()
     assert (type(error), error.code) == (TryAgain, "read_timeout")
 
@@ -80,7 +80,7 @@ def test_a_storage_that_reads_too_slowly_is_a_stall(tmp_path: Path) -> None:
     path.write_bytes(CONTENT * 60)
     over = threading.Event()
     with RawServer(trickle(over)) as server:
-        error = failure(server, path, limits=Limits(stall_timeout=0.4, min_rate=1e9))
+        error = failure(server, path, limits=TransferLimits(stall_timeout=0.4, min_rate=1e9))
         over.set()
     assert (type(error), error.code) == (TryAgain, "stalled")
 
@@ -91,7 +91,7 @@ def test_an_upload_ends_by_its_total_time(tmp_path: Path) -> None:
     over = threading.Event()
     began = time.monotonic()
     with RawServer(trickle(over)) as server:
-        error = failure(server, path, limits=Limits(total_timeout=0.5))
+        error = failure(server, path, limits=TransferLimits(total_timeout=0.5))
         over.set()
     assert (type(error), error.code) == (TryAgain, "call_timeout")
     assert time.monotonic() - began < 5

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, StartOver, TransferError, TryAgain
-from finetune_worker.transfer.limits import Limits
+from finetune_worker.transfer.limits import TransferLimits
 from transfer.bucket import CONTENT, SIGNATURE, Bucket, digest, failure, get, google_hash
 from wire.rawserver import Heard, RawServer, Wire
 
@@ -94,7 +94,7 @@ def test_damage_in_the_kept_bytes_is_found_in_the_end(server: RawServer, part: P
 
 
 def test_too_large_is_refused_before_and_on_the_way(server: RawServer, part: Path, bucket: Bucket) -> None:
-    small = Limits(max_bytes=600_006)
+    small = TransferLimits(max_bytes=600_006)
     error = failure(server, part, limits=small)
     assert (type(error), error.code) == (Refused, "too_large")
     assert "600,007" in error.detail
@@ -102,7 +102,7 @@ def test_too_large_is_refused_before_and_on_the_way(server: RawServer, part: Pat
     error = failure(server, part, limits=small)
     assert (type(error), error.code) == (Refused, "too_large")
     assert part.read_bytes() == b""
-    assert get(server, part, limits=Limits(max_bytes=600_007)).size == 600_007
+    assert get(server, part, limits=TransferLimits(max_bytes=600_007)).size == 600_007
 
 
 # --- Redirects ---

@@ -10,14 +10,14 @@ import pytest
 
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.transfer.errors import TransferError
-from finetune_worker.transfer.limits import Limits
+from finetune_worker.transfer.limits import TransferLimits
 from finetune_worker.transfer.put import upload_presigned
 from wire.rawserver import Heard, RawServer, Wire
 
 CONTENT = os.urandom(700_001)
 MD5 = hashlib.md5(CONTENT).hexdigest()
 SIGNED = "X-Amz-SignedHeaders=content-type%3Bhost%3Bx-amz-acl&X-Amz-Signature=feedface"
-QUICK = Limits(connect_timeout=2, stall_timeout=5, total_timeout=20)
+QUICK = TransferLimits(connect_timeout=2, stall_timeout=5, total_timeout=20)
 
 
 def presigned(server: RawServer, *, ends: timedelta = timedelta(minutes=5), signed: str = SIGNED) -> PresignedUpload:

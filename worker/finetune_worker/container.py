@@ -40,7 +40,7 @@ from finetune_worker.pulse import Pulse
 from finetune_worker.segmind.call import EndedCall
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.sinks import Senders
-from finetune_worker.transfer.limits import Limits
+from finetune_worker.transfer.limits import TransferLimits
 from finetune_worker.work_folder import WorkFolder
 
 log = structlog.get_logger(__name__)
@@ -193,9 +193,9 @@ class Container:
         return [*self.settings.finetune_dataset_roots, *staging]
 
     @property
-    def transfer_limits(self) -> Limits:
+    def transfer_limits(self) -> TransferLimits:
         """Bounds of one upload or download: a stall ends it before the job's lease does."""
-        return Limits(
+        return TransferLimits(
             connect_timeout=self.settings.segmind_connect_timeout, stall_timeout=self.settings.finetune_lease / 2
         )
 

@@ -19,7 +19,7 @@ from finetune_queue.progress import OnProgress
 from finetune_queue.timed_sockets import Deadline
 from finetune_worker.transfer.digests import checksum_of
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, StartOver, TransferError, TryAgain
-from finetune_worker.transfer.limits import Limits, Meter
+from finetune_worker.transfer.limits import TransferLimits, TransferMeter
 from finetune_worker.transfer.partfile import Known, PartFile, discard
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
 from finetune_worker.wire.headers import retry_after
@@ -52,7 +52,7 @@ def download(
     url: str,
     part: Path,
     *,
-    limits: Limits | None = None,
+    limits: TransferLimits | None = None,
     on_progress: OnProgress | None = None,
     allow_loopback: bool = False,
 ) -> Download:
@@ -72,13 +72,13 @@ def download(
         NoRoom: the disk is full; what came is kept. Or it fails, and nobody knows what it has.
         Refused: the object is gone or too large, or the URL is not one to call.
     """
-    done = _Downloader(url, limits or Limits(), on_progress, allow_loopback=allow_loopback).run(part)
+    done = _Downloader(url, limits or TransferLimits(), on_progress, allow_loopback=allow_loopback).run(part)
     tracing.tell({"finetune.bytes": done.size})
     return done
 
 
 class _Downloader:
-    def __init__(self, url: str, limits: Limits, report: OnProgress | None, *, allow_loopback: bool) -> None:
+    def __init__(self, url: str, limits: TransferLimits, report: OnProgress | None, *, allow_loopback: bool) -> None:
         self._url = url
         self._limits = limits
         self._report = report
@@ -103,7 +103,7 @@ class _Downloader:
             meter.tell()
             return done
 
-    def _fetch(self, part: PartFile) -> Meter:
+    def _fetch(self, part: PartFile) -> TransferMeter:
         """Bring the part to its full length."""
         if part.whole:
             # A worker died between the last byte and the use of the file. The URL may have ended since: do not ask.
@@ -167,7 +167,7 @@ class _Downloader:
         part.begin(known, checksum_of(response.headers))
         return total
 
-    def _receive(self, part: PartFile, response: requests.Response, meter: Meter) -> None:
+    def _receive(self, part: PartFile, response: requests.Response, meter: TransferMeter) -> None:
         most = self._limits.max_bytes if meter.total is None else meter.total
         while True:
             try:
@@ -186,8 +186,8 @@ class _Downloader:
             meter.add(len(data))
         raise TryAgain(failure.code, failure.sentence)
 
-    def _meter(self, part: PartFile, total: int | None) -> Meter:
-        return Meter(self._limits, done=part.size, total=total, report=self._report)
+    def _meter(self, part: PartFile, total: int | None) -> TransferMeter:
+        return TransferMeter(self._limits, done=part.size, total=total, report=self._report)
 
     def _too_large(self, size: str) -> Refused:
         return Refused("too_large", f"The object has {size} bytes; at most {self._limits.max_bytes:,} are taken.")

@@ -11,7 +11,7 @@ STEP_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class TransferLimits:
     """The bounds of one transfer; times in seconds."""
 
     connect_timeout: float = 10.0
@@ -23,10 +23,10 @@ class Limits:
     max_bytes: int = 10 * 1024**3
 
 
-class Meter:
+class TransferMeter:
     """Counts bytes, reports them every half second or 8 MB, whichever comes first, and notices a stall."""
 
-    def __init__(self, limits: Limits, *, done: int, total: int | None, report: OnProgress | None) -> None:
+    def __init__(self, limits: TransferLimits, *, done: int, total: int | None, report: OnProgress | None) -> None:
         self.done = done
         self.total = total
         self._limits = limits

@@ -20,7 +20,7 @@ from finetune_queue.timed_sockets import Deadline
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.transfer.digests import Hashing, etag_md5
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError, TryAgain
-from finetune_worker.transfer.limits import Limits, Meter
+from finetune_worker.transfer.limits import TransferLimits, TransferMeter
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
 from finetune_worker.wire.headers import retry_after
 from finetune_worker.wire.session import BLOCK, open_session
@@ -50,7 +50,7 @@ def upload_presigned(
     path: Path,
     *,
     sha256: str | None = None,
-    limits: Limits | None = None,
+    limits: TransferLimits | None = None,
     on_progress: OnProgress | None = None,
     allow_loopback: bool = False,
 ) -> int:
@@ -68,7 +68,7 @@ def upload_presigned(
         SourceChanged: the file is missing, empty, or changed under the upload.
         Refused: the storage will not take this file.
     """
-    limits = limits or Limits()
+    limits = limits or TransferLimits()
     url = upload.presigned_url.get_secret_value()
     headers = _headers(upload, allow_loopback=allow_loopback)
     try:
@@ -117,7 +117,7 @@ class _StorageReply:
 
 
 def _put(
-    session: requests.Session, url: str, headers: dict[str, str], source: "_Source", limits: Limits
+    session: requests.Session, url: str, headers: dict[str, str], source: "_Source", limits: TransferLimits
 ) -> _StorageReply:
     host = urlsplit(url).hostname or ""
     deadline = Deadline(limits.total_timeout, idle=limits.stall_timeout)
@@ -196,7 +196,7 @@ class _Source:
     """
 
     def __init__(
-        self, file: BinaryIO, path: Path, limits: Limits, report: OnProgress | None, *, sha256: str | None
+        self, file: BinaryIO, path: Path, limits: TransferLimits, report: OnProgress | None, *, sha256: str | None
     ) -> None:
         self._file = file
         self._path = path
@@ -209,7 +209,7 @@ class _Source:
         self._size = self._state[0]
         if self._size == 0:
             raise SourceChanged("source_empty", f"The file {path.name} is empty.")
-        self._meter = Meter(limits, done=0, total=self._size, report=report)
+        self._meter = TransferMeter(limits, done=0, total=self._size, report=report)
 
     def __len__(self) -> int:
         return self._size
