@@ -107,6 +107,12 @@ def test_the_settings_files_hold_settings_that_load(
         assert ours <= {row.env for row in describe()}
 
 
+def test_no_job_of_the_sandbox_waits_where_a_worker_of_the_real_api_looks() -> None:
+    sandbox, real = (values_of(name)["FINETUNE_REDIS_URL"] for name in ("segmind.env", "segmind-paid.env"))
+    assert sandbox != real
+    assert sandbox.rpartition("/")[0] == real.rpartition("/")[0]  # one server, two databases
+
+
 def test_all_that_records_spans_is_told_where_they_go(compose: Any) -> None:
     told = {name for name in OURS if "OTEL_EXPORTER_OTLP_ENDPOINT" in environment(compose["services"][name])}
     assert told == {"worker", "gateway"}
