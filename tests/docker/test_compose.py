@@ -12,7 +12,8 @@ import yaml
 from finetune_queue.settings import Settings, describe, load_settings
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
-OURS = {"sandbox", "worker", "gateway", "flower"}
+OURS = {"loopback", "sandbox", "worker", "gateway", "flower"}
+SERVE = OURS - {"loopback"}
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,36 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_each_service_of_ours_is_an_image_of_the_dockerfile(compose: Any) -> None:
     assert set(compose["services"]) == {"valkey", *OURS}
-    for name in OURS:
+    for name in SERVE:
         assert compose["services"][name]["build"]["target"] == name
         assert name in targets()
+    for key in ("build", "image"):
+        assert compose["services"]["loopback"][key] == compose["services"]["sandbox"][key]
+
+
+def test_the_worker_keeps_its_network_when_the_sandbox_is_restarted(compose: Any) -> None:
+    services = compose["services"]
+    assert {name for name in services if "network_mode" in services[name]} == {"sandbox", "worker"}
+    for name in ("sandbox", "worker"):
+        assert services[name]["network_mode"] == "service:loopback"
+        assert "ports" not in services[name]  # they belong to the namespace
+    holder = services["loopback"]
+    assert (holder["entrypoint"], holder["command"], holder["init"]) == (["sleep", "infinity"], [], True)
+    assert holder["healthcheck"] == {"disable": True}
+    assert "env_file" not in holder
+    (port,) = re.findall(r'^CMD \[.*"--port=(8900)"\]', (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    assert holder["ports"] == [f"127.0.0.1:{port}:{port}"]
+
+
+def test_only_the_worker_waits_for_the_sandbox(compose: Any) -> None:
+    waits = {name: set(compose["services"][name].get("depends_on", {})) for name in OURS}
+    assert waits == {
+        "loopback": set(),
+        "sandbox": set(),
+        "worker": {"valkey", "sandbox"},
+        "gateway": {"valkey"},
+        "flower": {"valkey"},
+    }
 
 
 def test_nothing_of_ours_runs_as_root_or_may_write_but_to_its_volume(compose: Any) -> None:
@@ -121,7 +149,7 @@ def test_all_that_records_spans_is_told_where_they_go(compose: Any) -> None:
 def test_only_the_worker_is_given_the_key(compose: Any) -> None:
     both, own = "segmind${SEGMIND_API_KEY:+-paid}.env", "worker${SEGMIND_API_KEY:+-paid}.env"
     assert compose["services"]["worker"]["env_file"] == [both, own]
-    for name in OURS - {"worker", "sandbox"}:
+    for name in SERVE - {"worker", "sandbox"}:
         assert compose["services"][name]["env_file"] == both
     for name in OURS:
         assert "SEGMIND_API_KEY" not in environment(compose["services"][name])
