@@ -83,6 +83,15 @@ def test_nothing_of_ours_runs_as_root_or_may_write_but_to_its_volume(compose: An
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
+def test_flower_shows_and_changes_nothing_of_files_or_tasks(compose: Any) -> None:
+    flower = compose["services"]["flower"]
+    assert flower["volumes"] == []
+    assert flower["environment"]["FLOWER_READ_ONLY"] == "true"
+    assert flower["environment"]["TMPDIR"] in flower["tmpfs"]  # the image's folder for it is on the volume
+    for name in ("worker", "gateway"):
+        assert compose["services"][name]["volumes"] == ["data:/var/lib/finetune"]
+
+
 def test_other_images_are_pinned_and_ports_are_for_this_machine(compose: Any) -> None:
     assert re.fullmatch(r"\S+:\d+\.\d+\.\d+\S*", compose["services"]["valkey"]["image"])
     base = re.search(r"^ARG BASE_IMAGE=(\S+)", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
@@ -131,7 +140,7 @@ def test_the_settings_files_hold_settings_that_load(
     assert (found.api_key.get_secret_value(), str(found.rate_limit)) == account
     assert {*values, *own} <= {row.env for row in describe()}
     for service in compose["services"].values():
-        ours = {each for each in environment(service) if not each.startswith(("FLOWER_", "OTEL_"))}
+        ours = {each for each in environment(service) if not each.startswith(("FLOWER_", "OTEL_", "TMPDIR"))}
         assert ours <= {row.env for row in describe()}
 
 
