@@ -72,11 +72,28 @@ def test_flower_can_be_made_to_keep_what_it_saw(tmp_path: Path) -> None:
     assert "/var/lib/flower" in {mount["mountPath"] for mount in container["volumeMounts"]}
 
 
-def test_the_rule_that_the_guide_gives_for_a_dns_cache_on_the_nodes_lets_every_pod_ask_it(tmp_path: Path) -> None:
+def rule_of_the_guide(name: str) -> str:
+    """Return a NetworkPolicy that docs/kubernetes.md gives."""
     guide = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
-    (rule,) = re.findall(r"^  ```yaml\n(.*?)^  ```$", guide, re.MULTILINE | re.DOTALL)
-    (tmp_path / "dns.yaml").write_text(textwrap.dedent(rule))
+    rules = [textwrap.dedent(each) for each in re.findall(r"^ *```yaml\n(.*?)^ *```$", guide, re.MULTILINE | re.DOTALL)]
+    (found,) = [each for each in rules if f"\n  name: {name}\n" in each]
+    return found
+
+
+def test_the_rule_that_the_guide_gives_for_a_dns_cache_on_the_nodes_lets_every_pod_ask_it(tmp_path: Path) -> None:
+    (tmp_path / "dns.yaml").write_text(rule_of_the_guide("finetune-node-dns"))
     found = with_component(tmp_path, resources=("dns.yaml",))
     assert not reachable(render("prod"), "169.254.20.10", 53)
     assert reachable(found, "169.254.20.10", 53) == set(found.pods)
     assert not reachable(found, "169.254.169.254", 53)  # the cloud's own, with the node's rights
+
+
+@pytest.mark.parametrize(("address", "port"), [("169.254.169.254", 80), ("169.254.169.252", 988)])
+def test_the_rule_that_the_guide_gives_for_rights_of_the_node_lets_those_ask_that_use_the_store(
+    address: str, port: int, tmp_path: Path
+) -> None:
+    (tmp_path / "rights.yaml").write_text(rule_of_the_guide("finetune-node-rights"))
+    found = with_component(tmp_path, resources=("rights.yaml",))
+    assert not reachable(render("prod"), address, port)
+    assert reachable(found, address, port) == {*WORKERS, "finetune-gateway"}
+    assert not reachable(found, "169.254.169.1", port)
