@@ -53,7 +53,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = Fa
 
     Args:
         environ: Read these variables alone instead of the environment, `.env` and the secrets folder.
-        worker: Also report an API key that is missing.
+        worker: Also report what workers alone cannot do without: an API key, and a secret to sign deliveries with.
 
     Raises:
         SettingsError: Names every value that is wrong, missing or unknown, all at once.
@@ -72,8 +72,8 @@ def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = Fa
         problems += [_wrong(detail["loc"], detail["msg"], given[str(detail["loc"][0])][1]) for detail in details]
         settings = Settings(**{name: value for name, value in known.items() if name not in wrong})
     problems += _contradictions(settings, known.keys(), wrong)
-    if worker and not {"segmind_api_key", "segmind_accounts"} & wrong and not settings.accounts:
-        problems.append(MISSING_KEY)
+    if worker:
+        problems += _missing(settings, wrong)
     if problems:
         raise SettingsError(problems)
     return settings
@@ -128,10 +128,16 @@ def _contradictions(settings: Settings, given: Iterable[str], wrong: set[str]) -
         settings.finetune_backoff_max < settings.finetune_backoff_base
     ):
         yield "FINETUNE_BACKOFF_MAX: shorter than FINETUNE_BACKOFF_BASE"
+
+
+def _missing(settings: Settings, wrong: set[str]) -> Iterator[str]:
+    """Yield what is missing for a worker; producers, gateways and Flower do without."""
     if not {"finetune_sinks", "finetune_signing_secret"} & wrong:
         for sink in parse_sinks(settings.finetune_sinks):
             if sink.kind is SinkKind.WEB and not settings.signing_secrets(sink.origin):
                 yield f"FINETUNE_SIGNING_SECRET: missing, and {sink.shown} in FINETUNE_SINKS needs one"
+    if not {"segmind_api_key", "segmind_accounts"} & wrong and not settings.accounts:
+        yield MISSING_KEY
 
 
 def _label(field: FieldInfo) -> str:
