@@ -75,6 +75,15 @@ def test_each_monitor_reads_a_port_of_a_service(everything: Rendered) -> None:
         assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= ports
 
 
+def test_what_prometheus_is_to_take_has_the_label_that_it_chooses_by_and_nothing_else_has(everything: Rendered) -> None:
+    operators = everything.of("ServiceMonitor", "PrometheusRule")
+    assert len(operators) == 3
+    for manifest in everything.manifests:
+        labels = manifest["metadata"].get("labels", {})
+        assert (labels.get("release") == "kube-prometheus-stack") == (manifest in operators), manifest["metadata"]["name"]
+    assert "release" not in str([service["spec"]["selector"] for service in everything.of("Service")])
+
+
 def test_the_jobs_that_alerts_and_dashboard_ask_for_are_those_of_the_scrapes(everything: Rendered) -> None:
     asked = {job for file in (ALERTS, DASHBOARD) for job in JOB.findall(file.read_text(encoding="utf-8"))}
     assert asked
