@@ -80,7 +80,9 @@ def test_what_prometheus_is_to_take_has_the_label_that_it_chooses_by_and_nothing
     assert len(operators) == 3
     for manifest in everything.manifests:
         labels = manifest["metadata"].get("labels", {})
-        assert (labels.get("release") == "kube-prometheus-stack") == (manifest in operators), manifest["metadata"]["name"]
+        assert (labels.get("release") == "kube-prometheus-stack") == (manifest in operators), manifest["metadata"][
+            "name"
+        ]
     assert "release" not in str([service["spec"]["selector"] for service in everything.of("Service")])
 
 

@@ -59,27 +59,74 @@ CASES: list[tuple[Series, float]] = [
 ]
 
 
-@needs_promtool
-def test_each_query_tells_the_good_from_the_bad(tmp_path: Path) -> None:
-    queries = objectives()
-    tests = [
-        {
-            "name": query,
-            "interval": "1m",
-            "input_series": series_of(series),
-            "promql_expr_test": [
-                {
-                    "expr": f"round(sum({query.replace('30d', '1h')}), 0.05)",
-                    "eval_time": f"{MINUTES}m",
-                    "exp_samples": [{"labels": "{}", "value": value}],
-                }
-            ],
-        }
-        for query, (series, value) in zip(queries, CASES, strict=True)
-    ]
-    file = tmp_path / "tests.yaml"
+def rule_test(query: str, series: Series, value: float) -> dict[str, object]:
+    """Return a case in the form of promtool, of the last hour of 90 minutes."""
+    return {
+        "name": query,
+        "interval": "1m",
+        "input_series": series_of(series),
+        "promql_expr_test": [
+            {
+                "expr": f"round(sum({query.replace('30d', '1h')}), 0.05)",
+                "eval_time": f"{MINUTES}m",
+                "exp_samples": [{"labels": "{}", "value": value}],
+            }
+        ],
+    }
+
+
+def run(tests: list[dict[str, object]], folder: Path) -> None:
+    file = folder / "tests.yaml"
     file.write_text(json.dumps({"rule_files": [], "evaluation_interval": "5m", "tests": tests}))
     promtool("test", "rules", str(file))
+
+
+@needs_promtool
+def test_each_query_tells_the_good_from_the_bad(tmp_path: Path) -> None:
+    run([rule_test(query, *case) for query, case in zip(objectives(), CASES, strict=True)], tmp_path)
+
+
+# A gateway ended when three quarters of the hour were over, and another came, which shows what was counted before too.
+# Whatever went wrong did so in its time. For each query: a word of it, what Prometheus has, and what comes out.
+BEFORE, AFTER = 'instance="before",', 'instance="after",'
+GONE, CAME = "x74 _", "_x74 "
+ROLLED: list[tuple[str, Series, float]] = [
+    (
+        "needs_attention",
+        {
+            f'{ENTERED}{{{BEFORE}state="needs_attention"}}': f"0{GONE}",
+            f'{ENTERED}{{{AFTER}state="needs_attention"}}': f"{CAME}0+4",
+            f'{ENTERED}{{{BEFORE}state="submitting"}}': f"0+4{GONE}",
+            f'{ENTERED}{{{AFTER}state="submitting"}}': f"{CAME}300+4",
+        },
+        0.75,
+    ),
+    (
+        FAILED,
+        {
+            f'{FAILED}{{{AFTER}code="disk_full"}}': f"{CAME}0+4",
+            f'{ENTERED}{{{BEFORE}state="succeeded"}}': f"0+4{GONE}",
+            f'{ENTERED}{{{AFTER}state="succeeded"}}': f"{CAME}300",
+            f'{ENTERED}{{{AFTER}state="failed"}}': f"{CAME}0+4",
+        },
+        0.75,
+    ),
+    (
+        "finetune_api_calls_total",
+        {
+            f'{CALLS},{BEFORE}result="ok"}}': f"0+4{GONE}",
+            f'{CALLS},{AFTER}result="ok"}}': f"{CAME}300",
+            f'{CALLS},{AFTER}result="rate_limited"}}': f"{CAME}0+4",
+        },
+        0.75,
+    ),
+]
+
+
+@needs_promtool
+def test_a_query_counts_what_gateways_showed_one_after_the_other(tmp_path: Path) -> None:
+    queries = {word: query for word, *_ in ROLLED for query in objectives() if word in query}
+    run([rule_test(queries[word], series, value) for word, series, value in ROLLED], tmp_path)
 
 
 def test_each_objective_has_alerts_that_exist() -> None:
