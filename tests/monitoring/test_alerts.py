@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune_queue.gateway.app import create_app
+from finetune_queue.settings import Settings
 from monitoring.rules import ALERTS, ROOT, alerts
 
 needs_promtool = pytest.mark.skipif(
@@ -131,10 +133,12 @@ CASES: dict[str, tuple[Series, Series]] = {
         {
             'finetune_gateway_requests_total{route="/v1/jobs",status="503"}': "0+1",
             'finetune_gateway_requests_total{route="/v1/jobs",status="202"}': "0+9",
+            'finetune_gateway_requests_total{route="/livez",status="200"}': "0+90",
         },
         {
             'finetune_gateway_requests_total{route="/v1/jobs",status="422"}': "0+1",
             'finetune_gateway_requests_total{route="/v1/jobs",status="202"}': "0+9",
+            'finetune_gateway_requests_total{route="/readyz",status="503"}': "0+9",
         },
     ),
     "FinetuneWebhookSilent": (
@@ -197,6 +201,12 @@ def test_each_alert_fires_and_is_quiet(tmp_path: Path) -> None:
     file = tmp_path / "tests.yaml"
     file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "5m", "tests": tests}))
     promtool("test", "rules", str(file))
+
+
+def test_what_is_no_client_s_is_a_route_of_the_gateway() -> None:
+    (left_out,) = set(re.findall(r'route!~"([^"]*)"', alerts()["FinetuneGatewayErrors"]["expr"]))
+    routes = set(create_app(Settings()).openapi()["paths"])
+    assert set(left_out.split("|")) <= routes
 
 
 def test_each_alert_says_how_bad_it_is_and_leads_to_its_heading() -> None:
