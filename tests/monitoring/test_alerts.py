@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Series, Series]] = {
         {'finetune_oldest_job_seconds{state="training"}': "14401"},
     ),
     "FinetuneJobStuck": (
-        {'finetune_oldest_job_seconds{state="downloading"}': "3601"},
+        {'finetune_oldest_job_seconds{state="training"}': "7201"},
         {'finetune_oldest_job_seconds{state="training"}': "3601"},
     ),
     "FinetuneFailures": ({FAILED: "0+1", ENDED: "0+3"}, {FAILED: "0+1", ENDED: "0+12"}),
@@ -201,6 +201,13 @@ def test_each_alert_fires_and_is_quiet(tmp_path: Path) -> None:
     file = tmp_path / "tests.yaml"
     file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "5m", "tests": tests}))
     promtool("test", "rules", str(file))
+
+
+def test_a_training_that_hangs_is_told_of_before_its_limit_ends_the_job() -> None:
+    rule = alerts()["FinetuneJobStuck"]
+    (threshold,) = re.findall(r'"training\|deploying"}\) > (\d+)', rule["expr"])
+    waits = int(rule["for"].removesuffix("m")) * 60
+    assert int(threshold) + waits < Settings().finetune_training_limit
 
 
 def test_what_is_no_client_s_is_a_route_of_the_gateway() -> None:
