@@ -91,6 +91,14 @@ def test_no_label_is_one_of_too_many(http: httpx.Client, queue: FineTuneQueue) -
     assert found["finetune_gateway_request_seconds_count", "/v1/jobs/{job_id}"] >= 1
 
 
+def test_what_queries_select_is_there_before_its_first_request(make_settings: MakeSettings, start: Start) -> None:
+    with httpx.Client(base_url=start(make_settings()), headers=AUTH, timeout=30, trust_env=False) as http:
+        found = scrape(http)
+    counted = {labels: value for (name, labels), value in found.items() if name == "finetune_gateway_requests_total"}
+    for labels in ("POST,/v1/jobs,202", "POST,/v1/jobs,500", "POST,/v1/jobs,503", "POST,/hooks/{account}/{token},202"):
+        assert counted[labels] == 0  # else the first of each gateway would be in no increase()
+
+
 @pytest.fixture
 def away(make_settings: MakeSettings, start: Start) -> str:
     """A gateway whose Redis refuses connections."""
