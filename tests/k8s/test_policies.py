@@ -281,6 +281,30 @@ def test_every_container_says_what_it_needs(overlay: Rendered) -> None:
         assert "cpu" not in resources["limits"], name  # throttled loops would look stuck
 
 
+GI = 2**30
+
+
+def size(text: str) -> int:
+    """Return the bytes that a quantity stands for."""
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", text).groups()  # type: ignore[union-attr]
+    return int(number) * {"Mi": 2**20, "Gi": GI}[unit]
+
+
+def test_who_checks_datasets_has_the_memory_for_it(overlay: Rendered) -> None:
+    for name, container in overlay.containers.items():
+        if name.endswith("/worker") and TRANSFER_QUEUE in options(container)["-Q"].split(","):
+            # Eight checks at once took 1,390 MB, of which one alone takes up to 600: docs/capacity.md.
+            assert size(container["resources"]["limits"]["memory"]) >= 2 * GI, name
+
+
+def test_a_pod_is_not_put_out_for_a_folder_that_its_volume_lets_it_fill(overlay: Rendered) -> None:
+    for name, pod in overlay.pods.items():
+        volumes = [each["emptyDir"]["sizeLimit"] for each in pod["spec"]["volumes"] if "emptyDir" in each]
+        containers = [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+        limits = [each["resources"]["limits"]["ephemeral-storage"] for each in containers]
+        assert sum(map(size, volumes)) <= sum(map(size, limits)), name
+
+
 def test_every_container_may_do_nothing_beyond_its_work(overlay: Rendered) -> None:
     for pod in overlay.pods.values():
         context = pod["spec"]["securityContext"]
