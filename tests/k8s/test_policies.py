@@ -12,6 +12,7 @@ from tornado.options import options as flower_options
 
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.settings import Settings, describe, load_settings
+from finetune_worker.transfer.limits import Limits
 from k8s.conftest import ROOT, Manifest, Rendered
 from k8s.pods import WORKERS, chosen, port_names, selects
 from monitoring.rules import ALERTS, DASHBOARD
@@ -303,6 +304,19 @@ def test_a_pod_is_not_put_out_for_a_folder_that_its_volume_lets_it_fill(overlay:
         containers = [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
         limits = [each["resources"]["limits"]["ephemeral-storage"] for each in containers]
         assert sum(map(size, volumes)) <= sum(map(size, limits)), name
+
+
+def test_transfers_have_a_disk_that_holds_the_largest_file_for_each_thread(everything: Rendered) -> None:
+    spec = everything.pods["finetune-worker-transfer"]["spec"]
+    (container,) = spec["containers"]
+    (mount,) = [each for each in container["volumeMounts"] if each["mountPath"] == everything.settings["TMPDIR"]]
+    (volume,) = [each for each in spec["volumes"] if each["name"] == mount["name"]]
+    claim = volume["ephemeral"]["volumeClaimTemplate"]["spec"]
+    assert claim["accessModes"] == ["ReadWriteOnce"]
+    assert "storageClassName" not in claim  # the cluster's own default
+    needed = int(options(container)["-c"]) * Limits().max_bytes
+    assert size(claim["resources"]["requests"]["storage"]) > needed
+    assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"]  # a new volume is root's else
 
 
 def test_every_container_may_do_nothing_beyond_its_work(overlay: Rendered) -> None:
