@@ -227,6 +227,12 @@ def test_workers_are_asked_by_their_own_port_and_nothing_runs_a_celery_command(o
         assert all(container[kind]["timeoutSeconds"] > 4 for kind in ("livenessProbe", "readinessProbe"))
 
 
+def test_a_gateway_stays_in_its_service_while_redis_is_away(overlay: Rendered) -> None:
+    container = overlay.containers["finetune-gateway/gateway"]
+    for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[kind]["httpGet"] == {"path": "/livez", "port": "http"}, kind
+
+
 def test_a_stop_has_the_time_that_it_may_take(overlay: Rendered) -> None:
     for name in WORKERS:
         if name not in overlay.pods:
