@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import flower.options  # type: ignore[import-untyped] # noqa: F401 - declares Flower's options
+import pytest
 import yaml
 from tornado.options import options as flower_options
 
@@ -191,6 +192,21 @@ def test_the_guide_makes_every_secret_with_the_keys_that_are_asked_for(everythin
         assert keys <= made[name]
     files = made["finetune-redis"] | made["finetune-worker"] | made["finetune-gateway"]
     assert files <= {row.env for row in describe()}
+
+
+@pytest.mark.parametrize("page", ["kubernetes", "runbook"])
+def test_what_commands_of_a_page_name_is_there(page: str, everything: Rendered) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    commands = "\n".join(line for line in text.splitlines() if "kubectl" in line or "deployment/" in line)
+    assert set(re.findall(r"deployment/([\w-]+)", commands)) <= set(everything.pods)
+    services = {each["metadata"]["name"]: each["spec"]["ports"] for each in everything.of("Service")}
+    for name, port in re.findall(r"service/([\w-]+)(?: \d+:(\d+))?", commands):
+        assert not port or int(port) in {each["port"] for each in services[name]}
+    asked = set(references(everything.manifests))
+    for name, key in re.findall(r"get secret ([\w-]+) -o jsonpath='\{\.data\.(\w+)\}'", commands):
+        assert {(name, key), (name, None)} & asked, name
+    for name, container in re.findall(r"deployment/([\w-]+) -c ([\w-]+)", commands):
+        assert f"{name}/{container}" in everything.containers
 
 
 def references(node: Any) -> Iterator[tuple[str, str | None]]:
