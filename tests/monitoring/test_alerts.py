@@ -46,6 +46,7 @@ OTHERS = 'finetune_jobs_failed_total{code="dataset_rejected"}'
 OURS = 'finetune_jobs_failed_total{code="disk_full"}'
 FAILED, ENDED = 'finetune_jobs_entered_total{state="failed"}', 'finetune_jobs_entered_total{state="succeeded"}'
 TAKEN = 'finetune_gateway_requests_total{route="/hooks/{account}/{token}",status="202"}'
+UP = 'up{job="finetune-flower",instance="b"}'
 DOWNLOADS = 'finetune_jobs_entered_total{state="downloading"}'
 
 # For each alert what makes it fire, and what only looks like it, on top of the healthy queue; None takes a
@@ -145,7 +146,10 @@ CASES: dict[str, tuple[Series, Series]] = {
         {TAKEN: "0+1x30 _", DOWNLOADS: "0+1"},  # of gateways that have been restarted since
         {TAKEN: "0+1", DOWNLOADS: "0+1"},
     ),
-    "FinetuneFlowerDown": ({'up{job="finetune-flower"}': "0"}, {'up{job="another"}': "0"}),
+    "FinetuneFlowerDown": (
+        {'up{job="finetune-flower",instance="a"}': "1x60 _"},  # its pod is gone, and with it what was scraped
+        {'up{job="another"}': "0", 'up{job="finetune-flower",instance="a"}': "0", UP: "1"},
+    ),
 }
 
 LATER = {"FinetuneWebhookSilent": 450}
@@ -214,6 +218,15 @@ def test_what_is_no_client_s_is_a_route_of_the_gateway() -> None:
     (left_out,) = set(re.findall(r'route!~"([^"]*)"', alerts()["FinetuneGatewayErrors"]["expr"]))
     routes = set(create_app(Settings()).openapi()["paths"])
     assert set(left_out.split("|")) <= routes
+
+
+@needs_promtool
+def test_a_flower_that_is_there_and_does_not_answer_is_down_too(tmp_path: Path) -> None:
+    name = "FinetuneFlowerDown"
+    test = rule_test(name, {'up{job="finetune-flower",instance="a"}': "0"}, f'alertname="{name}"', fires=True)
+    file = tmp_path / "tests.yaml"
+    file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "5m", "tests": [test]}))
+    promtool("test", "rules", str(file))
 
 
 def test_each_alert_says_how_bad_it_is_and_leads_to_its_heading() -> None:
