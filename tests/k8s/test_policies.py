@@ -14,7 +14,7 @@ from tornado.options import options as flower_options
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.settings import Settings, describe, load_settings
 from finetune_worker.transfer.limits import Limits
-from k8s.conftest import ROOT, Manifest, Rendered
+from k8s.conftest import ROOT, Manifest, Rendered, render
 from k8s.pods import WORKERS, chosen, port_names, selects
 from monitoring.rules import ALERTS, DASHBOARD
 from segmind_sandbox.settings import DEFAULT_API_KEY
@@ -311,6 +311,14 @@ def size(text: str) -> int:
     """Return the bytes that a quantity stands for."""
     number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", text).groups()  # type: ignore[union-attr]
     return int(number) * {"Mi": 2**20, "Gi": GI}[unit]
+
+
+def test_valkey_is_full_before_its_container_is() -> None:
+    container = render("dev").containers["finetune-valkey/valkey"]
+    given = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+    assert given["--maxmemory-policy"] == "noeviction"
+    most = int(given["--maxmemory"].removesuffix("mb")) * 2**20
+    assert most <= size(container["resources"]["limits"]["memory"]) * 0.75
 
 
 def test_who_checks_datasets_has_the_memory_for_it(overlay: Rendered) -> None:
