@@ -13,7 +13,7 @@ from tornado.options import options as flower_options
 
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.settings import Settings, describe, load_settings
-from finetune_worker.transfer.limits import Limits
+from finetune_worker.transfer.limits import TransferLimits
 from k8s.conftest import ROOT, Manifest, Rendered, render
 from k8s.pods import WORKERS, chosen, port_names, selects
 from monitoring.rules import ALERTS, DASHBOARD
@@ -344,7 +344,7 @@ def test_transfers_have_a_disk_that_holds_the_largest_file_for_each_thread(every
     claim = volume["ephemeral"]["volumeClaimTemplate"]["spec"]
     assert claim["accessModes"] == ["ReadWriteOnce"]
     assert "storageClassName" not in claim  # the cluster's own default
-    needed = int(options(container)["-c"]) * Limits().max_bytes
+    needed = int(options(container)["-c"]) * TransferLimits().max_bytes
     assert size(claim["resources"]["requests"]["storage"]) > needed
     assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"]  # a new volume is root's else
 
