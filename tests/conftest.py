@@ -52,9 +52,17 @@ def _no_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+_PROCESSORS = structlog.get_config()["processors"]
+
+
 @pytest.fixture(autouse=True)
 def _fresh_logging() -> Iterator[None]:
-    """Give the next test the logging of a new process: what a test calls may set it up and bind fields to its lines."""
+    """Give the next test the logging of a new process: what a test calls may set it up and bind fields to its lines.
+
+    It is the library's own default, but for every local variable of a traceback: to show them takes up to a second.
+    """
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*_PROCESSORS[:-1], plain])
     root = logging.getLogger()
     level, showwarning = root.level, warnings.showwarning
     yield
@@ -64,6 +72,14 @@ def _fresh_logging() -> Iterator[None]:
     warnings.showwarning = showwarning
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_long_goodbye() -> Iterator[None]:
+    """End the processes of a stack at once. How a worker ends when it is told to is for tests that tell it to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune_queue.local.stack._GRACE", 0.0)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
