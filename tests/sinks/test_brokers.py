@@ -168,7 +168,7 @@ def test_a_broker_that_says_nothing_is_tried_once(make: MakeDeliveries, scheme: 
     """Twice took longer than the line is held, so that nothing of it was ever written down."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         sink = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/?queue=x"
-        bench = make(FINETUNE_LEASE="2", FINETUNE_SINKS=sink)
+        bench = make(FINETUNE_LEASE="1", FINETUNE_SINKS=sink)
         bench.job()
         bench.deliver()
         silent.accept()[0].close()

@@ -88,7 +88,10 @@ def test_a_sink_that_hangs_delays_nothing_but_itself(make: MakeDeliveries, clien
 
 
 @needs_many_addresses
-def test_many_sinks_that_hang_leave_threads_for_the_others(make: MakeDeliveries, client: redis.Redis) -> None:
+def test_many_sinks_that_hang_leave_threads_for_the_others(
+    make: MakeDeliveries, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(notifier.PUT_BACK, Standing.NEW, 0.2)  # all of them have to be tried once first
     bench = make(FINETUNE_LEASE="0.6", FINETUNE_BACKOFF_BASE="0.01", FINETUNE_BACKOFF_MAX="0.01")
     count = THREADS + 3
     with ExitStack() as opened:
@@ -112,14 +115,18 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(make: MakeDeliveries,
 def test_hosts_that_nobody_heard_of_leave_threads_for_the_others(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_LEASE="20")
     with ExitStack() as opened:
-        for number in range(THREADS + 3):
-            bench.job(reply_to=[opened.enter_context(Silent(f"127.0.1.{number + 1}")).url])
+        silent = [opened.enter_context(Silent(f"127.0.1.{number + 1}")) for number in range(THREADS + 3)]
+        for each in silent:
+            bench.job(reply_to=[each.url])
         opened.enter_context(running(bench))
         until(lambda: running_to(bench, Standing.NEW) == CAPS[Standing.NEW].threads, seconds=5)
         bench.job(reply_to=["list://fine"])
         until(lambda: client.llen("fine") == 1, seconds=3)
         assert running_to(bench, Standing.NEW) == CAPS[Standing.NEW].threads
-        opened.pop_all().close()
+        until(lambda: sum(len(each.taken) for each in silent) == CAPS[Standing.NEW].threads, seconds=5)
+        bench.stopping.set()
+        for each in silent:
+            each.hang_up()  # or the end waits until they are given up
 
 
 def test_a_redis_that_came_back_without_its_data_is_told_again_which_events_are_wanted(
