@@ -38,8 +38,10 @@ class RabbitMQ:
     def __enter__(self) -> Self:
         names = free_port()
         (self._folder / "plugins").write_text("[].")
-        (self._folder / "rabbitmq.conf").write_text(
-            f"listeners.tcp.default = 127.0.0.1:{self.port}\nmanagement_agent.disable_metrics_collector = true\n"
+        # In Erlang's own words: to translate the other form takes a third of the start.
+        (self._folder / "rabbitmq.config").write_text(
+            f'[{{rabbit, [{{tcp_listeners, [{{"127.0.0.1", {self.port}}}]}}]}},'
+            " {rabbitmq_management_agent, [{disable_metrics_collector, true}]}]."
         )
         env = {
             "PATH": os.environ["PATH"],
@@ -51,7 +53,7 @@ class RabbitMQ:
             "RABBITMQ_LOG_BASE": str(self._folder / "log"),
             "RABBITMQ_LOGS": "-",
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "plugins"),
-            "RABBITMQ_CONFIG_FILE": str(self._folder / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self._folder / "rabbitmq.config"),
             # Small, so that it starts fast beside other tests.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false +S 1:1",
         }
@@ -65,7 +67,7 @@ class RabbitMQ:
         server = Child("rabbitmq", [str(self._script)], env=env, cwd=self._folder, log=self._folder / "rabbitmq.log")
         with ExitStack() as started:
             for child in (epmd, server):
-                started.callback(child.stop, grace=5.0)
+                started.callback(child.kill)
                 child.start()
             server.wait_until(self._listens, timeout=_START_SECONDS)
             self._started = started.pop_all()
