@@ -113,6 +113,7 @@ def test_after_a_failover_behind_one_name_the_new_primary_is_found(tmp_path: Pat
     ):
         jobs = JobStore(client, retention=60)
         job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+        first.config_set("repl-diskless-sync-delay", 0)  # or it waits 5 s for more replicas
         second.replicaof("127.0.0.1", one.port)
         until(lambda: second.exists(keys.job(job.id)) == 1, seconds=20)
         second.replicaof("NO", "ONE")
