@@ -186,6 +186,7 @@ def test_what_is_no_event_does_not_keep_news_from_those_who_follow(
     http: httpx.Client, queue: FineTuneQueue, client: redis.Redis, fields: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "LOOK_EVERY", 60.0)
+    monkeypatch.setattr(hub, "_BLOCK", 0.1)  # after which the reader goes on
     job = queue.submit(sample())
     with stream(http, f"/v1/jobs/{job.id}/stream") as events, capture_logs() as logs:
         assert next(events).kind == "accepted"
@@ -203,6 +204,7 @@ def test_a_thread_that_the_system_refuses_does_not_end_the_reader_of_events(
     http: httpx.Client, queue: FineTuneQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "LOOK_EVERY", 60.0)
+    monkeypatch.setattr(hub, "_BLOCK", 0.1)  # after which the reader goes on
     latest = Feed.latest
     refused: list[bool] = []
 
