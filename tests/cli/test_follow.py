@@ -77,20 +77,19 @@ def test_a_time_out_says_that_the_job_goes_on(run: Run, worker: Worker) -> None:
     assert f"was still accepted after 0.1 s. The job goes on. Follow it: finetune watch {job.id}" in result.err
 
 
-@pytest.mark.parametrize("options", [(), ("--json",)])
-def test_a_time_out_does_not_say_that_a_job_goes_on_that_needs_a_person(
-    worker: Worker, options: tuple[str, ...]
-) -> None:
+def test_a_time_out_does_not_say_that_a_job_goes_on_that_needs_a_person(worker: Worker) -> None:
     job = worker.accept()
-    with Program("watch", job.id, "--timeout", 2, *options) as watching:
-        watching.expect("accepted")
+    with Program("watch", job.id, "--timeout", 2) as text, Program("watch", job.id, "--timeout", 2, "--json") as lines:
+        for watching in (text, lines):
+            watching.expect("accepted")
         job = worker.bring(job, JobState.SUBMITTING)
         worker.move(job, JobState.NEEDS_ATTENTION, intent_ms=1, waiting_for=None)
-        result = watching.end()
-    assert result.code == ExitCode.TIMEOUT
-    assert "was still needs_attention after 2.0 s. It waits until a person says" in result.err
-    assert f"finetune resolve {job.id} --resubmit" in result.err
-    assert "goes on" not in result.err
+        results = [watching.end() for watching in (text, lines)]
+    for result in results:
+        assert result.code == ExitCode.TIMEOUT
+        assert "was still needs_attention after 2.0 s. It waits until a person says" in result.err
+        assert f"finetune resolve {job.id} --resubmit" in result.err
+        assert "goes on" not in result.err
 
 
 def test_submit_and_wait_as_json_is_one_document_also_when_the_time_is_up(run: Run, worker: Worker) -> None:
