@@ -154,6 +154,7 @@ def test_a_worker_that_ends_is_not_ready_and_closes_the_port_while_its_stages_st
     worker.process.kill()
     worker.process.start()
     until(worker.is_up, seconds=SECONDS)
+    until(lambda: is_alive(worker), seconds=SECONDS)
     release = tmp_path / "release"
     worker.begin("hold", str(release))
     worker.process.send_signal(signal.SIGTERM)
@@ -164,6 +165,18 @@ def test_a_worker_that_ends_is_not_ready_and_closes_the_port_while_its_stages_st
     assert worker.process.running
     release.touch()  # nothing else is waited for
     assert worker.process.wait(timeout=SECONDS) == 0
+    assert not is_alive(worker)
+    # Its log begins and ends with an event, and has no banner.
+    said = worker.process.lines()
+    events = [json.loads(line)["event"] for line in said if line.startswith("{")]
+    assert (events[0], events[-1]) == ("worker_started", "worker_stopped")
+    assert not [line for line in said if "task events" in line]
+
+
+def is_alive(worker: OddWorker) -> bool:
+    """Return whether the worker is said to be there."""
+    with connect(worker.valkey.url) as client:
+        return any(each.name.endswith(f":{worker.process.pid}") for each in Workers(client).alive())
 
 
 def test_a_soft_shutdown_is_not_ready_and_loses_no_message(worker: OddWorker, tmp_path: Path) -> None:
@@ -199,22 +212,6 @@ def test_a_signal_that_comes_while_a_message_is_handed_to_a_thread_harms_neither
     said = "".join(worker.process.lines())
     assert "critical" not in said
     assert "Traceback" not in said
-
-
-def test_its_log_begins_and_ends_with_an_event_and_has_no_banner(worker: OddWorker) -> None:
-    worker.process.kill()
-    worker.process.start()
-    until(worker.is_up, seconds=SECONDS)
-    with connect(worker.valkey.url) as client:
-        me = f":{worker.process.pid}"
-        until(lambda: any(each.name.endswith(me) for each in Workers(client).alive()), seconds=SECONDS)
-        worker.process.send_signal(signal.SIGTERM)
-        worker.process.wait(timeout=SECONDS)
-        assert not [each for each in Workers(client).alive() if each.name.endswith(me)]
-    said = worker.process.lines()
-    events = [json.loads(line)["event"] for line in said if line.startswith("{")]
-    assert (events[0], events[-1]) == ("worker_started", "worker_stopped")
-    assert not [line for line in said if "task events" in line]
 
 
 def test_a_signal_that_comes_while_the_broker_is_lost_ends_the_worker(worker: OddWorker) -> None:
