@@ -12,6 +12,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
+from finetune_queue.local.processes import Child
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,7 +23,10 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     for folder in (ROOT, ROOT / "ops" / "bench"):
         monkeypatch.syspath_prepend(folder)
     names = ("cases", "gateway", "measures", "plot", "publish", "report", "run", "submits", "transfers")
-    return SimpleNamespace(**{name: import_module(f"finetune_bench.{name}") for name in names})
+    found = SimpleNamespace(**{name: import_module(f"finetune_bench.{name}") for name in names})
+    monkeypatch.setattr(found.run, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(Child, "stop", lambda child, **_: child.kill())  # nothing is read of how they end
+    return found
 
 
 def case(bench: SimpleNamespace, **changes: Any) -> Any:
