@@ -33,8 +33,8 @@ def socket_file(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_job_runs_over_a_socket_file(socket_file: Path, tmp_path: Path, images: Path) -> None:
-    settings = {"FINETUNE_REDIS_URL": f"unix://{socket_file}?db=2"}
-    sandbox = {"SANDBOX_TRAINING_SECONDS": "0.5", "SANDBOX_WEIGHTS_BYTES": "262144"}
+    settings = {"FINETUNE_REDIS_URL": f"unix://{socket_file}?db=2", "FINETUNE_POLL_MIN_INTERVAL": "0.2"}
+    sandbox = {"SANDBOX_TRAINING_SECONDS": "0.2", "SANDBOX_WEIGHTS_BYTES": "262144"}
     with (
         LocalStack(tmp_path / "stack", rate_limit="50/1", settings=settings, sandbox=sandbox) as stack,
         FineTuneQueue(stack.settings) as queue,

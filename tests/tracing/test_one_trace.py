@@ -204,7 +204,7 @@ def test_processes_of_a_prefork_pool_and_the_command_line_send_their_spans(
     worker = ["celery", "--quiet", "-A", "finetune_worker", "worker", "-P", "processes", "-c", "1", "-n", "forks@%h"]
     at_the_end = {"OTEL_BSP_SCHEDULE_DELAY": "600000"}  # they send what they have when they end, not before
     env = {"PATH": "", "PYTHONWARNINGS": "ignore:You're running the worker", **stack.worker_env, **at_the_end}
-    stack.workers[0].stop()
+    stack.workers[0].kill()  # it would take the job
     with Child("forks", [sys.executable, "-m", *worker], env=env, cwd=tmp_path, log=tmp_path / "log") as forks:
         forks.wait_for_line(lambda line: " ready." in line, timeout=60)
         command = [sys.executable, "-m", "finetune_queue.cli", "submit", "--json", "--wait", "-d", dataset]
