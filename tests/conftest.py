@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 import structlog
+from hypothesis import settings
 
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.local.valkey import ValkeyServer
@@ -29,6 +30,11 @@ for _name in [name for name in os.environ if name.upper().startswith(("FINETUNE_
 # A shell that starts the tests in the background lets them, and all they start, ignore Ctrl-C, which some tests press.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# No example is judged by its time, which on a busy machine says nothing.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -235,7 +235,7 @@ def assert_is_a_report(path: Path) -> DatasetReport:
     return report
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=mutations)
 def test_any_mutation_gives_a_report(tmp_path: Path, valid: bytes, changes: list[Mutation]) -> None:
     path = tmp_path / "mutated.zip"
@@ -243,7 +243,7 @@ def test_any_mutation_gives_a_report(tmp_path: Path, valid: bytes, changes: list
     assert_is_a_report(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(offset=st.integers(0, 1 << 16), patch=st.binary(min_size=1, max_size=4), from_end=st.booleans())
 def test_a_mutated_list_of_files_gives_a_report(
     tmp_path: Path, valid: bytes, offset: int, patch: bytes, *, from_end: bool
@@ -255,7 +255,7 @@ def test_a_mutated_list_of_files_gives_a_report(
     assert_is_a_report(path)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kind=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP"]), changes=mutations)
 def test_a_mutated_picture_gives_a_report(tmp_path: Path, kind: str, changes: list[Mutation]) -> None:
     data = mutated(image_bytes(1, (24, 24), kind), changes)
@@ -263,7 +263,7 @@ def test_a_mutated_picture_gives_a_report(tmp_path: Path, kind: str, changes: li
     assert report.images + len([code for code in codes(report) if code != "no_images"]) >= 1
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=600))
 def test_any_bytes_give_a_report(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "bytes.zip"

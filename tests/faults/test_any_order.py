@@ -312,7 +312,6 @@ def test_whatever_happens_in_any_order_nothing_is_lost_and_nothing_paid_twice(wo
     chosen = settings(
         max_examples=examples,
         stateful_step_count=60,
-        deadline=None,
         database=None,
         print_blob=False,
         phases=[Phase.generate] if os.environ.get("SHRINK") == "0" else list(Phase),

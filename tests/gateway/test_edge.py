@@ -260,7 +260,7 @@ def test_what_is_no_http_is_answered_and_ends_the_connection(url: str, http: htt
     assert http.get("/livez").status_code == 200
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     body=st.recursive(
         st.none() | st.booleans() | st.floats() | st.integers() | st.text(),

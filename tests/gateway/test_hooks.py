@@ -177,7 +177,7 @@ def test_the_token_is_in_no_log(anybody: httpx.Client, swept: Accounts, capsys: 
     assert PATH.rpartition("/")[2] not in said
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(account=st.text(min_size=1), other=st.text(min_size=1))
 def test_each_account_has_a_path_of_its_own(account: str, other: str) -> None:
     secret = SecretStr(HOOK_SECRET)

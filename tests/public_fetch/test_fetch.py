@@ -162,7 +162,7 @@ def test_a_download_that_stalls_is_stopped(web: Web, tmp_path: Path, monkeypatch
     assert caught.value.retryable
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cut=st.integers(0, len(BODY) - 1), reset=st.booleans())
 def test_a_download_cut_anywhere_leaves_nothing(web: Web, tmp_path: Path, cut: int, *, reset: bool) -> None:
     def cutting(handler: BaseHTTPRequestHandler) -> None:

@@ -41,7 +41,7 @@ def test_crc32c_of_pieces(first: bytes, second: bytes, times: int) -> None:
     assert repeated(crc32c(first), len(first), times) == crc32c(first * times)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(512, 500_000).map(lambda eighths: eighths * 8))
 def test_weights_are_safetensors_of_the_size_asked_for(size: int) -> None:
     data = whole(Weights("model", 0, size))

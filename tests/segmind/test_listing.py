@@ -218,7 +218,7 @@ item_like = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(item_like | json_values, max_size=5))
 def test_any_json_array_is_read_to_its_end(values: list[Any]) -> None:
     with RawServer(serving(json.dumps(values).encode())) as server, listing(server) as found:

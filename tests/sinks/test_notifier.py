@@ -91,7 +91,8 @@ def test_a_sink_that_hangs_delays_nothing_but_itself(make: MakeDeliveries, clien
 def test_many_sinks_that_hang_leave_threads_for_the_others(
     make: MakeDeliveries, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(notifier.PUT_BACK, Standing.NEW, 0.2)  # all of them have to be tried once first
+    new = CAPS[Standing.NEW]
+    monkeypatch.setitem(CAPS, Standing.NEW, new._replace(look_again=0.2))  # all of them have to be tried once first
     bench = make(FINETUNE_LEASE="0.6", FINETUNE_BACKOFF_BASE="0.01", FINETUNE_BACKOFF_MAX="0.01")
     count = THREADS + 3
     with ExitStack() as opened:

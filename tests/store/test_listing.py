@@ -74,7 +74,7 @@ def test_a_page_looks_through_a_bounded_number_of_jobs(
     assert [job.id for job in pages.page(limit=1, labels={"rare": "yes"}, cursor=page.cursor).jobs] == [wanted]
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text() | st.from_regex(r"[1-9][0-9]{0,19}\.[0-9a-f-]{30,40}", fullmatch=True))
 def test_a_text_is_a_place_that_can_be_written_again_or_no_cursor(pages: JobPages, text: str) -> None:
     try:

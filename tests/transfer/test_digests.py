@@ -65,7 +65,7 @@ def test_known_values(algorithm: str, data: bytes, value: str) -> None:
     assert digest.hexdigest() == value
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 100_000), max_size=6))
 def test_digests_of_blocks_of_any_size_are_those_of_the_whole(sizes: list[int]) -> None:
     blocks = [hashlib.shake_128(str(number).encode()).digest(size) for number, size in enumerate(sizes)]

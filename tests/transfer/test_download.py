@@ -69,7 +69,7 @@ def test_a_reset_download_goes_on(server: RawServer, part: Path, bucket: Bucket,
     assert bucket.heard[1].headers.get("range") == (f"bytes={kept}-" if kept else None)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 200_000), max_size=5), st.sampled_from(['"v1"', 'W/"v1"', None]), st.booleans())
 def test_any_cuts_end_in_the_right_hash(
     tmp_path: Path,

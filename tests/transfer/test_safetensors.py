@@ -174,7 +174,7 @@ def accepted_by_reference(content: bytes) -> bool:
     return True
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whatever_the_reference_refuses_is_refused(tmp_path: Path, data: st.DataObject) -> None:
     """Bytes of a good file changed, cut out, doubled or put in: never looser than the reference, and no other error."""
@@ -204,7 +204,7 @@ entries = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(names, entries | st.dictionaries(names, st.text(max_size=3)), max_size=3), st.binary(max_size=14)
 )
