@@ -127,7 +127,7 @@ def jobs() -> dict[EventType, JobRecord]:
         code="download_stalled",
         stage="download",
         message="The weights stopped coming after 12 MB.",
-        action="When the cause is mended: `finetune retry JOB`.",
+        action="Once the cause is fixed: `finetune retry JOB`.",
         retryable=True,
     )
     submitting = {"state": JobState.SUBMITTING, "dataset_report": report}

@@ -35,7 +35,7 @@ def read_place(url: str) -> Path | ObjectAddress:
     scheme, separator, rest = url.partition("://")
     scheme = scheme.lower()
     if not separator:
-        raise ValueError("A place is given as a URL.")
+        raise ValueError("The place must be given as a URL.")
     if re.search(r"[\x00-\x1f\x7f-\x9f]", url):  # no request could name a dataset there
         raise ValueError("A place's URL holds no line breaks or other control characters.")
     if scheme == "file":
@@ -45,7 +45,7 @@ def read_place(url: str) -> Path | ObjectAddress:
     bucket, _, key = rest.partition("/")
     if not bucket or "@" in bucket or "::" in rest:
         # fsspec would take "::" for a second address behind the first.
-        raise ValueError(f"The {scheme}:// URL has no plain bucket name; credentials do not belong into it.")
+        raise ValueError(f"The {scheme}:// URL has no plain bucket name; credentials do not belong in it.")
     return ObjectAddress(scheme, bucket, key.strip("/"))
 
 

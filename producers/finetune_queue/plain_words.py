@@ -8,7 +8,7 @@ _WORDS = {
     "Input should be a valid integer, got a number with a fractional part": "should be a whole number",
     "Input should be a valid integer": "should be a whole number",
     "Input should be a valid number, unable to parse string as a number": "should be a number",
-    "Input should be a valid string": "should be a text",
+    "Input should be a valid string": "should be a string",
     "Input should be a valid boolean": "should be true or false",
     "Input should be a valid tuple": "should be a list",
     "Input should be a valid list": "should be a list",

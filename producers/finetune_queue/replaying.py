@@ -1,4 +1,4 @@
-"""Dead letters for an operator: listed, and sent again once what was wrong with them is mended."""
+"""Dead letters for an operator: listed, and sent again once what was wrong with them is fixed."""
 
 from typing import Self
 

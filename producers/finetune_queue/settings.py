@@ -83,7 +83,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = Fa
 _WORDS = {
     "Input should be a valid dictionary or instance of AccountSettings": "should be an object with an api_key",
     "Field required": "is missing",
-    "Extra inputs are not permitted": "is no field of an account",
+    "Extra inputs are not permitted": "is not a field of an account",
 }
 
 _INSIDE = {"segmind_accounts": "account", "finetune_gateway_tokens": "client"}

@@ -96,7 +96,7 @@ def resolve_dataset(
     if (not scheme and not dataset.startswith("/")) or "\0" in dataset:
         raise DatasetError(
             "dataset_bad_address",
-            f"{display_name(dataset)} is no address that a worker can use.",
+            f"{display_name(dataset)} is not an address that a worker can use.",
             "Give a URL (https://, s3://, gs://, az://, file://), or submit the folder or ZIP with the SDK or CLI.",
         )
     try:

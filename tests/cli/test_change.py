@@ -23,7 +23,7 @@ def test_cancel_of_a_job_that_nobody_holds(run: Run, worker: Worker) -> None:
 
 def test_cancel_says_that_segmind_goes_on(run: Run, worker: Worker) -> None:
     job = worker.bring(worker.accept(), JobState.TRAINING)
-    assert "Segmind's training goes on and is paid" in run("cancel", job.id).out
+    assert "Segmind's training continues and is still charged" in run("cancel", job.id).out
 
 
 def test_cancel_of_a_job_in_a_worker_s_hands(run: Run, worker: Worker) -> None:

@@ -185,7 +185,7 @@ def test_what_is_no_whole_id_is_told_so(run: Run, command: str, job_id: str) -> 
     result = run(command, job_id, "--json")
     assert (result.code, result.out) == (ExitCode.NOT_FOUND, "")
     assert result.error["code"] == "job_not_found"
-    assert " is no whole job id: one looks like " in result.error["message"]
+    assert " is not a complete job id; one looks like " in result.error["message"]
     assert result.error["message"].isprintable()
     assert len(result.error["message"]) < 200
 

@@ -73,7 +73,7 @@ def test_what_waits_behind_another_is_said_with_the_reason(
         url = receiver.url("/hidden")
     bench.jobs_in_lane(1, url)
     [job] = bench.jobs_in_lane(1, url)
-    assert run("deliveries", job.id).out.endswith("], until a worker has come to it\n")
+    assert run("deliveries", job.id).out.endswith("; no worker has picked them up yet\n")
     bench.deliver()
     [said] = run("deliveries", job.id).out.splitlines()
     assert said.startswith(f"1 event waits for {receiver.url('/…')} [")

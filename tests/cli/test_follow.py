@@ -53,7 +53,7 @@ def test_a_cancelled_job_is_not_a_success(run: Run, worker: Worker) -> None:
     job = worker.move(worker.bring(worker.accept(), JobState.TRAINING), JobState.CANCELLED, waiting_for=None)
     result = run("watch", job.id)
     assert result.code == ExitCode.FAILED
-    assert "Segmind's training goes on and is paid" in result.out
+    assert "Segmind's training continues and is still charged" in result.out
 
 
 def test_watch_as_json_is_a_line_for_each_change(worker: Worker) -> None:

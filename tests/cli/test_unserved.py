@@ -10,7 +10,7 @@ from finetune_queue.contract import JobState, WaitReason
 from finetune_queue.store import AccountLimits, LiveWorker, Workers, connect
 from support.cli import Run, Worker
 
-NO_KEY = "no worker that runs has the key of its account"
+NO_KEY = "no running worker has its account's key"
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_its_jobs_say_so_in_place_of_another_reason(run: Run, worker: Worker, wo
     assert "submits left" not in listed
     found = account(run)
     assert found["status"] == "warn"
-    assert found["message"] == "no worker that runs has the key of account default: its 2 jobs wait"
+    assert found["message"] == "no running worker has the key of account default: its 2 jobs wait"
     assert "SEGMIND_ACCOUNTS again, or cancel them" in found["action"]
 
     workers.seen(LiveWorker("host-b:1", __version__, ("default", "other")))

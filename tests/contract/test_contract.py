@@ -82,7 +82,7 @@ def test_a_number_is_no_deadline(deadline: object) -> None:
     ("field", "value", "said"),
     [
         ("name", "   ", "should not be empty"),
-        ("name", 5, "should be a text"),
+        ("name", 5, "should be a string"),
         ("name", "x" * 129, "should have at most 128 characters"),
         ("reply_to", "list://x", "should be a list"),
         ("labels", [], "should be an object"),

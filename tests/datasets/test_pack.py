@@ -193,7 +193,7 @@ def test_a_folder_that_is_not_there_or_has_no_image(tmp_path: Path) -> None:
         pack(tmp_path / "nothing", tmp_path / "a.zip")
     assert caught.value.code == "dataset_not_found"
     (tmp_path / "gone").symlink_to("nowhere")
-    with pytest.raises(DatasetError, match=r"gone is a link to a file that is not there\. Mend the link"):
+    with pytest.raises(DatasetError, match=r"gone is a link to a file that is not there\. Fix the link"):
         pack(tmp_path / "gone", tmp_path / "a.zip")
     empty = tmp_path / "empty"
     empty.mkdir()

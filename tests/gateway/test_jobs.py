@@ -285,7 +285,7 @@ def test_an_id_is_known_in_capitals_and_with_blanks_and_what_is_none_is_told_so(
         assert http.get(f"/v1/jobs/{typed}").json()["job_id"] == job_id
         assert len(http.get(f"/v1/jobs/{typed}/events").json()["events"]) == 1
     said = problem(http.get(f"/v1/jobs/{job_id[:8]}"), 404, "job-not-found")["detail"]
-    assert said.startswith(f"'{job_id[:8]}' is no whole job id: one looks like ")
+    assert said.startswith(f"'{job_id[:8]}' is not a complete job id; one looks like ")
     assert http.post(f"/v1/jobs/{job_id.upper()}/cancel").json()["state"] == "cancelled"
 
 

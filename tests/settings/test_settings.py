@@ -157,7 +157,7 @@ def test_several_accounts_come_as_json() -> None:
         ('{"a": "x"}', "account a: should be an object with an api_key"),
         ('{"a": {}}', "account a, api_key: is missing"),
         ('{"a b": {"api_key": "$KEY"}}', "should use names of up to 63 letters"),
-        ('{"a": {"api_key": "$KEY", "rate": "5/60"}}', "account a, rate: is no field of an account"),
+        ('{"a": {"api_key": "$KEY", "rate": "5/60"}}', "account a, rate: is not a field of an account"),
         ('{"a": {"api_key": "$KEY", "rate_limit": "5"}}', "account a, rate_limit: should be calls/seconds"),
         ('{"a": {"api_key": "$KEY", "max_training": 0}}', "account a, max_training: should be greater than 0"),
         ('{"a": {"api_key": "$KEY"}, "a": {"api_key": "$KEY2"}}', "names an account or a field of one twice"),

@@ -176,7 +176,7 @@ def test_a_disk_that_loses_the_last_bytes_ends_the_download_and_none_is_taken_up
     monkeypatch.setattr(os, "fsync", broken)
     error = failure(server, part)
     assert (type(error), error.code, error.retryable) == (NoRoom, "disk_failed", True)
-    assert "Input/output error. Mend it, or set TMPDIR to another disk." in error.detail
+    assert "Input/output error. Fix the disk, or set TMPDIR to another one." in error.detail
     monkeypatch.undo()
     assert get(server, part).sha256 == digest(CONTENT)
     assert "range" not in bucket.heard[1].headers

@@ -266,7 +266,7 @@ def test_a_person_is_told_what_was_left_to_look_at(bench: Bench) -> None:
 
     job = bench.read(job)
     assert job.state is JobState.NEEDS_ATTENTION
-    assert "it could not be told of 2 trainings whether one is its: ft-1, ft-2" in job.evidence[-1]
+    assert "it is still unclear whether one of 2 trainings is this job's: ft-1, ft-2" in job.evidence[-1]
 
 
 def test_a_training_of_another_name_on_its_upload_is_not_the_job_s_and_a_reason_to_ask_a_person(bench: Bench) -> None:

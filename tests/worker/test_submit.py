@@ -74,7 +74,7 @@ def test_a_clear_no_takes_the_intent_back(bench: Bench, fault: dict[str, Any], r
         assert job.error is not None
         assert job.error.message
         wrong_request = fault.get("status") == 422
-        assert job.error.action.startswith("Submit again" if wrong_request else "When the cause is mended")
+        assert job.error.action.startswith("Submit again" if wrong_request else "Once the cause is fixed")
 
 
 def test_an_account_without_credits_is_held_back_and_pays_nothing(bench: Bench) -> None:

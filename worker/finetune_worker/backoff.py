@@ -5,7 +5,7 @@ import random
 from finetune_queue.settings import Settings
 
 _MOST_DOUBLINGS = 60
-"""After an hour of tries more would be no float any more."""
+"""2.0 ** n overflows a float for large n."""
 
 
 def backoff(failures: int, *, base: float, longest: float) -> float:

@@ -253,13 +253,15 @@ class _Delivery:
         return known.until_ms if known and known.until_ms > now else None
 
     def _forget_put_off(self, before_ms: int) -> None:
-        """Forget the sinks for which nothing waits any more: what did has been due since, and none of it is left."""
+        """Drop sinks that no job waits for any more: every job that was put off for one has come due since, and none
+        is left."""
         kept = {sink_id: each for sink_id, each in self._hold.put_off.items() if each.until_ms > before_ms}
         self._hold.put_off = kept
 
     def _pass_over(self, ids: Sequence[str], now: int, down: _LineDownError | None = None) -> set[str]:
-        """Put off those of the jobs whose sinks in this line are all put off; many at once, as there may be thousands.
-        Where one was just found ``down``, what has waited for it too long is given up. Returns the jobs that were."""
+        """Put off, without an attempt, those jobs whose sinks in this line are all put off; in bulk, as there may be
+        thousands. If ``down`` was just found, also give up what has waited too long for it. Returns the ids of the jobs
+        put off or given up."""
         if not any(each.until_ms > now for each in self._hold.put_off.values()):
             return set()
         found, unreadable = self._container.jobs.read_many(ids)

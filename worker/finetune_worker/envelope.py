@@ -58,22 +58,22 @@ def wrapped(entry: object, queue: str, problem: str) -> dict[str, Any]:
 
 def _checked(entry: object, queue: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
-        raise MalformedError("it is no JSON object")
+        raise MalformedError("it is not a JSON object")
     properties = _object(entry, "properties")
     _text(properties, "delivery_tag")
     place = _object(properties, "delivery_info")
     for name in ("exchange", "routing_key"):
         if not isinstance(place.get(name), str):
-            raise MalformedError(f"its properties.delivery_info has no text '{name}'")
+            raise MalformedError(f"its properties.delivery_info has no string '{name}'")
     priority = properties.get("priority")
     if isinstance(priority, float) and not math.isfinite(priority):  # kombu passes over whatever else is no number
-        raise MalformedError("its properties.priority is no number")
+        raise MalformedError("its properties.priority is not a finite number")
     for name in ("content-type", "content-encoding"):
         _text(entry, name)
     body = _body(entry, properties.get("body_encoding"))
     headers = entry.get("headers")
     if headers is not None and not isinstance(headers, dict):
-        raise MalformedError("its headers are no JSON object")
+        raise MalformedError("its headers are not a JSON object")
     if headers and "task" in headers:  # Celery's protocol 2; what lacks it is Celery's to judge
         for name in ("task", "id"):
             _text(headers, name)
@@ -92,7 +92,7 @@ def _object(of: dict[str, Any], name: str) -> dict[str, Any]:
 def _text(of: dict[str, Any], name: str) -> str:
     found = of.get(name)
     if not isinstance(found, str) or not found:
-        raise MalformedError(f"it has no text '{name}'")
+        raise MalformedError(f"it has no string '{name}'")
     return found
 
 

@@ -160,7 +160,7 @@ class DeadLetterStep(bootsteps.StartStopStep):
         task = str(headers.get("task") or "none")
         problems = [f"Celery could not take the message ({why.removeprefix('on_')}, task {task})"]
         if problem is not None:
-            problems = [f"the message is none of Celery's: {problem}"]
+            problems = [f"not a valid Celery message: {problem}"]
         try:
             container.jobs.reject(message_id, raw, why.removeprefix("on_"), problems)
         except RedisError:

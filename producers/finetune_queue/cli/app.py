@@ -15,8 +15,8 @@ from finetune_queue.plain_words import in_plain_words
 app = typer.Typer(
     name="finetune",
     help="Submit Segmind Fast Flux fine-tunes to the queue and follow them to verified weights.",
-    epilog="Exit codes: 0 well, 1 the job or a check failed, 2 bad usage or request, 3 no such job, 4 the queue is out "
-    "of reach, 5 time-out, 6 settings, 7 not possible, 8 not installed, 130 Ctrl-C.",
+    epilog="Exit codes: 0 success, 1 the job or a check failed, 2 bad usage or request, 3 no such job, 4 the queue is "
+    "out of reach, 5 time-out, 6 settings, 7 not possible, 8 not installed, 130 Ctrl-C.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -67,7 +67,7 @@ def _unexpected(error: Exception, *, show: bool) -> CliError:
 def start(
     context: typer.Context,
     *,
-    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version and end.")] = False,
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version and exit.")] = False,
     _traceback: Annotated[
         bool, typer.Option("--traceback", metavar="", help="Show where an unexpected error came from.")
     ] = False,
@@ -181,7 +181,8 @@ def resolve(
         str | None, typer.Option("--adopt", metavar="ID", help="The training that is the job's, by its finetune_id.")
     ] = None,
     resubmit: Annotated[
-        bool, typer.Option("--resubmit", metavar="", help="There is none: submit, and pay, a new one.")
+        bool,
+        typer.Option("--resubmit", metavar="", help="Segmind has no training for it: submit, and pay for, a new one."),
     ] = False,
     as_json: AsJson = False,
 ) -> ExitCode:

@@ -53,9 +53,9 @@ def _say_cancelled(job: Job) -> None:
     else:
         output.say(f"The worker that holds job {job.id} was asked to stop it. See: {output.program()} watch {job.id}")
     if job.record.finetune_id is not None:
-        output.say("Segmind's training goes on and is paid: its API has no cancel.")
+        output.say("Segmind's training continues and is still charged: its API has no cancel.")
     elif job.record.intent_ms is not None:
-        output.say("A submit was on its way: Segmind may have started, and charged, a training.")
+        output.say("A submit was on its way: Segmind may have started, and charged for, a training.")
 
 
 def _say_retried(job: Job) -> None:

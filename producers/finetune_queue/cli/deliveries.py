@@ -39,7 +39,7 @@ def _waiting_line(wait: SinkWait) -> str:
     sink = words.printable(wait.sink)
     name = sink if wait.sink_id is None else f"{sink} [{wait.sink_id}]"
     if wait.next_ms is None:
-        return f"{what} for {name}, until a worker has come to it"
+        return f"{what} for {name}; no worker has picked them up yet"
     seconds = wait.next_ms / 1000 - datetime.now(UTC).timestamp()
     when = "now" if seconds <= 0 else f"in {words.duration(seconds)}"
     why = words.printable(wait.reason).removeprefix(f"{sink} ")

@@ -261,7 +261,7 @@ def _differing(name: str, said: Mapping[str, AccountLimits]) -> Finding:
 
 def _unserved(name: str, held: int) -> Finding:
     what, them = ("job waits", "it") if held == 1 else ("jobs wait", "them")
-    message = f"no worker that runs has the key of account {name}: its {held:,} {what}"
+    message = f"no running worker has the key of account {name}: its {held:,} {what}"
     action = f"Add the account to the workers' SEGMIND_ACCOUNTS again, or cancel {them}."
     return Finding(f"account {name}", "warn", message, action)
 
@@ -282,7 +282,7 @@ def _account(account: AccountStatus) -> Finding:
             name,
             "warn",
             f"submits are stopped; {message}",
-            f"Nothing is paid until `finetune account resume {account.name}`.",
+            f"Nothing is charged until `finetune account resume {account.name}`.",
         )
     if account.at_cap:
         if limits.max_submits_per_day == 0:
@@ -294,18 +294,19 @@ def _account(account: AccountStatus) -> Finding:
     if account.paused_for:
         why = words.printable(account.pause_reason)
         message = f"paused for {words.duration(account.paused_for)}: {why}; {message}"
-        action = "It goes on by itself, unless the reason is one that you must mend."
+        action = "It resumes by itself, unless the cause is yours to fix."
         if account.unwell == "rate_limited":
-            action = "It goes on by itself. If it happens again, lower its rate_limit, or stop what else uses its key."
+            action = "It resumes by itself. If this recurs, lower its rate_limit, or stop whatever else uses its key."
         return Finding(name, "warn", message, action)
     if account.submits_paused_for:
         why = words.printable(account.pause_reason)
         message = f"submits are paused for {words.duration(account.submits_paused_for)}: {why}; {message}"
-        action = f"Mend the reason: then it goes on by itself, and at once by `finetune account resume {account.name}`."
+        resume = f"`finetune account resume {account.name}`"
+        action = f"Fix the cause. Submits then resume by themselves, or at once with {resume}."
         return Finding(name, "warn", message, action)
     if account.unwell:
         why = words.printable(account.pause_reason)
-        action = "Mend the reason, if it is one that you must mend: the next call that goes well ends this."
+        action = "Fix the cause if it is yours to fix; the next successful call clears this."
         return Finding(name, "warn", f"no call has gone well since: {why}; {message}", action)
     return Finding(name, "ok", message)
 
@@ -317,7 +318,7 @@ def _sinks(client: "Redis") -> Iterator[Finding]:
     for each in troubles:
         since, why = words.since(each.since_ms), words.printable(each.reason)
         if each.refused_job is not None:
-            action = f"Mend that, it is tried again by itself. See: finetune deliveries {each.refused_job}"
+            action = f"Fix that; delivery is retried automatically. See: finetune deliveries {each.refused_job}"
             yield Finding("sinks", "warn", f"{why}; so for {since}", action)
             continue
         waits = "1 job waits" if each.waiting == 1 else f"{each.waiting} jobs wait"
@@ -330,7 +331,7 @@ def _store(name: str, setting: str, url: str, *, needed: bool) -> Finding:
         Place(url).check_writable()
     except StorageError as error:
         whose = "" if needed else "Only workers must be able to write there. "
-        action = f"{whose}{error.fix or 'Mend it.'} The setting is {setting}."
+        action = f"{whose}{error.fix or 'Fix it.'} The setting is {setting}."
         return Finding(name, "fail" if needed else "warn", words.printable(error.sentence), action)
     return Finding(name, "ok", f"{words.near(url)} can be written from here")
 

@@ -21,8 +21,8 @@ _FAILURES = {
         "Set SEGMIND_RATE_LIMIT lower, or stop what else uses this key. The account is paused now.",
     ),
     "no_call_free": ("api", "Run it again when fewer jobs wait."),
-    "account_paused": ("api", "It goes on by itself, unless the reason is one that you must mend; then run it again."),
-    "queue_unavailable": ("api", "Mend Redis first: without the account's budget no call is made."),
+    "account_paused": ("api", "It resumes by itself, unless the cause is yours to fix. Then run this again."),
+    "queue_unavailable": ("api", "Fix Redis first: no call is made without the account's budget."),
     "not_installed": ("api", "Run it where a worker is installed."),
 }
 """For the code of a failed call: what it is about, and what to do."""

@@ -55,7 +55,7 @@ def token(name: str, *, as_json: bool) -> ExitCode:
     if as_json:
         output.emit({"name": name, "token": secret, "sha256": tokens[name]})
         return ExitCode.OK
-    output.say(f"The token of {name}, which is stored nowhere:\n\n  {secret}\n")
+    output.say(f"Token for {name} (shown once, stored nowhere):\n\n  {secret}\n")
     output.say(f"The gateway's setting, with its hash:\n\n  FINETUNE_GATEWAY_TOKENS='{value}'")
     return ExitCode.OK
 

@@ -184,8 +184,8 @@ def parse_deadline(text: str, *, keyed: bool) -> str:
         return text
     if keyed:
         raise usage_error(
-            f"--deadline {text} gives another time on each call, which --idempotency-key refuses, and many requests, "
-            "too. Give a point in time, like 2026-01-31T18:00:00Z."
+            f"--deadline {text} is a different time on every run, so it cannot be used with --idempotency-key or with "
+            "many requests. Give a point in time, like 2026-01-31T18:00:00Z."
         )
     try:
         moment = datetime.now(UTC) + timedelta(**{_UNITS[found[2]]: float(found[1])})

@@ -43,7 +43,7 @@ def facts(seen: Snapshot) -> Facts:
         if record.error.action:
             found.append(("do", words.printable(record.error.action)))
     if record.state is JobState.CANCELLED and record.finetune_id is not None:
-        found.append(("note", "Segmind's training goes on and is paid: its API has no cancel."))
+        found.append(("note", "Segmind's training continues and is still charged: its API has no cancel."))
     if record.access is not None:
         found += _access_facts(record.access, seen)
     error = record.error

@@ -99,7 +99,7 @@ def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
 NO_WORKER = "no worker runs: it waits until one is started"
 """Said of a job that nobody is there to go on with."""
 
-NO_KEY = "no worker that runs has the key of its account: add it to their SEGMIND_ACCOUNTS again, or cancel the job"
+NO_KEY = "no running worker has its account's key: add the account to SEGMIND_ACCOUNTS again, or cancel the job"
 """Said of a job whose account was taken out of the workers' settings, or renamed there."""
 
 _STOPPED = "the account's submits are stopped (finetune account resume)"

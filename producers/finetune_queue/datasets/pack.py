@@ -101,13 +101,17 @@ def pack(source: Path, destination: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES)
         if stat.S_ISDIR(found.st_mode):
             return _pack_folder(source, destination, max_bytes)
         if not stat.S_ISREG(found.st_mode):
-            raise DatasetError("dataset_bad_address", f"{_shown(source)} is no file or folder.", "Give one of these.")
+            raise DatasetError(
+                "dataset_bad_address",
+                f"{_shown(source)} is neither a file nor a folder.",
+                "Give a ZIP file or a folder.",
+            )
         return _copy(source, destination, found.st_size, max_bytes)
     except FileNotFoundError as error:
         missing = Path(error.filename or source)
         sentence, fix = f"There is no file or folder {_shown(missing)}.", "Check the path."
         if missing.is_symlink():
-            sentence, fix = f"{_shown(missing)} is a link to a file that is not there.", "Mend the link, or remove it."
+            sentence, fix = f"{_shown(missing)} is a link to a file that is not there.", "Fix the link, or remove it."
         raise DatasetError("dataset_not_found", sentence, fix) from error
     except OSError as error:
         raise DatasetError(

@@ -19,7 +19,7 @@ _ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
 
 
 class Rule(NamedTuple):
-    """How serious a finding is, and what usually mends it."""
+    """How serious a finding is, and the usual fix."""
 
     severity: Severity
     fix: str

@@ -84,7 +84,7 @@ class Links(_Model):
 class WaitingView(_Model):
     """Why a job is not moving, how many are in front of it and about how many seconds that takes, if that is known.
     ``submits_stopped``: the reason `spending` is the kill switch, and not the account's cap of submits for the day.
-    ``unserved``: whatever the reason, no worker that runs has the key of its account."""
+    ``unserved``: whatever the reason, no running worker has its account's key."""
 
     reason: WaitReason
     ahead: int

@@ -174,7 +174,7 @@ def _translated(error: Exception, where: str) -> FetchError:
             fix = "See that it serves https at this port."
             return FetchError("tls_failed", f"{where} cannot be reached: the TLS handshake failed.", fix)
         case requests.exceptions.SSLError():
-            fix = "Mend the certificate, or use another host."
+            fix = "Fix the certificate, or use another host."
             return FetchError("tls_failed", f"{where} has no valid certificate for its name.", fix)
         case requests.ConnectionError():
             why, fix = _unreachable(_system_error(error))

@@ -161,7 +161,7 @@ class Page:
 class Waiting:
     """Why a job is not moving; ``estimate`` is in seconds, None where it is not ours to tell. ``submits_stopped`` tells
     for the reason ``spending`` whether that is the kill switch, or else the account's cap of submits for the day.
-    ``unserved`` tells that it waits for ever, whatever the reason: no worker that runs has the key of its account.
+    ``unserved`` tells that it waits for ever, whatever the reason: no running worker has its account's key.
     ``pause_reason`` says for the reason ``paused`` why its account is."""
 
     reason: WaitReason

@@ -70,6 +70,6 @@ def whole_id(job_id: str) -> str:
     found = whole_job_id(job_id)
     if found is None:
         shown = escaped(job_id if len(job_id) <= _SHOWN else f"{job_id[:_SHOWN]}…")
-        message = f"'{shown}' is no whole job id: one looks like 01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21."
+        message = f"'{shown}' is not a complete job id; one looks like 01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21."
         raise UnknownJobError(message)
     return found

@@ -201,7 +201,7 @@ def _connect(scheme: str) -> Any:
         return kind(skip_instance_cache=True, use_listings_cache=False, **driver.options)
     except ValueError as error:
         raise NoAccessError(
-            f"{scheme}:// may not be used: there are no credentials, or not whole ones.",
+            f"{scheme}:// cannot be used: credentials are missing or incomplete.",
             f"Give {driver.credentials}.",
         ) from error
 

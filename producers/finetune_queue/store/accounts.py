@@ -65,9 +65,9 @@ def _least(*caps: int | None) -> int | None:
 class AccountStatus:
     """An account as ``finetune doctor`` and ``finetune status`` show it; times in seconds.
 
-    ``unwell`` is the code of the error since which no call, or no submit if one was refused, went well, empty when all
-    is; ``pause_reason`` says it to people; ``unlooked`` for how long
-    nothing was seen of the trainings, None without any.
+    ``unwell`` is the code of the error since which no call, or no submit if one was refused, has succeeded; empty if
+    all is well. ``pause_reason`` says it to people. ``unlooked`` is for how long no sweep saw the trainings, None
+    without any.
     """
 
     name: str
@@ -162,7 +162,7 @@ class Accounts:
 
     def stop_submits(self, account: str, *, stopped: bool) -> None:
         """Throw the kill switch of an account's submits, or lift it, and forget that the provider refused them, as who
-        lifts it says that this is mended. All else goes on.
+        lifts it says that this is fixed. Everything else goes on.
 
         Raises:
             UnknownAccountError: no worker has configured it.

@@ -26,7 +26,7 @@ LOG_LENGTH = 50
 """How many attempts of a job's deliveries are kept."""
 
 MOST_PUT_OFF = 500
-"""Sinks of a line of which it is kept that they did not answer; of more, those that are put off for longest."""
+"""How many unanswering sinks of a line are remembered; beyond that, those put off longest."""
 
 _OF_THE_SERVICE = tuple(f"{kind}://" for kind in (SinkKind.CELERY, SinkKind.STREAM, SinkKind.LIST))
 """How lines begin whose sinks are in this service's own Redis or broker."""

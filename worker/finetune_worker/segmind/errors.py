@@ -8,8 +8,8 @@
     ├── OutcomeUnknown  a submit may have been accepted: look for it in the list, never repeat it
     └── MalformedReply  a call that may be repeated had an answer that cannot be read
 
-The border that costs money runs between NotSent, Rejected and RateLimited on one side (a submit started no training)
-and OutcomeUnknown on the other (it may have).
+What matters for money is the line between NotSent, Rejected and RateLimited on one side (a submit started no
+training) and OutcomeUnknown on the other (it may have).
 """
 
 from collections.abc import Mapping

@@ -33,7 +33,8 @@ _timestamp: TypeAdapter[datetime] = TypeAdapter(datetime)
 
 
 def _text_or_none(value: Any) -> Any:
-    """Nothing for null and "", and the JSON of a value that is no text: an odd message must not hide the rest."""
+    """Return None for null and "", and the JSON text of anything that is not a string: one odd message must not hide
+    the rest."""
     if value is None or isinstance(value, str):
         return (value or "").strip() or None
     return json.dumps(value)

@@ -38,6 +38,6 @@ def from_dataset(error: DatasetError, stage: Stage) -> JobError:
 
 
 def _job_error(code: str, stage: str, message: str, *, retryable: bool, fix: str = "") -> JobError:
-    then = "" if retryable else f"When the cause is mended: {again(stage)}."
+    then = "" if retryable else f"Once the cause is fixed: {again(stage)}."
     action = f"{fix} {then}".strip()
     return JobError(code=code, stage=stage, message=message, action=action, retryable=retryable)

@@ -48,7 +48,7 @@ def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation
             code="training_failed",
             stage=Stage.POLL,
             message=_ended_as(job, seen),
-            action="A `finetune retry` submits, and pays, a new training.",
+            action="`finetune retry JOB` submits a new training, which is charged again.",
         )
         return Observation(to=JobState.FAILED, fields={**fields, "error": error, "failed_stage": Stage.SUBMIT})
     if seen.trained and seen.cloud_storage_url:
@@ -70,6 +70,6 @@ def _not_deployed(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> JobEr
         code="deploy_failed",
         stage=Stage.POLL,
         message=f"{_ended_as(job, seen)}. Its weights are stored, but Segmind did not deploy them.{where}",
-        action="Use the stored weights. `finetune retry JOB` looks at the same training again and pays nothing; only "
-        "another request submits, and pays, a new one.",
+        action="Use the stored weights. `finetune retry JOB` looks at the same training again at no cost; only a "
+        "new request submits, and pays for, a new one.",
     )

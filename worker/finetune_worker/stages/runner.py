@@ -210,7 +210,7 @@ def cancel_sentence(job: JobRecord) -> str:
     if job.finetune_id is not None:
         return f"cancelled: this service stops; training {job.finetune_id} goes on at Segmind, which has no cancel"
     if job.tracked:
-        return "cancelled: a submit was on its way, so a training may have been started and paid at Segmind"
+        return "cancelled: a submit was on its way, so Segmind may have started, and charged for, a training"
     return "cancelled: nothing had been submitted"
 
 

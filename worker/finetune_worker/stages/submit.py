@@ -101,9 +101,10 @@ def _never_found(container: Container, job: JobRecord) -> Attention:
     hours = container.settings.finetune_training_limit / 3600
     if job.candidates:
         left = ", ".join(job.candidates[:3])
-        said = f"for {hours:g} h it could not be told of {len(job.candidates)} trainings whether one is its: {left}"
+        trainings = f"{len(job.candidates)} trainings"
+        said = f"after {hours:g} h it is still unclear whether one of {trainings} is this job's: {left}"
     else:
-        said = f"for {hours:g} h no complete list of Segmind's could be read that has the training, or has it not"
+        said = f"in {hours:g} h no complete list could be read from Segmind: nobody knows whether the training exists"
     return Attention(f"needs attention: {said}", said)
 
 

@@ -165,7 +165,7 @@ def _rejected(report: DatasetReport) -> JobError:
         stage=Stage.UPLOAD,
         message=f"The dataset cannot be trained on: {said}{more}",
         action=f"{errors[0].fix} `finetune dataset check` shows all findings. Then submit again, or "
-        "`finetune retry JOB` if the mended one has the same URL. Nothing was paid.",
+        "`finetune retry JOB` if the corrected one has the same URL. Nothing was charged.",
     )
 
 

@@ -20,8 +20,9 @@ CLOCK_SKEW = timedelta(minutes=2)
 """How far Segmind's clock may be from the Redis server's."""
 
 NEAR = timedelta(minutes=30)
-"""How far from its time a training like the job's is still a reason to doubt that there is none of the job's. By a
-clock that is wrong, or a list that is late, equal jobs may have each other's, and the last be left with one too old."""
+"""How far from the submit a matching training may have been created and still cast doubt on "there is none". With a
+wrong clock or a late list, equal jobs may have taken each other's training, which leaves the last job one that looks
+too old."""
 
 
 class Likeness(Enum):

@@ -58,8 +58,8 @@ def download(
 ) -> Download:
     """Download ``url`` to ``part``, going on where an earlier call broke off, and bring it to the disk.
 
-    Whatever ends the call early, also an exception of ``on_progress``, leaves a part that the next call takes up. The
-    caller moves a whole part to its place and then calls `discard`.
+    Whatever ends the call early, including an exception from ``on_progress``, leaves a part that the next call takes
+    up. The caller stores a copy of a whole part and then calls `discard`.
 
     Args:
         part: A file that is this download's own; its folder exists. A `.json` file is kept beside it.

@@ -6,7 +6,7 @@ TransferError
 ├── NeedNewUrl        ask Segmind for another URL first: this one ended or its signature is refused
 ├── StartOver         a download's object is not the one it began with, or arrived damaged: the part is gone
 ├── SourceChanged     an upload's file is not the one it began with: check it again before anything is sent
-├── NoRoom            the disk is full: the part is kept, make room and try again; or it fails: mend it and start over
+├── NoRoom            the disk is full: the part is kept, make room and try again; or it fails: fix it and start over
 ├── Refused           a clear no that will stay one
 └── SafetensorsError  the file is whole and is not a safetensors file
 """

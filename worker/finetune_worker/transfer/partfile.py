@@ -44,7 +44,7 @@ SPARE_BYTES = 16 * 1024 * 1024
 
 _READ = 1024 * 1024
 _MAKE_ROOM = "Make room there, or set TMPDIR to a larger disk."
-_MEND = "Mend it, or set TMPDIR to another disk."
+_MEND = "Fix the disk, or set TMPDIR to another one."
 _FULL = {
     errno.ENOSPC: f"The disk of {{folder}} is full. {_MAKE_ROOM}",
     errno.EDQUOT: "The worker's quota on the disk of {folder} is used up. Raise it, or set TMPDIR to another disk.",
@@ -184,7 +184,7 @@ class PartFile:
 
     @contextmanager
     def _or_lost(self) -> Iterator[None]:
-        """Nobody knows which bytes a disk has lost that fails late: none of them is taken up again."""
+        """If the disk fails late, nobody knows which bytes it lost: reuse none of them."""
         try:
             with _disk(self.path.parent):
                 yield
@@ -254,7 +254,7 @@ def _disk(folder: Path) -> Iterator[None]:
 
 
 def discard(part: Path) -> None:
-    """Delete what belongs to a part, also after the part itself was moved to where it is wanted."""
+    """Delete a part and its note."""
     for path in (part, _sidecar(part)):
         path.unlink(missing_ok=True)
 

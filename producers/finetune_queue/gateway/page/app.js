@@ -144,7 +144,7 @@ async function route({ first = false } = {}) {
 async function act(what, found, body) {
   const { name } = found.request;
   if (what === "cancel" && !(await confirmed(`Cancel ${name}?`,
-    "What has not been submitted is stopped. A training that Segmind has goes on there, and is paid: its API has no cancel.", "Cancel the job"))) return;
+    "What has not been submitted is stopped. Segmind's training continues and is still charged: its API has no cancel.", "Cancel the job"))) return;
   if (body?.public && !(await confirmed(`Make the model of ${name} public?`,
     "Others can then use it at Segmind.", "Make it public"))) return;
   try {

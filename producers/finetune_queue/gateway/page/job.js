@@ -120,7 +120,7 @@ function now(found) {
 }
 
 function sentence(state, { reason: why, ahead, estimate_seconds: estimate, submits_stopped: stopped, unserved }) {
-  if (unserved) return "waits: no worker that runs has the key of its account";
+  if (unserved) return "waits: no running worker has its account's key; add the account to SEGMIND_ACCOUNTS again, or cancel the job";
   const text = why === "spending" ? (stopped ? "the account's submits are stopped" : "the account has no submits left for today (UTC)") : reason(state, why);
   const before = ahead ? `, ${ahead} ahead` : "";
   const long = estimate >= 1 ? `, about ${duration(estimate)}` : "";

@@ -78,8 +78,8 @@ def get_job(job_id: JobId, backend: BackendDep) -> JobView:
 
 @router.post("/{job_id}/cancel", response_model_exclude_none=True, responses=documented(*_NO_CHANGE))
 def cancel(job_id: JobId, backend: BackendDep) -> JobView:
-    """Stop a job; at once, or with `cancel_requested` as soon as the worker that holds it sees that. A training that
-    Segmind has goes on there, and is paid: its API has no cancel.
+    """Stop a job; at once, or with `cancel_requested` as soon as the worker that holds it sees that. Segmind's training
+    continues and is still charged: its API has no cancel.
     """
     return JobView.of(backend.queue.cancel(job_id))
 

@@ -1,6 +1,6 @@
 #!lua
 -- Puts a job into the lines of its sinks and takes it out of the outbox. What it has to tell is read when its turn comes
--- in a line, so news from before now are not lost.
+-- in a line, so news that came before now is not lost.
 -- KEYS  1 outbox  2 lines  3 the job's sinks  4 job  5 the job's events  6... each line, its state
 -- ARGV  1 job id  2... the names of the lines, each with how many of the job's sinks wait there
 local time = redis.call('TIME')
