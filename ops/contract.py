@@ -69,7 +69,7 @@ def event_schema() -> dict[str, Any]:
         "$schema": DIALECT,
         "$id": "urn:finetune-queue:v1:event",
         "title": "Event",
-        "description": "A CloudEvents 1.0 event in structured JSON. Take unknown types and fields for additions.",
+        "description": "A CloudEvents 1.0 event in structured JSON. Treat unknown types and fields as additions.",
         "type": "object",
         "required": ["specversion", "id", "source", "type", "subject", "time", "datacontenttype", "sequence", "data"],
         "properties": properties,
@@ -204,7 +204,7 @@ def asyncapi() -> dict[str, Any]:
             "lang": {"type": "string"},
             "traceparent": {
                 "type": "string",
-                "description": "W3C Trace Context, if there is any: the job goes on with this trace.",
+                "description": "W3C Trace Context, if there is any: the job continues this trace.",
             },
         },
     }
@@ -234,7 +234,7 @@ def asyncapi() -> dict[str, Any]:
     for kind, name in names.items():
         messages[name] = {
             "name": type_name(kind),
-            "title": f"A job's event: {kind.value}" if kind is not EventType.REJECTED else "A message became no job",
+            "title": f"A job's event: {kind.value}" if kind is not EventType.REJECTED else "A rejected message",
             "contentType": "application/cloudevents+json",
             "payload": {"$ref": "event.schema.json"},
             "examples": [{"name": kind.value, "payload": found[kind]}],
@@ -296,7 +296,7 @@ def asyncapi() -> dict[str, Any]:
         operations[f"tell-{name}"] = {
             "action": "send",
             "channel": {"$ref": f"#/channels/{name}"},
-            "summary": "Tell of a job: at least once, in order for each job, with stable ids.",
+            "summary": "Report on a job: at least once, in order for each job, with stable ids.",
         }
     return {
         "asyncapi": "3.0.0",

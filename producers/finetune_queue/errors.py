@@ -11,7 +11,7 @@ FineTuneQueueError
 │   └── UnreadableJobError    only a newer version of this package can read the job
 ├── WaitTimeoutError          ``wait`` gave up; the job goes on
 ├── QueueUnavailableError     Redis or the broker is out of reach; nothing was lost
-└── StagingUnavailableError   the staging store did not take the dataset
+└── StagingUnavailableError   the staging store did not accept the dataset
 """
 
 
@@ -64,4 +64,4 @@ class QueueUnavailableError(FineTuneQueueError):
 
 
 class StagingUnavailableError(FineTuneQueueError):
-    """The staging store did not take the dataset."""
+    """The staging store did not accept the dataset."""

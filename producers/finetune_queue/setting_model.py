@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     )
     finetune_dataset_roots: Folders = _setting(
         (),
-        f"Folders that `file://` datasets may lie under, with `{os.pathsep}` between them. Empty: none may.",
+        f"Folders that `file://` datasets may be under, separated by `{os.pathsep}`. Empty: none may.",
         example="/srv/datasets",
     )
 
@@ -147,13 +147,13 @@ class Settings(BaseSettings):
     )
     finetune_dataset_hosts: Words = _setting(
         (),
-        "The only hosts that `https://` datasets may lie on. Empty: any public one.",
+        "The only hosts that `https://` datasets may be on. Empty: any public one.",
         example="files.example.com",
     )
 
     finetune_sinks: Sinks = _setting(
         (),
-        "Where the events of all jobs go, by URL with spaces between: `celery://QUEUE/task.name`, `stream://NAME`, "
+        "Where the events of all jobs go, as URLs separated by spaces: `celery://QUEUE/task.name`, `stream://NAME`, "
         "`list://NAME`, `https://HOST/PATH` or a broker (`amqp://HOST/VHOST?queue=NAME`). `?events=succeeded,failed` "
         "selects kinds of events.",
         example="celery://orders/orders.finetuned?events=succeeded,failed stream://finetune-events",
@@ -166,12 +166,12 @@ class Settings(BaseSettings):
         example="celery://orders stream:// https:// https://hooks.internal:8443",
     )
     finetune_sink_limit: Seconds = _setting(
-        86_400.0, "How long to try an event at a sink before it goes to the dead letters.", example="86400"
+        86_400.0, "How long to try to deliver an event to a sink before it becomes a dead letter.", example="86400"
     )
     finetune_signing_secret: SigningSecrets = _setting(
         {},
-        "What `https://` sinks' deliveries are signed with (Standard Webhooks): one secret for all, or a JSON object "
-        "of one for each origin. Two with a space between both sign, for a change of secrets.",
+        "What deliveries to `https://` sinks are signed with (Standard Webhooks): one secret for all, or a JSON object "
+        "with one per origin. Two separated by a space both sign, for a change of secrets.",
         example="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         secret=True,
     )
@@ -183,14 +183,14 @@ class Settings(BaseSettings):
         15.0, "How long a sent message may take to be picked up before it is sent again.", example="15"
     )
     finetune_poll_min_interval: Seconds = _setting(
-        10.0, "The shortest time between two looks at an account's trainings.", example="10"
+        10.0, "The shortest time between two sweeps of an account.", example="10"
     )
     finetune_poll_share: Fraction = _setting(
-        0.02, "The share of an account's calls that looking may use while work waits for a call.", example="0.02"
+        0.02, "The share of an account's calls that sweeps may use while work waits for a call.", example="0.02"
     )
     finetune_unseen_limit: Seconds = _setting(
         900.0,
-        "How long a training may be missing from the provider's list before it is asked for by itself.",
+        "How long a training may be missing from the provider's list before it is looked up by itself.",
         example="900",
     )
     finetune_training_limit: Seconds = _setting(
@@ -198,13 +198,15 @@ class Settings(BaseSettings):
     )
     finetune_settle_time: Seconds = _setting(
         120.0,
-        "How long to look for a training whose submit had no clear answer before it may be sent again. "
+        "How long to look for a training whose submit had no clear answer before resubmitting it. "
         "Longer than SEGMIND_CALL_TIMEOUT.",
         example="120",
     )
-    finetune_backoff_base: Seconds = _setting(2.0, "The wait before a failed step's first retry; doubles.", example="2")
+    finetune_backoff_base: Seconds = _setting(
+        2.0, "The wait before a failed step's first retry; then doubles.", example="2"
+    )
     finetune_backoff_max: Seconds = _setting(300.0, "The longest wait before a retry.", example="300")
-    finetune_max_attempts: Count = _setting(8, "How often a failing stage is tried.", example="8")
+    finetune_max_attempts: Count = _setting(8, "How many times a failing stage is tried.", example="8")
     finetune_retention: Seconds = _setting(2_592_000.0, "How long finished jobs are kept.", example="2592000")
     finetune_shutdown_timeout: Seconds = _setting(
         25.0, "How long a stopping worker lets its running stages finish.", example="25"
@@ -228,7 +230,7 @@ class Settings(BaseSettings):
     finetune_hook_secret: Annotated[LongSecret | None, Shown("text")] = _setting(
         None,
         "From this the gateway makes an unguessable path for each account's webhook; `finetune webhooks register` "
-        "tells it to Segmind. Empty: no webhook is taken.",
+        "tells it to Segmind. Empty: no webhook is accepted.",
         example="c0ffee" * 11,
         secret=True,
     )

@@ -66,7 +66,7 @@ def _check_api_key(key: SecretStr) -> SecretStr:
     if len(text) < 8:
         raise ValueError("is too short to be an API key: under 8 characters")
     if not re.fullmatch(r"[!-~]+", text):
-        raise ValueError("holds a character that an HTTP header cannot carry (a space or line break copied along?)")
+        raise ValueError("holds a character that an HTTP header cannot carry (a stray space or line break?)")
     return SecretStr(text)
 
 
@@ -76,7 +76,7 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise ValueError("is not a URL that can be read (are special characters in it percent-encoded?)") from None
+        raise ValueError("cannot be read as a URL (are special characters in it percent-encoded?)") from None
     if port == 0:
         raise ValueError("should not have port 0")
     return parts
@@ -108,7 +108,7 @@ def _check_redis_url(url: str) -> str:
     if not parts.hostname:
         raise ValueError("should name a host, like redis://localhost:6379/0")
     if not re.fullmatch(r"/?[0-9]{0,5}", parts.path):
-        raise ValueError("should end in the number of a database, like redis://localhost:6379/0")
+        raise ValueError("should end in a database number, like redis://localhost:6379/0")
     return url
 
 
@@ -152,7 +152,9 @@ def _check_reply_to(rules: tuple[str, ...]) -> tuple[str, ...]:
     for rule in rules:
         parts = _split(rule) if rule.startswith(("http", *BROKERS)) else urlsplit(rule)
         if parts.scheme not in {*BROKERS, "http", "https", "celery", "stream", "list"} or "://" not in rule:
-            raise ValueError("should be schemes like https:// or stream://, also with a host, queue or name, or none")
+            raise ValueError(
+                "should be `none`, or schemes like https:// or stream://, each perhaps with a host, queue or name"
+            )
         if "@" in parts.netloc or parts.query or (parts.path and parts.scheme in {*BROKERS, "http", "https", "celery"}):
             raise ValueError("should hold no user name, path or query: a scheme, and a host, queue or name")
     return rules
@@ -166,7 +168,7 @@ def _parse_signing_secrets(value: object) -> object:
     try:
         found = json.loads(value)
     except ValueError:
-        raise ValueError("is neither a secret nor JSON that can be read") from None
+        raise ValueError("is neither a secret nor readable JSON") from None
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise ValueError('should be a secret, or JSON like {"https://hooks.example.com": "whsec_..."}')
     return {name: text.split() for name, text in found.items()}
@@ -211,7 +213,7 @@ def _parse_object(value: object) -> object:
             # The decoder's own message holds the whole document, and so the keys: only the place is told.
             raise ValueError(f"is not JSON (line {error.lineno}, column {error.colno})") from None
         except RecursionError:
-            raise ValueError("is not JSON that can be read: nested too deep") from None
+            raise ValueError("is not readable JSON: nested too deeply") from None
     if isinstance(value, dict) and not all(
         isinstance(name, str) and re.fullmatch(ACCOUNT_NAME, name) for name in value
     ):
@@ -261,12 +263,15 @@ BaseUrl = Annotated[str, AfterValidator(_check_base_url), Shown("URL")]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url), Shown("URL")]
 Accounts = Annotated[dict[str, AccountSettings], BeforeValidator(_parse_object), Shown("JSON object")]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_paths), Shown("folders")]
-Words = Annotated[tuple[str, ...], BeforeValidator(_split_words), Shown("words, spaces between")]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split_words), Shown("words separated by spaces")]
 BucketUrls = Annotated[
-    tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_bucket_urls), Shown("URLs, spaces between")
+    tuple[str, ...],
+    BeforeValidator(_split_words),
+    AfterValidator(_check_bucket_urls),
+    Shown("URLs separated by spaces"),
 ]
 Sinks = Annotated[
-    tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_sinks), Shown("URLs, spaces between")
+    tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_sinks), Shown("URLs separated by spaces")
 ]
 ReplyTo = Annotated[
     tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_reply_to), Shown("schemes and hosts")

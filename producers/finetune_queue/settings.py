@@ -122,7 +122,7 @@ def _contradictions(settings: Settings, given: Iterable[str], wrong: set[str]) -
     ):
         yield (
             f"FINETUNE_SETTLE_TIME: {settings.finetune_settle_time:g} is not longer than SEGMIND_CALL_TIMEOUT "
-            f"({settings.segmind_call_timeout:g}): a submit could still arrive after it was given up for lost"
+            f"({settings.segmind_call_timeout:g}): a submit could still arrive after it was given up as lost"
         )
     if not {"finetune_backoff_base", "finetune_backoff_max"} & wrong and (
         settings.finetune_backoff_max < settings.finetune_backoff_base

@@ -143,7 +143,7 @@ def _local(path: Path, roots: Sequence[Path], max_bytes: int) -> LocalArchive:
             "dataset_not_allowed",
             f"{display_name(str(path))} is not under a folder that datasets may be read from.",
             "Put it there (setting FINETUNE_DATASET_ROOTS), or submit it with the SDK or CLI. If you did, the workers "
-            "have another FINETUNE_STAGING_URL than these.",
+            "have a different FINETUNE_STAGING_URL.",
         )
     try:
         if not found.is_file():
@@ -157,7 +157,7 @@ def _local(path: Path, roots: Sequence[Path], max_bytes: int) -> LocalArchive:
         raise DatasetError(
             "dataset_unreadable",
             f"{display_name(str(path))} cannot be read: {error.strerror or error}.",
-            "Check the rights on it.",
+            "Check its permissions.",
             retryable=True,
         ) from error
     _check_size(display_name(str(path)), size, max_bytes)
@@ -238,7 +238,7 @@ def _check_size(name: str, size: int, max_bytes: int) -> None:
     if size >= max_bytes:
         raise DatasetError(
             "dataset_too_large",
-            f"{name} has {max_bytes / 1_000_000:g} MB or more, which the API does not take.",
+            f"{name} has {max_bytes / 1_000_000:g} MB or more, which the API does not accept.",
             TAKE_LESS,
         )
 
@@ -246,7 +246,7 @@ def _check_size(name: str, size: int, max_bytes: int) -> None:
 def _no_scratch(error: OSError) -> DatasetError:
     return DatasetError(
         "dataset_unavailable",
-        f"The dataset cannot be kept on this machine: {error.strerror or error}.",
+        f"The dataset cannot be stored on this machine: {error.strerror or error}.",
         "Make space for temporary files.",
         retryable=True,
     )

@@ -32,7 +32,7 @@ def stage(source: str, settings: Settings) -> str:
         try:
             return Place(settings.finetune_staging_url).put_once(packed.path, f"{packed.sha256}.zip")
         except StorageError as error:
-            message = f"The staging store {settings.finetune_staging_url} did not take the dataset: {error}"
+            message = f"The staging store {settings.finetune_staging_url} did not accept the dataset: {error}"
             raise StagingUnavailableError(message) from error
 
 

@@ -135,7 +135,7 @@ def test_lines_are_submitted_as_they_come(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--wait",), "--wait stays with one job"),
+        (("--wait",), "--wait follows one job"),
         (("--deadline", "2h"), "Give a point in time"),
         (("--idempotency-key", ""), "names the batch"),
         (("--idempotency-key", "x" * 191), "1 to 190 characters"),
@@ -196,7 +196,7 @@ def test_lines_keep_their_numbers_whatever_stands_in_them(tmp_path: Path) -> Non
         "the line is not UTF-8 text.",
         "the line is longer than 262,144 bytes.",
         "the line is not JSON: Extra data (column 9).",
-        "the line is nested too deep.",
+        "the line is nested too deeply.",
         'the line has the member "f" more than once.',
     ]
     assert all(isinstance(bodies[number], CliError) for number in (3, 4, 5, 6, 8))

@@ -31,7 +31,7 @@ def test_submit_prints_the_job_and_how_to_follow_it(run: Run, worker: Worker) ->
 
 
 def test_without_a_worker_submit_status_and_watch_say_so(run: Run, queue_url: str) -> None:
-    said = "no worker runs: it waits until one is started"
+    said = "no worker is running: it waits until one is started"
     assert run(*SUBMIT).out.endswith(f"\nNote: {said}.\n")
     with connect(queue_url) as client:
         worker = Worker(client)
@@ -45,7 +45,7 @@ def test_without_a_worker_submit_status_and_watch_say_so(run: Run, queue_url: st
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--deadline", "2026-01-31T18:00:00Z", "deadline: 2026-01-31T18:00:00+00:00 has passed already"),
+        ("--deadline", "2026-01-31T18:00:00Z", "deadline: 2026-01-31T18:00:00+00:00 has already passed"),
         ("--deadline", "tomorrow", "with a time zone, like 2026-01-31T18:00:00Z, or from now: 90m, 2h, 1d"),
         ("--account", "a b", "account: should be letters, digits and . _ -"),
     ],

@@ -73,7 +73,7 @@ def test_what_waits_behind_another_is_said_with_the_reason(
         url = receiver.url("/hidden")
     bench.jobs_in_lane(1, url)
     [job] = bench.jobs_in_lane(1, url)
-    assert run("deliveries", job.id).out.endswith("; no worker has picked them up yet\n")
+    assert run("deliveries", job.id).out.endswith(", not yet picked up by a worker\n")
     bench.deliver()
     [said] = run("deliveries", job.id).out.splitlines()
     assert said.startswith(f"1 event waits for {receiver.url('/…')} [")
@@ -92,7 +92,7 @@ def test_what_waits_behind_another_is_said_with_the_reason(
 
 
 def test_a_job_without_deliveries_says_so(run: Run, bench: Deliveries) -> None:
-    assert "Nothing was delivered yet" in run("deliveries", bench.job().id).out
+    assert "Nothing has been delivered yet" in run("deliveries", bench.job().id).out
     assert run("deliveries", "no-such-job").code == ExitCode.NOT_FOUND
 
 
@@ -113,7 +113,7 @@ def test_a_sink_that_never_had_anything_cannot_have_it_again(run: Run, bench: De
     job = bench.job()
     assert run("redeliver", job.id).code == ExitCode.CONFLICT
     said = run("redeliver", job.id, "--sink", "ftp://x")
-    assert (said.code, "--sink is not a kind of sink" in said.err) == (ExitCode.USAGE, True)
+    assert (said.code, "--sink is not a known kind of sink" in said.err) == (ExitCode.USAGE, True)
 
 
 def test_a_sink_that_is_down_is_reported(run: Run, bench: Deliveries) -> None:
@@ -123,7 +123,7 @@ def test_a_sink_that_is_down_is_reported(run: Run, bench: Deliveries) -> None:
 
     with Receiver() as receiver:
         url = receiver.url("/hidden")
-    assert finding() == ("ok", "no sink is out of reach or refuses")
+    assert finding() == ("ok", "no sink is out of reach or refuses events")
     bench.job(reply_to=[url])
     bench.deliver()
     assert "1 job waits" in finding()[1]

@@ -110,7 +110,7 @@ def test_an_account_whose_calls_are_refused_after_every_pause(run: Run, worker: 
         until(lambda: not Accounts(client).status("default").paused_for, seconds=5)
     account = checks(run("doctor", "--json"))["account default"]
     assert account["status"] == "warn"
-    assert account["message"].startswith("no call has gone well since: Segmind does not know the key.")
+    assert account["message"].startswith("no call has succeeded since: Segmind does not know the key.")
 
 
 def test_a_server_that_may_lose_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_server_whose_disk_is_full(run: Run, monkeypatch: pytest.MonkeyPatch, 
     assert found["persistence"]["message"].startswith(
         "the server refuses every write: MISCONF Errors writing to the AOF"
     )
-    assert found["persistence"]["action"].startswith("See the server's disk")
+    assert found["persistence"]["action"].startswith("Check the server's disk")
     assert (found["clock"]["status"], found["accounts"]["status"]) == ("ok", "warn")
     assert "persistence" in found["workers"]["action"]
     assert shown == [ExitCode.OK] * 3
@@ -224,7 +224,7 @@ def test_a_server_that_refuses_is_not_said_to_be_away(
     assert check["status"] == "fail"
     assert "answers, and refuses: " in check["message"]
     assert said in check["message"]
-    assert check["action"].startswith("Correct user, password and database number in FINETUNE_REDIS_URL")
+    assert check["action"].startswith("Correct the user, password or database number in FINETUNE_REDIS_URL")
     assert "The queue's Redis refused a command" in listed
 
 
@@ -261,7 +261,7 @@ def test_a_bucket_that_does_not_exist_gets_one_advice(run: Run, monkeypatch: pyt
     assert found["staging"]["message"] == "The bucket not-there does not exist."
     advice = "Create it, or correct its name. The setting is"
     assert found["staging"]["action"] == f"{advice} FINETUNE_STAGING_URL."
-    said = f"Only workers must be able to write there. {advice} FINETUNE_ARTIFACT_URL."
+    said = f"Only workers need to write there. {advice} FINETUNE_ARTIFACT_URL."
     assert found["artifacts"]["action"] == said
 
 
@@ -274,7 +274,7 @@ def test_wrong_settings_end_it_at_once(run: Run, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("queue_url")
 def test_it_says_whether_trainings_would_be_paid(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "the real API: trainings are paid" in run("doctor").out
+    assert "the real API: trainings are charged" in run("doctor").out
     monkeypatch.setenv("SEGMIND_BASE_URL", "http://127.0.0.1:9")
     assert "so a sandbox" in run("doctor").out
 
@@ -299,7 +299,7 @@ def test_workers_of_two_versions(run: Run, queue_url: str) -> None:
         workers.seen(LiveWorker("host-b:1", "0.0.9"))
     versions = checks(run("doctor", "--json"))["versions"]
     assert versions["status"] == "warn"
-    explained = "2 of them did not answer now: busy, stopped, or killed a moment ago"
+    explained = "2 of them did not answer just now: busy, stopped, or killed a moment ago"
     assert (
         versions["message"] == f"{seen}: 1 with 0.0.9, 1 with {__version__}; this program: {__version__}; {explained}"
     )
@@ -348,7 +348,7 @@ def test_a_sink_that_answers_and_takes_nothing_is_named(run: Run, worker: Worker
         outbox.settle(hold)
         assert lines.view().lag == pytest.approx(25 * 60, abs=30)
         found = checks(run("doctor", "--json"))["sinks"]
-        assert (found["status"], found["message"]) == ("warn", f"{why}; so for 25 min")
+        assert (found["status"], found["message"]) == ("warn", f"{why}; for 25 min now")
         assert found["action"].endswith(f"finetune deliveries {job.id}")
 
         hold = Hold(sink.line(job.id), lines.all()[0].next_ms)
@@ -375,7 +375,7 @@ def test_sinks_on_other_servers_are_knocked_at(run: Run, monkeypatch: pytest.Mon
         monkeypatch.setenv("FINETUNE_SINKS", urls)
         result = run("doctor", "--json")
     found = [(check["status"], check["message"]) for check in result.json["checks"] if check["name"] == "sink"]
-    assert found[0] == ("ok", f"redis://127.0.0.1:{port}/1 takes connections")
+    assert found[0] == ("ok", f"redis://127.0.0.1:{port}/1 accepts connections")
     assert found[1][0] == "warn"
-    assert found[1][1].startswith(f"redis://127.0.0.1:{gone}/1 takes no connection from here")
+    assert found[1][1].startswith(f"redis://127.0.0.1:{gone}/1 accepts no connection from here")
     assert "secret" not in result.out

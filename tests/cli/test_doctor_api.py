@@ -79,7 +79,7 @@ def test_a_limit_that_segmind_does_not_grant(run: Run, sandbox: LiveSandbox, que
     result = run("doctor", "--api", "--json")
     found = asked(result)
     assert (result.code, found["limit default"]["status"]) == (ExitCode.FAILED, "fail")
-    assert "Set SEGMIND_RATE_LIMIT lower" in found["limit default"]["action"]
+    assert "Lower SEGMIND_RATE_LIMIT" in found["limit default"]["action"]
     with connect(queue_url) as client:
         assert Accounts(client).status("default").paused_for > 10
 
@@ -126,7 +126,7 @@ def test_a_webhook_that_is_missing(run: Run, sandbox: LiveSandbox, monkeypatch: 
     monkeypatch.setenv("FINETUNE_HOOK_SECRET", "")
     check = asked(run("doctor", "--api", "--json"))["webhook default"]
     assert (check["status"], api_calls(sandbox)) == ("ok", 1)
-    assert check["message"].startswith("not asked for: this needs the gateway's FINETUNE_HOOK_SECRET")
+    assert check["message"].startswith("not checked: this needs the gateway's FINETUNE_HOOK_SECRET")
 
 
 @pytest.mark.usefixtures("sandbox")
@@ -135,7 +135,7 @@ def test_a_webhook_that_is_not_ours(run: Run, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("FINETUNE_HOOK_SECRET", "another-secret-" * 4)
     check = asked(run("doctor", "--api", "--json"))["webhook default"]
     assert check["status"] == "warn"
-    assert check["message"].startswith(f"Segmind calls {GATEWAY}/hooks/default/..., which is not")
+    assert check["message"].startswith(f"Segmind calls {GATEWAY}/hooks/default/..., which was not made")
     assert check["action"] == "finetune webhooks replace https://YOUR-GATEWAY --account default"
 
 
@@ -172,7 +172,7 @@ def test_a_pause_of_seconds_is_told_of_at_once(run: Run, sandbox: LiveSandbox) -
     found = asked(run("doctor", "--api", "--json"))
     assert list(found) == ["api default"]
     assert re.search(r"is paused for [12]\d s: .*rate limit", found["api default"]["message"])
-    assert "goes on by itself" in found["api default"]["action"]
+    assert "resumes by itself" in found["api default"]["action"]
     assert api_calls(sandbox) == 0
 
 
@@ -190,7 +190,7 @@ def test_an_account_that_a_worker_is_just_trying_again_is_not_waited_for(
         until(lambda: isinstance(budget.take("default", "a-job", 0.0), Slot), seconds=5)
     found = asked(run("doctor", "--api", "--json"))
     assert list(found) == ["api default"]
-    assert "is paused while one call tries it again: Segmind answered 503." in found["api default"]["message"]
+    assert "is paused while one call tests it: Segmind answered 503." in found["api default"]["message"]
     assert api_calls(sandbox) == 0
 
 

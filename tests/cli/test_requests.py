@@ -94,7 +94,7 @@ def test_a_field_that_is_not_known_is_refused(tmp_path: Path) -> None:
         ("{", "is not JSON"),
         ("[1]", "one JSON object"),
         ('{"a": 1}\n{"a": 2}\n', "more than one JSON document"),
-        ("[" * 100_000, "nested too deep"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"priority": ' + "9" * 5000 + "}", "cannot be read"),
         ('{"priority": 1, "priority": 9}', 'request.json has the member "priority" more than once'),
         ('{"labels": {"a": "1", "é": "", "\\u00e9": ""}}', r'has the member "\\u00e9" more than once'),
@@ -151,7 +151,7 @@ def test_a_parameter_that_is_no_json_is_a_usage_error(text: str) -> None:
 
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
 def test_a_parameter_that_is_too_much_to_read_is_a_usage_error_without_it(value: str) -> None:
-    with pytest.raises(CliError, match="too many digits, or the value is nested too deep") as caught:
+    with pytest.raises(CliError, match="too many digits, or the value is nested too deeply") as caught:
         parse_parameters([f"key={value}"])
     assert caught.value.exit_code is ExitCode.USAGE
     assert len(str(caught.value)) < 200
@@ -173,7 +173,7 @@ def test_a_deadline_may_count_from_now() -> None:
 
 
 def test_a_deadline_that_counts_from_now_would_break_idempotency() -> None:
-    with pytest.raises(CliError, match="--idempotency-key refuses"):
+    with pytest.raises(CliError, match="cannot be used with --idempotency-key"):
         parse_deadline("2h", keyed=True)
     assert parse_deadline("2026-01-31T18:00:00Z", keyed=True) == "2026-01-31T18:00:00Z"
 

@@ -57,7 +57,7 @@ def test_status_tells_no_time_where_a_training_has_to_end_first(run: Run, worker
 
 def test_status_says_that_a_submit_without_an_answer_is_looked_for(run: Run, worker: Worker) -> None:
     job = worker.note(worker.bring(worker.accept(), JobState.SUBMITTING), waiting_for=WaitReason.PROVIDER)
-    assert "its training is looked for at Segmind before it may be sent again" in run("status", job.id).out
+    assert "Segmind is searched for its training before it may be sent again" in run("status", job.id).out
 
 
 def test_status_says_why_the_account_is_paused(run: Run, worker: Worker, queue_url: str) -> None:
@@ -79,7 +79,7 @@ def test_a_pause_that_is_over_is_no_reason_to_wait(run: Run, worker: Worker) -> 
 
 def test_status_says_when_the_worker_that_has_the_job_gave_its_last_sign(run: Run, worker: Worker) -> None:
     job = worker.move(worker.accept(), JobState.UPLOADING, owner="a task")
-    assert re.search(r"worker +has the job; its last sign was \d\.\d s ago", run("status", job.id).out)
+    assert re.search(r"worker +has the job; its last sign of life was \d\.\d s ago", run("status", job.id).out)
     worker.store.transition(job, Change(delay=600), owner="")
     assert "has the job" not in run("status", job.id).out
 
@@ -131,4 +131,4 @@ def test_status_of_a_job_that_needs_a_person_gives_the_evidence_and_the_commands
     assert "because   two trainings carry the name" in out
     [do] = [line for line in out.splitlines() if line.startswith("  do ")]  # and none to retry, which is refused
     assert f"`finetune resolve {job.id} --adopt FINETUNE_ID` if Segmind has its training" in do
-    assert f"`finetune resolve {job.id} --resubmit` if it certainly has none: that pays again" in do
+    assert f"`finetune resolve {job.id} --resubmit` if it certainly has none: that is charged again" in do

@@ -91,15 +91,15 @@ def test_a_job_that_no_worker_has_taken_up_says_so_after_a_while(
     job = worker.accept()
     assert detail(job, None) == ""
     monkeypatch.setattr("finetune_queue.cli.timeline.TAKEN_UP", -1.0)
-    assert detail(job, None) == "no worker has taken it up yet"
-    assert detail(job, None, stranded=True) == "no worker runs: it waits until one is started"
+    assert detail(job, None) == "no worker has picked it up yet"
+    assert detail(job, None, stranded=True) == "no worker is running: it waits until one is started"
     assert detail(job.model_copy(update={"owner": "task-1"}), None) == ""
     assert detail(worker.bring(job, JobState.TRAINING), Waiting(WaitReason.PROVIDER, 0, None)) == "Segmind: REQUESTED"
 
 
 def test_a_cancel_says_what_goes_on(worker: Worker) -> None:
     job = worker.move(worker.bring(worker.accept(), JobState.TRAINING), JobState.CANCELLED, waiting_for=None)
-    assert detail(job, None) == "stopped here; Segmind's training goes on, it has no cancel"
+    assert detail(job, None) == "stopped here; Segmind's training continues, as it has no cancel"
 
 
 def picture(worker: Worker, job: JobRecord, width: int, *, encoding: str = "utf-8", moving: bool = False) -> str:

@@ -43,7 +43,7 @@ def test_a_registered_webhook_reaches_the_gateway(run: Run, gateway: str, client
     client.hset(keys.account("default"), mapping={"sweep_at": 9e12, "sweep_due": 9e12, "sweep_cost_ms": 9e12})
     result = run("webhooks", "test")
     assert result.code == 0, result.err + result.out
-    assert "202, taken as a hint" in result.out
+    assert "202, accepted as a hint" in result.out
     until(lambda: float(str(client.hget(keys.account("default"), "sweep_at"))) < 9e12, seconds=5)
 
 
@@ -138,7 +138,7 @@ def test_a_call_that_was_made_counts_though_redis_went_away_meanwhile(
     [
         (("register", "ftp://x"), {}, 2, "should be the gateway's https:// address"),
         (("register", "http://gateway.example.com"), {}, 2, "should be the gateway's https:// address"),
-        (("register", "https://gateway.example.com/?a=b"), {}, 2, "an address alone"),
+        (("register", "https://gateway.example.com/?a=b"), {}, 2, "just an address"),
         (("register", "https://x"), {"FINETUNE_HOOK_SECRET": ""}, 6, "FINETUNE_HOOK_SECRET: missing"),
         (("test",), {}, 3, "has no webhook"),
         (("list", "--account", "other"), {}, 2, "no such account"),

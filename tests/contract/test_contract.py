@@ -250,9 +250,9 @@ def test_the_key_of_an_object_is_taken_as_it_is(dataset: str) -> None:
         ("https://h\\@x/a.zip", "should hold no user name"),
         ("https://h/a\\b.zip", "percent-encoded"),
         ("file:///srv/my good.zip", "percent-encoded"),
-        ("s3://my data/good.zip", "is not a URL that can be read"),
+        ("s3://my data/good.zip", "cannot be read as a URL"),
         ("https://bücher.example/a.zip", "host name in ASCII"),
-        ("https://[2606:4700::1111]/a.zip", "an IPv6 address is not taken"),
+        ("https://[2606:4700::1111]/a.zip", "IPv6 addresses are not accepted"),
     ],
 )
 def test_what_is_no_url_of_a_dataset_is_refused(dataset: str, why: str) -> None:

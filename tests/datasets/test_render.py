@@ -41,14 +41,14 @@ def test_the_verdict_and_the_numbers_come_first(tmp_path: Path) -> None:
 
 
 def test_nothing_to_say_is_said(tmp_path: Path) -> None:
-    assert "PASS  cats  nothing to say against it" in shown(DatasetReport(ok=True))
+    assert "PASS  cats  no problems found" in shown(DatasetReport(ok=True))
 
 
 def test_a_failure_names_the_file_and_the_fix(tmp_path: Path) -> None:
     report = check_archive(make_zip(tmp_path / "a.zip", {"a.jpg": image_bytes(1), "b.jpg": b"no"}))
     text = shown(report)
     assert text.startswith("FAIL")
-    assert "b.jpg  It is named as an image" in text
+    assert "b.jpg  It is named like an image" in text
     assert RULES["image_unreadable"].fix in text
 
 

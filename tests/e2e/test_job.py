@@ -98,7 +98,7 @@ def test_a_raw_celery_client_may_send_the_request(queue: FineTuneQueue, images: 
     [
         ({"name": "x"}, "instance_prompt: is required"),
         (sample(datset="https://x/y.zip"), "datset: is not a field"),
-        (sample(dataset="https://[faces]/y.zip"), "dataset: is not a URL that can be read"),
+        (sample(dataset="https://[faces]/y.zip"), "dataset: cannot be read as a URL"),
         ("no-such-job", "finetune.run takes a request, or the id of a registered job"),
         ("0197f0a2-7a3c-7c41-9d5e-3b7f6a1c2e90", "There is no job 0197f0a2-7a3c-7c41-9d5e-3b7f6a1c2e90"),
         (17, "expected a JSON object"),

@@ -83,7 +83,7 @@ def test_a_key_that_none_can_be_is_said_once(http: httpx.Client, header: bytes, 
     ("query", "where", "said"),
     [
         ({"label": "team"}, "label.0", "should be KEY=VALUE"),
-        ({"cursor": "x"}, "cursor", "should be `next` of the page before"),
+        ({"cursor": "x"}, "cursor", "should be `next` of the previous page"),
         ({"account": "a b"}, "account", "should be letters, digits"),
     ],
 )
@@ -103,7 +103,7 @@ def test_two_headers_with_different_keys_are_refused(http: httpx.Client, client:
     def post(*keys: str) -> httpx.Response:
         return http.post("/v1/jobs", json=sample(), headers=[("Idempotency-Key", key) for key in keys])
 
-    said = {"where": "idempotency-key", "detail": "is there more than once, with different keys"}
+    said = {"where": "idempotency-key", "detail": "is given more than once, with different keys"}
     assert problem(post("a", "b"), 422, "invalid-request")["errors"] == [said]
     assert client.keys("*") == []
     assert post("a", '"a"').json()["job_id"] == derived_job_id("default", "a")
@@ -162,7 +162,7 @@ NOWHERE = {
     [
         *NOWHERE.items(),
         ("https://bücher.example/a.zip", "host name in ASCII"),
-        ("https://[2606:4700::1111]/a.zip", "an IPv6 address is not taken"),
+        ("https://[2606:4700::1111]/a.zip", "IPv6 addresses are not accepted"),
         ("https://me:pw@example.com/a.zip", "should hold no user name or password"),
         ("images/faces", "should be a URL: https://example.com/"),
     ],
@@ -197,7 +197,7 @@ def test_the_key_of_an_object_is_taken_as_it_is(http: httpx.Client, queue: FineT
 def test_a_deadline_that_has_passed_is_refused(http: httpx.Client, client: redis.Redis) -> None:
     reply = http.post("/v1/jobs", json=sample(deadline="2026-01-31T18:00:00Z"))
     [error] = problem(reply, 422, "invalid-request")["errors"]
-    assert (error["where"], error["detail"].endswith(" has passed already")) == ("/deadline", True)
+    assert (error["where"], error["detail"].endswith(" has already passed")) == ("/deadline", True)
     assert client.keys("*") == []
 
 
@@ -219,10 +219,10 @@ JSON = {"Content-Type": "application/json"}
 @pytest.mark.parametrize(
     ("body", "status", "code", "said"),
     [
-        (b"", 422, "invalid-request", "/: should be a JSON object, and is empty"),
+        (b"", 422, "invalid-request", "/: should be a JSON object, but is empty"),
         (b"null", 422, "invalid-request", "/: should be a JSON object"),
         (b'{"name": "caf\xe9"}', 400, "bad-request", "The body is not UTF-8 text."),
-        (b'{"labels": ' + b"[" * 100_000, 400, "bad-request", "The body is nested too deep."),
+        (b'{"labels": ' + b"[" * 100_000, 400, "bad-request", "The body is nested too deeply."),
         (b'{"priority": ' + b"9" * 5000 + b"}", 400, "bad-request", "A number in the body has too many digits."),
         (b'{"name": ', 400, "bad-request", "The body is not JSON: Expecting value."),
     ],

@@ -195,12 +195,12 @@ def test_what_refuses_or_breaks_the_connection_is_no_wrong_name() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as pool:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/a.zip"
         pool.submit(_hang_up, server)
-        assert "broke the connection off" in refusal(url, LOOPBACK).sentence
+        assert "dropped the connection" in refusal(url, LOOPBACK).sentence
         pool.submit(_hang_up, server)
         assert "the TLS handshake failed" in refusal(url.replace("http", "https"), LOOPBACK).sentence
     refused = refusal(url, LOOPBACK)
-    assert refused.sentence == f"{url} cannot be reached: the host takes no connection there."
-    assert refused.fix == "See that its server runs, and check the port."
+    assert refused.sentence == f"{url} cannot be reached: the host refuses connections there."
+    assert refused.fix == "Check that its server is running, and the port."
 
 
 def test_a_server_that_never_ends_its_headers_is_left(web: Web) -> None:

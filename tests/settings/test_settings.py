@@ -152,7 +152,7 @@ def test_several_accounts_come_as_json() -> None:
     [
         ("{", "is not JSON (line 1, column 2)"),
         (KEY, "is not JSON (line 1, column 1)"),
-        ("[" * 100_000, "nested too deep"),
+        ("[" * 100_000, "nested too deeply"),
         ('["a"]', "should be an object"),
         ('{"a": "x"}', "account a: should be an object with an api_key"),
         ('{"a": {}}', "account a, api_key: is missing"),

@@ -154,7 +154,7 @@ def lead(scheme: str, monkeypatch: pytest.MonkeyPatch) -> Lead:
 def test_a_store_that_refuses(refusing: Refusing, lead: Lead, caplog: pytest.LogCaptureFixture) -> None:
     place = lead(refusing.url)
     for attempt in (place.check_writable, lambda: place.info("a"), lambda: place.exists("a")):
-        with pytest.raises(NoAccessError, match="rights on the bucket") as caught:
+        with pytest.raises(NoAccessError, match="permissions on the bucket") as caught:
             attempt()
         assert not caught.value.retryable
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

@@ -189,7 +189,7 @@ def test_a_job_whose_account_this_worker_does_not_have_is_left_to_one_that_has_i
     result = run_stage(container, job.stage, STAGES[job.stage], job.id, "task-1")
     job = container.jobs.get(job.id)
     assert (job.state, job.waiting_for, job.attempts) == (JobState.UPLOADING, WaitReason.BACKOFF, 0)
-    assert result.sentence.endswith("A worker that has it goes on")
+    assert result.sentence.endswith("A worker that has it takes over")
 
     container.workers.left(other)
     run_stage(container, job.stage, STAGES[job.stage], job.id, "task-2")

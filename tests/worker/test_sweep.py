@@ -80,7 +80,7 @@ def test_of_the_messages_that_piled_up_while_no_thread_was_free_one_makes_the_lo
     sentences = [sweep_if_due(bench.container, "default") for _ in range(3)]
 
     assert sentences[0].startswith("saw 2 of 2")
-    assert sentences[1:] == ["nothing to do: another message brought the look"] * 2
+    assert sentences[1:] == ["nothing to do: another message already swept the account"] * 2
     assert calls_of(bench, "list") == 1
 
 

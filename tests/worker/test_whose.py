@@ -81,7 +81,7 @@ CASES: dict[str, tuple[JobRecord, list[JobRecord], FinetuneDetails, dict[str, in
         [job("it", theme="Art")],
         training(),
         {},
-        (Verdict.UNCLEAR, "job it, which asked for another one"),
+        (Verdict.UNCLEAR, "job it's, whose request differs"),
     ),
     "too old for one who asked for another": (
         job("me"),
@@ -153,7 +153,7 @@ CASES: dict[str, tuple[JobRecord, list[JobRecord], FinetuneDetails, dict[str, in
         [job("it")],
         training(on=None),
         {},
-        (Verdict.UNCLEAR, "job it, which asked for another one"),
+        (Verdict.UNCLEAR, "job it's, whose request differs"),
     ),
 }
 

@@ -165,7 +165,7 @@ def _deliver_well_formed(self: Any, entry: Any, queue: str) -> None:
         _deliver(self, message, queue)
     except _STUMBLES as error:
         log.warning("message_not_understood", queue=queue, exc_info=True)
-        _deliver(self, wrapped(entry, queue, f"Celery stumbled over it: {type(error).__name__}"), queue)
+        _deliver(self, wrapped(entry, queue, f"Celery failed on it: {type(error).__name__}"), queue)
         for channel in self.channels:
             # Or it comes back to end the next worker. Not before its copy is on its way: there is no other.
             channel.qos.ack(message["properties"]["delivery_tag"])

@@ -239,8 +239,8 @@ class Dispatcher:
         error = JobError(
             code="worker_lost",
             stage=doing,
-            message=f"{takeovers} workers in a row ended, or stood still, while they ran the {doing} stage.",
-            action="See what ended them (memory, node, SIGKILL) at the times of lease_expired in the logs; then "
+            message=f"{takeovers} workers in a row died or stalled while running the {doing} stage.",
+            action="Find out what ended them (memory, node, SIGKILL) at the times of lease_expired in the logs; then "
             f"{again(doing)}.",
         )
         log.error("job_set_aside", job_id=job.id, stage=doing, takeovers=takeovers)

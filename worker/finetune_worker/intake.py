@@ -96,7 +96,7 @@ def _register(
         raise RequestError([f"finetune.run takes one argument, the request (got {len(args)} and {len(kwargs)} named)"])
     if isinstance(args[0], str):
         if not is_job_id(args[0]):  # it would become part of a key
-            raise RequestError(["finetune.run takes a request, or the id of a registered job (got another text)"])
+            raise RequestError(["finetune.run takes a request, or the id of a registered job (got another string)"])
         return args[0]  # the SDK registered the job before it sent the message
     request = parse_request(args[0])
     if request.idempotency_key is not None:

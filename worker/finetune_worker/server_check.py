@@ -85,8 +85,8 @@ def check_clock(url: str) -> int:
     log.warning(
         "clock_off",
         seconds=round(skew),
-        action="Let NTP set this machine's clock and Redis', then restart the worker: deadlines, times of events and "
-        "signatures go by them.",
+        action="Set this machine's clock and Redis's by NTP, then restart the worker: deadlines, event times and "
+        "signatures depend on them.",
     )
     return round(skew)
 

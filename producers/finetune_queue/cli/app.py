@@ -27,7 +27,7 @@ app.add_typer(app_gateway.gateway, name="gateway")
 app.add_typer(app_gateway.webhooks, name="webhooks")
 dead = typer.Typer(help="Messages that could not become a job, and events that a sink did not take.")
 app.add_typer(dead, name="dead")
-account = typer.Typer(help="The kill switch of an account's paid submits.")
+account = typer.Typer(help="The kill switch for an account's paid submits.")
 app.add_typer(account, name="account")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
@@ -57,8 +57,8 @@ def _unexpected(error: Exception, *, show: bool) -> CliError:
     if show:
         traceback.print_exception(error)
     message = (
-        f"This is a defect of finetune: {type(error).__name__}: {error}. "
-        f"Please report it with what `{output.program()} --traceback COMMAND ...` prints."
+        f"This is a bug in finetune: {type(error).__name__}: {error}. "
+        f"Please report it with the output of `{output.program()} --traceback COMMAND ...`."
     )
     return CliError(message, ExitCode.INTERNAL, "internal_error")
 
@@ -112,7 +112,7 @@ def list_(
 
 @app.command()
 def watch(
-    job: Annotated[str | None, typer.Argument(metavar="JOB", help="One job; without it all of them.")] = None,
+    job: Annotated[str | None, typer.Argument(metavar="JOB", help="One job; without it, all of them.")] = None,
     *,
     timeout: Timeout = None,
     as_json: AsJson = False,
@@ -134,7 +134,7 @@ def events(
     follow: Annotated[bool, typer.Option("--follow", metavar="", help="Stay until the job has ended.")] = False,
     as_json: AsJson = False,
 ) -> ExitCode:
-    """Show a job's events; as JSON one CloudEvent a line."""
+    """Show a job's events; as JSON, one CloudEvent per line."""
     from finetune_queue.cli.show import events as command
 
     return command(job, follow=follow, as_json=as_json)
@@ -142,7 +142,7 @@ def events(
 
 @app.command()
 def cancel(jobs: JobIds, *, as_json: AsJson = False) -> ExitCode:
-    """Stop jobs. A training that Segmind has goes on there."""
+    """Stop jobs. A training that Segmind already has continues there."""
     from finetune_queue.cli.change import cancel as command
 
     return command(jobs, as_json=as_json)
@@ -178,7 +178,7 @@ def resolve(
     job: JobId,
     *,
     adopt: Annotated[
-        str | None, typer.Option("--adopt", metavar="ID", help="The training that is the job's, by its finetune_id.")
+        str | None, typer.Option("--adopt", metavar="ID", help="The job's training, by its finetune_id.")
     ] = None,
     resubmit: Annotated[
         bool,
@@ -194,7 +194,7 @@ def resolve(
 
 @app.command()
 def deliveries(job: JobId, *, as_json: AsJson = False) -> ExitCode:
-    """Show what of a job's events still waits for its sinks, and the latest attempts to deliver them."""
+    """Show which of a job's events still wait for its sinks, and the latest delivery attempts."""
     from finetune_queue.cli.deliveries import deliveries as command
 
     return command(job, as_json=as_json)
@@ -205,7 +205,7 @@ def redeliver(
     job: JobId,
     *,
     sink: Annotated[
-        str | None, typer.Option("--sink", metavar="URL", help="Only to this one, by its URL or id.")
+        str | None, typer.Option("--sink", metavar="URL", help="Only to this sink, by its URL or id.")
     ] = None,
     as_json: AsJson = False,
 ) -> ExitCode:
@@ -221,7 +221,7 @@ def account_stop(
     *,
     as_json: AsJson = False,
 ) -> ExitCode:
-    """Stop paid submits at once, for every worker. All else goes on."""
+    """Stop paid submits at once, for every worker. Everything else goes on."""
     from finetune_queue.cli.operate import switch_submits
 
     return switch_submits(name, stopped=True, as_json=as_json)
@@ -233,7 +233,7 @@ def account_resume(
     *,
     as_json: AsJson = False,
 ) -> ExitCode:
-    """Let paid submits go on."""
+    """Allow paid submits again."""
     from finetune_queue.cli.operate import switch_submits
 
     return switch_submits(name, stopped=False, as_json=as_json)
@@ -257,7 +257,7 @@ def dead_replay(
     *,
     as_json: AsJson = False,
 ) -> ExitCode:
-    """Send messages, or events, again as they came."""
+    """Send messages or events again, unchanged."""
     from finetune_queue.cli.operate import replay
 
     return replay(letters, as_json=as_json)
@@ -275,7 +275,7 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> ExitCode:
-    """Say what a job would find wrong with a dataset, and what trains badly."""
+    """Show what a job would find wrong with a dataset, and what trains badly."""
     from finetune_queue.cli.dataset import check as command
 
     return command(path, trigger_word=trigger_word, prompt=prompt, as_json=as_json)
@@ -301,7 +301,7 @@ def demo(
     folder: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the weights go.", show_default=True)
     ] = Path("var/demo"),
-    keep: Annotated[bool, typer.Option("--keep", metavar="", help="Keep logs, images and Redis' data, too.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", metavar="", help="Also keep logs, images and Redis's data.")] = False,
     as_json: AsJson = False,
 ) -> ExitCode:
     """Run one fine-tune from images to verified weights, on this machine and at no cost."""

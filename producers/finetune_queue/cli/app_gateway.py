@@ -37,7 +37,7 @@ def token(
     return command(name, as_json=as_json)
 
 
-webhooks = typer.Typer(help="The account's webhook at Segmind, which tells the gateway that a training moved.")
+webhooks = typer.Typer(help="The account's webhook at Segmind, which tells the gateway when a training changes.")
 
 Account = Annotated[str, typer.Option("--account", metavar="NAME", help="Whose webhook.")]
 GatewayUrl = Annotated[

@@ -21,23 +21,24 @@ def submit(
         str | None, typer.Option("--name", "-n", metavar="TEXT", help="The fine-tune's name at Segmind.")
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Describes the subject; has the trigger word.")
+        str | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="Describes the subject; contains the trigger word."),
     ] = None,
     trigger_word: Annotated[
         str | None, typer.Option("--trigger-word", "-t", metavar="WORD", help="A rare word that calls up the subject.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", min=1, help="Training steps. Not given: 2000.")
+        int | None, typer.Option("--steps", metavar="N", min=1, help="Training steps. Default: 2000.")
     ] = None,
     param: Annotated[
         list[str] | None,
         typer.Option("--param", metavar="KEY=JSON", help="Another training parameter. May be repeated."),
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option("--base-model", metavar="NAME", help="Not given: FAST_FLUX.", rich_help_panel=_MORE)
+        str | None, typer.Option("--base-model", metavar="NAME", help="Default: FAST_FLUX.", rich_help_panel=_MORE)
     ] = None,
     theme: Annotated[
-        str | None, typer.Option("--theme", metavar="NAME", help="Not given: subject.", rich_help_panel=_MORE)
+        str | None, typer.Option("--theme", metavar="NAME", help="Default: subject.", rich_help_panel=_MORE)
     ] = None,
     public: Annotated[
         bool,
@@ -45,7 +46,7 @@ def submit(
     ] = False,
     private: Annotated[
         bool,
-        typer.Option("--private", metavar="", help="Only the account may, as if not given.", rich_help_panel=_MORE),
+        typer.Option("--private", metavar="", help="Only the account may (the default).", rich_help_panel=_MORE),
     ] = False,
     fetch: Annotated[
         bool | None,
@@ -61,7 +62,7 @@ def submit(
     ] = None,
     priority: Annotated[
         int | None,
-        typer.Option("--priority", metavar="N", help="0 (last) to 9 (first). Not given: 5.", rich_help_panel=_MORE),
+        typer.Option("--priority", metavar="N", help="0 (last) to 9 (first). Default: 5.", rich_help_panel=_MORE),
     ] = None,
     account: Annotated[
         str | None,
@@ -79,7 +80,7 @@ def submit(
     wait_for: Annotated[
         str | None,
         typer.Option(
-            "--wait-for", metavar="WHAT", help="trained, or available (deployed, too).", rich_help_panel=_MORE
+            "--wait-for", metavar="WHAT", help="trained, or available (also deployed).", rich_help_panel=_MORE
         ),
     ] = None,
     idempotency_key: Annotated[
@@ -87,7 +88,7 @@ def submit(
         typer.Option(
             "--idempotency-key",
             metavar="KEY",
-            help="The same key and request: the same job. Of many: names the batch.",
+            help="Same key and request: same job. With many requests: names the batch.",
             rich_help_panel=_MORE,
         ),
     ] = None,
@@ -101,11 +102,11 @@ def submit(
             "--file",
             "-f",
             metavar="FILE",
-            help="A request as JSON, or in a .jsonl file one on each line; - for stdin. Options replace fields.",
+            help="A request as JSON, or one per line in a .jsonl file; - for stdin. Options replace fields.",
         ),
     ] = None,
     jsonl: Annotated[
-        bool, typer.Option("--jsonl", metavar="", help="The file has a request on each line, whatever its name.")
+        bool, typer.Option("--jsonl", metavar="", help="The file has one request per line, whatever its name.")
     ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", "-w", metavar="", help="Stay until the job has ended and show it.")
@@ -115,7 +116,7 @@ def submit(
 ) -> ExitCode:
     """Put a fine-tune on the queue.
 
-    Local images are packed, checked and staged first. A job's training is paid at Segmind.
+    Local images are packed, checked and staged first. Segmind charges for each training.
     """
     from finetune_queue.cli.lines import SUFFIX
     from finetune_queue.cli.requests import Options, build_request
@@ -147,7 +148,7 @@ def submit(
 
         return one(build_request(file, options), wait=wait, timeout=timeout, as_json=as_json)
     if wait:
-        raise output.usage_error("--wait stays with one job; for many there is: finetune watch.")
+        raise output.usage_error("--wait follows one job; for many, use: finetune watch.")
     from finetune_queue.cli.batch import submit_lines
 
     return submit_lines(file, options, batch=idempotency_key, as_json=as_json)

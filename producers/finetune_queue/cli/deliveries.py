@@ -19,7 +19,7 @@ def deliveries(job_id: str, *, as_json: bool) -> ExitCode:
     for wait in waits:
         output.say(_waiting_line(wait))
     if not attempts and not waits:
-        output.say("Nothing was delivered yet, or the job has no sinks.")
+        output.say("Nothing has been delivered yet, or the job has no sinks.")
     for attempt in attempts:
         status = f" ({attempt.status})" if attempt.status is not None else ""
         said = f": {words.printable(attempt.detail)}" if attempt.detail else ""
@@ -39,7 +39,7 @@ def _waiting_line(wait: SinkWait) -> str:
     sink = words.printable(wait.sink)
     name = sink if wait.sink_id is None else f"{sink} [{wait.sink_id}]"
     if wait.next_ms is None:
-        return f"{what} for {name}; no worker has picked them up yet"
+        return f"{what} for {name}, not yet picked up by a worker"
     seconds = wait.next_ms / 1000 - datetime.now(UTC).timestamp()
     when = "now" if seconds <= 0 else f"in {words.duration(seconds)}"
     why = words.printable(wait.reason).removeprefix(f"{sink} ")
@@ -58,5 +58,5 @@ def redeliver(job_id: str, *, sink: str | None, as_json: bool) -> ExitCode:
     if as_json:
         output.emit({"job_id": job_id, "sinks": count})
     else:
-        output.say(f"All events of job {job_id} are sent again, to {words.count(count, 'sink')}.")
+        output.say(f"All events of job {job_id} are being sent again, to {words.count(count, 'sink')}.")
     return ExitCode.OK

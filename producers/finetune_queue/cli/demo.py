@@ -44,7 +44,7 @@ def demo(folder: Path, *, keep: bool, as_json: bool) -> ExitCode:
     try:
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise usage_error(f"{folder} cannot be made: {error.strerror}. Name another with --output.") from None
+        raise usage_error(f"{folder} cannot be created: {error.strerror}. Name another with --output.") from None
     work = Path(tempfile.mkdtemp(prefix="finetune-demo-"))
     worth_keeping = True
     try:
@@ -89,7 +89,7 @@ def _run(work: Path, results: Path, *, keep: bool, as_json: bool) -> ExitCode:
         settings={"FINETUNE_ARTIFACT_URL": f"file://{results}"},
     )
     with ExitStack() as ends:
-        with _step("start Valkey, a sandbox in Segmind's place, and a worker", quiet=as_json):
+        with _step("start Valkey, a sandbox in place of Segmind, and a worker", quiet=as_json):
             ends.enter_context(stack)
         queue = ends.enter_context(open_queue(stack.settings))
         with _step("pack the pictures and put the request on the queue", quiet=as_json):
@@ -106,7 +106,7 @@ def _run(work: Path, results: Path, *, keep: bool, as_json: bool) -> ExitCode:
         else:
             _tell(seen, calls)
             if output.out().is_interactive:
-                ends.enter_context(output.out().status("ending Valkey, the sandbox and the worker"))
+                ends.enter_context(output.out().status("stopping Valkey, the sandbox and the worker"))
     return exit_code(seen.job.state)
 
 
@@ -193,7 +193,7 @@ def _tell(seen: Snapshot, calls: dict[str, int]) -> None:
     console = output.out()
     output.say("")
     print_summary(seen)
-    output.say("\nThe result event, as a downstream service gets it:\n")
+    output.say("\nThe result event, as a downstream service receives it:\n")
     indent = 1 if console.is_terminal and console.width < _NARROW else 2
     console.print(JSON(seen.events[-1].model_dump_json(), indent=indent), soft_wrap=True)
     spent = ", ".join(f"{number} {operation}" for operation, number in calls.items())
@@ -201,8 +201,8 @@ def _tell(seen: Snapshot, calls: dict[str, int]) -> None:
     output.say("Next:")
     submit = f"{output.program()} submit --help"
     for what, meaning in (
-        ("make up", "the same system, to stay, with Flower in the browser"),
+        ("make up", "the same system, kept running, with Flower in the browser"),
         (submit, "fine-tune your own pictures on it"),
-        ("README.md", "use a real API key, where every training is paid"),
+        ("README.md", "use a real API key: every training is then charged"),
     ):
         output.say(f"  {what:<{len(submit)}}  {meaning}")

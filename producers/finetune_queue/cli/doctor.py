@@ -74,7 +74,7 @@ def doctor(*, api: bool, as_json: bool) -> ExitCode:
 
 
 def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
-    yield Finding("settings", "ok", "every value can be used")
+    yield Finding("settings", "ok", "all values are valid")
     yield _api(settings)
     server = list(_server(settings))
     yield from server
@@ -97,7 +97,7 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
 
 
 def _api(settings: Settings) -> Finding:
-    kind = "on this machine, so a sandbox" if settings.segmind_is_loopback else "the real API: trainings are paid"
+    kind = "on this machine, so a sandbox" if settings.segmind_is_loopback else "the real API: trainings are charged"
     keys = ", ".join(settings.accounts) or "none (a producer needs none, a worker does)"
     return Finding("segmind", "ok", f"{settings.segmind_base_url}, {kind}; keys for accounts: {keys}")
 
@@ -110,7 +110,7 @@ def _server(settings: Settings) -> Iterator[Finding]:
             trouble = disk_trouble(client)
     except (AuthenticationError, ResponseError) as error:
         message = f"{where} answers, and refuses: {words.printable(error)}"
-        action = "Correct user, password and database number in FINETUNE_REDIS_URL, or what that user may do."
+        action = "Correct the user, password or database number in FINETUNE_REDIS_URL, or the user's permissions."
         yield Finding("redis", "fail", message, action)
         return
     except RedisError as error:
@@ -130,7 +130,7 @@ def _server(settings: Settings) -> Iterator[Finding]:
         place = f" at {where}" if about == "redis" else ""
         if about == "persistence" and trouble:
             said = f"the server refuses every write: {words.printable(trouble)}"
-            yield Finding(about, "fail", said, "See the server's disk: it is full, or fails. No job is lost.")
+            yield Finding(about, "fail", said, "Check the server's disk: it is full or failing. No job is lost.")
         elif problem := problems.get(about):
             status: Status = "fail" if problem.unfit else "warn"
             yield Finding(about, status, f"{problem.message}{place}", problem.action)
@@ -142,14 +142,14 @@ def _server(settings: Settings) -> Iterator[Finding]:
 def _memory(facts: ServerFacts) -> Finding:
     used, most = facts.used_bytes, facts.max_bytes
     if not most:
-        return Finding("memory", "ok", f"{byte_size(used)} in use, no limit is set")
+        return Finding("memory", "ok", f"{byte_size(used)} in use; no limit is set")
     said = f"{byte_size(used)} of {byte_size(most)} (maxmemory) in use"
     if used < NEARLY_FULL * most:
         return Finding("memory", "ok", said)
-    action = "Give the server more memory, or see what fills it (docs/runbook.md, FinetuneRedisFull)."
+    action = "Give the server more memory, or find out what fills it (docs/runbook.md, FinetuneRedisFull)."
     if used < most:
-        return Finding("memory", "warn", f"{said}: a full server refuses new jobs and changes of jobs", action)
-    return Finding("memory", "fail", f"{said}: it refuses new jobs and changes of jobs; none is lost", action)
+        return Finding("memory", "warn", f"{said}: a full server refuses new jobs and changes to jobs", action)
+    return Finding("memory", "fail", f"{said}: it refuses new jobs and changes to jobs; none is lost", action)
 
 
 def _workers(settings: Settings) -> tuple[int | None, Finding]:
@@ -191,11 +191,11 @@ def _versions(answered: int | None, client: "Redis") -> Iterator[Finding]:
     found = ", ".join(f"{count} with {words.printable(version)}" for version, count in sorted(running.items()))
     said = f"workers seen in the last {GONE:g} s: {found}"
     silent = 0 if answered is None else running.total() - answered
-    why = f"; {silent} of them did not answer now: busy, stopped, or killed a moment ago" if silent > 0 else ""
+    why = f"; {silent} of them did not answer just now: busy, stopped, or killed a moment ago" if silent > 0 else ""
     if running.keys() == {__version__}:
-        yield Finding("versions", "ok", f"{said}, as this program{why}")
+        yield Finding("versions", "ok", f"{said}, the same as this program{why}")
         return
-    action = "Fine during an upgrade, workers first; else bring them to one version (docs/upgrade.md)."
+    action = "Fine during an upgrade (workers first); otherwise bring all to one version (docs/upgrade.md)."
     yield Finding("versions", "warn", f"{said}; this program: {__version__}{why}", action)
 
 
@@ -209,7 +209,7 @@ def _worker_clocks(client: "Redis") -> Iterator[Finding]:
         side = "ahead of" if worker.clock_off > 0 else "behind"
         whose = "it" if said else "the Redis server"
         said.append(f"{words.printable(worker.name)} is {words.duration(abs(worker.clock_off))} {side} {whose}")
-    action = "Let NTP set their clocks and restart them: deadlines, times of events and signatures go by them."
+    action = "Set their clocks by NTP and restart them: deadlines, event times and signatures depend on them."
     yield Finding("worker clocks", "warn", ", ".join(said), action)
 
 
@@ -226,16 +226,16 @@ def _knock(sink: Sink) -> Finding:
     parts = urlsplit(sink.origin)
     port = parts.port or DEFAULT_PORTS.get(parts.scheme)
     if port is None or not parts.hostname:
-        return Finding(name, "ok", f"{origin} is not tried from here: `finetune deliveries JOB` shows whether it works")
+        return Finding(name, "ok", f"{origin} is not tried from here; `finetune deliveries JOB` shows whether it works")
     try:
         socket.create_connection((parts.hostname, port), timeout=KNOCK_SECONDS).close()
     except OSError as error:
         action = (
             "Correct FINETUNE_SINKS or start it; events wait until then. Workers must reach it, this machine need not."
         )
-        message = f"{origin} takes no connection from here: {words.printable(error.strerror or error)}"
+        message = f"{origin} accepts no connection from here: {words.printable(error.strerror or error)}"
         return Finding(name, "warn", message, action)
-    return Finding(name, "ok", f"{origin} takes connections")
+    return Finding(name, "ok", f"{origin} accepts connections")
 
 
 def _accounts(client: "Redis") -> Iterator[Finding]:
@@ -307,33 +307,33 @@ def _account(account: AccountStatus) -> Finding:
     if account.unwell:
         why = words.printable(account.pause_reason)
         action = "Fix the cause if it is yours to fix; the next successful call clears this."
-        return Finding(name, "warn", f"no call has gone well since: {why}; {message}", action)
+        return Finding(name, "warn", f"no call has succeeded since: {why}; {message}", action)
     return Finding(name, "ok", message)
 
 
 def _sinks(client: "Redis") -> Iterator[Finding]:
     troubles = SinkLines(client).troubles()
     if not troubles:
-        yield Finding("sinks", "ok", "no sink is out of reach or refuses")
+        yield Finding("sinks", "ok", "no sink is out of reach or refuses events")
     for each in troubles:
         since, why = words.since(each.since_ms), words.printable(each.reason)
         if each.refused_job is not None:
             action = f"Fix that; delivery is retried automatically. See: finetune deliveries {each.refused_job}"
-            yield Finding("sinks", "warn", f"{why}; so for {since}", action)
+            yield Finding("sinks", "warn", f"{why}; for {since} now", action)
             continue
         waits = "1 job waits" if each.waiting == 1 else f"{each.waiting} jobs wait"
         message = f"{words.printable(each.sink)} has been out of reach for {since}, {waits}: {why}"
-        yield Finding("sinks", "warn", message, "It is tried again by itself.")
+        yield Finding("sinks", "warn", message, "It is retried automatically.")
 
 
 def _store(name: str, setting: str, url: str, *, needed: bool) -> Finding:
     try:
         Place(url).check_writable()
     except StorageError as error:
-        whose = "" if needed else "Only workers must be able to write there. "
+        whose = "" if needed else "Only workers need to write there. "
         action = f"{whose}{error.fix or 'Fix it.'} The setting is {setting}."
         return Finding(name, "fail" if needed else "warn", words.printable(error.sentence), action)
-    return Finding(name, "ok", f"{words.near(url)} can be written from here")
+    return Finding(name, "ok", f"{words.near(url)} is writable from here")
 
 
 def _without_secrets(url: str) -> str:

@@ -12,13 +12,13 @@ from finetune_queue.settings import Settings
 _FAILURES = {
     "api_key_rejected": (
         "key",
-        "Correct the account's key in SEGMIND_API_KEY or SEGMIND_ACCOUNTS, here and at workers.",
+        "Correct the account's key in SEGMIND_API_KEY or SEGMIND_ACCOUNTS, here and on the workers.",
     ),
-    "forbidden": ("key", "See in Segmind's console what this key and the account's plan allow."),
-    "credits_exhausted": ("credits", "Add credits in Segmind's console; a paused account then goes on by itself."),
+    "forbidden": ("key", "Check in Segmind's console what this key and the account's plan allow."),
+    "credits_exhausted": ("credits", "Add credits in Segmind's console; a paused account then resumes by itself."),
     "rate_limited": (
         "limit",
-        "Set SEGMIND_RATE_LIMIT lower, or stop what else uses this key. The account is paused now.",
+        "Lower SEGMIND_RATE_LIMIT, or stop whatever else uses this key. The account is paused now.",
     ),
     "no_call_free": ("api", "Run it again when fewer jobs wait."),
     "account_paused": ("api", "It resumes by itself, unless the cause is yours to fix. Then run this again."),
@@ -27,7 +27,7 @@ _FAILURES = {
 }
 """For the code of a failed call: what it is about, and what to do."""
 
-_OUT_OF_REACH = ("api", "See whether Segmind is up, and check SEGMIND_BASE_URL. Workers wait, and go on by themselves.")
+_OUT_OF_REACH = ("api", "Check whether Segmind is up, and SEGMIND_BASE_URL. Workers wait, and resume by themselves.")
 
 
 def api_findings(settings: Settings) -> Iterator[Finding]:
@@ -83,25 +83,25 @@ def _limit(session: Session) -> Finding:
 def _webhook(session: Session) -> Finding:
     account, name = session.account, f"webhook {session.account}"
     if session.settings.finetune_hook_secret is None:
-        message = "not asked for: this needs the gateway's FINETUNE_HOOK_SECRET, if it has one, here beside the key"
+        message = "not checked: this needs the gateway's FINETUNE_HOOK_SECRET, if it has one, here beside the key"
         return Finding(name, "ok", message)
     try:
         registered = session.call_webhooks(session.hooks.webhooks)
     except CliError as error:
-        action = "Jobs go on without, by looking alone. See: finetune webhooks list"
+        action = "Jobs go on without it, by sweeps alone. See: finetune webhooks list"
         return Finding(name, "warn", f"cannot be read: {words.printable(error)}", action)
     active = next((each for each in registered if each.for_finetunes), None)
     if active is not None:
-        url = words.printable(without_token(active.webhook_url or "an address that it does not tell"))
+        url = words.printable(without_token(active.webhook_url or "an address that it does not show"))
         if is_ours(session, active.webhook_url):
             return Finding(name, "ok", f"Segmind calls {url}; `finetune webhooks test` tries it")
-        message = f"Segmind calls {url}, which is not a gateway's hook by this FINETUNE_HOOK_SECRET"
+        message = f"Segmind calls {url}, which was not made with this FINETUNE_HOOK_SECRET"
         return Finding(name, "warn", message, f"finetune webhooks replace https://YOUR-GATEWAY --account {account}")
     ours = next((each for each in registered if is_ours(session, each.webhook_url)), None)
     if ours is None:
-        message = "none is registered: trainings are seen by looking alone, and so later"
+        message = "none is registered: only sweeps see that trainings changed, and so later"
     elif (ours.status or "active").lower() != "active":
-        message = f"ours is {words.printable(ours.status)}: trainings are seen by looking alone, and so later"
+        message = f"ours is {words.printable(ours.status)}: only sweeps see that trainings changed, and so later"
     else:
         message = f"ours is for {words.printable(', '.join(ours.event_types))} and not for FINETUNE"
     return Finding(name, "warn", message, f"finetune webhooks register https://YOUR-GATEWAY --account {account}")

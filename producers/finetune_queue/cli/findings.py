@@ -25,7 +25,7 @@ def clock(name: str, skew: float, whose: str) -> Finding:
         return Finding(name, "ok", f"within {MOST_SKEW:g} s of {whose}'s")
     side = "ahead of" if skew > 0 else "behind"
     message = f"this machine is {words.duration(abs(skew))} {side} {whose}"
-    return Finding(name, "warn", message, "Let NTP set both: deadlines, times of events and signatures go by them.")
+    return Finding(name, "warn", message, "Set both by NTP: deadlines, event times and signatures depend on them.")
 
 
 def show(finding: Finding) -> None:

@@ -97,5 +97,5 @@ def how_to_resolve(job_id: str) -> str:
     command = f"{output.program()} resolve {job_id}"
     return (
         f"`{command} --adopt FINETUNE_ID` if Segmind has its training, "
-        f"`{command} --resubmit` if it certainly has none: that pays again"
+        f"`{command} --resubmit` if it certainly has none: that is charged again"
     )

@@ -120,14 +120,14 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and "\n" in text:
             raise usage_error(
-                f"{name} holds more than one JSON document; --file takes one request, --jsonl one on each line."
+                f"{name} holds more than one JSON document; --file takes one request, --jsonl one per line."
             ) from None
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
         raise usage_error(f"{name} is not JSON: {error.msg} ({place}).") from None
     except ValueError as error:  # a number of thousands of digits
         raise usage_error(f"{name} cannot be read: {error}.") from None
     except RecursionError:
-        raise usage_error(f"{name} is nested too deep.") from None
+        raise usage_error(f"{name} is nested too deeply.") from None
     if not isinstance(body, dict):
         raise usage_error(f"{name} should hold one JSON object with the request's fields.")
     return body
@@ -162,7 +162,7 @@ def parse_parameters(texts: Iterable[str]) -> dict[str, Any]:
             ) from None
         except (ValueError, RecursionError):
             raise usage_error(
-                f"--param {key}: the number has too many digits, or the value is nested too deep."
+                f"--param {key}: the number has too many digits, or the value is nested too deeply."
             ) from None
     return found
 

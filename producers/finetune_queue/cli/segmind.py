@@ -128,7 +128,7 @@ class Session:
         found = self._budget.take(self.account, HOLDER, 0.0)
         if isinstance(found, NoSlot) and found.reason is WaitReason.PAUSED:
             status = self.status
-            left = f"for {words.duration(status.paused_for)}" if status.paused_for else "while one call tries it again"
+            left = f"for {words.duration(status.paused_for)}" if status.paused_for else "while one call tests it"
             message = f"The account '{self.account}' is paused {left}: {status.pause_reason}"
             raise CliError(message, ExitCode.UNAVAILABLE, "account_paused")
         return found
@@ -189,7 +189,7 @@ def knock(url: str, settings: Settings) -> tuple[int | None, str]:
         except requests.RequestException as error:
             return None, f"nothing ({type(error).__name__}); Segmind may still reach it"
     if status == 202:
-        return status, "202, taken as a hint"
+        return status, "202, accepted as a hint"
     if status == 404:
         return status, "404: another gateway, or one with another FINETUNE_HOOK_SECRET"
     return status, f"{status}, which is not a gateway's answer"

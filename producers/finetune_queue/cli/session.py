@@ -34,7 +34,7 @@ def note_default_staging(settings: Settings, dataset: str) -> bool:
         return False
     output.note(
         f"Note: FINETUNE_STAGING_URL is not set, so the dataset was staged in {words.place(place)}. Only a worker that "
-        "was started in this folder reads it there; the job of any other fails."
+        "was started in this folder finds it there; with any other, the job fails."
     )
     return True
 

@@ -52,16 +52,16 @@ def detail(record: JobRecord, waiting: Waiting | None, *, stranded: bool = False
     if record.state is JobState.SUCCEEDED:
         return words.near(record.weights.url) if record.weights else ""
     if record.state is JobState.CANCELLED and record.finetune_id is not None:
-        return "stopped here; Segmind's training goes on, it has no cancel"
+        return "stopped here; Segmind's training continues, as it has no cancel"
     if record.state.terminal:
         return words.printable(record.error.message) if record.error else ""
     if record.state is JobState.NEEDS_ATTENTION:
         return "a person must say whether the submit reached Segmind (finetune resolve)"
     parts = list(_live_parts(record, waiting))
     if not parts and not stranded and _lies_in_a_queue(record):
-        parts.append("no worker has taken it up yet")
+        parts.append("no worker has picked it up yet")
     if record.cancel_requested:
-        parts.insert(0, "a cancel was asked for")
+        parts.insert(0, "a cancel was requested")
     if stranded:
         parts.append(words.NO_WORKER)
     return "; ".join(parts)

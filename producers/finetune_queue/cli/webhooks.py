@@ -50,8 +50,8 @@ def register(base_url: str, account: str, *, replace: bool, as_json: bool) -> Ex
         current = _current(session)
         if current is not None and not replace and current.webhook_url != url:
             message = (
-                f"The account '{account}' has a webhook already, and Segmind allows one: {current.webhook_id}. "
-                f"Put this one in its place: {output.program()} webhooks replace {base_url}"
+                f"The account '{account}' already has a webhook, and Segmind allows only one: {current.webhook_id}. "
+                f"To replace it: {output.program()} webhooks replace {base_url}"
             )
             raise CliError(message, ExitCode.CONFLICT, "webhook_exists", webhook_id=current.webhook_id)
         if current is None:
@@ -61,7 +61,7 @@ def register(base_url: str, account: str, *, replace: bool, as_json: bool) -> Ex
     if as_json:
         output.emit({"account": account, "url": without_token(url)})
     else:
-        output.say(f"Segmind calls {without_token(url)} when a fine-tune of '{account}' moves.")
+        output.say(f"Segmind calls {without_token(url)} when a fine-tune of '{account}' changes.")
         output.say(f"Try it: {output.program()} webhooks test")
     return ExitCode.OK
 
@@ -104,7 +104,7 @@ def _path(session: Session) -> str:
     secret = session.settings.finetune_hook_secret
     if secret is None:
         message = (
-            "FINETUNE_HOOK_SECRET: missing; set the same one here and at the gateway. Make it: openssl rand -hex 32"
+            "FINETUNE_HOOK_SECRET: missing; set the same one here and at the gateway. Create it: openssl rand -hex 32"
         )
         raise CliError(message, ExitCode.SETTINGS, "settings")
     return hook_path(secret, session.account)
@@ -121,7 +121,7 @@ def _full_url(base_url: str, session: Session) -> str:
     if parts.scheme != "https" and not (parts.scheme == "http" and sandbox):
         raise usage_error(f"{base_url}: should be the gateway's https:// address, as Segmind reaches it.")
     if not parts.hostname or parts.query or parts.fragment or parts.username is not None:
-        raise usage_error(f"{base_url}: should be an address alone, like https://finetune.example.com")
+        raise usage_error(f"{base_url}: should be just an address, like https://finetune.example.com")
     return base_url.rstrip("/") + _path(session)
 
 

@@ -96,7 +96,7 @@ def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
     return text
 
 
-NO_WORKER = "no worker runs: it waits until one is started"
+NO_WORKER = "no worker is running: it waits until one is started"
 """Said of a job that nobody is there to go on with."""
 
 NO_KEY = "no running worker has its account's key: add the account to SEGMIND_ACCOUNTS again, or cancel the job"
@@ -110,6 +110,6 @@ _REASONS = {
     WaitReason.BACKOFF: "waiting for the next try",
     WaitReason.PROVIDER: "waiting for Segmind",
     WaitReason.SPENDING: "the account has no submits left for today (UTC)",
-    WaitReason.TRAININGS: "the account has as many trainings in flight as it may",
+    WaitReason.TRAININGS: "the account has as many trainings in flight as allowed",
     WaitReason.PAUSED: "the account is paused",
 }

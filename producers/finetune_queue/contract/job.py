@@ -158,7 +158,7 @@ class Access(BaseModel):
 
     wanted: Visibility | None = Field(default=None, description="Asked for, and neither confirmed nor refused yet.")
     confirmed: Visibility | None = Field(default=None, description="What Segmind last confirmed.")
-    attempts: int = Field(default=0, description="How often what is wanted has failed.")
+    attempts: int = Field(default=0, description="How often the change has failed.")
     error: JobError | None = Field(default=None, description="Why the latest try did not succeed.")
 
     def granted(self) -> Self:

@@ -64,7 +64,7 @@ def _check_json(parameters: dict[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ValueError("holds half of a character (a lone surrogate), which is no Unicode text") from None
+        raise ValueError("holds half of a character (a lone surrogate), which is not valid Unicode") from None
     except ValueError:
         raise ValueError("holds a number that JSON cannot carry (NaN or infinity)") from None
     return parameters
@@ -111,17 +111,17 @@ def check_dataset(dataset: str) -> str:
     try:
         parts = urlsplit(dataset)
     except ValueError:
-        raise ValueError("is not a URL that can be read (are special characters in it percent-encoded?)") from None
+        raise ValueError("cannot be read as a URL (are special characters in it percent-encoded?)") from None
     if parts.scheme and "@" in parts.netloc:
         raise ValueError("should hold no user name or password: leave them out, or use a signed link")
     if not is_url(dataset):
         return dataset
     if parts.scheme in {"http", "https"} and "[" in parts.netloc:
-        raise ValueError("should name its host: an IPv6 address is not taken")
+        raise ValueError("should name its host: IPv6 addresses are not accepted")
     if parts.scheme in {"http", "https"} and not parts.netloc.isascii():
-        raise ValueError("should have its host name in ASCII (in Punycode, as xn--bcher-kva.example)")
+        raise ValueError("should have its host name in ASCII (in Punycode, like xn--bcher-kva.example)")
     if not re.match(DATASET_URL, dataset):
-        raise ValueError("is not a URL that can be read (are special characters in it percent-encoded?)")
+        raise ValueError("cannot be read as a URL (are special characters in it percent-encoded?)")
     place = dataset[len(parts.scheme) :]
     if parts.scheme in {"http", "https"}:
         place = place.replace(parts.netloc, parts.netloc.lower(), 1)
@@ -136,11 +136,11 @@ def missing_part(dataset: str) -> str | None:
     scheme, _, rest = dataset.partition("://")
     match scheme.lower():
         case "http" | "https":
-            return "should name a host, as https://example.com/faces.zip"
+            return "should name a host, like https://example.com/faces.zip"
         case "file":
             return "should begin with file:///: a worker reads the files of its own machine"
         case _ if not rest.partition("/")[0]:
-            return f"should name a bucket, as {scheme}://bucket/faces.zip"
+            return f"should name a bucket, like {scheme}://bucket/faces.zip"
         case _:
             return "is a bucket, not a file in it: add the name of the ZIP"
 

@@ -115,7 +115,7 @@ def parse_sink(url: str) -> Sink:
         parts = urlsplit(url)
         port = parts.port if parts.scheme not in {"stream", "list", "celery"} else None
     except ValueError:
-        raise ValueError("is not a URL that can be read (are special characters in it percent-encoded?)") from None
+        raise ValueError("cannot be read as a URL (are special characters in it percent-encoded?)") from None
     if parts.fragment:
         raise ValueError("should have no #fragment")
     ours, rest = _queries(parts)
@@ -129,9 +129,9 @@ def parse_sink(url: str) -> Sink:
         case scheme if scheme in BROKERS:
             return _broker(url, parts, port, ours, rest)
         case "":
-            raise ValueError(f"is not a URL. Give {_FORMS}")
+            raise ValueError(f"is not a URL. Use {_FORMS}")
         case _:
-            raise ValueError(f"is not a kind of sink that is known. Give {_FORMS}")
+            raise ValueError(f"is not a known kind of sink. Use {_FORMS}")
 
 
 def parse_sinks(urls: Iterable[str]) -> tuple[Sink, ...]:
@@ -178,13 +178,13 @@ def _wanted(ours: dict[str, str]) -> frozenset[EventType]:
     try:
         return frozenset(EventType(word.strip()) for word in ours["events"].split(","))
     except ValueError:
-        raise ValueError(f"events= should be 'all', or some of {', '.join(EventType)} with commas between") from None
+        raise ValueError(f"events= should be 'all', or some of {', '.join(EventType)} separated by commas") from None
 
 
 def _celery(url: str, parts: SplitResult, ours: dict[str, str], rest: list[tuple[str, str]]) -> Sink:
     queue, task = parts.netloc, parts.path.removeprefix("/")
     if rest or ours.keys() - {"events"} or not _QUEUE.fullmatch(queue) or not _TASK.fullmatch(task):
-        raise ValueError("should be celery://QUEUE/task.name, and in its query only events=")
+        raise ValueError("should be celery://QUEUE/task.name, with only events= in its query")
     if queue in RESERVED_QUEUES or task.startswith("finetune."):
         raise ValueError("should name a queue and task of your own: this one belongs to finetune-queue")
     origin = f"celery://{queue}/{task}"
@@ -195,7 +195,7 @@ def _local(url: str, parts: SplitResult, ours: dict[str, str], rest: list[tuple[
     name = parts.netloc + parts.path
     if rest or ours.keys() - {"events"} or not _NAME.fullmatch(name):
         raise ValueError(
-            f"should be {parts.scheme}://NAME, of letters, digits and _ . : / -, and in its query only events="
+            f"should be {parts.scheme}://NAME, of letters, digits and _ . : / -, with only events= in its query"
         )
     origin = f"{parts.scheme}://{name}"
     return Sink(url, SinkKind(parts.scheme), origin, origin, url, _wanted(ours), name)

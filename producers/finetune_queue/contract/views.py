@@ -13,7 +13,7 @@ from finetune_queue.contract.kinds import EventType
 
 
 class PublicJob(BaseModel):
-    """A job as callers see it. What is not known yet, or not true of it, is left out."""
+    """A job as callers see it. What is not known yet, or does not apply, is left out."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -31,7 +31,7 @@ class PublicJob(BaseModel):
     waiting_for: WaitReason | None = Field(default=None, description="Why the job is not moving.")
     progress: Progress | None = Field(default=None, description="How far the running stage is.")
     error: JobError | None = Field(default=None, description="Why the job, or its latest try, did not succeed.")
-    failed_stage: Stage | None = Field(default=None, description="Where a retry goes on.")
+    failed_stage: Stage | None = Field(default=None, description="Where a retry resumes.")
     dataset_report: dict[str, JsonValue] | None = Field(
         default=None, description="What the check of the dataset found."
     )

@@ -161,7 +161,7 @@ def read_entries(file: io.BufferedReader, size: int, limits: Limits, collector: 
     infos = _read_list(file, size, limits)
     if len(infos) > limits.max_entries:
         raise ArchiveRefusedError(
-            "archive_too_many_entries", f"The ZIP has {len(infos)} files; {limits.max_entries} is the most."
+            "archive_too_many_entries", f"The ZIP has {len(infos)} files; {limits.max_entries} are allowed."
         )
     entries: list[Entry] = []
     names: set[str] = set()
@@ -179,14 +179,14 @@ def read_entries(file: io.BufferedReader, size: int, limits: Limits, collector: 
         if not info.is_dir():
             entries.append(entry)
         elif info.file_size:
-            collector.add("entry_damaged", "It is named as a folder, but has bytes of its own.", name)
+            collector.add("entry_damaged", "It is named like a folder, but has content.", name)
     _refuse_overlap(entries)
     return entries
 
 
 def _read_list(file: io.BufferedReader, size: int, limits: Limits) -> list[zipfile.ZipInfo]:
     if size == 0:
-        raise ArchiveRefusedError("archive_empty", "The file has no bytes at all.")
+        raise ArchiveRefusedError("archive_empty", "The file is empty.")
     file.seek(0)
     head = file.read(512)
     view = _BoundedView(file, size, max(limits.max_directory_bytes, _END_RECORD_MAX))
@@ -196,7 +196,8 @@ def _read_list(file: io.BufferedReader, size: int, limits: Limits) -> list[zipfi
     except _DAMAGED as error:
         if head.startswith(b"PK"):
             raise ArchiveRefusedError(
-                "archive_damaged", "The file starts as a ZIP, but its list of files cannot be read: it may be cut off."
+                "archive_damaged",
+                "The file starts as a ZIP, but its list of files cannot be read: it may be truncated.",
             ) from error
         raise ArchiveRefusedError("archive_not_zip", f"The file is {_describe(head)}, not a ZIP.") from error
     if not infos:

@@ -129,7 +129,7 @@ class _Check:
         if size >= self._limits.max_bytes:
             self._collector.add(
                 "archive_too_large",
-                f"The ZIP has {byte_size(size)}; the API takes less than {byte_size(self._limits.max_bytes)}.",
+                f"The ZIP is {byte_size(size)}; the API takes less than {byte_size(self._limits.max_bytes)}.",
             )
         else:
             digest = hashlib.file_digest(self._file, "sha256").hexdigest()
@@ -191,7 +191,7 @@ class _Check:
             if archive := other_kind(data[:512]):
                 self._collector.add("archive_nested", f"It is {archive} inside the ZIP.", name)
             elif suffix in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES:
-                what = "It is empty" if not data else "It is named as an image, but is none that can be read"
+                what = "It is empty" if not data else "It is named like an image, but cannot be read as one"
                 self._refuse("image_unreadable" if suffix in IMAGE_SUFFIXES else "image_unsupported", f"{what}.", name)
             else:
                 self._collector.add("file_ignored", "It is neither an image nor a .txt caption.", name)
@@ -226,7 +226,7 @@ class _Check:
         if facts.kind not in TRAINABLE_FORMATS:
             add("image_format", f"It is a picture in {facts.kind}, which trainers often skip.", name)
         elif suffix not in IMAGE_SUFFIXES:
-            add("image_suffix", f"It is a {facts.kind} picture under another suffix.", name)
+            add("image_suffix", f"It is a {facts.kind} picture with another suffix.", name)
         elif suffix not in SUFFIXES[facts.kind]:
             add("image_suffix", f"Its suffix is {suffix}, but it is a {facts.kind} picture.", name)
         if facts.short_side < SMALL_SIDE:
@@ -238,7 +238,7 @@ class _Check:
         if facts.cmyk:
             add("image_cmyk", "It is in CMYK, the colours of print.", name)
         if facts.rotated:
-            add("image_rotated", "It is stored turned, with an EXIF note to turn it back.", name)
+            add("image_rotated", "It is stored rotated, with an EXIF tag that turns it back.", name)
         if facts.animated:
             add("image_animated", "It is an animation; at most its first frame is used.", name)
         if facts.transparent:
@@ -254,7 +254,7 @@ class _Check:
             self._refuse("caption_not_text", f"It is {what}.", name)
             return
         if "\0" in text:
-            self._refuse("caption_not_text", "It has zero bytes, so it is not plain text.", name)
+            self._refuse("caption_not_text", "It contains NUL bytes, so it is not plain text.", name)
             return
         self._seen.captions[stem_of(name)] = name
         if not text.strip():
@@ -270,14 +270,14 @@ class _Check:
     def _judge_images(self) -> None:
         count = len(self._seen.short_sides)
         if count == 0:
-            self._collector.add("no_images", "There is no image in it that can be used.")
+            self._collector.add("no_images", "It has no usable image.")
         elif count < FEW_IMAGES:
             self._collector.add("few_images", f"There {'is 1 image' if count == 1 else f'are {count} images'}.")
         elif count > MANY_IMAGES:
             self._collector.add("many_images", f"There are {count} images.")
         if self._seen.nested is not None:
             self._collector.add(
-                "folders_inside", "Images lie in folders, which the API's own examples do not have.", self._seen.nested
+                "folders_inside", "Images are in folders, which the API's own examples do not have.", self._seen.nested
             )
 
     def _judge_captions(self) -> None:
@@ -287,10 +287,10 @@ class _Check:
                 self._collector.add("caption_orphan", "There is no image of the same name.", name)
         without = [name for stem, name in images.items() if stem not in captions and stem not in refused]
         if images and len(without) == len(images):
-            self._collector.add("no_captions", "No image has a caption: the instance prompt stands for all of them.")
+            self._collector.add("no_captions", "No image has a caption: the instance prompt is used for all of them.")
         else:
             for name in without:
-                self._collector.add("caption_missing", "Other images have captions, this one has none.", name)
+                self._collector.add("caption_missing", "Other images have captions; this one has none.", name)
 
 
 class _Trigger:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 MAX_ARCHIVE_BYTES = 100_000_000
 """A ZIP must be smaller than this many bytes (Fast Flux API, section 1: "under 100 MB", read the strict way)."""
 
-TAKE_LESS = "Scale the images down to at most 2048 pixels on the long side, or take fewer: 10 to 30 are plenty."
+TAKE_LESS = "Scale the images down to at most 2048 pixels on the long side, or use fewer: 10 to 30 are plenty."
 """What to do about a dataset that is too large."""
 
 

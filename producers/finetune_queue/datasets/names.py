@@ -48,7 +48,7 @@ def unsafe_path(name: str) -> str | None:
     parts = name.removesuffix("/").split("/")
     rules = (
         (not name, "it is empty"),
-        ("\\" in name, "it has a backslash, which some systems take for a folder"),
+        ("\\" in name, "it has a backslash, which separates folders on some systems"),
         (name.startswith("/") or _DRIVE.match(name), "it is an absolute path"),
         (any(part in ("", ".", "..") for part in parts), "it has an empty, '.' or '..' part"),
         (_CONTROL.search(name.removesuffix(_MAC_ICON)), "it has control characters"),

@@ -117,7 +117,7 @@ def pack(source: Path, destination: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES)
         raise DatasetError(
             "dataset_unreadable",
             f"{_shown(Path(error.filename or source))} cannot be used: {error.strerror or error}.",
-            "Check the rights on it and the free space, then try again.",
+            "Check its permissions and the free space, then try again.",
             retryable=True,
         ) from error
 
@@ -126,7 +126,7 @@ def _copy(source: Path, destination: Path, size: int, max_bytes: int) -> PackedD
     if size >= max_bytes:
         raise DatasetError(
             "dataset_too_large",
-            f"{_shown(source)} has {byte_size(size)}; the API takes ZIP files under {byte_size(max_bytes)}.",
+            f"{_shown(source)} is {byte_size(size)}; the API takes ZIP files under {byte_size(max_bytes)}.",
             TAKE_LESS,
         )
     with _written(destination) as target, source.open("rb") as file:

@@ -38,7 +38,7 @@ def _verdict(report: DatasetReport, title: str | None) -> Text:
     text.append("PASS" if report.ok else "FAIL", style="bold green" if report.ok else "bold red")
     if title:
         text.append(f"  {title}", style="bold")
-    text.append(f"  {', '.join(counts) if counts else 'nothing to say against it'}")
+    text.append(f"  {', '.join(counts) if counts else 'no problems found'}")
     return text
 
 

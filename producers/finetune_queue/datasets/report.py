@@ -25,7 +25,7 @@ class Rule(NamedTuple):
     fix: str
 
 
-_REPACK = "Make the ZIP again from the original files, or give the folder: `finetune submit --dataset FOLDER` packs it."
+_REPACK = "Recreate the ZIP from the original files, or give the folder: `finetune submit --dataset FOLDER` packs it."
 _SMALLER = "Scale the images down to at most 2048 pixels on the long side: the training uses no more."
 _CONVERT = "Save it as JPEG or PNG, or leave it out."
 
@@ -42,9 +42,9 @@ RULES: dict[str, Rule] = {
     "check_too_slow": Rule("error", _SMALLER),
     # one entry
     "entry_encrypted": Rule("error", "Pack again without a password: the training could not open it."),
-    "entry_unsafe_path": Rule("error", "Give the file a plain name; a ZIP has to be made again for that."),
+    "entry_unsafe_path": Rule("error", "Give the file a plain name, which means recreating the ZIP."),
     "entry_link": Rule("error", "Put the file itself in the ZIP in place of the link."),
-    "entry_repeated": Rule("error", "Keep one of the two: tools differ in which one they would take."),
+    "entry_repeated": Rule("error", "Keep one of the two: tools differ in which one they use."),
     "entry_damaged": Rule("error", _REPACK),
     "entry_method": Rule("error", "Pack again with the ordinary 'deflate' or 'store' method."),
     "entry_too_large": Rule("error", _SMALLER),
@@ -59,13 +59,13 @@ RULES: dict[str, Rule] = {
     "image_small": Rule("warning", "Use a larger original: scaling a small picture up adds no detail."),
     "image_below_1024": Rule("note", "1024 pixels or more on the short side give the sharpest results."),
     "image_odd_shape": Rule("warning", "Crop it to the subject: a long strip is cut or squeezed in training."),
-    "image_duplicate": Rule("warning", "Leave one out: a repeated picture is learnt by heart."),
+    "image_duplicate": Rule("warning", "Leave one out: the model memorises repeated pictures."),
     "image_near_duplicate": Rule("warning", "Leave one out, unless the small difference matters."),
     "image_format": Rule("warning", _CONVERT),
     "image_suffix": Rule("warning", "Rename it to .jpg, .png or .webp: trainers find images by their suffix."),
     "image_cmyk": Rule("warning", "Convert it to RGB: print colours come out wrong."),
     "image_rotated": Rule("warning", "Save it upright: a trainer that ignores the EXIF rotation sees it turned."),
-    "image_animated": Rule("warning", "Save the one frame that you mean as JPEG or PNG."),
+    "image_animated": Rule("warning", "Save the frame that you want as JPEG or PNG."),
     "image_transparent": Rule("note", "Put it on a plain background: the transparent parts turn black or white."),
     # captions
     "caption_not_text": Rule("error", "Save the caption as plain UTF-8 text."),
@@ -79,8 +79,10 @@ RULES: dict[str, Rule] = {
     "prompt_without_trigger": Rule("warning", "Put the trigger word into the instance prompt."),
     # the rest
     "file_ignored": Rule("warning", "Leave it out: only images and .txt captions are used."),
-    "folders_inside": Rule("warning", "Put the files at the top of the ZIP; packing the folder with us does that."),
-    "junk": Rule("note", "Nothing to do: a system left them, and they are skipped."),
+    "folders_inside": Rule(
+        "warning", "Put the files at the top of the ZIP, as `finetune submit --dataset FOLDER` does."
+    ),
+    "junk": Rule("note", "Nothing to do: the operating system left them, and they are skipped."),
     "left_out": Rule("note", "Nothing to do, unless it was meant to be trained on."),
     "renamed": Rule("note", "Nothing to do: files of the same name in different folders were told apart."),
 }

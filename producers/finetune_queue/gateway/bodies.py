@@ -48,7 +48,7 @@ class _JsonRequest(Request):
         except UnicodeDecodeError:
             raise ProblemError("bad-request", "The body is not UTF-8 text.") from None
         except RecursionError:
-            raise ProblemError("bad-request", "The body is nested too deep.") from None
+            raise ProblemError("bad-request", "The body is nested too deeply.") from None
         except JSONDecodeError:
             raise  # the framework tells of it as of other wrong bodies
         except ValueError:

@@ -61,7 +61,7 @@ class Clients:
         given = token_hash(token)
         found = [name for name, kept in self._tokens.items() if hmac.compare_digest(kept, given)]
         if not found:
-            raise ProblemError("unauthorized", "The token is not known here.", headers=_CHALLENGE)
+            raise ProblemError("unauthorized", "The token is unknown.", headers=_CHALLENGE)
         return found[0]
 
     def admit(self, client: str) -> None:
@@ -75,5 +75,5 @@ class Clients:
         bucket.level = min(float(self._limit.calls), bucket.level + (now - bucket.at) * rate)
         bucket.at = now
         if bucket.level < 1:
-            raise later("rate-limited", f"No more than {self._limit} (requests/seconds).", (1 - bucket.level) / rate)
+            raise later("rate-limited", f"The limit is {self._limit} (requests/seconds).", (1 - bucket.level) / rate)
         bucket.level -= 1

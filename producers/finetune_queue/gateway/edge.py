@@ -178,7 +178,7 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
     elif path.startswith("/hooks/"):
         most = MAX_HOOK
     declared = Headers(scope=scope).get("content-length", "0")
-    too_large = ProblemError("too-large", f"The body may have {most:,} bytes at most.")
+    too_large = ProblemError("too-large", f"The body may have at most {most:,} bytes.")
     end = time.monotonic() + seconds
     size, over = 0, False
 
@@ -192,7 +192,7 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
             async with asyncio.timeout(min(IDLE_SECONDS, end - time.monotonic())):
                 message = await receive()
         except TimeoutError:
-            raise ProblemError("request-timeout", "The body came too slowly.") from None
+            raise ProblemError("request-timeout", "The body arrived too slowly.") from None
         if message["type"] == "http.request":
             size += len(message.get("body", b""))
             if size > most:

@@ -38,12 +38,12 @@ UP = _gauge("up", "1 if the queue's Redis could be read; 0 with no other number 
 _STATES: dict[Metric, Read[StateView]] = {
     _gauge("jobs", "Jobs in each state", "state"): lambda view: view.count,
     _gauge("running_jobs", "Jobs in each state that a worker holds now", "state"): lambda view: view.running,
-    _gauge("oldest_job_seconds", "For how long the oldest job is in a state that it leaves", "state"): (
+    _gauge("oldest_job_seconds", "How long the oldest job has been in a state that is not final", "state"): (
         lambda view: None if view.state.terminal else view.oldest or 0.0
     ),
 }
 _STORE: dict[Metric, Read[StoreView]] = {
-    _gauge("overdue_seconds", "By how much the oldest job's next look is late; next to 0 while a worker lives"): (
+    _gauge("overdue_seconds", "By how much the oldest job's next look is late; close to 0 while a worker is alive"): (
         lambda view: view.overdue
     ),
     _gauge("dead_letters", "Messages and events that were set aside"): lambda view: view.dead_letters,
@@ -60,29 +60,29 @@ _ACCOUNTS: dict[Metric, Read[AccountStatus]] = {
     _gauge("account_trainings", "Trainings that Segmind works on, or may be working on", "account"): (
         lambda status: status.tracked
     ),
-    _gauge("account_trainings_limit", "Trainings in flight that the account may have, where set", "account"): (
+    _gauge("account_trainings_limit", "Cap on the account's trainings in flight, where set", "account"): (
         lambda status: status.limits.max_training
     ),
     _gauge("account_submits_today", "Paid submits this day (UTC)", "account"): lambda status: status.spent_today,
-    _gauge("account_submits_limit", "Paid submits that the account may make in a day, where set", "account"): (
+    _gauge("account_submits_limit", "Cap on the account's paid submits a day, where set", "account"): (
         lambda status: status.limits.max_submits_per_day
     ),
-    _gauge("account_stopped", "1 while the kill switch of submits is thrown", "account"): (
+    _gauge("account_stopped", "1 while the kill switch for submits is on", "account"): (
         lambda status: int(status.stopped)
     ),
-    _gauge("account_paused_seconds", "For how long the account is still paused", "account"): (
+    _gauge("account_paused_seconds", "How long the account stays paused", "account"): (
         lambda status: status.paused_for
     ),
-    _gauge(
-        "account_submits_paused_seconds", "For how long its submits are still paused, as Segmind refused one", "account"
-    ): (lambda status: status.submits_paused_for),
+    _gauge("account_submits_paused_seconds", "How long its submits stay paused, as Segmind refused one", "account"): (
+        lambda status: status.submits_paused_for
+    ),
     _gauge("account_unlooked_seconds", "For how long no sweep saw the trainings; 0 without any", "account"): (
         lambda status: status.unlooked or 0.0
     ),
 }
 _UNWELL = _gauge(
     "account_unwell",
-    "1 with the code of the error since which no call of the account, or no submit if one was refused, went well; 0 "
+    "1 with the code of the error since which no call of the account, or no submit if one was refused, succeeded; 0 "
     "with an empty code if all is well",
     *("account", "code"),
 )
@@ -100,11 +100,11 @@ _SERVER: dict[Metric, Read[ServerFacts]] = {
     _gauge("redis_max_bytes", "Memory that it may use (`maxmemory`); 0 without a limit"): lambda facts: facts.max_bytes,
     _gauge("redis_primary", "1 if it is a primary; a replica takes no jobs"): lambda facts: int(not facts.replica),
     _gauge("redis_append_only", "1 if it keeps an append-only log"): lambda facts: int(facts.append_only),
-    _gauge("redis_log_ok", "1 if its last write to that log went well"): lambda facts: int(facts.log_ok),
-    _gauge("redis_noeviction", "1 if it never drops a key when full, as it must not"): (
+    _gauge("redis_log_ok", "1 if its last write to that log succeeded"): lambda facts: int(facts.log_ok),
+    _gauge("redis_noeviction", "1 if it never drops a key when full, as required"): (
         lambda facts: int(facts.eviction == "noeviction")
     ),
-    Metric("finetune_redis_evicted_keys_total", "counter", "Keys that it dropped for want of memory"): (
+    Metric("finetune_redis_evicted_keys_total", "counter", "Keys that it dropped for lack of memory"): (
         lambda facts: facts.evicted
     ),
 }

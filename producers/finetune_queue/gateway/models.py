@@ -65,7 +65,7 @@ class SubmitBody(FineTuneRequest):
 
 
 class Links(_Model):
-    """Where to go on from a job."""
+    """A job's links."""
 
     self: str
     events: str
@@ -105,7 +105,7 @@ class WaitingView(_Model):
 
 
 class JobView(PublicJob):
-    """A job. What is not known yet, or not true of it, is left out."""
+    """A job. What is not known yet, or does not apply, is left out."""
 
     links: Links
     waiting: WaitingView | None = None
@@ -120,7 +120,7 @@ class JobView(PublicJob):
 class SubmittedJob(JobView):
     """A job, and whether this request made it."""
 
-    new: bool = Field(description="False for a job that was there before, by its idempotency key.")
+    new: bool = Field(description="False if its idempotency key found a job from before.")
 
     @classmethod
     def by(cls, job: Job) -> "SubmittedJob":
@@ -136,7 +136,7 @@ class JobList(_Model):
 
 
 class ListQuery(BaseModel):
-    """Which jobs to list; what is given must all match."""
+    """Which jobs to list: those that match everything given."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -144,7 +144,7 @@ class ListQuery(BaseModel):
     account: AccountName | None = Field(default=None, description="Only jobs of this account.")
     label: list[LabelFilter] = Field(default=[], max_length=32, description="Only jobs with this label: `key=value`.")
     limit: int = Field(default=50, ge=1, le=200)
-    cursor: Cursor | None = Field(default=None, description="`next` of the page before.")
+    cursor: Cursor | None = Field(default=None, description="`next` of the previous page.")
 
     @property
     def labels(self) -> dict[str, str] | None:
@@ -217,7 +217,7 @@ class JobCard(_Model):
 
 
 class StateColumn(_Model):
-    """The jobs in a state: how many, for how many seconds the oldest is in it, and some of them."""
+    """The jobs in a state: how many, for how many seconds the oldest has been in it, and some of them."""
 
     state: JobState
     count: int
@@ -226,7 +226,7 @@ class StateColumn(_Model):
 
 
 class InLine(_Model):
-    """Somebody who waits for a call of the account, and what for: a stage, or `access`."""
+    """A job that waits for one of the account's calls, and what for: a stage, or `access`."""
 
     job_id: str
     what: Stage | Literal["access"]
@@ -253,7 +253,7 @@ class AccountView(_Model):
 
 
 class SinkView(_Model):
-    """Sinks that do not take their events: out of reach, or with a ``refused_job`` one that refuses its event."""
+    """Sinks that do not take their events: out of reach, or, with a ``refused_job``, one that refuses its event."""
 
     sink: str
     trouble_seconds: float
@@ -263,13 +263,13 @@ class SinkView(_Model):
 
 
 class OverviewReply(_Model):
-    """The whole queue at one look."""
+    """The whole queue at a glance."""
 
     at: AwareDatetime
     states: list[StateColumn]
     accounts: list[AccountView]
     sinks: list[SinkView] = Field(description="Those that do not take their events; empty if all is well.")
-    queues: dict[str, int] = Field(description="Messages that wait in each Celery queue; empty if the broker is away.")
+    queues: dict[str, int] = Field(description="Messages waiting in each Celery queue; empty if the broker is away.")
     dead_letters: int
     overdue_seconds: float = Field(description="By how much the oldest deadline has passed: 0 while a worker runs.")
 
@@ -277,9 +277,9 @@ class OverviewReply(_Model):
 class LoadView(_Model):
     """What one class of workers has to run."""
 
-    queued: int = Field(description="Messages that wait in its queue, of all priorities.")
-    running: int = Field(description="Stages that run.")
-    due: int = Field(description="Retries that are due in the next seconds.")
+    queued: int = Field(description="Messages waiting in its queue, of all priorities.")
+    running: int = Field(description="Running stages.")
+    due: int = Field(description="Retries due within the next few seconds.")
     total: int
 
     @classmethod

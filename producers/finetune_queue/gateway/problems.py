@@ -40,7 +40,7 @@ TITLES: Mapping[str, tuple[int, str]] = {
     "invalid-request": (422, "The request is not valid"),
     "idempotency-conflict": (409, "The idempotency key was used with another request"),
     "rate-limited": (429, "Too many requests"),
-    "internal-error": (500, "The gateway met a defect"),
+    "internal-error": (500, "The gateway failed internally"),
     "queue-unavailable": (503, "The queue cannot be used now"),
     "staging-unavailable": (503, "The staging store is out of reach"),
     "busy": (503, "The gateway is busy"),
@@ -139,7 +139,7 @@ _FORMS = {
 }
 """What a text should look like, where a pattern says it: nobody reads those."""
 
-_UNKNOWN = "is not known here"
+_UNKNOWN = "is unknown"
 
 
 def internal_error() -> ProblemError:
@@ -211,9 +211,9 @@ def _parameter(path: list[str | int]) -> str:
 def _said(found: Mapping[str, Any], where: str) -> str:
     match found["type"]:
         case "string_pattern_mismatch":
-            return _FORMS.get(where.partition(".")[0], "does not have the form that the API's description asks for")
+            return _FORMS.get(where.partition(".")[0], "does not have the form that the API's description requires")
         case "missing" if where == "/":
-            return "should be a JSON object, and is empty"
+            return "should be a JSON object, but is empty"
         case "missing":
             return "is required"
         case "extra_forbidden":

@@ -28,7 +28,7 @@ def main() -> int:
             _say(_welcome(stack))
             return _watch(stack)
     except KeyboardInterrupt:
-        _say(f"Stopped. What it stored and logged is in {folder}.")
+        _say(f"Stopped. Its data and logs are in {folder}.")
         return 0
     except (ProcessError, ServerNotFoundError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the terminal is the point

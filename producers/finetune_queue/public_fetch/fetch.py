@@ -112,7 +112,7 @@ def _raise_for_status(response: requests.Response, where: str) -> None:
     if status in (404, 410):
         raise FetchError("not_found", f"There is nothing at {where} (status {status}).", "Check the URL.")
     if status in (401, 403):
-        raise FetchError("forbidden", f"{where} is not open to everybody (status {status}).", _PUBLIC)
+        raise FetchError("forbidden", f"{where} is not public (status {status}).", _PUBLIC)
     if status in (408, 429) or status >= 500:
         raise FetchError(
             "unavailable", f"{where} cannot answer now (status {status}).", "Try again later.", retryable=True
@@ -136,14 +136,14 @@ def _check_is_a_file(response: requests.Response, where: str, size: int | None) 
             "Give the address of the file itself: a direct link.",
         )
     if size == 0:
-        raise FetchError("not_a_file", f"{where} has no bytes at all.", "Upload the file again.")
+        raise FetchError("not_a_file", f"{where} is empty.", "Upload the file again.")
 
 
 def _too_large(where: str, max_bytes: int) -> FetchError:
     return FetchError(
         "too_large",
-        f"{where} has {max_bytes / 1_000_000:g} MB or more, which the API does not take.",
-        "Scale the images down to at most 2048 pixels on the long side, or take fewer.",
+        f"{where} has {max_bytes / 1_000_000:g} MB or more, which the API does not accept.",
+        "Scale the images down to at most 2048 pixels on the long side, or use fewer.",
     )
 
 

@@ -123,7 +123,9 @@ def _follow(
         try:
             request.url = urljoin(url, location)
         except ValueError as error:
-            raise FetchError("bad_url", f"{shown_url(url)} redirects to no URL.", "Give the direct address.") from error
+            raise FetchError(
+                "bad_url", f"{shown_url(url)} redirects without a usable URL.", "Give the direct address."
+            ) from error
     raise FetchError(
         "too_many_redirects",
         f"The URL redirects more than {redirects} times.",
@@ -171,7 +173,7 @@ def _translated(error: Exception, where: str) -> FetchError:
         case requests.Timeout():
             return FetchError("timed_out", f"{where} does not answer in time.", "Try again later.", retryable=True)
         case requests.exceptions.SSLError() if type(_system_error(error)) in _HANDSHAKE:
-            fix = "See that it serves https at this port."
+            fix = "Check that it serves https at this port."
             return FetchError("tls_failed", f"{where} cannot be reached: the TLS handshake failed.", fix)
         case requests.exceptions.SSLError():
             fix = "Fix the certificate, or use another host."
@@ -199,8 +201,8 @@ def _unreachable(error: BaseException | None) -> tuple[str, str]:
         case socket.gaierror():
             return "its host name is not known", "Check the host name."
         case ConnectionRefusedError():
-            return "the host takes no connection there", "See that its server runs, and check the port."
+            return "the host refuses connections there", "Check that its server is running, and the port."
         case ConnectionError():
-            return "the host broke the connection off", "Try again later; if it stays, see its server's log."
+            return "the host dropped the connection", "Try again later; if it persists, see its server's log."
         case _:
-            return "there is no way to the host", "See that others on the internet can open it."
+            return "there is no route to the host", "Check that others on the internet can open it."

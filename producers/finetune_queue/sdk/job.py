@@ -89,7 +89,7 @@ class Job:
                 if self.done and seen >= self._record.event_seq:
                     return self
             except QueueUnavailableError as error:  # a restart, or a failover: the job is in its log
-                trouble = f" It was not seen since: {error}"
+                trouble = f" It has not been seen since: {error}"
             if end is not None and time.monotonic() >= end:
                 then = "It waits for a person" if self.state is JobState.NEEDS_ATTENTION else "It goes on"
                 message = f"Job {self.id} was still {self.state} after {timeout:g} s. {then}.{trouble}"

@@ -295,7 +295,7 @@ class FineTuneQueue:
             record = self._jobs.get(job_id)
             submitting = adopt is not None and record.state is JobState.SUBMITTING
             if submitting and (record.owner or record.cancel_requested):
-                message = f"A worker has job {job_id} just now. Stop the account's submits and try it again."
+                message = f"A worker has job {job_id} just now. Stop the account's submits and try again."
                 raise NotPossibleError(message)
             if not submitting and record.state is not JobState.NEEDS_ATTENTION:
                 message = f"Only a job that needs attention can be resolved; job {job_id} {record.state.sentence}."

@@ -81,7 +81,7 @@ class Submitter:
     def submit_many(self, raws: Iterable[Raw], *, batch: str | None) -> Iterator[Taken]:
         """Put requests on the queue, a group at a time, see :meth:`FineTuneQueue.submit_many`."""
         if batch is not None and not (isinstance(batch, str) and 0 < len(batch) <= LONGEST_BATCH_NAME):
-            raise InvalidRequestError([f"batch: the name of a batch is a text of 1 to {LONGEST_BATCH_NAME} characters"])
+            raise InvalidRequestError([f"batch: a batch's name is a string of 1 to {LONGEST_BATCH_NAME} characters"])
         stage = lru_cache(maxsize=STAGED)(self._stage)
         for group in _groups(self._ready(raw, batch, stage) for raw in raws):
             outcomes = self._submit_group(group)
@@ -128,7 +128,7 @@ class Submitter:
             with suppress(UnknownJobError), translated():
                 self._jobs.get(_job_id(request))
                 return
-        raise InvalidRequestError([f"deadline: {request.deadline.isoformat()} has passed already"])
+        raise InvalidRequestError([f"deadline: {request.deadline.isoformat()} has already passed"])
 
     def _messages(self) -> Messenger:
         with self._making:

@@ -216,12 +216,12 @@ def meaning(error: Exception, address: ObjectAddress, url: str, *, writing: bool
         return ObjectMissingError(f"There is no object {url}.")
     if status == 403 or isinstance(error, PermissionError) or _refused_by_google(error):
         return NoAccessError(
-            f"{url} may not be used: {code or 'access denied'}.",
-            "Check the credentials and their rights on the bucket.",
+            f"{url} cannot be used: {code or 'access denied'}.",
+            "Check the credentials and their permissions on the bucket.",
         )
     if status == 401 or type(error).__name__ in _NO_CREDENTIALS:
         return NoAccessError(
-            f"{url} may not be used: there are no credentials, or they are not valid.",
+            f"{url} cannot be used: there are no credentials, or they are not valid.",
             f"Give {DRIVERS[address.scheme].credentials}.",
         )
     if isinstance(error, OSError | TimeoutError) or type(error).__module__.split(".")[0] in _LIBRARIES:

@@ -79,8 +79,8 @@ class Folder:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
-            sentence = f"The folder {folder} cannot be made: {error.strerror}."
-            raise PlaceMissingError(sentence, f"See what is at {self.root}, or correct its name.") from error
+            sentence = f"The folder {folder} cannot be created: {error.strerror}."
+            raise PlaceMissingError(sentence, f"Check what is at {self.root}, or correct its name.") from error
 
     def open_read(self, name: str) -> io.BufferedReader:
         path = self._path(name)

@@ -92,7 +92,7 @@ API_CALL_SECONDS = Metric(
 TRANSFERRED_BYTES = Metric(
     "finetune_transferred_bytes_total",
     "counter",
-    "Bytes of datasets uploaded and of weights downloaded, counted when a transfer has ended well",
+    "Bytes of datasets uploaded and of weights downloaded, counted when a transfer has succeeded",
     ("direction",),
     zeros=(("upload",), ("download",)),
 )
@@ -106,13 +106,13 @@ DELIVERIES = Metric(
 TAKEOVERS = Metric(
     "finetune_takeovers_total",
     "counter",
-    "Jobs taken over from a worker that gave no sign of life while Redis was there",
+    "Jobs taken over from a worker that gave no sign of life while Redis was reachable",
     zeros=((),),
 )
 LOST_MESSAGES = Metric(
     "finetune_lost_messages_total",
     "counter",
-    "Messages sent again, since nobody had picked the first one up in time",
+    "Messages sent again because nobody had picked up the first one in time",
     zeros=((),),
 )
 UNKNOWN_STATUSES = Metric(

@@ -125,7 +125,7 @@ def server_problems(facts: ServerFacts) -> Iterator[ServerProblem]:
         action = "Set `appendonly yes`: a restart would lose jobs, and what was paid for."
         yield ServerProblem("persistence", "the server keeps no append-only log", action, unfit=False)
     elif not facts.log_ok:
-        action = "See the server's disk: it is full, or fails."
+        action = "Check the server's disk: it is full or failing."
         yield ServerProblem("persistence", "the server cannot write its append-only log", action, unfit=False)
     if facts.eviction != "noeviction":
         policy = facts.eviction or "it does not say by which policy"

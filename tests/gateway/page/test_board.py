@@ -117,7 +117,7 @@ def test_a_state_with_many_jobs_has_a_list_of_its_own(board: Page, worker: Worke
 def test_jobs_are_found_by_a_label(board: Page, worker: Worker) -> None:
     worker.accept(name="my-face", labels={"order": "A-1"})
     worker.accept(name="my-dog", labels={"order": "A-2"})
-    for label, heading in (("order=A-1", "Jobs: order=A-1"), ("a label=x", "That cannot be looked for")):
+    for label, heading in (("order=A-1", "Jobs: order=A-1"), ("a label=x", "That cannot be searched for")):
         board.get_by_label("Job", exact=True).fill(label)
         board.keyboard.press("Enter")
         expect(board.get_by_role("heading", name=heading)).to_be_focused()

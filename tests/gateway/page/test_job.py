@@ -43,7 +43,7 @@ def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worke
 
     worker.note(job, waiting_for=WaitReason.PROVIDER)
     let_pass(board, 2)
-    expect(steps.nth(2)).to_contain_text("its training is looked for at Segmind")
+    expect(steps.nth(2)).to_contain_text("Segmind is searched for its training")
     job = worker.bring(worker.store.get(job.id), JobState.TRAINING)
     expect(board.get_by_role("heading", name="my-face training")).to_be_visible()
     expect(steps.nth(3)).to_contain_text("It waits for Segmind")

@@ -116,7 +116,7 @@ def _items(body: BoundedBody) -> Iterator[Any]:
         if depth == 0 or (depth == 1 and opens):
             continue
         if depth > MAX_DEPTH:
-            raise ijson.JSONError("the reply is nested too deep")
+            raise ijson.JSONError("the reply is nested too deeply")
         builder.event(event, float(value) if isinstance(value, Decimal) else value)
         if depth == 1:
             yield builder.value

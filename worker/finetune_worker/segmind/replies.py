@@ -54,12 +54,12 @@ def parse_json(body: bytes) -> Any:
     """Decode JSON.
 
     Raises:
-        ValueError: it is not JSON, or nested too deep.
+        ValueError: it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(body)
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError("nested too deeply") from None
 
 
 def error_message(body: bytes, secret: str) -> str:

@@ -166,4 +166,4 @@ def _failed(sink: Sink, error: Exception, *, unreachable: bool) -> DeliveryError
     said = " ".join(redact_text(str(error)).split())[:200] or type(error).__name__
     # What a broker says may be for a user or a queue alone. A queue of this service is a line of its own.
     whole = unreachable and (sink.kind is SinkKind.CELERY or never_connected(error))
-    return DeliveryError(f"{sink.shown} did not take it: {said}", unreachable=unreachable, whole_origin=whole)
+    return DeliveryError(f"{sink.shown} did not accept it: {said}", unreachable=unreachable, whole_origin=whole)

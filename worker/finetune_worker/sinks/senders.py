@@ -144,7 +144,7 @@ class Sending:
             add(sink.name, text)
         except (QueueFullError, RedisError) as error:
             raise DeliveryError(
-                f"{sink.shown} did not take it: {error}", unreachable=True, whole_origin=True
+                f"{sink.shown} did not accept it: {error}", unreachable=True, whole_origin=True
             ) from error
 
     def _to_broker(self, sink: Sink, event: Event, text: str) -> None:

@@ -71,7 +71,7 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
         job = claim.job
     settles_ms = job.access_settles_ms or 0
     if claim.now_ms < settles_ms:
-        why = f"an earlier change may still arrive at Segmind, then to make the model {wanted}"
+        why = f"an earlier change may still arrive at Segmind; next: make the model {wanted}"
         return _settle(settles_ms, (settles_ms - claim.now_ms) / 1000, why)
     client = container.segmind(job.account)
     slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
@@ -90,7 +90,7 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
         if isinstance(paused.error, Unavailable):
             longest = _longest(container)
             left = longest - (time.monotonic() - slot.asked)
-            why = f"{paused.error.detail} It may still act on it, then to make the model {wanted}"
+            why = f"{paused.error.detail} It may still act on it; next: make the model {wanted}"
             delay = max(left, after_outage(container, job, paused.seconds))
             return _settle(slot.at_ms + int(longest * 1000), delay, why, outages=job.outages + 1)
         return park_paused(job, CallClass.FINISH, paused, f"make the model {wanted}")
@@ -138,7 +138,7 @@ def _conclude(container: Container, job: JobRecord, outcome: Done | Wait | Retry
             tried = access.model_copy(update={"attempts": access.attempts + 1, "error": outcome.error})
             change = Change(delay=delay)
             container.jobs.transition(job, change, owner="", waiting_for=WaitReason.BACKOFF, access=tried)
-            return f"try {tried.attempts} of {most} failed: {outcome.error.message} Again in {delay:.0f} s"
+            return f"try {tried.attempts} of {most} failed: {outcome.error.message} Retrying in {delay:.0f} s"
         case Retry() | Fail():
             _end(container, job, access.refused(outcome.error))
             return f"the model was not made {access.wanted}: {outcome.error.message}"

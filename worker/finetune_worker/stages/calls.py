@@ -81,16 +81,16 @@ def park(job: JobRecord, call: CallClass, slot: NoSlot, what: str) -> Wait:
     spending = "the account's submits are stopped" if slot.stopped else "the account has no submits left for today"
     sentence = {
         WaitReason.API_SLOT: f"parked: waiting for an API slot to {what}{ahead}",
-        WaitReason.PAUSED: f"parked: the account is paused, then to {what}{ahead}",
+        WaitReason.PAUSED: f"parked: the account is paused; next: {what}{ahead}",
         WaitReason.SPENDING: f"parked: {spending}{ahead}",
-        WaitReason.TRAININGS: f"parked: the account has as many trainings in flight as it may{ahead}",
+        WaitReason.TRAININGS: f"parked: the account has as many trainings in flight as allowed{ahead}",
     }[slot.reason]
     return Wait(sentence, slot.reason, PARKED, room_score=room_score(call, job))
 
 
 def park_paused(job: JobRecord, call: CallClass, paused: AccountPausedError, what: str) -> Wait:
     """Wait in the account's room for its pause to end; an outage uses no attempt."""
-    sentence = f"parked: {paused.error.detail} The account is paused for {paused.seconds:.0f} s, then to {what}"
+    sentence = f"parked: {paused.error.detail} The account is paused for {paused.seconds:.0f} s; next: {what}"
     return Wait(sentence, WaitReason.PAUSED, PARKED, room_score=room_score(call, job))
 
 

@@ -120,7 +120,9 @@ def _doubt(job: JobRecord, finetune_id: str, created_ms: int | None) -> str:
     if created_ms is None:
         return f"training {finetune_id} has this job's dataset, and another name or prompt"
     at, sent = iso_time(created_ms), iso_time(job.intent_ms or 0)
-    return f"training {finetune_id} has the same name and dataset, and was created at {at}, the submit sent at {sent}"
+    return (
+        f"training {finetune_id} has the same name and dataset, and was created at {at}; the submit was sent at {sent}"
+    )
 
 
 def _leave_to_a_person(container: Container, job: JobRecord, doubts: list[str]) -> str:
@@ -137,7 +139,7 @@ def _absent(container: Container, job: JobRecord, looks: int) -> str:
     """Let the submit go again, which reached nobody."""
     settings = container.settings
     log.warning("submit_absent", job_id=job.id, looks=looks)
-    evidence = job.with_evidence(f"{looks} complete lists over the settle time do not have it: it may be sent again")
+    evidence = job.with_evidence(f"{looks} complete lists over the settle time do not show it: it may be sent again")
     absent = {**UNSENT, "evidence": evidence}
     if job.attempts >= settings.finetune_max_attempts:
         # Each was answered, never clearly and not by an outage: it would be sent for ever.
@@ -155,7 +157,7 @@ def _unanswered() -> JobError:
     return JobError(
         code="submit_unanswered",
         stage=Stage.SUBMIT,
-        message="Submits were answered again and again, never clearly, and Segmind's list shows that none was taken.",
+        message="No submit ever had a clear answer, and Segmind's list shows that none was accepted.",
         action=f"See the workers' log for submit_outcome_unknown, and Segmind's status; then {again(Stage.SUBMIT)}.",
     )
 
@@ -196,7 +198,7 @@ def examine_candidate(container: Container, job: JobRecord) -> Outcome:
     owner = container.jobs.owner_of(candidate)
     if owner not in {None, job.id}:
         return _next(
-            container, job, f"training {candidate} is that of job {owner}", ruled_out=[*job.ruled_out, candidate]
+            container, job, f"training {candidate} belongs to job {owner}", ruled_out=[*job.ruled_out, candidate]
         )
     details = _look_at(container, job, candidate)
     if not isinstance(details, FinetuneDetails):

@@ -166,9 +166,9 @@ def guarded(
     except NoShareError as error:
         return error.wait
     except WorkerStoppingError:
-        return Wait("parked: this worker is stopping; another goes on", WaitReason.BACKOFF, 0.0)
+        return Wait("parked: this worker is stopping; another takes over", WaitReason.BACKOFF, 0.0)
     except StaleCallError:
-        return Wait("parked: this worker stood still before its call, so it did not send it", WaitReason.BACKOFF, 1.0)
+        return Wait("parked: this worker stalled before its call, so it did not send it", WaitReason.BACKOFF, 1.0)
     except (CancelRequestedError, ConflictError, RedisError):
         raise
     except Exception as error:
@@ -189,7 +189,7 @@ def _without_key(container: Container, job: JobRecord, doing: str, error: Unknow
     if not any(job.account in worker.accounts for worker in container.workers.alive()):
         return Fail(_account_unknown(doing, error))
     log.warning("account_of_others", detail=str(error))
-    return Wait(f"parked: {error} A worker that has it goes on", WaitReason.BACKOFF, OTHERS_TURN)
+    return Wait(f"parked: {error} A worker that has it takes over", WaitReason.BACKOFF, OTHERS_TURN)
 
 
 def _account_unknown(doing: str, error: Exception) -> JobError:
@@ -208,7 +208,7 @@ def _cancelled(job: JobRecord) -> Outcome:
 def cancel_sentence(job: JobRecord) -> str:
     """Say what a cancel stops and what it cannot."""
     if job.finetune_id is not None:
-        return f"cancelled: this service stops; training {job.finetune_id} goes on at Segmind, which has no cancel"
+        return f"cancelled here; training {job.finetune_id} continues at Segmind, which has no cancel"
     if job.tracked:
         return "cancelled: a submit was on its way, so Segmind may have started, and charged for, a training"
     return "cancelled: nothing had been submitted"
@@ -216,9 +216,9 @@ def cancel_sentence(job: JobRecord) -> str:
 
 def _deadline_error(job: JobRecord) -> JobError:
     if job.finetune_id is not None:
-        action = f"Training {job.finetune_id} goes on at Segmind; `finetune retry` fetches it."
+        action = f"Training {job.finetune_id} continues at Segmind; `finetune retry` fetches it."
     elif job.tracked:
-        action = "Its submit may have been paid: `finetune retry` looks for the training and fetches it."
+        action = "Its submit may have been charged: `finetune retry` looks for the training and fetches it."
     else:
         action = "Submit again with a later deadline."
     return JobError(
@@ -267,7 +267,7 @@ def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outco
             fields = {**waiting, **outcome.fields, **counted}
             job = container.jobs.transition(job, Change(delay=until_deadline(job, delay)), **fields)
             return job, StageResult(
-                f"try {failures}{most} failed: {outcome.error.message} Again in {delay:.0f} s", proceed=False
+                f"try {failures}{most} failed: {outcome.error.message} Retrying in {delay:.0f} s", proceed=False
             )
         case Retry() | Fail():
             fields = {**RELEASED, "waiting_for": None, "failed_stage": stage, "error": outcome.error, **outcome.fields}

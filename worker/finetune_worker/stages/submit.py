@@ -82,7 +82,7 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
         return replace(park_paused(claim.job, CallClass.SUBMIT, paused, "submit"), fields=dict(UNSENT))
     except StaleCallError:
         return Wait(
-            "parked: this worker stood still before the submit, so it did not send it",
+            "parked: this worker stalled before the submit, so it did not send it",
             WaitReason.API_SLOT,
             1.0,
             fields=dict(UNSENT),

@@ -85,7 +85,7 @@ def sweep_if_due(container: Container, account: str) -> str:
     """Sweep if that was not done by another message. While transfers keep all threads busy a new one is sent for each
     that is not picked up; all but one of them would cost a call for nothing."""
     if not container.budget.wants_sweep(account):
-        return "nothing to do: another message brought the look"
+        return "nothing to do: another message already swept the account"
     return sweep(container, account)
 
 
@@ -95,7 +95,7 @@ def sweep(container: Container, account: str) -> str:
         client = container.segmind(account)  # before the slot, as this worker may have no key for the account
     except UnknownAccountKeyError as error:
         log.warning("sweep_without_key", account=account, detail=str(error))
-        return f"no look: {error}"
+        return f"no sweep: {error}"
     look = _Look()
     tracked = 0
     for job in container.jobs.tracked(account):

@@ -142,17 +142,17 @@ def judge(
         return Judgement(Verdict.NOT_NOW, f"{when}, at another time than this job's", created_ms)
     timely = [rival for rival in close if not _off(rival, created_ms, call_timeout)]
     if any(rival.owner for rival in timely):
-        return Judgement(Verdict.SOON, f"{training} may be that of a submit that is just on its way")
+        return Judgement(Verdict.SOON, f"{training} may belong to a submit that is on its way")
     wanted = training_request(job)
     for rival in timely:
         if training_request(rival) != wanted:
-            why = f"{training} may be this job's or that of job {rival.id}, which asked for another one"
+            why = f"{training} may be this job's or job {rival.id}'s, whose request differs"
             return Judgement(Verdict.UNCLEAR, why)
     whose = allot({**known, details.finetune_id: created_ms}, [job, *close], call_timeout=call_timeout)
     if whose.get(details.finetune_id) == job.id:
         return Judgement(Verdict.ITS, f"{training} was created at {iso_time(created_ms)}")
     better = whose.get(details.finetune_id)
-    why = "another one fits this job's submit better" if better is None else f"it fits that of job {better} better"
+    why = "another one fits this job's submit better" if better is None else f"it fits job {better}'s better"
     return Judgement(Verdict.NOT_NOW, f"{training} may be this job's, but {why}", created_ms)
 
 

@@ -190,7 +190,7 @@ class _Downloader:
         return TransferMeter(self._limits, done=part.size, total=total, report=self._report)
 
     def _too_large(self, size: str) -> Refused:
-        return Refused("too_large", f"The object has {size} bytes; at most {self._limits.max_bytes:,} are taken.")
+        return Refused("too_large", f"The object has {size} bytes; at most {self._limits.max_bytes:,} are accepted.")
 
 
 def _check_rest(part: PartFile, response: requests.Response) -> int:
@@ -218,7 +218,7 @@ def _classify(part: PartFile, response: requests.Response, host: str) -> Transfe
     status = response.status_code
     said = f"{host} answered {status}"
     if status in {401, 403}:
-        return NeedNewUrl("weights_url_refused", f"{said}: the link ended or the weights are private.", status=status)
+        return NeedNewUrl("weights_url_refused", f"{said}: the link expired or the weights are private.", status=status)
     if status in {404, 410}:
         return Refused("weights_gone", f"{said}: the weights are not there.", status=status)
     if status == 416:

@@ -249,7 +249,7 @@ def _disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         if said := _FULL.get(error.errno or 0):
             raise NoRoom("disk_full", said.format(folder=folder)) from None
-        said = f"The file system of {folder} does not take the download: {error.strerror}. {_MEND}"
+        said = f"The file system of {folder} cannot take the download: {error.strerror}. {_MEND}"
         raise NoRoom("disk_failed", said) from None
 
 

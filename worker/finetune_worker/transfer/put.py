@@ -102,9 +102,7 @@ def _headers(upload: PresignedUpload, *, allow_loopback: bool) -> dict[str, str]
     unknown = upload.signed_headers - {name.lower() for name in headers} - {"host", "content-length"}
     if unknown:
         names = ", ".join(sorted(unknown))
-        raise Refused(
-            "upload_url_unsupported", f"The upload URL is signed for headers that are not known here: {names}."
-        )
+        raise Refused("upload_url_unsupported", f"The upload URL is signed for unknown headers: {names}.")
     return headers
 
 
@@ -173,7 +171,7 @@ def _classify(reply: _StorageReply) -> TransferError:
     status, code = reply.status, reply.code
     said = f"{reply.host} answered {status}" + (f" {code}" if code else "")
     if status in {401, 403} or code in _URL_CODES or 300 <= status < 400:
-        return NeedNewUrl("upload_url_refused", f"{said}: the upload URL ended or is refused.", status=status)
+        return NeedNewUrl("upload_url_refused", f"{said}: the upload URL expired or was refused.", status=status)
     if code in _WAIT_CODES or status in {408, 425, 429} or (status >= 500 and status != 501):
         wait = retry_after(reply.headers)
         return TryAgain("storage_busy", f"{said}: it cannot take the file now.", status=status, retry_after=wait)

@@ -88,7 +88,7 @@ def _parse(header: bytes) -> list[_Place]:
     except UnicodeDecodeError:
         raise _bad("header_malformed", "its header is not UTF-8") from None
     except RecursionError:
-        raise _bad("header_malformed", "its header is nested too deep") from None
+        raise _bad("header_malformed", "its header is nested too deeply") from None
     except ValueError as error:
         raise _bad("header_malformed", f"its header is not JSON ({str(error)[:_SHOWN]})") from None
     if not isinstance(found, dict):
@@ -97,7 +97,7 @@ def _parse(header: bytes) -> list[_Place]:
     if metadata is None:
         metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise _bad("header_malformed", "its metadata is not a table of texts")
+        raise _bad("header_malformed", "its metadata is not a table of strings")
     for name, tensor in found.items():
         if not isinstance(tensor, _Place):
             raise _bad("header_malformed", f"{_short(name)} lacks its dtype, shape or place")
@@ -113,7 +113,7 @@ class _Reader:
     def table(self, pairs: list[tuple[str, Any]]) -> dict[str, Any] | _Place:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise _bad("duplicate_name", "a name stands twice in its header")
+            raise _bad("duplicate_name", "a name occurs twice in its header")
         if not found.keys() >= _FIELDS:
             return found
         self._tensors += 1
@@ -128,9 +128,9 @@ def _refuse(text: str) -> None:
 
 def _tensor(dtype: Any, shape: Any, place: Any) -> _Place:
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise _bad("unknown_dtype", f"a tensor has a dtype that is not known: {_short(dtype)}")
+        raise _bad("unknown_dtype", f"a tensor has an unknown dtype: {_short(dtype)}")
     if not _sizes(shape) or not _sizes(place) or len(place) != 2:
-        raise _bad("header_malformed", "a tensor has a shape or place that is no list of sizes")
+        raise _bad("header_malformed", "a tensor has a shape or place that is not a list of sizes")
     parameters = 1
     for length in shape:
         parameters *= length

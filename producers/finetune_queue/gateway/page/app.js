@@ -34,7 +34,7 @@ function focusTitle() {
 
 function failed(error) {
   if (error instanceof ApiError && [404, 422].includes(error.status)) {
-    const title = error.status === 404 ? "No such job" : "That cannot be looked for";
+    const title = error.status === 404 ? "No such job" : "That cannot be searched for";
     show([el("p", {}, el("a", { href: "#" }, "Back to the board")), el("h2", { tabindex: -1, id: "title" }, title), el("p", {}, error.message)]);
     return;
   }
@@ -149,7 +149,7 @@ async function act(what, found, body) {
     "Others can then use it at Segmind.", "Make it public"))) return;
   try {
     await api(found.links[what], { method: "POST", ...(body && { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } }) });
-    say(`${name}: ${what} asked for`);
+    say(`${name}: ${what} requested`);
   } catch (error) {
     say(error.message);
   }

@@ -17,7 +17,7 @@ const REASONS = {
   paused: "the account is paused",
 };
 
-const UNCLEAR = "waits: its training is looked for at Segmind, as the submit had no clear answer";
+const UNCLEAR = "waits: the submit had no clear answer, so Segmind is searched for its training";
 
 /** Why a job in this state waits. */
 export const reason = (state, why) => (state === "submitting" && why === "provider" ? UNCLEAR : REASONS[why]);
@@ -52,7 +52,7 @@ function warnings(overview) {
   const late = overview.overdue_seconds > 15;
   return el("div", { "data-key": "warnings" },
     late && el("p", { class: "alert" },
-      `A job has been due for ${duration(overview.overdue_seconds)} and nobody took it: is a worker running?`),
+      `A job has been due for ${duration(overview.overdue_seconds)} and no worker took it: is one running?`),
     overview.sinks.map(({ sink, trouble_seconds: seconds, waiting, reason: why, refused_job: job }) => el("p", { class: "alert", "data-key": sink },
       `No events have reached ${sink} for ${duration(seconds)}: ${why} `, waiting > 1 ? `${waiting} jobs wait. ` : "",
       job && el("a", { href: `#job=${job}` }, "A job whose event it refuses"))),
@@ -99,7 +99,7 @@ function account(found) {
     found.submits_today >= (found.max_submits_per_day ?? Infinity) && el("p", { class: "alert" }, "No submits are left for today (UTC)."),
     el("p", {}, `Trainings: ${found.trainings}${of(found.max_training)}`),
     el("p", {}, `Paid submits today: ${found.submits_today}${of(found.max_submits_per_day)}`),
-    el("p", {}, waiting ? `Waiting for a call: ${waiting}` : "Nobody waits for a call."),
+    el("p", {}, waiting ? `Waiting for a call: ${waiting}` : "No job is waiting for a call."),
     line.length > 0 && el("ol", { "aria-label": `Who is next in ${name}` }, line.map((each) => el("li", { "data-key": each.job_id },
       el("a", { href: `#job=${each.job_id}` }, each.name), ` to ${each.what}`))),
     waiting > line.length && line.length > 0 && el("p", { class: "soft" }, `and ${waiting - line.length} more`));
@@ -112,7 +112,7 @@ function of(most) {
 function queues(overview) {
   const found = Object.entries(overview.queues);
   if (!found.length) return "The broker is out of reach.";
-  return `Messages that wait for a worker: ${found.map(([name, count]) => `${count} in ${name}`).join(", ")}.`;
+  return `Messages waiting for a worker: ${found.map(([name, count]) => `${count} in ${name}`).join(", ")}.`;
 }
 
 /** A page of the jobs in one state, or with one label. */

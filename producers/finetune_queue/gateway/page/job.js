@@ -103,7 +103,7 @@ function what({ data, type }) {
     case "failed": return data.error ? [data.error.message] : [];
     case "needs_attention": return data.evidence ?? [];
     case "succeeded": return data.weights ? [`${size(data.weights.bytes)} in ${data.weights.tensors} tensors, verified`] : [];
-    case "cancelled": return data.finetune_id ? ["Segmind's training goes on: its API has no cancel."] : [];
+    case "cancelled": return data.finetune_id ? ["Segmind's training continues: its API has no cancel."] : [];
     default: return [];
   }
 }
@@ -113,9 +113,9 @@ function now(found) {
   if (ENDED.has(found.state)) return [];
   const { waiting } = found;
   const parts = [];
-  if (found.cancel_requested) parts.push("A cancel was asked for.");
+  if (found.cancel_requested) parts.push("A cancel was requested.");
   if (waiting) parts.push(`It ${sentence(found.state, waiting)}.`);
-  if (found.attempts) parts.push(`Tries that failed: ${found.attempts}.`);
+  if (found.attempts) parts.push(`Failed tries: ${found.attempts}.`);
   return [parts.map((text) => el("p", {}, text)), found.progress && el("p", {}, bar(found.progress))];
 }
 
@@ -168,5 +168,5 @@ function dataset(report) {
       ? el("ul", { class: "findings" }, findings.map((each) => el("li", { "data-severity": each.severity },
         el("b", {}, `${each.severity}: `), each.file ? `${each.file}: ` : "", each.message, " ",
         el("span", { class: "soft" }, each.fix))))
-      : el("p", { class: "soft" }, "Nothing was found to be wrong with it."));
+      : el("p", { class: "soft" }, "No problems were found."));
 }

@@ -38,7 +38,7 @@ _BLOCK = 1 << 20
     },
 )
 async def upload(request: Request, backend: BackendDep) -> Dataset:
-    """Put a ZIP of images into the staging store; `dataset` of the reply is what a request then names. The body is the
+    """Put a ZIP of images into the staging store; the reply's `dataset` is what a request then names. The body is the
     ZIP itself, under 100 MB. The same content gives the same URL. What is inside is checked when the job runs.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -68,7 +68,7 @@ def _spooling() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise later("busy", f"The gateway's temporary folder takes no more ({error.strerror}).", 30) from error
+        raise later("busy", f"The gateway's temporary folder cannot take more ({error.strerror}).", 30) from error
 
 
 def _store(path: Path, digest: str, size: int, settings: Settings) -> Dataset:
@@ -79,5 +79,5 @@ def _store(path: Path, digest: str, size: int, settings: Settings) -> Dataset:
     try:
         url = Place(settings.finetune_staging_url).put_once(path, f"{digest}.zip")
     except StorageError as error:
-        raise StagingUnavailableError(f"The staging store did not take the dataset: {error}") from error
+        raise StagingUnavailableError(f"The staging store did not accept the dataset: {error}") from error
     return Dataset(dataset=url, bytes=size, sha256=digest)

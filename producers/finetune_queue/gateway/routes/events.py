@@ -20,22 +20,22 @@ router = APIRouter(prefix="/v1", tags=["events"])
 
 _PAGE = 200
 
-_AFTER = "The id of the last event seen; the stream goes on after it."
+_AFTER = "The id of the last event seen; the stream continues after it."
 LastNumber = Annotated[OptionalNumber | SkipJsonSchema[None], Header(description=_AFTER)]
 LastPlace = Annotated[OptionalPlace | SkipJsonSchema[None], Header(description=_AFTER)]
 
 _SENT = {
     "type": "object",
     "properties": {
-        "id": {"type": "string", "description": "The place to come back to."},
-        "event": {"type": "string", "description": "`end` after a job's last event; else not there."},
+        "id": {"type": "string", "description": "The place to resume from."},
+        "event": {"type": "string", "description": "`end` after a job's last event; otherwise absent."},
         "data": {"type": "string", "contentMediaType": "application/cloudevents+json"},
         "retry": {"type": "integer"},
     },
 }
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Server-sent events: `data` is the CloudEvent. A comment comes every few seconds.",
+        "description": "Server-sent events: `data` is the CloudEvent. A comment is sent every few seconds.",
         "content": {"text/event-stream": {"itemSchema": _SENT}},
     }
 }

@@ -14,13 +14,13 @@ router = APIRouter(prefix="/hooks", tags=["webhooks"])
     status_code=202,
     response_class=Response,
     responses={
-        202: {"description": "Taken; the account's trainings are looked at soon."},
+        202: {"description": "Accepted; the account is swept soon."},
         **documented("not-found", "too-large", "request-timeout", "invalid-request"),
     },
 )
 async def take_hook(account: str, token: str, request: Request, backend: BackendDep) -> Response:
-    """Take a webhook of Segmind, whatever is in it: it brings the account's next look at its trainings forward, within
-    the share of calls that looking may use. Forged, repeated or late ones change nothing else.
+    """Take a webhook from Segmind, whatever is in it: it brings the account's next sweep forward, within the share of
+    calls that sweeps may use. Forged, repeated or late ones change nothing else.
     """
     secret = backend.settings.finetune_hook_secret
     if secret is None or not token_fits(secret, account, token):

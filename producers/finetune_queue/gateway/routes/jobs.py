@@ -42,15 +42,15 @@ def submit(
     backend: BackendDep,
     idempotency_key: IdempotencyKey = None,
 ) -> SubmittedJob:
-    """Put a fine-tune on the queue. Each accepted job starts one paid training at Segmind, and there is no cancel for
-    that: send an `Idempotency-Key`, so that a request whose answer was lost can be sent again.
+    """Put a fine-tune on the queue. Each accepted job starts one paid training at Segmind, which cannot be
+    cancelled: send an `Idempotency-Key`, so that a request whose answer was lost can safely be sent again.
     """
     if len(set(map(_unquoted, request.headers.getlist(_KEY)))) > 1:
-        wrong = [FieldProblem(where=_KEY, detail="is there more than once, with different keys")]
+        wrong = [FieldProblem(where=_KEY, detail="is given more than once, with different keys")]
         raise ProblemError("invalid-request", f"{_KEY}: {wrong[0].detail}", errors=wrong)
     key = _unquoted(idempotency_key)
     if key is not None and body.idempotency_key not in {None, key}:
-        raise ProblemError("idempotency-conflict", "Its header Idempotency-Key and idempotency_key in its body differ.")
+        raise ProblemError("idempotency-conflict", "The header Idempotency-Key and the body's idempotency_key differ.")
     job = backend.queue.submit(body, idempotency_key=key)
     view = SubmittedJob.by(job)
     response.headers["Location"] = view.links.self
@@ -59,7 +59,7 @@ def submit(
 
 @router.get("", response_model_exclude_none=True, responses=documented("invalid-request"))
 def list_jobs(query: Annotated[ListQuery, Query()], backend: BackendDep) -> JobList:
-    """List jobs, newest first. Go on with `cursor` while the reply has `next`."""
+    """List jobs, newest first. Continue with `cursor` while the reply has `next`."""
     labels = query.labels
     if labels is None:
         return JobList(jobs=[])
@@ -98,7 +98,7 @@ def retry(job_id: JobId, backend: BackendDep) -> JobView:
 )
 def access(job_id: JobId, body: AccessBody, backend: BackendDep) -> JobView:
     """Have the model of an ended job made public or private at Segmind. The job's `access` says what is wanted, what
-    Segmind has confirmed and why it did not.
+    Segmind has confirmed, and why a change was refused.
     """
     return JobView.of(backend.queue.set_public(job_id, body.public))
 

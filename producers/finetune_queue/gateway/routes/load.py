@@ -10,5 +10,5 @@ router = APIRouter(prefix="/v1/load", tags=["load"])
 
 @router.get("")
 def load(backend: BackendDep) -> LoadReply:
-    """Show how much each class of workers has to run now; what waits for the API, its budget or a cap is not in it."""
+    """Show how much each class of workers has to run now; waiting for the API, its budget or a cap does not count."""
     return LoadReply.of(backend.loads.now())

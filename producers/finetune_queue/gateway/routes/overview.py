@@ -10,5 +10,5 @@ router = APIRouter(prefix="/v1/overview", tags=["overview"])
 
 @router.get("")
 def overview(backend: BackendDep) -> OverviewReply:
-    """Show how many jobs are where and for how long, each account's budget and who waits for it."""
+    """Show how many jobs are in each state and for how long, each account's budget and who waits for it."""
     return backend.looks.get()
