@@ -182,7 +182,7 @@ def test_a_wait_goes_on_through_a_restart_of_redis(tmp_path: Path) -> None:
             client.waitaof(1, 0, 5000)  # a busy disk would lose the job with the server
             server.kill()
             with pytest.raises(
-                WaitTimeoutError, match=r"was still accepted after 0 s\. It goes on\. It was not seen since"
+                WaitTimeoutError, match=r"was still accepted after 0 s\. It goes on\. It has not been seen since"
             ):
                 job.wait(0)
             assert not waiting.done()

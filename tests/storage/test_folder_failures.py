@@ -191,5 +191,5 @@ def test_a_folder_that_is_a_file(local: Path, tmp_path: Path, root: str) -> None
     (tmp_path / "a-file").touch()
     place = Place(f"file://{tmp_path}/{root}")
     for attempt in (lambda: place.put_file(local, "job/weights"), place.check_writable):
-        with pytest.raises(PlaceMissingError, match=f"{tmp_path}/{root}.* cannot be made"):
+        with pytest.raises(PlaceMissingError, match=f"{tmp_path}/{root}.* cannot be created"):
             attempt()

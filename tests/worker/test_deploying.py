@@ -65,7 +65,7 @@ def test_a_training_that_fails_before_it_is_deployed_ends_its_job_at_once(
     assert job.weights is not None
     assert "no GPU left" in error.message
     assert job.weights.url in error.message
-    assert "pays nothing" in error.action
+    assert "at no cost" in error.action
 
 
 def test_a_retry_after_that_pays_nothing(bench: Bench, deploying: JobRecord) -> None:

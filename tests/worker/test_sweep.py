@@ -102,7 +102,7 @@ def test_a_worker_without_the_account_s_key_takes_no_slot_for_its_sweep(bench: B
     )
     other = replace(bench.container, settings=elsewhere, _clients={})
 
-    assert sweep(other, "default").startswith("no look: The account 'default' is not configured on this worker")
+    assert sweep(other, "default").startswith("no sweep: The account 'default' is not configured on this worker")
     assert bench.container.accounts.status("default").used == used
 
 

@@ -109,7 +109,7 @@ def test_a_url_that_the_storage_refuses_is_replaced_at_once(bench: Bench, datase
 def test_a_url_that_the_storage_goes_on_to_refuse_is_replaced_with_pauses(bench: Bench, dataset: Path) -> None:
     job = uploading(bench, dataset)
     bench.sandbox.control.add_fault(op="put", kind="http_error", status=403, count=3)
-    assert bench.run(job).sentence.endswith("Again in 0 s")
+    assert bench.run(job).sentence.endswith("Retrying in 0 s")
     for _ in range(2):
         bench.run(job)
         assert bench.due_ms(job) - bench.read(job).updated_ms >= 50

@@ -68,7 +68,7 @@ CASES: dict[str, tuple[JobRecord, list[JobRecord], FinetuneDetails, dict[str, in
         {},
         (Verdict.ANOTHERS, "has the prompt of job it"),
     ),
-    "of a submit on its way": (job("me"), [job("it", owner="w")], training(), {}, (Verdict.SOON, "just on its way")),
+    "of a submit on its way": (job("me"), [job("it", owner="w")], training(), {}, (Verdict.SOON, "on its way")),
     "too old for a submit on its way": (
         job("me"),
         [job("it", 600.0, owner="w")],
@@ -95,7 +95,7 @@ CASES: dict[str, tuple[JobRecord, list[JobRecord], FinetuneDetails, dict[str, in
         [job("twin", 100.0)],
         training(101.0),
         {},
-        (Verdict.NOT_NOW, "that of job twin better"),
+        (Verdict.NOT_NOW, "fits job twin better"),
     ),
     "of mine, and the twin came later": (
         job("me"),
@@ -116,7 +116,7 @@ CASES: dict[str, tuple[JobRecord, list[JobRecord], FinetuneDetails, dict[str, in
         [job("twin")],
         training(2.0),
         known(later=3.0),
-        (Verdict.NOT_NOW, "that of job twin better"),
+        (Verdict.NOT_NOW, "fits job twin better"),
     ),
     "marked": (job("me", on=UPLOAD), [], training(None, on=UPLOAD), {}, (Verdict.ITS, "has its mark")),
     "marked and of another name": (

@@ -65,7 +65,7 @@ def test_a_cancel_is_confirmed_first(board: Page, worker: Worker) -> None:
     for answer, state in (("No", "training"), ("Cancel the job", "cancelled")):
         board.get_by_role("button", name="Cancel", exact=True).click()
         dialog = board.get_by_role("dialog", name="Cancel my-face?")
-        expect(dialog).to_contain_text("is paid")
+        expect(dialog).to_contain_text("is still charged")
         dialog.get_by_role("button", name=answer).click()
         expect(board.get_by_role("heading", name=f"my-face {state}")).to_be_visible()
     expect(board.get_by_role("button", name="Cancel", exact=True)).to_have_count(0)

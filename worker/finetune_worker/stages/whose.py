@@ -152,7 +152,7 @@ def judge(
     if whose.get(details.finetune_id) == job.id:
         return Judgement(Verdict.ITS, f"{training} was created at {iso_time(created_ms)}")
     better = whose.get(details.finetune_id)
-    why = "another one fits this job's submit better" if better is None else f"it fits job {better}'s better"
+    why = "another one fits this job's submit better" if better is None else f"it fits job {better} better"
     return Judgement(Verdict.NOT_NOW, f"{training} may be this job's, but {why}", created_ms)
 
 
