@@ -32,10 +32,10 @@ SWEEP = "finetune.sweep"
 ACCESS = "finetune.access"
 
 CALL, CONTINUE, BEGIN, ACCEPT = 0, 3, 6, 9
-"""Priorities of messages; Redis hands out the lower first. Before all goes what a call slot was handed out to: nobody
-uses it while its message waits, be it behind all that one sweep started. What was started goes before what is
-new. So do requests of more than the usual priority: their place in the account's line begins when a worker takes them
-in, which may be after a batch's."""
+"""Priorities of messages; Redis hands out the lowest first. First comes what was handed a call slot: nobody else can
+use it while its message waits, perhaps behind all that one sweep started. What was started goes before what is new.
+So do requests of more than the usual priority: their place in the account's line begins only when a worker takes them
+in, which may be after a whole batch."""
 
 ASKING_SECONDS = 3.0
 """How long a broker may be silent when somebody waits to be told how it stands."""
@@ -61,7 +61,7 @@ def stage_queue(stage: Stage) -> str:
 def transport_config(settings: Settings) -> dict[str, Any]:
     """Return the Celery settings that everyone on this broker must share.
 
-    One configuration for all matters: any client of the same database can restore, and so repeat, another's messages
+    One for all, as any client of the same database can restore, and so repeat, another's messages
     (kombu's ``unacked`` keys belong to the database, not to a queue).
     """
     return {

@@ -99,7 +99,7 @@ def _check_redis_url(url: str) -> str:
         raise ValueError(
             "names a Redis Cluster, which Celery's Redis transport cannot use: give one primary or a managed endpoint"
         )
-    if url.partition(":")[0] not in {"redis", "rediss", "unix"}:  # in small letters, as redis-py wants it
+    if url.partition(":")[0] not in {"redis", "rediss", "unix"}:  # in lower case, as redis-py wants it
         raise ValueError("should start with redis://, rediss:// or unix://")
     if parts.scheme == "unix":
         if parts.hostname or not parts.path.strip("/"):

@@ -50,8 +50,8 @@ def fetches(consumer: Any) -> bool:
 
 def patch_kombu() -> None:
     """Patch kombu's channels in this process: one that lost its connection says so (:func:`patch_channels`), a message
-    that is none is set aside (:mod:`finetune_worker.envelope`), each keeps its Redis client, and no copies of messages
-    that nobody would miss (:class:`SparingQoS`).
+    that is not one is set aside (:mod:`finetune_worker.envelope`), each keeps its Redis client, and no copies are made
+    of messages that nobody would miss (:class:`SparingQoS`).
 
     kombu makes a client for every message that it sends or acknowledges, and for every task event: a tenth of the CPU
     of a busy worker went into making them. A client holds nothing but its pool of connections, so one will do for as
@@ -148,7 +148,7 @@ def _kept_client(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001,
 
 
 def _loads_or_keeps(text: str) -> Any:
-    """Read what lies in a list; what is no JSON, or nothing that kombu can read, stays text, which the delivery sets
+    """Read what lies in a list; what is not JSON, or not readable by kombu, stays text, which the delivery sets
     aside: it was taken from the list already."""
     try:
         return loads(text)

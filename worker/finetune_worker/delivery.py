@@ -291,8 +291,8 @@ class _Delivery:
                 return
 
     def _give_up_late(self, subject_id: str, down: _LineDownError) -> bool:
-        """Give up what a job's sinks have waited for too long, of those of which the attempt tells. Tell whether
-        nothing of it is left in the line."""
+        """Give up what those of a job's sinks that the attempt tells of have waited for too long. Tell whether nothing
+        of the job is left in the line."""
         subject, sinks = self._read(subject_id)
         if sinks is None:
             return False

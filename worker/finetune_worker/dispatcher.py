@@ -250,7 +250,7 @@ class Dispatcher:
             self._container.jobs.transition(job, Change(), event=EventType.ACCESS, **fields)
             return
         if job.tracked and job.finetune_id is None:
-            # A submit may have been paid: the sweeps go on looking for it, and a person sees that.
+            # A submit may have been charged: the sweeps go on looking for it, and a person sees that.
             delay = self._container.settings.finetune_training_limit
             fields |= {"adopting": None, "evidence": job.with_evidence(error.message)}
             to = JobState.NEEDS_ATTENTION if job.state is JobState.SUBMITTING else None

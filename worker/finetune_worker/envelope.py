@@ -41,7 +41,7 @@ def wrapped(entry: object, queue: str, problem: str) -> dict[str, Any]:
     text = entry if isinstance(entry, str) else dumps(entry, ensure_ascii=False)
     try:
         raw = text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:  # by an escape of JSON, not by bytes that are no UTF-8
+    except UnicodeEncodeError:  # by an escape in JSON, not by bytes that are not UTF-8
         raw = text.encode(errors="surrogatepass")
     return {
         "body": base64.b64encode(raw).decode(),
@@ -66,7 +66,7 @@ def _checked(entry: object, queue: str) -> dict[str, Any]:
         if not isinstance(place.get(name), str):
             raise MalformedError(f"its properties.delivery_info has no string '{name}'")
     priority = properties.get("priority")
-    if isinstance(priority, float) and not math.isfinite(priority):  # kombu passes over whatever else is no number
+    if isinstance(priority, float) and not math.isfinite(priority):  # kombu passes over whatever else is not a number
         raise MalformedError("its properties.priority is not a finite number")
     for name in ("content-type", "content-encoding"):
         _text(entry, name)

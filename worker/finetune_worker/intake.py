@@ -60,7 +60,7 @@ def accept(
     except RedisError:
         raise
     except Exception as error:
-        # Of a failed task the message would be gone; a defect here must not lose the request.
+        # A failed task loses its message; a defect here must not lose the request.
         log.exception("request_crashed", message_id=message_id)
         problems = [f"the worker met an unexpected {type(error).__name__} when it read the request"]
         return _rejected(container, TaskCall(list(args), dict(kwargs)), message_id, problems)

@@ -139,7 +139,7 @@ class ProbeStep(bootsteps.StartStopStep):
         self._server: ProbeServer | None = None
 
     def start(self, parent: Any) -> None:
-        """Start to serve, and to note that the event loop goes round.
+        """Start serving, and noting that the event loop goes round.
 
         Raises:
             WorkerShutdown: the port cannot be had; a worker without probes would be restarted for ever.
@@ -157,7 +157,7 @@ class ProbeStep(bootsteps.StartStopStep):
         parent.timer.call_repeatedly(TICK, self._tick, (parent, container))
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Stop to serve."""
+        """Stop serving."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

@@ -11,6 +11,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A name may have characters that the terminal's or the log's encoding has not; that must end no command.
+            # A name may have characters that the terminal's or the log's encoding lacks; no command may fail over that.
             stream.reconfigure(errors="backslashreplace")
     return run(list(sys.argv[1:] if arguments is None else arguments))

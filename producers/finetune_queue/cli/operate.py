@@ -1,4 +1,4 @@
-"""What an operator decides: the submit that nobody can tell of, and what was set aside."""
+"""What an operator decides: what became of a submit of unknown outcome, and what to do with dead letters."""
 
 from collections.abc import Iterable
 from typing import Any

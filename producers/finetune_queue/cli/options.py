@@ -15,8 +15,8 @@ def _check_seconds(seconds: float | None) -> float | None:
 
 
 def public_or_private(*, public: bool, private: bool) -> bool | None:
-    """Return whether the model is to be public, None where nothing is said. As one option of two names the last would
-    win without a word, and who may use a model is no matter for that.
+    """Return whether the model is to be public, None if neither is given. In one option with two names the
+    last would silently win, and who may use a model is too important for that.
 
     Raises:
         CliError: both are given.

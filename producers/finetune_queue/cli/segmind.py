@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 HOLDER = "finetune"
-"""The holder's name of a call slot, where a job has its id."""
+"""The name of a call slot's holder, in place of a job's id."""
 
 GRACE = 5.0
 """Seconds to wait for a slot beyond the account's window, in which each slot comes free that no call is using."""
 
 ASK_AGAIN = 0.5
-"""Seconds between two tries for a slot: a command stands in no waiting room, whose places are jobs."""
+"""Seconds between two tries for a slot: a command cannot stand in a waiting room, where only jobs have places."""
 
 
 class Session:

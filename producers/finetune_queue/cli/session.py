@@ -23,8 +23,8 @@ def open_queue(settings: Settings | None = None) -> Iterator[FineTuneQueue]:
 
 
 def note_default_staging(settings: Settings, dataset: str) -> bool:
-    """Say where a job's dataset was staged if that is only where it is because nobody said where; tell whether it was.
-    Which folder a worker runs in is nothing that a producer can see."""
+    """Say where a job's dataset was staged if it is there only by default; tell whether it was. A producer cannot see
+    which folder a worker runs in."""
     if "finetune_staging_url" in settings.model_fields_set:
         return False
     from finetune_queue.storage import Place

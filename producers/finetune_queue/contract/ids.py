@@ -35,6 +35,6 @@ def is_job_id(text: str) -> bool:
 
 
 def whole_job_id(text: str) -> str | None:
-    """Return the id that a person means, who may have copied it with blanks or in capitals; None for what is none."""
+    """Return the id that a person means, who may have copied it with blanks or in capitals; None if it is not an id."""
     meant = text.strip().lower()
     return meant if is_job_id(meant) else None

@@ -27,7 +27,7 @@ from finetune_queue.plain_words import in_plain_words
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 USUAL_PRIORITY = 5
-"""Of a request that names none."""
+"""The priority of a request that names none."""
 
 ACCOUNT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 ACCOUNT_RULE = "should be letters, digits and . _ -, beginning with a letter or digit, 63 at most"
@@ -48,7 +48,7 @@ def _check_number(value: object) -> object:
 
 
 def _check_moment(value: object) -> object:
-    """Refuse numbers, also in a text: pydantic takes them for Unix time, and who writes 90 means from now."""
+    """Refuse numbers, also as text: pydantic takes them for Unix time, but whoever writes 90 means from now."""
     try:
         number = float(value) if isinstance(value, str) else None
     except ValueError:
@@ -59,7 +59,7 @@ def _check_moment(value: object) -> object:
 
 
 def _check_json(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what Python reads in JSON and JSON has no form for: NaN and infinity (as 1e999, too), and a surrogate
+    """Refuse what Python accepts in JSON but JSON cannot express: NaN and infinity (as 1e999, too), and a surrogate
     without its other half, as JavaScript leaves of an emoji that was cut in two."""
     try:
         json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
@@ -103,7 +103,7 @@ def is_url(dataset: str) -> bool:
 
 
 def check_dataset(dataset: str) -> str:
-    """Refuse what looks like a URL and is none, as everything that reads it later relies on that, and a URL with a
+    """Refuse what looks like a URL but is not one, as everything that reads it later relies on that, and a URL with a
     password in it, which jobs and events would show. The library's messages are not passed on: they quote the URL.
     Scheme and host come back in lower case, so that one dataset has one address, also in Segmind's list."""
     if re.search(f"[{_CONTROL}]", dataset):

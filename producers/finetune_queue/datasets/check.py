@@ -1,4 +1,4 @@
-"""Is this ZIP worth paying a training for? One pass, with bounded memory and time, and nothing written to disk."""
+"""Is this ZIP worth paying for a training? One pass, with bounded memory and time, and nothing written to disk."""
 
 import hashlib
 import io
@@ -94,7 +94,7 @@ class _Seen:
     """By stem, one image with it."""
     captions: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
-    """Stems of images and captions that cannot be used: what belongs to one does not lack it."""
+    """Stems of unusable images and captions: their counterparts are not reported as missing a partner."""
     hashes: dict[bytes, str] = field(default_factory=dict)
     looks: list[tuple[bytes, str]] = field(default_factory=list)
     junk: list[str] = field(default_factory=list)

@@ -32,7 +32,7 @@ from finetune_queue.store import (
 )
 
 QUICK = 2.0
-"""Seconds that Redis has to answer where somebody waits who gives up: an orchestrator's probe, and Prometheus, which
+"""Seconds that Redis has to answer where the caller gives up early: an orchestrator's probe, and Prometheus, which
 waits 10 s for all of the numbers."""
 
 MAX_UPLOADS = 4

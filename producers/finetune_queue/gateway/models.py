@@ -26,7 +26,7 @@ from finetune_queue.store import CURSOR, PLACE
 
 
 def _check_first(value: object) -> object:
-    """Have what is wrong with a URL said before the pattern, which gives no reasons."""
+    """Say what is wrong with a URL before its pattern refuses it, which gives no reasons."""
     if isinstance(value, str):
         check_dataset(value)
         if (missing := missing_part(value)) is not None:
@@ -82,7 +82,7 @@ class Links(_Model):
 
 
 class WaitingView(_Model):
-    """Why a job is not moving, how many are in front of it and about how many seconds that takes, if that is known.
+    """Why a job is not moving, how many are ahead of it and about how many seconds that takes, if known.
     ``submits_stopped``: the reason `spending` is the kill switch, and not the account's cap of submits for the day.
     ``unserved``: whatever the reason, no running worker has its account's key."""
 

@@ -137,7 +137,7 @@ _FORMS = {
     "/dataset": "should be a URL: https://example.com/my%20faces.zip, percent-encoded, or s3://bucket/my faces.zip, "
     "the key as it is",
 }
-"""What a text should look like, where a pattern says it: nobody reads those."""
+"""What a string should look like, in words in place of its pattern, which nobody reads."""
 
 _UNKNOWN = "is unknown"
 

@@ -170,7 +170,7 @@ class FineTuneQueue:
         return len(found)
 
     def waiting(self, job: Job) -> Waiting | None:
-        """Tell why the job, as it was last read, is not moving, how many are in front of it and about how long that
+        """Tell why the job, as it was last read, is not moving, how many are ahead of it and about how long that
         takes; None if it moves."""
         record = job.record
         reason = record.waiting_for
@@ -278,7 +278,7 @@ class FineTuneQueue:
         ``adopt`` names the training that is the job's: a worker looks at it, and the job goes on with it or, where it
         is not there or has another name or dataset, needs attention again. It may also be said of a job that is to be
         submitted and that no worker holds, as after a loss of data. ``resubmit`` says that there is none; a new
-        training is submitted, and paid.
+        training is submitted, and charged.
 
         Raises:
             NotPossibleError: the job does not wait for such a word, was just changed, or the training is another job's.

@@ -99,7 +99,7 @@ class AccountStatus:
 
     @property
     def submits_held(self) -> bool:
-        """Whether submits wait for something else than a call."""
+        """Whether submits wait for something other than a call."""
         return self.stopped or self.at_cap or self.full or self.submits_paused_for > 0
 
     @property
@@ -161,7 +161,7 @@ class Accounts:
         return sorted(cast("set[str]", self._redis.smembers(keys.accounts())))
 
     def stop_submits(self, account: str, *, stopped: bool) -> None:
-        """Throw the kill switch of an account's submits, or lift it, and forget that the provider refused them, as who
+        """Throw the kill switch for an account's submits, or lift it and forget that the provider refused them: whoever
         lifts it says that this is fixed. Everything else goes on.
 
         Raises:
@@ -215,7 +215,7 @@ class Accounts:
         self._redis.hset(keys.account(account), "usual_ms", str(int(seconds * 1000)))
 
     def held(self, account: str) -> int:
-        """Return how many jobs go on only by a worker with the account's key: they wait for a call, or are tracked."""
+        """Return how many jobs need a worker with the account's key to go on: they wait for a call, or are tracked."""
         return len(cast("list[str]", self._redis.zunion([keys.room(account), keys.tracked(account)])))
 
     def place(self, job: JobRecord) -> int | None:

@@ -22,7 +22,7 @@ from finetune_queue.store.errors import ConflictError
 from finetune_queue.store.room import CallClass, room_score_floor
 
 SWEEP = "sweep"
-"""The holder's name of an account's sweep, where a job has its id."""
+"""The name under which an account's sweep holds a slot, in place of a job's id."""
 
 CALL_MARGIN = 10.0
 """Seconds beyond its own time-out after which a call has ended for certain."""

@@ -13,7 +13,7 @@ READ_TIMEOUT = 10.0
 """Seconds to wait for a reply."""
 
 DISK_FAILS = "MISCONF"
-"""The first word of what a server says that takes no writes, as it cannot save them."""
+"""The first word of the error of a server that takes no writes because it cannot save them."""
 
 
 def connect(url: str, *, connect_timeout: float = CONNECT_TIMEOUT, read_timeout: float = READ_TIMEOUT) -> redis.Redis:

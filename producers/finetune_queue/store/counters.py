@@ -31,7 +31,7 @@ AGAIN = 5.0
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A number that Prometheus reads. ``zeros`` are labels that are shown before anything was counted with them, so
-    that a rate sees their first; ``buckets`` are the upper bounds of a histogram's."""
+    that a rate sees their first increment; ``buckets`` are the upper bounds of a histogram's."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]

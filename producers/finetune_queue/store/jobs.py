@@ -156,8 +156,8 @@ class JobStore:
         )
 
     def _create(self, writes: Mapping[int, Write]) -> dict[int, Registration]:
-        """Send the writes of new jobs and return what came of each. Left out, to be sent again, is one whose job was
-        there already and was removed, as its retention was over, before it could be read.
+        """Send the writes of new jobs and return what came of each. One whose job was there already, but was
+        removed at the end of its retention before it could be read, is left out, to be sent again.
         """
         found: dict[int, Registration] = {}
         there: dict[int, Write] = {}

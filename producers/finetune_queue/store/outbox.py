@@ -29,7 +29,7 @@ MOST_PUT_OFF = 500
 """How many unanswering sinks of a line are remembered; beyond that, those put off longest."""
 
 _OF_THE_SERVICE = tuple(f"{kind}://" for kind in (SinkKind.CELERY, SinkKind.STREAM, SinkKind.LIST))
-"""How lines begin whose sinks are in this service's own Redis or broker."""
+"""The prefixes of lines whose sinks are in this service's own Redis or broker."""
 
 
 class HoldLostError(Exception):
@@ -113,8 +113,8 @@ class Subject:
         return self.notes.get(f"{sink.id}:next", 0)
 
     def since(self, sink: Sink, line: str) -> int | None:
-        """Return since when (ms) the sink's next event has been waiting, as far as is known: not for longer than it has
-        the one before, though the job may be in the line for the sake of another sink."""
+        """Return since when (ms) the sink's next event has been waiting, as far as is known: at most since it
+        took the one before, as the job may be in the line for another sink's sake."""
         known = [self.notes[name] for name in (f"line:{line}", f"{sink.id}:at") if name in self.notes]
         return self.notes.get(f"{sink.id}:since", max(known, default=None))
 

@@ -58,7 +58,7 @@ def silence(client: redis.Redis) -> str:
 
 
 def disk_trouble(client: redis.Redis) -> str:
-    """Return why the server refuses every write, if that is for its disk's sake, which may be full; else nothing.
+    """Return why the server refuses every write, if its disk is the reason (it may be full); else nothing.
 
     Raises:
         redis.RedisError: it is out of reach, or refuses.

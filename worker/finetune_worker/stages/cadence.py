@@ -24,7 +24,7 @@ GLANCES = 8
 
 
 UNSEEN = 2 / 3
-"""The share of the time until unseen trainings are asked for alone by which a look comes, whatever it may cost."""
+"""A sweep comes, whatever it costs, within this share of the time after which unseen trainings are asked for alone."""
 
 
 def affordable(limits: AccountLimits, *, busy: bool, busy_share: float) -> float:
@@ -60,7 +60,7 @@ def _worth_in(age: float, oldest: float, usual: float | None) -> float:
 def usual_time(known: float | None, seen: Iterable[float]) -> float | None:
     """Return an account's usual training time after trainings of the given lengths were seen to end.
 
-    Each length has the delay of its notice in it, so the shortest counts; longer ones move it slowly.
+    Each length includes the delay until it was noticed, so the shortest counts; longer ones move it slowly.
     """
     shortest = min(seen, default=None)
     if shortest is None or known is None:

@@ -26,8 +26,8 @@ not send: its slot, or its job, may be another's by then."""
 
 
 def longest_call(container: Container) -> float:
-    """Return the seconds from a call's slot to its end, begun as late and lasting as long as it may. A job is held for
-    it: taken over meanwhile, it would be asked for twice and count its living worker as dead."""
+    """Return the seconds from taking a slot to the end of its call, at the latest. A job is held for that long: taken
+    over meanwhile, its call would be made twice and its living worker counted as dead."""
     return FRESH + container.settings.segmind_call_timeout
 
 

@@ -64,7 +64,7 @@ def _ended_as(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> str:
 
 
 def _not_deployed(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> JobError:
-    """The weights had come before it failed, so a retry pays nothing: it looks at the same training."""
+    """The weights came before it failed, so a retry costs nothing: it looks at the same training."""
     where = "" if job.weights is None else f" They are at {job.weights.url}."
     return JobError(
         code="deploy_failed",

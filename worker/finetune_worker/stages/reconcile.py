@@ -126,7 +126,7 @@ def _doubt(job: JobRecord, finetune_id: str, created_ms: int | None) -> str:
 
 
 def _leave_to_a_person(container: Container, job: JobRecord, doubts: list[str]) -> str:
-    """Have a person say whether one of the trainings that are nobody's is the job's: if it is, it is paid."""
+    """Have a person say whether one of the trainings that are nobody's is the job's: if it is, it is paid for."""
     evidence = job.with_evidence(f"the lists do not settle it:  {'; '.join(doubts)}")
     log.warning("submit_in_doubt", job_id=job.id, doubts=doubts)
     change = Change(delay=container.settings.finetune_training_limit)
@@ -136,7 +136,7 @@ def _leave_to_a_person(container: Container, job: JobRecord, doubts: list[str]) 
 
 
 def _absent(container: Container, job: JobRecord, looks: int) -> str:
-    """Let the submit go again, which reached nobody."""
+    """Let the submit, which reached nobody, be sent again."""
     settings = container.settings
     log.warning("submit_absent", job_id=job.id, looks=looks)
     evidence = job.with_evidence(f"{looks} complete lists over the settle time do not show it: it may be sent again")
@@ -147,7 +147,7 @@ def _absent(container: Container, job: JobRecord, looks: int) -> str:
         fields = {**RELEASED, "waiting_for": None, "failed_stage": Stage.SUBMIT, "error": error, **absent}
         container.count_ended(container.jobs.transition(job, Change(), to=JobState.FAILED, **fields))
         return "absent once too often"
-    # It stays in the count of the day's submits: a list that is wrong about it would make it a paid one.
+    # It stays in the day's count of submits: if the list is wrong, it was charged.
     change = Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.SUBMIT, job))
     container.jobs.transition(job, change, waiting_for=WaitReason.API_SLOT, **absent)
     return "absent"

@@ -1,4 +1,4 @@
-"""Upload: the dataset is checked before anything is paid, and put where Segmind reads it (Fast Flux API, section 4)."""
+"""Upload: the dataset is checked before it costs money, and put where Segmind reads it (Fast Flux API, section 4)."""
 
 import hashlib
 import json

@@ -160,7 +160,7 @@ def allot(trainings: Mapping[str, int], jobs: Sequence[JobRecord], *, call_timeo
     """Share out trainings, by their creation times (ms), among jobs that asked for the same: which job has which.
 
     From the latest on, each goes to the last job that was submitted before it. Given to any job that it fits, it may
-    leave another with one that is too old or too young for it, which would then be submitted, and paid, again.
+    leave another job with one that is too old or too young, and that job would be submitted, and charged, again.
     """
     left = sorted(jobs, key=lambda job: (job.intent_ms or 0, job.id))
     whose: dict[str, str] = {}
