@@ -187,7 +187,7 @@ def test_events_that_a_sink_did_not_take_are_sent_to_it_again(run: Run, client: 
 def test_an_account_s_submits_are_stopped_and_let_go_on(run: Run, worker: Worker, client: redis.Redis) -> None:
     worker.accept()
     Accounts(client).configure("default", AccountLimits(calls=5, window=60.0))
-    assert "submits nothing more" in run("account", "stop").out
+    assert "submits are stopped" in run("account", "stop").out
     assert "submits are stopped" in run("doctor").out
     assert run("account", "resume", "default", "--json").json == {"account": "default", "submits_stopped": False}
     assert "submits are stopped" not in run("doctor").out

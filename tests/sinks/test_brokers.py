@@ -188,7 +188,7 @@ def test_a_broker_whose_queue_is_full_costs_one_connection_at_a_time(
         [(_, event, text)] = bench.outbox.subject(bench.job().id).wanted(sink)
         with bench.container.sinks.open() as sending:
             for _ in range(5):
-                with pytest.raises(DeliveryError, match="nobody takes"):
+                with pytest.raises(DeliveryError, match="nobody consumes"):
                     sending.send(sink, event, text)
             until(lambda: len(client.client_list()) == 1, seconds=5)  # this test's own
 
@@ -246,7 +246,7 @@ def test_a_full_queue_waits_for_its_consumer(make: MakeDeliveries, monkeypatch: 
     bench = make(FINETUNE_SINKS="celery://shop/shop.done")
     job = bench.cancelled()
     bench.deliver()
-    assert "nobody takes" in bench.outbox.deliveries(job.id)[0].detail
+    assert "nobody consumes" in bench.outbox.deliveries(job.id)[0].detail
     assert [attempt.outcome for attempt in bench.outbox.deliveries(job.id)] == ["failed", "delivered"]
 
 

@@ -345,7 +345,7 @@ def test_a_list_that_nobody_reads_does_not_fill_the_server(
     bench.deliver()
     assert client.llen("full") == 2
     [line] = bench.lines.all()
-    assert "nobody takes" in line.reason
+    assert "nobody consumes" in line.reason
     client.rpop("full")
     bench.until_done()
     assert kinds(listed(client, "full")) == ["uploading", "cancelled"]

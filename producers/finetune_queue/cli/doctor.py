@@ -157,7 +157,7 @@ def _workers(settings: Settings) -> tuple[int | None, Finding]:
     try:
         names = Messenger(producer_app(settings)).workers(PING_SECONDS)
     except QueueUnavailableError as error:
-        action = "See the lines on redis, persistence and memory: it is the jobs' server."
+        action = "See the lines redis, persistence and memory: the broker is the jobs' server."
         if settings.broker_url != settings.finetune_redis_url:
             action = "Check FINETUNE_BROKER_URL, and the server's memory."
         return None, Finding("workers", "fail", f"they could not be asked. {words.printable(error)}", action)

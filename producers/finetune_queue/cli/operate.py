@@ -40,10 +40,10 @@ def switch_submits(account: str, *, stopped: bool, as_json: bool) -> ExitCode:
     if as_json:
         output.emit({"account": account, "submits_stopped": stopped})
     elif stopped:
-        output.say(f"Account {account} submits nothing more; its jobs wait, trainings go on.")
-        output.say(f"Let it go on: {output.program()} account resume {account}")
+        output.say(f"Account {account}'s submits are stopped; its jobs wait, trainings go on.")
+        output.say(f"To resume them: {output.program()} account resume {account}")
     else:
-        output.say(f"Account {account} submits again.")
+        output.say(f"Account {account}'s submits are resumed.")
     return ExitCode.OK
 
 

@@ -155,7 +155,7 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Say on standard error what is no part of the output: what reads that takes its lines for data."""
+    """Say on standard error what is not part of the output, whose lines a program reads as data."""
     errors().print(text, soft_wrap=True)
 
 

@@ -84,7 +84,7 @@ RULES: dict[str, Rule] = {
     ),
     "junk": Rule("note", "Nothing to do: the operating system left them, and they are skipped."),
     "left_out": Rule("note", "Nothing to do, unless it was meant to be trained on."),
-    "renamed": Rule("note", "Nothing to do: files of the same name in different folders were told apart."),
+    "renamed": Rule("note", "Nothing to do: files of the same name in different folders got different names."),
 }
 
 

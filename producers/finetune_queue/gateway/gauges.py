@@ -98,7 +98,7 @@ _SINKS: dict[Metric, Read[SinksView]] = {
 _SERVER: dict[Metric, Read[ServerFacts]] = {
     _gauge("redis_used_bytes", "Memory that the jobs' Redis uses"): lambda facts: facts.used_bytes,
     _gauge("redis_max_bytes", "Memory that it may use (`maxmemory`); 0 without a limit"): lambda facts: facts.max_bytes,
-    _gauge("redis_primary", "1 if it is a primary; a replica takes no jobs"): lambda facts: int(not facts.replica),
+    _gauge("redis_primary", "1 if it is a primary; a replica accepts no jobs"): lambda facts: int(not facts.replica),
     _gauge("redis_append_only", "1 if it keeps an append-only log"): lambda facts: int(facts.append_only),
     _gauge("redis_log_ok", "1 if its last write to that log succeeded"): lambda facts: int(facts.log_ok),
     _gauge("redis_noeviction", "1 if it never drops a key when full, as required"): (

@@ -312,7 +312,7 @@ class FineTuneQueue:
             return Job(self, record)
 
     def stop_submits(self, account: str, *, stopped: bool = True) -> None:
-        """Throw the kill switch of an account's paid submits, or lift it. All else goes on; its jobs wait.
+        """Throw the kill switch for an account's paid submits, or lift it. Its jobs wait; everything else goes on.
 
         Raises:
             UnknownAccountNameError: no worker serves the account.

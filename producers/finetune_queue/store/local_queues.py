@@ -33,6 +33,6 @@ class LocalQueues:
             redis.RedisError: the server is out of reach, or the name is that of something else.
         """
         if int(self._redis.llen(name)) >= MOST_WAITING:
-            message = f"the list holds {MOST_WAITING} events that nobody takes"
+            message = f"the list holds {MOST_WAITING} events that nobody consumes"
             raise QueueFullError(message)
         self._redis.lpush(name, event)

@@ -150,7 +150,7 @@ def _publish_task(app: Celery, producer: Any, sink: Sink, event: Event, text: st
 
 def _check_room(sink: Sink, waiting: int) -> None:
     if waiting >= MOST_WAITING:
-        message = f"{sink.shown} holds {waiting} messages that nobody takes"
+        message = f"{sink.shown} holds {waiting} messages that nobody consumes"
         raise DeliveryError(message)
 
 

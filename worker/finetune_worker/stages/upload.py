@@ -75,7 +75,7 @@ def _unreachable_sink(refusal: str) -> JobError:
         code="reply_to_refused",
         stage=Stage.UPLOAD,
         message=f"The request's reply_to cannot be served: {refusal}",
-        action="Name another sink and submit again, or ask who runs the service to allow this one.",
+        action="Name another sink and submit again, or ask whoever runs the service to allow this one.",
     )
 
 

@@ -211,7 +211,7 @@ def _check_encoding(response: requests.Response) -> None:
     """Refuse a compressed reply: its length, ranges and checksum would be those of other bytes."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in {"", "identity"}:
-        raise Refused("encoded_reply", f"The storage sent {encoding[:20]} though asked for the bytes as they are.")
+        raise Refused("encoded_reply", f"The storage sent {encoding[:20]} though asked for unencoded bytes.")
 
 
 def _classify(part: PartFile, response: requests.Response, host: str) -> TransferError:

@@ -31,7 +31,7 @@ async def ready(backend: BackendDep) -> Health:
     """Say whether the queue can be used."""
     facts = await run_in_threadpool(backend.facts)
     if facts.replica:
-        raise later("queue-unavailable", "The queue's Redis is a replica, as during a failover: it takes no jobs.")
+        raise later("queue-unavailable", "The queue's Redis is a replica, as during a failover: it accepts no jobs.")
     return Health(status="ok")
 
 
