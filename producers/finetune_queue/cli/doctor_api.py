@@ -76,7 +76,7 @@ def _limit(session: Session) -> Finding:
     if (kept.calls, kept.window) != (ours.calls, ours.seconds):
         message = f"workers keep to {kept.calls} calls per {kept.window:g} s, these settings say {ours}"
         return Finding(name, "warn", message, "Set the same everywhere: the strictest setting of the workers holds.")
-    message = f"{kept.calls} calls per {kept.window:g} s; Segmind does not tell its own, but answered no 429 now"
+    message = f"{kept.calls} calls per {kept.window:g} s; Segmind does not state its own, but answered no 429 just now"
     return Finding(name, "ok", message)
 
 

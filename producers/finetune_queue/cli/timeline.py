@@ -103,7 +103,7 @@ def _live_parts(record: JobRecord, waiting: Waiting | None) -> Iterator[str]:
         if for_segmind:
             return
     if for_segmind and record.state is JobState.SUBMITTING:
-        yield "the submit had no clear answer: its training is looked for at Segmind before it may be sent again"
+        yield "the submit had no clear answer: Segmind is searched for its training before it may be sent again"
     elif waiting is not None:
         yield words.waiting_line(waiting, record.error)
 

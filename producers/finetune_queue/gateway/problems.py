@@ -130,7 +130,7 @@ def explain(error: Exception) -> ProblemError | None:
 
 _FORMS = {
     "account": ACCOUNT_RULE,
-    "cursor": "should be `next` of the page before",
+    "cursor": "should be `next` of the previous page",
     "idempotency-key": "should be ASCII characters, 255 at most, without a space at either end",
     "label": "should be KEY=VALUE, the key of letters, digits and . _ / -, 63 at most",
     "/account": ACCOUNT_RULE,

@@ -225,7 +225,7 @@ class Call:
         if self._paid is not None:
             return OutcomeUnknown(
                 failure.code,
-                detail=f"{failure.sentence} The submit may have been accepted all the same.",
+                detail=f"{failure.sentence} The submit may still have been accepted.",
                 status=self._status,
             )
         if failure.code == "unreadable_reply":

@@ -115,7 +115,7 @@ def from_status(status: int, headers: Mapping[str, str], message: str, *, repeat
     if repeatable:
         return _no_answer(status, said, wait)
     code = "server_error" if status >= 500 else "unclear_status"
-    detail = f"Segmind answered the submit with status {status}: it may have been accepted all the same.{said}"
+    detail = f"Segmind answered the submit with status {status}: it may still have been accepted.{said}"
     return OutcomeUnknown(code, detail=detail, status=status, retry_after=wait)
 
 
@@ -130,5 +130,5 @@ def _no_answer(status: int, said: str, wait: float | None) -> SegmindError:
     if 400 <= status < 500:
         detail = f"Segmind rejected the call with status {status}.{said}"
         return Rejected("request_rejected", detail=detail, status=status)
-    detail = f"Segmind answered with status {status}, which means nothing here.{said}"
+    detail = f"Segmind answered with status {status}, which is unexpected.{said}"
     return MalformedReply("malformed_reply", detail=detail, status=status)
