@@ -255,7 +255,7 @@ def _accounts(client: "Redis") -> Iterator[Finding]:
 
 def _differing(name: str, said: Mapping[str, AccountLimits]) -> Finding:
     each = "; ".join(f"{worker} has {limits}" for worker, limits in sorted(said.items()))
-    action = "The strictest of each holds. Give all workers the same SEGMIND_ACCOUNTS, or SEGMIND_RATE_LIMIT."
+    action = "The strictest of each applies. Give all workers the same SEGMIND_ACCOUNTS, or SEGMIND_RATE_LIMIT."
     return Finding(f"limits {name}", "warn", f"the settings of the workers differ: {each}", action)
 
 

@@ -75,7 +75,7 @@ def _limit(session: Session) -> Finding:
     kept = session.status.limits
     if (kept.calls, kept.window) != (ours.calls, ours.seconds):
         message = f"workers keep to {kept.calls} calls per {kept.window:g} s, these settings say {ours}"
-        return Finding(name, "warn", message, "Set the same everywhere: the strictest setting of the workers holds.")
+        return Finding(name, "warn", message, "Set the same everywhere: the workers' strictest setting applies.")
     message = f"{kept.calls} calls per {kept.window:g} s; Segmind does not state its own, but answered no 429 just now"
     return Finding(name, "ok", message)
 
