@@ -39,7 +39,7 @@ def test_what_only_reads_works_on_a_server_that_takes_no_writes(
         Accounts(client).configure("default", AccountLimits(calls=50, window=60.0))
         refuse(server)
         with pytest.raises(RedisError, match=r"MISCONF|read only"):
-            Accounts(client).configure("default", AccountLimits(calls=50, window=60.0))
+            Accounts(client).configure("default", AccountLimits(calls=5, window=60.0))
         url = start(settings)
         with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as http:
             found = scrape(http)

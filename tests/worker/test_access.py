@@ -10,7 +10,7 @@ import pytest
 from finetune_queue.contract import Access, EventType, JobError, JobRecord, JobState, Stage, Visibility, WaitReason
 from finetune_queue.errors import NotPossibleError
 from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.store import Budget, Change, JobNotFoundError, JobStore, keys
+from finetune_queue.store import AccountLimits, Budget, Change, JobNotFoundError, JobStore, LiveWorker, keys
 from finetune_queue.store.clock import server_ms
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.stages.access import change_access
@@ -98,7 +98,9 @@ def test_a_model_is_made_public_and_private_again(
 def test_it_waits_for_a_slot_before_work_that_is_not_nearly_done(
     bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord
 ) -> None:
-    bench.container.jobs._redis.hset(keys.account("default"), "limit", "1")
+    strict = LiveWorker("other:1", "0.1.0", ("default",), limits=(("default", AccountLimits(calls=1, window=60)),))
+    bench.container.workers.seen(strict)
+    bench.container.announce_accounts()
     waiting = bench.submitting()
     assert "parked" in bench.run(waiting).sentence
     queue.set_public(trained.id, public=True)

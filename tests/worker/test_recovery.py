@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import EventType, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.store import TAKEOVERS, AccountLimits, Change, RedisError, keys
+from finetune_queue.store import TAKEOVERS, AccountLimits, Change, LiveWorker, RedisError, keys
 from finetune_worker.stages.reconcile import Undecided, reconcile
 from finetune_worker.stages.whose import Sightings
 from support.bench import Bench
@@ -64,12 +64,13 @@ def test_a_cancel_asked_of_a_worker_that_could_not_heed_it_is_not_forgotten(
     assert driver.post.messages == []
 
 
-def test_an_account_that_redis_has_forgotten_is_told_again_but_no_other_s_limit_is_touched(
+def test_an_account_that_redis_has_forgotten_is_told_again_and_a_stricter_limit_is_kept(
     bench: Bench, driver: Driver
 ) -> None:
     accounts = bench.container.accounts
     driver.dispatcher.announce()
-    accounts.configure("default", AccountLimits(calls=7, window=60.0))  # by a worker with newer settings
+    theirs = AccountLimits(calls=7, window=60.0)
+    bench.container.workers.seen(LiveWorker("other:1", "0.1.0", ("default",), limits=(("default", theirs),)))
     driver.dispatcher.step()
     assert accounts.status("default").limits.calls == 7
 

@@ -49,7 +49,7 @@ STATE_CHANGES = frozenset(EventType) - {EventType.PROGRESS, EventType.ACCESS}
 RESERVED_QUEUES = frozenset(
     {
         *("finetune", "finetune.transfer", "celeryev", "unacked", "unacked_index", "unacked_mutex"),
-        *("accounts", "counters", "dead", "deadlines", "events", "jobs", "lines", "outbox", "owners", "reached"),
+        *("accounts", "api", "counters", "dead", "deadlines", "events", "jobs", "lines", "outbox", "owners", "reached"),
         *("sink_kinds", "wake", "wake_outbox", "workers"),
     }
 )

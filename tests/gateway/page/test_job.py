@@ -6,7 +6,7 @@ import redis
 from playwright.sync_api import Page, expect
 
 from finetune_queue.contract import EventType, JobState, WaitReason
-from finetune_queue.store import Change
+from finetune_queue.store import CallClass, Change, room_score
 from support.browser import Seen, let_pass
 from support.cli import Worker
 
@@ -126,8 +126,12 @@ def test_the_model_of_an_ended_job_is_made_public(board: Page, worker: Worker, c
     steps = board.get_by_role("region", name="Timeline").get_by_role("listitem")
     expect(steps.last).to_contain_text("the model is to be made public")
 
-    job = worker.store.get(job.id)
-    held = worker.store.transition(job, Change(delay=60), owner="a-worker")
+    parked = Change(delay=60, room_score=room_score(CallClass.FINISH, job))
+    job = worker.store.transition(worker.store.get(job.id), parked, waiting_for=WaitReason.API_SLOT)
+    board.reload()
+    expect(model).to_contain_text("to be made public: waits")
+
+    held = worker.store.transition(job, Change(delay=60), owner="a-worker", waiting_for=None)
     board.get_by_role("button", name="Make the model private").click()
     said = board.get_by_role("status").filter(has_text="on its way to Segmind")
     expect(said).to_be_visible()

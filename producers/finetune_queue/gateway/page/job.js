@@ -50,7 +50,7 @@ function access(found, act) {
 function accessWords(found) {
   const { wanted, error } = found.access ?? {};
   if (wanted) {
-    const why = found.waiting ? `: ${sentence(found.waiting)}` : "";
+    const why = found.waiting ? `: ${sentence(found.state, found.waiting)}` : "";
     return `to be made ${wanted}${why}`;
   }
   if (!found.finetune_id) return null;
