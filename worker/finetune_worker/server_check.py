@@ -15,6 +15,7 @@ from finetune_queue.store import (
     clock_skew,
     connect,
     note_api,
+    refuses_writes,
     server_facts,
     server_problems,
 )
@@ -48,6 +49,31 @@ class ServerCheckStep(bootsteps.StartStopStep):
         if not (all(fit) and check_api(settings.finetune_redis_url, sandbox=settings.segmind_is_loopback)):
             raise WorkerShutdown(1)
         parent.app.finetune.container.clock_was_off(check_clock(settings.finetune_redis_url))
+
+
+class WritableStep(bootsteps.StartStopStep):
+    """Waits, whenever Celery connects to its broker, until that takes writes. On a full server it would connect again
+    and again, five times a second, and log a traceback of each try."""
+
+    def start(self, consumer: Any) -> None:
+        """Wait.
+
+        Raises:
+            WorkerShutdown, WorkerTerminate: the worker was told to stop meanwhile.
+        """
+        runtime = consumer.app.finetune
+        url = runtime.settings.finetune_broker_url or runtime.settings.finetune_redis_url
+        waiting = False
+        with connect(url) as client:
+            while why := refuses_writes(client):
+                if not waiting:
+                    log.error("broker_refuses_writes", error=why, next="this worker waits until it takes them again")
+                waiting = True
+                runtime.container.pulse.excuse()
+                state.maybe_shutdown()
+                time.sleep(PAUSE)
+        if waiting:
+            log.info("broker_takes_writes")
 
 
 def check_api(url: str, *, sandbox: bool) -> bool:

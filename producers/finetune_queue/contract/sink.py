@@ -50,7 +50,7 @@ RESERVED_QUEUES = frozenset(
     {
         *("finetune", "finetune.transfer", "celeryev", "unacked", "unacked_index", "unacked_mutex"),
         *("accounts", "api", "counters", "dead", "deadlines", "events", "jobs", "lines", "outbox", "owners", "reached"),
-        *("sink_kinds", "wake", "wake_outbox", "workers"),
+        *("sink_kinds", "wake", "wake_outbox", "workers", "write_check"),
     }
 )
 """Names that a Celery queue cannot have here: those of our queues, of kombu's and the store's own keys."""

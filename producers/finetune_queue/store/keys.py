@@ -101,6 +101,11 @@ def api() -> str:
     return f"{TAG}:api"
 
 
+def write_check() -> str:
+    """Written, and gone at once, to see whether the server takes writes."""
+    return f"{TAG}:write_check"
+
+
 def workers() -> str:
     """Sorted set: ``VERSION NAME ACCOUNT...`` and more of each worker, scored by when it was last seen (ms)."""
     return f"{TAG}:workers"

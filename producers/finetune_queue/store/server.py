@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import redis
 
+from finetune_queue.store import keys
 from finetune_queue.store.connection import DISK_FAILS
 
 OLDEST = (7, 2)
@@ -70,6 +71,18 @@ def disk_trouble(client: redis.Redis) -> str:
         if str(error).startswith(DISK_FAILS):
             return str(error)
         raise
+    return ""
+
+
+def refuses_writes(client: redis.Redis) -> str:
+    """Return in the server's words why it takes no writes: it is full, a replica, or its disk fails; nothing if it
+    takes them, or says something else."""
+    try:
+        client.set(keys.write_check(), "", px=1)
+    except (redis.OutOfMemoryError, redis.ReadOnlyError) as error:
+        return str(error)
+    except redis.RedisError as error:
+        return str(error) if str(error).startswith(DISK_FAILS) else ""
     return ""
 
 
