@@ -127,7 +127,7 @@ def _doubt(job: JobRecord, finetune_id: str, created_ms: int | None) -> str:
 
 def _leave_to_a_person(container: Container, job: JobRecord, doubts: list[str]) -> str:
     """Have a person say whether one of the trainings that are nobody's is the job's: if it is, it is paid for."""
-    evidence = job.with_evidence(f"the lists do not settle it:  {'; '.join(doubts)}")
+    evidence = job.with_evidence(f"the lists do not settle it: {'; '.join(doubts)}")
     log.warning("submit_in_doubt", job_id=job.id, doubts=doubts)
     change = Change(delay=container.settings.finetune_training_limit)
     fields = {**RELEASED, "waiting_for": None, "evidence": evidence}
