@@ -130,6 +130,14 @@ def test_a_key_that_no_request_may_have_makes_no_job(queue: FineTuneQueue, reque
     assert sum(queue.counts().values()) == 0
 
 
+@pytest.mark.parametrize("make", [sample, sample_request], ids=["mapping", "model"])
+def test_a_call_with_another_key_than_its_request_makes_no_job(queue: FineTuneQueue, make: Any) -> None:
+    with pytest.raises(errors.InvalidRequestError, match="idempotency_key: the request has another one than the call"):
+        queue.submit(make(idempotency_key="a"), idempotency_key="b")
+    assert sum(queue.counts().values()) == 0
+    assert queue.submit(make(idempotency_key="a"), idempotency_key="a").id == derived_job_id("default", "a")
+
+
 PASSED = "2026-01-31T18:00:00+01:00"
 
 

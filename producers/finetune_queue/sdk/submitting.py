@@ -68,6 +68,8 @@ class Submitter:
         """Put a request on the queue, see :meth:`FineTuneQueue.submit`; returns its job and whether that is new."""
         request = _checked(raw)
         if idempotency_key is not None:
+            if request.idempotency_key not in {None, idempotency_key}:
+                raise InvalidRequestError(["idempotency_key: the request has another one than the call"])
             # Checked as a field of the request: a job with a key that no request may have could never be read again.
             request = _checked({**request.model_dump(), "idempotency_key": idempotency_key})
         self._check_deadline(request)
