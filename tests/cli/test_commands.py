@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_queue.cli.output import ExitCode
-from finetune_queue.contract import JobState, new_job_id
+from finetune_queue.contract import FineTuneRequest, JobState, new_job_id
+from finetune_queue.contract.request import STORED
 from finetune_queue.store import connect, keys
 from support.cli import Run, Worker
 from support.images import make_dataset_folder
@@ -274,7 +275,9 @@ def test_a_job_of_a_newer_version_is_left_alone(run: Run, worker: Worker, queue_
 
 
 def test_a_name_is_printed_without_its_escape_sequences(run: Run, worker: Worker) -> None:
-    job = worker.accept(name="evil \x1b]0;title\x07")
+    """One that was accepted before a request could have none."""
+    request = FineTuneRequest.model_validate(sample(name="evil \x1b]0;title\x07"), context=STORED)
+    job, _ = worker.store.register(new_job_id(), request, delay=600)
     for arguments in (["list"], ["status", job.id]):
         assert "\x1b" not in run(*arguments).out
 

@@ -86,7 +86,8 @@ def test_a_number_is_no_deadline(deadline: object) -> None:
         ("name", "x" * 129, "should have at most 128 characters"),
         ("reply_to", "list://x", "should be a list"),
         ("labels", [], "should be an object"),
-        ("advance_parameters", "{}", "should be an object"),
+        ("name", "my\nface", "should hold no line breaks or other control characters"),
+        ("trigger_word", "1MAN\x1b[2J", "should hold no line breaks or other control characters"),
         ("priority", 1.5, "should be a whole number"),
         ("fetch_dataset", "x", "should be true or false"),
     ],
@@ -95,6 +96,23 @@ def test_what_is_wrong_is_said_without_python_s_words(field: str, value: object,
     with pytest.raises(RequestError) as caught:
         parse_request(sample(**{field: value}))
     assert caught.value.problems == [f"{field}: {said}"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "Gesicht für schöne 顔 ñ 😀"},
+    ],
+)
+def test_what_the_api_may_mean_passes_as_it_is(fields: dict[str, Any]) -> None:
+    assert validator("request").is_valid(sample(**fields))
+    assert parse_request(sample(**fields)).model_dump().items() >= fields.items()
+
+
+def test_a_job_that_was_accepted_before_a_check_was_made_is_read() -> None:
+    fields = {"name": "my\nface"}
+    stored = {"state": "training", "request": json.dumps(sample(**fields)), "digest": ""}
+    assert JobRecord.from_hash("j", stored).request.model_dump().items() >= fields.items()
 
 
 def test_a_deadline_that_has_passed_can_still_be_read() -> None:
@@ -196,7 +214,11 @@ def _read_as_number(error: ValidationError) -> bool:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"datset": "x"}, {"priority": 10}, {"name": ""}, {"wait_for": "never"}, {"reply_to": ["list://x"] * 9}]
+    "wrong",
+    [
+        *({"datset": "x"}, {"priority": 10}, {"name": ""}, {"wait_for": "never"}, {"reply_to": ["list://x"] * 9}),
+        *({"name": "my\nface"}, {"labels": {"a b": "x"}}),
+    ],
 )
 def test_what_the_schema_refuses_is_refused(wrong: dict[str, Any]) -> None:
     body = sample(**wrong)

@@ -134,6 +134,7 @@ def test_a_member_that_is_there_twice_is_named(http: httpx.Client, client: redis
         ({"dataset": "s3://data/my\ngood.zip"}, "/dataset"),
         ({"dataset": "https://me:hidden-pw@example.com/a.zip"}, "/dataset"),
         ({"priority": 10}, "/priority"),
+        ({"name": "my\x01face"}, "/name"),
         ({"labels": {"a b": "c"}}, "/labels/a b/[key]"),
         ({"reply_to": ["nonsense"]}, "/reply_to/0"),
         ({"deadline": "2030-01-01T00:00:00"}, "/deadline"),

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from finetune_queue.contract.request import FineTuneRequest
+from finetune_queue.contract.request import STORED, FineTuneRequest
 from finetune_queue.redaction import redact_text
 
 
@@ -228,7 +228,8 @@ class JobRecord(BaseModel):
     def from_hash(cls, job_id: str, fields: Mapping[str, str]) -> Self:
         """Read a job from its Redis hash, whose values are text, or JSON where the field is not a plain value. Its id
         is in the key alone."""
-        return cls.model_validate({**{name: _decode(name, value) for name, value in fields.items()}, "id": job_id})
+        read = {name: _decode(name, value) for name, value in fields.items()}
+        return cls.model_validate({**read, "id": job_id}, context=STORED)
 
     @property
     def account(self) -> str:

@@ -18,13 +18,34 @@ from pydantic import (
     StrictBool,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
 )
 from pydantic.config import JsonDict
 
 from finetune_queue.contract.sink import Sink, parse_sink, parse_sinks
 from finetune_queue.plain_words import in_plain_words
 
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=128)]
+STORED = "stored"
+"""The validation context of a request that is read from its job. What was accepted once can be read for good, also by a
+version that would no longer accept it."""
+
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
+_NO_CONTROL: JsonDict = {"not": {"pattern": f"[{_CONTROL}]"}}
+
+
+def _check_name(value: object, info: ValidationInfo) -> object:
+    """Refuse control characters, before the blanks around a name are taken away: some of those are such characters."""
+    if info.context != STORED and isinstance(value, str) and re.search(f"[{_CONTROL}]", value):
+        raise ValueError("should hold no line breaks or other control characters")
+    return value
+
+
+Name = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=128),
+    BeforeValidator(_check_name),
+    Field(json_schema_extra=_NO_CONTROL),
+]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 USUAL_PRIORITY = 5
 """The priority of a request that names none."""
@@ -70,7 +91,6 @@ def _check_json(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-_CONTROL = r"\x00-\x1f\x7f-\x9f"
 _AUTHORITY = r'[!-"$-.0->@-Z^-~]*'  # without brackets: what has some may be no address
 _HTTP, _FILE = "[hH][tT][tT][pP][sS]?", "[fF][iI][lL][eE]"  # a scheme has no case, and JSON Schema no flag for that
 _OBJECT = "[sS]3|[gG][sS]|[aA][zZ]"
