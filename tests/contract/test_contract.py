@@ -88,6 +88,15 @@ def test_a_number_is_no_deadline(deadline: object) -> None:
         ("labels", [], "should be an object"),
         ("name", "my\nface", "should hold no line breaks or other control characters"),
         ("trigger_word", "1MAN\x1b[2J", "should hold no line breaks or other control characters"),
+        ("advance_parameters", {"steps": 0}, "steps should be a whole number, 1 or more"),
+        ("advance_parameters", {"steps": -5}, "steps should be a whole number, 1 or more"),
+        ("advance_parameters", {"steps": 1500.5}, "steps should be a whole number, 1 or more"),
+        ("advance_parameters", {"steps": "1500"}, "steps should be a whole number, 1 or more"),
+        ("advance_parameters", {"steps": True}, "steps should be a whole number, 1 or more"),
+        ("advance_parameters", {"steps": None}, "steps should be a whole number, 1 or more"),
+        ("advance_parameters", {"face_crop": "False"}, "face_crop should be true or false"),
+        ("advance_parameters", {"finetune_type": 16}, 'finetune_type should be a text, like "LORA"'),
+        ("advance_parameters", "{}", "should be an object"),
         ("priority", 1.5, "should be a whole number"),
         ("fetch_dataset", "x", "should be true or false"),
     ],
@@ -102,6 +111,9 @@ def test_what_is_wrong_is_said_without_python_s_words(field: str, value: object,
     "fields",
     [
         {"name": "Gesicht für schöne 顔 ñ 😀"},
+        {"advance_parameters": {}},
+        {"advance_parameters": {"steps": 1, "lora_rank": 16, "of_tomorrow": ["x"]}},
+        {"advance_parameters": {"steps": 2000.0}},
     ],
 )
 def test_what_the_api_may_mean_passes_as_it_is(fields: dict[str, Any]) -> None:
@@ -110,7 +122,7 @@ def test_what_the_api_may_mean_passes_as_it_is(fields: dict[str, Any]) -> None:
 
 
 def test_a_job_that_was_accepted_before_a_check_was_made_is_read() -> None:
-    fields = {"name": "my\nface"}
+    fields = {"name": "my\nface", "advance_parameters": {"steps": "many"}}
     stored = {"state": "training", "request": json.dumps(sample(**fields)), "digest": ""}
     assert JobRecord.from_hash("j", stored).request.model_dump().items() >= fields.items()
 
@@ -218,6 +230,7 @@ def _read_as_number(error: ValidationError) -> bool:
     [
         *({"datset": "x"}, {"priority": 10}, {"name": ""}, {"wait_for": "never"}, {"reply_to": ["list://x"] * 9}),
         *({"name": "my\nface"}, {"labels": {"a b": "x"}}),
+        *({"advance_parameters": wrong} for wrong in ({"steps": 0}, {"steps": "5"}, {"face_crop": 1})),
     ],
 )
 def test_what_the_schema_refuses_is_refused(wrong: dict[str, Any]) -> None:

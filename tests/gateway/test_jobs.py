@@ -136,6 +136,7 @@ def test_a_member_that_is_there_twice_is_named(http: httpx.Client, client: redis
         ({"priority": 10}, "/priority"),
         ({"name": "my\x01face"}, "/name"),
         ({"labels": {"a b": "c"}}, "/labels/a b/[key]"),
+        ({"advance_parameters": {"steps": 0}}, "/advance_parameters"),
         ({"reply_to": ["nonsense"]}, "/reply_to/0"),
         ({"deadline": "2030-01-01T00:00:00"}, "/deadline"),
     ],

@@ -79,6 +79,31 @@ def _check_moment(value: object) -> object:
     return value
 
 
+def _check_parameters(parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Refuse a value of a parameter that the API's description has, where it can have no meaning: it would be paid for
+    and ignored, or refused. Others pass."""
+    if info.context == STORED:
+        return parameters
+    steps = parameters.get("steps", 1)
+    if isinstance(steps, bool) or not isinstance(steps, int | float) or steps < 1 or steps % 1:
+        raise ValueError("steps should be a whole number, 1 or more")
+    if not isinstance(parameters.get("face_crop", False), bool):
+        raise ValueError("face_crop should be true or false")  # noqa: TRY004 - pydantic takes no other kind
+    if not isinstance(kind := parameters.get("finetune_type", "LORA"), str) or not kind:
+        raise ValueError('finetune_type should be a text, like "LORA"')
+    return parameters
+
+
+_PARAMETERS: JsonDict = {
+    "properties": {
+        "steps": {"type": "integer", "minimum": 1},
+        "face_crop": {"type": "boolean"},
+        "finetune_type": {"type": "string", "minLength": 1},
+    }
+}
+"""What ``_check_parameters`` refuses, as JSON Schema says it."""
+
+
 def _check_json(parameters: dict[str, Any]) -> dict[str, Any]:
     """Refuse what Python accepts in JSON but JSON cannot express: NaN and infinity (as 1e999, too), and a surrogate
     without its other half, as JavaScript leaves of an emoji that was cut in two."""
@@ -197,9 +222,13 @@ class FineTuneRequest(BaseModel):
     base_model: Name = Field(default="FAST_FLUX", description="Segmind's model to tune.")
     theme: Name = Field(default="subject", description="Segmind's training theme.")
     segmind_public: StrictBool = Field(default=False, description="Whether the tuned model is public at Segmind.")
-    advance_parameters: Annotated[dict[str, JsonValue], AfterValidator(_check_json)] = Field(
+    advance_parameters: Annotated[
+        dict[str, JsonValue], AfterValidator(_check_json), AfterValidator(_check_parameters)
+    ] = Field(
         default={"steps": 2000, "face_crop": False, "finetune_type": "LORA"},
-        description="Training parameters, passed on as they are: the API knows keys that this service does not.",
+        description="Training parameters, passed on as they are: the API knows keys that this service does not. They "
+        "replace the default as a whole: give each that is wanted, also of the default.",
+        json_schema_extra=_PARAMETERS,
     )
     dataset: Annotated[Text, AfterValidator(check_dataset)] = Field(
         description="https:// URL of a public ZIP, or file://, s3://, gs://, az:// URL, without a user name or "
