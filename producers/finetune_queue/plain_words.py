@@ -1,5 +1,7 @@
 """Texts from elsewhere and numbers of bytes, made fit for people."""
 
+import re
+
 _UNITS = (("GB", 10**9, 2), ("MB", 10**6, 1), ("kB", 10**3, 1))
 
 _WORDS = {
@@ -42,8 +44,12 @@ def byte_size(count: int) -> str:
     return f"{count} byte{'' if count == 1 else 's'}"
 
 
+_TOO_MANY = re.compile(r"^(?:Dictionary|List|Tuple) should have at most (\d+) items? after validation, not .*$")
+
+
 def in_plain_words(message: str) -> str:
     """Return pydantic's message without what only a programmer understands."""
+    message = _TOO_MANY.sub(r"should have at most \1 entries", message)
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
     return message

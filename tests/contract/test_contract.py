@@ -34,6 +34,8 @@ from finetune_queue.contract.views import EVENT_DATA, PublicJob
 from finetune_queue.place_url import read_place
 from support.samples import sample, sample_request
 
+LABELS = "a key should be letters, digits and . _ / -, beginning with a letter or digit, 63 at most"
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "contract"
 EXAMPLES = sorted((FOLDER / "examples").glob("*.json"))
@@ -71,9 +73,9 @@ def test_each_example_is_valid(path: Path) -> None:
             PublicJob.model_validate(example)
 
 
-@pytest.mark.parametrize("deadline", [5, 90.5, True, "90", "1767225600", " 5e9 ", []])
-def test_a_number_is_no_deadline(deadline: object) -> None:
-    """It would be taken for Unix time, so that a job for "90 minutes" fails at once."""
+@pytest.mark.parametrize("deadline", [5, 90.5, True, "90", "1767225600", " 5e9 ", [], "soon", "2026-11-03T12:00:00"])
+def test_a_number_is_no_deadline_nor_a_time_without_a_zone(deadline: object) -> None:
+    """A number would be taken for Unix time, so that a job for "90 minutes" fails at once."""
     with pytest.raises(RequestError, match="deadline: should be a time with a time zone, like 2026-01-31T18:00:00Z"):
         parse_request(sample(deadline=deadline))
 
@@ -86,6 +88,8 @@ def test_a_number_is_no_deadline(deadline: object) -> None:
         ("name", "x" * 129, "should have at most 128 characters"),
         ("reply_to", "list://x", "should be a list"),
         ("labels", [], "should be an object"),
+        ("labels", {"a b": "x", "a": "y", "-\x1b": "z"}, rf"{LABELS} (not 'a b', '-\x1b')"),
+        ("labels", {str(number): "x" for number in range(100)}, "should have at most 32 entries"),
         ("name", "my\nface", "should hold no line breaks or other control characters"),
         ("trigger_word", "1MAN\x1b[2J", "should hold no line breaks or other control characters"),
         ("advance_parameters", {"steps": 0}, "steps should be a whole number, 1 or more"),

@@ -135,7 +135,7 @@ def test_a_member_that_is_there_twice_is_named(http: httpx.Client, client: redis
         ({"dataset": "https://me:hidden-pw@example.com/a.zip"}, "/dataset"),
         ({"priority": 10}, "/priority"),
         ({"name": "my\x01face"}, "/name"),
-        ({"labels": {"a b": "c"}}, "/labels/a b/[key]"),
+        ({"labels": {"a b": "c"}}, "/labels"),
         ({"advance_parameters": {"steps": 0}}, "/advance_parameters"),
         ({"reply_to": ["nonsense"]}, "/reply_to/0"),
         ({"deadline": "2030-01-01T00:00:00"}, "/deadline"),
@@ -147,6 +147,22 @@ def test_each_wrong_field_is_named(http: httpx.Client, fields: dict[str, Any], w
     assert where in body["detail"]
     assert "/etc/passwd" not in body["detail"]
     assert "hidden-pw" not in str(body)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"labels": {"a b": "c"}}, "a key should be letters, digits and . _ / -, beginning with a letter or digit"),
+        ({"labels": {str(number): "x" for number in range(100)}}, "should have at most 32 entries"),
+        ({"reply_to": ["list://x"] * 9}, "should have at most 8 entries"),
+        ({"deadline": "soon"}, "should be a time with a time zone, like 2026-01-31T18:00:00Z"),
+        ({"deadline": "2030-01-01T00:00:00"}, "should be a time with a time zone, like 2026-01-31T18:00:00Z"),
+        ({"deadline": 5}, "should be a time with a time zone, like 2026-01-31T18:00:00Z"),
+    ],
+)
+def test_what_is_wrong_is_said_as_everywhere(http: httpx.Client, fields: dict[str, Any], said: str) -> None:
+    [error] = problem(http.post("/v1/jobs", json=sample(**fields)), 422, "invalid-request")["errors"]
+    assert error["detail"].startswith(said)
 
 
 NOWHERE = {

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -19,11 +21,13 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 from pydantic.config import JsonDict
 
 from finetune_queue.contract.sink import Sink, parse_sink, parse_sinks
-from finetune_queue.plain_words import in_plain_words
+from finetune_queue.plain_words import escaped, in_plain_words
 
 STORED = "stored"
 """The validation context of a request that is read from its job. What was accepted once can be read for good, also by a
@@ -57,7 +61,8 @@ DEFAULT_ACCOUNT = "default"
 """Whose key is the one of settings that name no accounts, and who pays for a request that names none."""
 
 AccountName = Annotated[str, StringConstraints(pattern=ACCOUNT_NAME)]
-LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$")]
+LABEL_KEY = r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$"
+LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
 
 
@@ -68,15 +73,32 @@ def _check_number(value: object) -> object:
     return value
 
 
-def _check_moment(value: object) -> object:
-    """Refuse numbers, also as text: pydantic takes them for Unix time, but whoever writes 90 means from now."""
+def _check_moment(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    """Refuse numbers, also as text: pydantic takes them for Unix time, but whoever writes 90 means from now. One
+    sentence says whatever is wrong."""
     try:
         number = float(value) if isinstance(value, str) else None
     except ValueError:
         number = None
-    if number is not None or not isinstance(value, str | datetime | None):
-        raise ValueError("should be a time")
-    return value
+    with suppress(ValidationError):
+        if number is None and isinstance(value, str | datetime | None):
+            return read(value)
+    raise ValueError("should be a time with a time zone, like 2026-01-31T18:00:00Z")
+
+
+def check_label_keys(labels: object) -> object:
+    """Refuse keys of labels that the pattern would, in words and by name."""
+    wrong = [key for key in labels if not _is_label_key(key)] if isinstance(labels, Mapping) else []
+    if wrong:
+        shown = ", ".join(f"'{escaped(str(key)[:64])}'" for key in wrong[:3])
+        raise ValueError(
+            f"a key should be letters, digits and . _ / -, beginning with a letter or digit, 63 at most (not {shown})"
+        )
+    return labels
+
+
+def _is_label_key(key: object) -> bool:
+    return isinstance(key, str) and re.fullmatch(LABEL_KEY, key) is not None
 
 
 def _check_parameters(parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
@@ -245,7 +267,7 @@ class FineTuneRequest(BaseModel):
     priority: Annotated[int, BeforeValidator(_check_number)] = Field(
         default=USUAL_PRIORITY, ge=0, le=9, description="0 (last) to 9 (first) among the account's jobs."
     )
-    labels: dict[LabelKey, LabelValue] = Field(
+    labels: Annotated[dict[LabelKey, LabelValue], BeforeValidator(check_label_keys)] = Field(
         default_factory=dict,
         max_length=32,
         description="Free labels, kept on the job and in every event.",
@@ -264,7 +286,7 @@ class FineTuneRequest(BaseModel):
     idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(
         default=None, description="The same key and request give the same job."
     )
-    deadline: Annotated[AwareDatetime | None, BeforeValidator(_check_moment)] = Field(
+    deadline: Annotated[AwareDatetime | None, WrapValidator(_check_moment)] = Field(
         default=None, description="When to give up (ISO 8601, with a time zone)."
     )
 
@@ -307,8 +329,6 @@ def _sentence(problem: Any) -> str:
         case "extra_forbidden":
             known = ", ".join(FineTuneRequest.model_fields)
             return f"{field}: is not a field of a request (known: {known})"
-        case _ if field == "deadline":
-            return "deadline: should be a time with a time zone, like 2026-01-31T18:00:00Z"
         case "string_pattern_mismatch" if field == "account":
             return f"account: {ACCOUNT_RULE}"
         case _:
