@@ -108,6 +108,10 @@ def _check_redis_url(url: str) -> str:
     if not parts.hostname:
         raise ValueError("should name a host, like redis://localhost:6379/0")
     if not re.fullmatch(r"/?[0-9]{0,5}", parts.path):
+        if "@" in parts.path:
+            raise ValueError(
+                "has an @ after its host: percent-encode the special characters of the password (@ as %40, / as %2F)"
+            )
         raise ValueError("should end in a database number, like redis://localhost:6379/0")
     return url
 

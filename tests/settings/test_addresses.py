@@ -80,6 +80,7 @@ def test_the_broker_may_be_another_server() -> None:
         ("redis:///0", "should name a host"),
         ("redis://h/jobs", "should end in a database number"),
         ("redis://:hidden-word/slash@h:1/0", "cannot be read as a URL"),
+        ("redis://default:hidden-word@t/1@127.0.0.1:39931/0", "has an @ after its host: percent-encode"),
         ("redis://h:0/0", "should not have port 0"),
         ("unix://", "should name a socket file"),
         ("unix://run/redis.sock", "should name a socket file"),
