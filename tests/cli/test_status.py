@@ -79,7 +79,8 @@ def test_a_pause_that_is_over_is_no_reason_to_wait(run: Run, worker: Worker) -> 
 
 def test_status_says_when_the_worker_that_has_the_job_gave_its_last_sign(run: Run, worker: Worker) -> None:
     job = worker.move(worker.accept(), JobState.UPLOADING, owner="a task")
-    assert re.search(r"worker +has the job; its last sign of life was \d\.\d s ago", run("status", job.id).out)
+    said = r"worker +has the job; its last sign of life was \d\.\d s ago; if it has died, another takes over"
+    assert re.search(said, run("status", job.id).out)
     worker.store.transition(job, Change(delay=600), owner="")
     assert "has the job" not in run("status", job.id).out
 

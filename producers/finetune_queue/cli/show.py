@@ -48,7 +48,8 @@ def _status_facts(seen: Snapshot) -> Facts:
         elif record.error is not None and record.error.action:
             found.append(("do", words.printable(record.error.action)))
         if record.owner:  # if it died, this is all that shows why nothing moves until its lease is over
-            found.append(("worker", f"has the job; its last sign of life was {words.since(record.updated_ms)} ago"))
+            sign = f"its last sign of life was {words.since(record.updated_ms)} ago"
+            found.append(("worker", f"has the job; {sign}; if it has died, another takes over"))
     if record.state is JobState.NEEDS_ATTENTION:
         found += [("because", words.printable(line)) for line in record.evidence]
     found += facts(seen)
