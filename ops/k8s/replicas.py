@@ -1,13 +1,16 @@
 """How many workers can be of use: the API's limit bounds them, however many jobs wait.
 
-    python ops/k8s/replicas.py 50/60          # each account's limit, calls/seconds as in its rate_limit
+    .venv/bin/python ops/k8s/replicas.py 50/60          # each account's limit, calls/seconds as in its rate_limit
 
 prints the maxReplicaCount of both ScaledObjects. docs/kubernetes.md explains the numbers.
 """
 
+import argparse
 import math
 import sys
 from fractions import Fraction
+
+from pydantic import ValidationError
 
 from finetune_queue.setting_types import RateLimit
 from finetune_queue.settings import Settings
@@ -40,7 +43,17 @@ def replicas(limits: list[RateLimit]) -> tuple[int, int]:
     )
 
 
+def _limit(text: str) -> RateLimit:
+    try:
+        return RateLimit.model_validate(text)
+    except ValidationError:
+        message = f"{text!r} should be calls/seconds, like 50/60 for 50 calls a minute"
+        raise argparse.ArgumentTypeError(message) from None
+
+
 if __name__ == "__main__":
-    short, transfer = replicas([RateLimit.model_validate(text) for text in sys.argv[1:]])
+    parser = argparse.ArgumentParser(description="How many workers the accounts' limits can keep busy.")
+    parser.add_argument("limits", nargs="+", type=_limit, metavar="CALLS/SECONDS", help="the limit of each account")
+    short, transfer = replicas(parser.parse_args().limits)
     sys.stdout.write(f"finetune-worker           maxReplicaCount: {short}\n")
     sys.stdout.write(f"finetune-worker-transfer  maxReplicaCount: {transfer}\n")

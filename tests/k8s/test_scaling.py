@@ -1,5 +1,7 @@
 """Scaling: by what there is to run, and no further than the API's limit makes useful."""
 
+import subprocess
+import sys
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -81,6 +83,17 @@ def test_the_bound_counts_the_threads_that_workers_have() -> None:
     overlay = render("keda")
     assert threads(overlay, "finetune-worker") == bound.SHORT_THREADS
     assert threads(overlay, "finetune-worker-transfer") == bound.TRANSFER_THREADS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [([], "are required: CALLS/SECONDS"), (["fifty"], "'fifty' should be calls/seconds")]
+)
+def test_what_is_no_limit_is_a_usage_error(arguments: list[str], said: str) -> None:
+    command = [sys.executable, bound.__file__, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("usage: ")
+    assert said in run.stderr
 
 
 @pytest.mark.parametrize(
