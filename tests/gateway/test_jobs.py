@@ -94,9 +94,11 @@ def test_a_form_is_told_without_its_pattern(http: httpx.Client, query: dict[str,
     assert only["detail"].startswith(said)
 
 
-def test_two_keys_that_differ_are_refused(http: httpx.Client) -> None:
+def test_two_keys_that_differ_are_refused(http: httpx.Client, client: redis.Redis) -> None:
+    """By a code of its own: neither was used with another request."""
     reply = http.post("/v1/jobs", json=sample(idempotency_key="a"), headers={"Idempotency-Key": "b"})
-    problem(reply, 409, "idempotency-conflict")
+    assert "different idempotency keys" in problem(reply, 422, "idempotency-keys-differ")["title"]
+    assert client.keys("*") == []
 
 
 def test_two_headers_with_different_keys_are_refused(http: httpx.Client, client: redis.Redis) -> None:

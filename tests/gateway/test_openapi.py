@@ -77,6 +77,8 @@ def test_it_holds_under_schemathesis(url: str, document: dict[str, Any], monkeyp
     fields["reply_to"]["items"]["enum"] = SINKS
     # A deadline has to be in the future, which a schema has no word for either.
     fields["deadline"]["anyOf"][0]["enum"] = ["2100-01-31T18:00:00Z"]
+    # Nor for two keys that have to be the same: that of the header stands for both.
+    del fields["idempotency_key"]
     Path("openapi.json").write_text(json.dumps(document))
     Path("schemathesis.toml").write_text(ACCEPTED)
     command = [

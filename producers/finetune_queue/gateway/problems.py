@@ -38,6 +38,7 @@ TITLES: Mapping[str, tuple[int, str]] = {
     "too-large": (413, "The request's body is too large"),
     "unsupported-media-type": (415, "The request's body is of the wrong kind"),
     "invalid-request": (422, "The request is not valid"),
+    "idempotency-keys-differ": (422, "The header and the body have different idempotency keys"),
     "idempotency-conflict": (409, "The idempotency key was used with another request"),
     "rate-limited": (429, "Too many requests"),
     "internal-error": (500, "The gateway failed internally"),

@@ -32,7 +32,7 @@ IdempotencyKey = Annotated[
     response_model_exclude_none=True,
     responses={
         202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "The job."}}},
-        **documented(*_BODY, "invalid-request", "idempotency-conflict", "job-unreadable"),
+        **documented(*_BODY, "invalid-request", "idempotency-keys-differ", "idempotency-conflict", "job-unreadable"),
     },
 )
 def submit(
@@ -50,7 +50,7 @@ def submit(
         raise ProblemError("invalid-request", f"{_KEY}: {wrong[0].detail}", errors=wrong)
     key = _unquoted(idempotency_key)
     if key is not None and body.idempotency_key not in {None, key}:
-        raise ProblemError("idempotency-conflict", "The header Idempotency-Key and the body's idempotency_key differ.")
+        raise ProblemError("idempotency-keys-differ", "Send the same key in both, or in one of them alone.")
     job = backend.queue.submit(body, idempotency_key=key)
     view = SubmittedJob.by(job)
     response.headers["Location"] = view.links.self
