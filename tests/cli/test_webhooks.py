@@ -140,6 +140,7 @@ def test_a_call_that_was_made_counts_though_redis_went_away_meanwhile(
         (("register", "http://gateway.example.com"), {}, 2, "should be the gateway's https:// address"),
         (("register", "https://gateway.example.com/?a=b"), {}, 2, "just an address"),
         (("register", "https://x"), {"FINETUNE_HOOK_SECRET": ""}, 6, "FINETUNE_HOOK_SECRET: missing"),
+        (("list",), {"SEGMIND_API_KEY": ""}, 6, "SEGMIND_API_KEY: missing, and this command needs it"),
         (("test",), {}, 3, "has no webhook"),
         (("list", "--account", "other"), {}, 2, "no such account"),
         (("list",), {"SEGMIND_API_KEY": "SG_wrong_key"}, 1, "Segmind does not know the API key"),

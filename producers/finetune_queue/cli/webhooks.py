@@ -11,17 +11,23 @@ from finetune_queue.cli.segmind import Session, knock, open_session
 from finetune_queue.cli.session import quiet_logs
 from finetune_queue.gateway.hook_paths import hook_path
 from finetune_queue.loopback import is_loopback
-from finetune_queue.settings import load_settings
+from finetune_queue.setting_model import MISSING_KEY
+from finetune_queue.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
     from finetune_worker.segmind.webhooks import Webhook
 
 SHOWN_DELIVERIES = 5
 
+_NO_KEY = MISSING_KEY.replace("a worker needs it", "this command needs it")
+
 
 @contextmanager
 def _open(account: str) -> Iterator[Session]:
-    settings = load_settings(worker=True)
+    try:
+        settings = load_settings(worker=True)
+    except SettingsError as error:
+        raise SettingsError(_NO_KEY if each == MISSING_KEY else each for each in error.problems) from None
     quiet_logs(settings)
     with open_session(settings, account) as session:
         yield session
