@@ -233,6 +233,7 @@ def test_wrong_settings_are_all_named(run: Run, monkeypatch: pytest.MonkeyPatch)
         (["status"], "Missing argument 'JOB'. See: finetune status --help"),
         (["submit", "--steps", "abc"], "Invalid value for '--steps': should be a whole number. See: finetune submit"),
         (["list", "--limit", "0"], "See: finetune list --help"),
+        (["list", "--label", "a b=x"], "--label: a key should be letters, digits and . _ / -"),
     ],
 )
 def test_wrong_usage_is_one_sentence(run: Run, arguments: list[str], said: str) -> None:

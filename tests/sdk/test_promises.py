@@ -180,6 +180,20 @@ def test_a_state_may_be_named_and_one_that_does_not_exist_is_refused(queue: Fine
         assert f"`{state}`" in PAGE
 
 
+@pytest.mark.parametrize("job_id", [5, None, b"x"])
+def test_what_is_no_text_is_the_id_of_no_job(queue: FineTuneQueue, job_id: Any) -> None:
+    with pytest.raises(
+        errors.UnknownJobError, match=f"A job's id is a text like .*, not of the type {type(job_id).__name__}"
+    ):
+        queue.get(job_id)
+
+
+def test_a_label_that_no_job_can_have_is_not_looked_for(queue: FineTuneQueue) -> None:
+    with pytest.raises(ValueError, match=r"a key should be letters, digits .* \(not 'a b'\)"):
+        list(queue.list(labels={"a b": "x"}))
+    assert list(queue.list(labels={"a/b": "x y"})) == []
+
+
 def test_a_wait_goes_on_through_a_restart_of_redis(tmp_path: Path) -> None:
     with ValkeyServer(tmp_path / "valkey") as server, FineTuneQueue(Settings(finetune_redis_url=server.url)) as queue:
         job = queue.submit(sample())

@@ -13,6 +13,7 @@ from finetune_queue.cli.summary import Facts, facts, print_facts
 from finetune_queue.cli.table import STATE_STYLES, jobs_table
 from finetune_queue.cli.timeline import detail, event_line, steps
 from finetune_queue.contract import DEFAULT_ACCOUNT, Event, JobState
+from finetune_queue.contract.request import check_label_keys
 from finetune_queue.sdk import FineTuneQueue, Job, Waiting
 
 
@@ -69,6 +70,10 @@ def _status_facts(seen: Snapshot) -> Facts:
 def list_jobs(*, state: str | None, account: str | None, labels: Sequence[str], limit: int, as_json: bool) -> ExitCode:
     """Show the newest jobs that match."""
     wanted = parse_labels(labels)
+    try:
+        check_label_keys(wanted)
+    except ValueError as error:
+        raise usage_error(f"--label: {error}.") from None
     chosen = parse_state(state)
     with open_queue() as queue:
         jobs = list(queue.list(state=chosen, account=account, labels=wanted, limit=limit))

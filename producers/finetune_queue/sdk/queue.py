@@ -15,6 +15,7 @@ from finetune_queue.contract import (
     parse_sink,
     parse_sinks,
 )
+from finetune_queue.contract.request import check_label_keys
 from finetune_queue.errors import FineTuneQueueError, NotPossibleError, UnknownAccountNameError, UnknownStateError
 from finetune_queue.messaging import Messenger
 from finetune_queue.resuming import resubmitted, resume_at, to_adopt, with_access
@@ -336,8 +337,10 @@ class FineTuneQueue:
 
         Raises:
             UnknownStateError: ``state`` is the name of none.
-            ValueError: ``cursor`` is not one that a page gave.
+            ValueError: ``cursor`` is not one that a page gave, or no label can have a key of ``labels``.
         """
+        if labels is not None:
+            check_label_keys(labels)
         chosen = None if state is None else _state(state)
         with translated():
             found = self._pages.page(state=chosen, account=account, labels=labels, limit=limit, cursor=cursor)
@@ -355,6 +358,7 @@ class FineTuneQueue:
 
         Raises:
             UnknownStateError: ``state`` is the name of none.
+            ValueError: no label can have a key of ``labels``.
         """
         cursor = None
         while limit > 0:

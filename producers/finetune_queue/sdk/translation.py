@@ -26,6 +26,8 @@ Known = JobNotFoundError | IdempotencyError | store.UnreadableJobError | RedisEr
 """What has a form that a caller of the SDK sees."""
 
 
+_EXAMPLE = "01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21"
+
 _SHOWN = 64
 """Characters of what is no id that are repeated."""
 
@@ -61,15 +63,18 @@ def translation(error: Known) -> FineTuneQueueError:
             return QueueUnavailableError(message)
 
 
-def whole_id(job_id: str) -> str:
+def whole_id(job_id: object) -> str:
     """Return a job's id as the store has it, whatever its case and the blanks around it.
 
     Raises:
         UnknownJobError: it is the id of no job that could ever be.
     """
+    if not isinstance(job_id, str):
+        message = f"A job's id is a text like {_EXAMPLE}, not of the type {type(job_id).__name__}."
+        raise UnknownJobError(message)
     found = whole_job_id(job_id)
     if found is None:
         shown = escaped(job_id if len(job_id) <= _SHOWN else f"{job_id[:_SHOWN]}…")
-        message = f"'{shown}' is not a complete job id; one looks like 01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21."
+        message = f"'{shown}' is not a complete job id; one looks like {_EXAMPLE}."
         raise UnknownJobError(message)
     return found
