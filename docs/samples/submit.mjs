@@ -4,6 +4,10 @@ import { randomUUID } from "node:crypto";
 import { connect } from "./resp.mjs";
 
 const [dataset, order] = process.argv.slice(2);
+if (order === undefined) {
+  console.error("usage: node submit.mjs DATASET_URL ORDER");
+  process.exit(1);
+}
 const request = {
   name: `order-${order}`,
   instance_prompt: "photo of 1MAN",

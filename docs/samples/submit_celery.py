@@ -9,6 +9,8 @@ import uuid
 
 from celery import Celery
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 app = Celery("shop", broker=os.environ["FINETUNE_REDIS_URL"])
 app.conf.broker_transport_options = {"global_keyprefix": "{finetune}:", "visibility_timeout": 3600}
 

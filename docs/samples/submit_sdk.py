@@ -8,6 +8,8 @@ import sys
 
 from finetune_queue import FineTuneQueue
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 dataset, order = sys.argv[1:]
 request = {
     "name": f"order-{order}",

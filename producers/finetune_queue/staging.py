@@ -24,7 +24,7 @@ def stage(source: str, settings: Settings) -> str:
             packed = pack(local_path(source), Path(folder) / "dataset.zip")
             report = check_archive(packed.path)
         except DatasetError as error:
-            raise InvalidRequestError([f"dataset: {error}"]) from error
+            raise InvalidRequestError([f"dataset: {error}"]) from None
         if not report.ok:
             raise InvalidRequestError(
                 [f"dataset: {_sentence(each)}" for each in report.findings if each.severity == "error"]

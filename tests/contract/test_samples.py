@@ -107,6 +107,16 @@ def test_python_submits_and_reacts(
     orders.wait_for_line(lambda line: f"order {order}: weights at {weights}" in line, timeout=SECONDS)
 
 
+@pytest.mark.parametrize("script", ["submit_sdk.py", "submit_celery.py"])
+def test_without_what_it_needs_a_sample_says_how_it_is_called(stack: LocalStack, script: str) -> None:
+    env = {**os.environ, **stack.settings_env}
+    command = [sys.executable, script, "alone"]
+    done = subprocess.run(command, env=env, cwd=SAMPLES, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"python {script} DATASET" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_sdk_sample_takes_images_and_may_be_repeated(stack: LocalStack, queue: FineTuneQueue, images: Path) -> None:
     first = run(stack, sys.executable, "submit_sdk.py", str(images), "A-7")
     assert run(stack, sys.executable, "submit_sdk.py", str(images), "A-7") == first

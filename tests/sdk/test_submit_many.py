@@ -1,6 +1,7 @@
 """Many requests at once: in order, in bounded memory, each with an answer of its own, and safe to repeat."""
 
 import itertools
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,12 @@ def test_what_only_looks_like_a_url_is_the_name_of_no_file(queue: FineTuneQueue,
     [found] = queue.submit_many([sample(dataset=dataset)])
     assert isinstance(found.error, FineTuneQueueError)
     assert sum(queue.counts().values()) == 0
+
+
+def test_a_folder_that_is_not_there_is_one_error_without_those_that_it_came_from(queue: FineTuneQueue) -> None:
+    with pytest.raises(InvalidRequestError, match="dataset: ") as caught:
+        queue.submit(sample(dataset="./nowhere"))
+    assert "direct cause" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.usefixtures("groups_of_three")
