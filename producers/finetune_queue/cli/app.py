@@ -16,7 +16,7 @@ app = typer.Typer(
     name="finetune",
     help="Submit Segmind Fast Flux fine-tunes to the queue and follow them to verified weights.",
     epilog="Exit codes: 0 success, 1 the job or a check failed, 2 bad usage or request, 3 no such job, 4 the queue is "
-    "out of reach, 5 time-out, 6 settings, 7 not possible, 8 not installed, 130 Ctrl-C.",
+    "out of reach, 5 time-out, 6 settings, 7 not possible, 8 not installed, 70 a defect, 130 Ctrl-C.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
