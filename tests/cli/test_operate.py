@@ -184,6 +184,17 @@ def test_events_that_a_sink_did_not_take_are_sent_to_it_again(run: Run, client: 
     assert client.hget(keys.job_sinks(subject), "only") == lost.sink_url
 
 
+@pytest.mark.parametrize("said", [": FINETUNE_REPLY_TO does not let a request name this sink.", " answered 410."])
+def test_the_sink_of_lost_events_is_said_once(run: Run, client: redis.Redis, said: str) -> None:
+    sink = "https://a.example/hook"
+    lost = LostDelivery("job-1", sink, sink, [json.dumps({"id": "job-1-6"})])
+    letter = DeadLetter("job-1-6", "the events were not delivered", [f"{sink}{said}"], lost)
+    client.xadd(keys.dead_letters(), letter.fields())  # type: ignore[arg-type]
+    line = run("dead", "list").out
+    assert f"for {sink}: the events were not delivered; {said.lstrip(': ')}" in line
+    assert run("dead", "list", "--json").json[0]["problems"] == [f"{sink}{said}"]
+
+
 def test_an_account_s_submits_are_stopped_and_let_go_on(run: Run, worker: Worker, client: redis.Redis) -> None:
     worker.accept()
     Accounts(client).configure("default", AccountLimits(calls=5, window=60.0))

@@ -57,7 +57,7 @@ def list_dead(*, limit: int, as_json: bool) -> ExitCode:
     if not letters:
         output.note("Nothing was set aside.")
     for letter in letters:
-        said = "; ".join([letter.reason, *letter.problems])
+        said = "; ".join([letter.reason, *_problems(letter)])
         output.say(f"{letter.id}  {words.since(letter.at_ms)} ago  {_subject(letter)}: {words.printable(said)}")
     return ExitCode.OK
 
@@ -92,6 +92,14 @@ def _subject(letter: DeadLetter) -> str:
         lost = letter.content
         return f"{words.count(len(lost.events), 'event')} of job {lost.job_id} for {lost.sink}"
     return f"message {words.printable(letter.message_id)}"
+
+
+def _problems(letter: DeadLetter) -> list[str]:
+    """Return the problems for people, without the sink, which is said before."""
+    if not isinstance(letter.content, LostDelivery):
+        return letter.problems
+    sink = letter.content.sink
+    return [each.removeprefix(f"{sink}: ").removeprefix(f"{sink} ") for each in letter.problems]
 
 
 def _as_dict(letter: DeadLetter) -> dict[str, Any]:
