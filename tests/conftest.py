@@ -38,8 +38,8 @@ settings.load_profile("suite")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes run the tests: one more than cores, as many tests wait more than they work."""
-    return (os.cpu_count() or 1) + 1
+    """Return how many processes run the tests: two more than cores, as many tests wait more than they work."""
+    return (os.cpu_count() or 1) + 2
 
 
 _LONGEST = ("faults", "upgrade", "chaos", "probes", "cli", "local", "bench", "e2e")

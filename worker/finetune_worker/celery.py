@@ -11,7 +11,6 @@ from celery import Celery, signals
 from celery.concurrency import get_implementation
 from celery.concurrency.prefork import TaskPool as PreforkPool
 from celery.exceptions import CPendingDeprecationWarning
-from celery.worker.consumer.connection import Connection
 
 from finetune_queue import __version__, tracing
 from finetune_queue.logs import configure_logging
@@ -24,7 +23,7 @@ from finetune_worker.intake import DeadLetterStep
 from finetune_worker.notifier import NotifierStep
 from finetune_worker.probes import ProbeStep
 from finetune_worker.runtime import Runtime
-from finetune_worker.server_check import ServerCheckStep, WritableStep
+from finetune_worker.server_check import ServerCheckStep
 from finetune_worker.stopping import StopSignalStep
 from finetune_worker.tasks import register
 from finetune_worker.thread_pool import patch_thread_pool
@@ -48,6 +47,7 @@ def worker_config(settings: Settings) -> dict[str, Any]:
         "task_track_started": True,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
+        "worker_consumer": "finetune_worker.server_check:PatientConsumer",
         "broker_connection_max_retries": None,
         "broker_connection_retry_on_startup": True,
         "broker_channel_error_retry": True,
@@ -72,8 +72,6 @@ def create_app(settings: Settings) -> Celery:
     app.steps["worker"].add(ServerCheckStep)
     app.steps["worker"].add(DispatcherStep)
     app.steps["worker"].add(NotifierStep)
-    Connection.requires = (WritableStep,)  # before anything of the consumer: Celery has no other way to say it
-    app.steps["consumer"].add(WritableStep)
     app.steps["consumer"].add(DeadLetterStep)
     app.steps["consumer"].add(EventBatches)
     return app

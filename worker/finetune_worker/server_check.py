@@ -7,6 +7,7 @@ import structlog
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
 from celery.worker import state
+from celery.worker.consumer import Consumer
 
 from finetune_queue.store import (
     MOST_SKEW,
@@ -51,17 +52,17 @@ class ServerCheckStep(bootsteps.StartStopStep):
         parent.app.finetune.container.clock_was_off(check_clock(settings.finetune_redis_url))
 
 
-class WritableStep(bootsteps.StartStopStep):
-    """Waits, whenever Celery connects to its broker, until that takes writes. On a full server it would connect again
-    and again, five times a second, and log a traceback of each try."""
+class PatientConsumer(Consumer):
+    """Celery's consumer, which connects only to a broker that takes writes. On a full one it would connect again and
+    again, five times a second, and log a traceback of each try."""
 
-    def start(self, consumer: Any) -> None:
-        """Wait.
+    def connect(self) -> Any:
+        """Wait until the broker takes writes, and connect.
 
         Raises:
             WorkerShutdown, WorkerTerminate: the worker was told to stop meanwhile.
         """
-        runtime = consumer.app.finetune
+        runtime = self.app.finetune  # type: ignore[attr-defined]
         url = runtime.settings.finetune_broker_url or runtime.settings.finetune_redis_url
         waiting = False
         with connect(url) as client:
@@ -74,6 +75,7 @@ class WritableStep(bootsteps.StartStopStep):
                 time.sleep(PAUSE)
         if waiting:
             log.info("broker_takes_writes")
+        return super().connect()
 
 
 def check_api(url: str, *, sandbox: bool) -> bool:
