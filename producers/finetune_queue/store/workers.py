@@ -43,10 +43,10 @@ class LiveWorker:
         """Read a member."""
         version, name, *rest = member.split(" ")
         accounts = tuple(each for each in rest if "=" not in each)
-        clocks = [int(each.removeprefix(_CLOCK)) for each in rest if each.startswith(_CLOCK)]
+        clock_off = next((int(each.removeprefix(_CLOCK)) for each in rest if each.startswith(_CLOCK)), 0)
         limits = [each.removeprefix(_LIMITS).partition(":") for each in rest if each.startswith(_LIMITS)]
         pairs = tuple((account, _read(text)) for account, _, text in limits)
-        return cls(name, version, accounts, sum(clocks), pairs)
+        return cls(name, version, accounts, clock_off, pairs)
 
 
 def _written(limits: AccountLimits) -> str:

@@ -5,7 +5,8 @@
 --       12 the account's other waiting room  13 outbox  14 the kinds of events that the service's own sinks want
 --       15 the outbox's wake  16 those of its state that a worker holds  17 counters
 -- ARGV  1 JSON: id, expect (version; 0: must not exist), entered (bool), set {field: text}, delete [field],
---       delay_ms (absent: no deadline), room_score, room_class (its lowest score, the next one's), track (bool), event (JSON text), own (finetune_id),
+--       delay_ms (absent: no deadline), room_score, room_class (its lowest score, the next one's), track (bool),
+--       event (JSON text), own (finetune_id),
 --       kind (of the event), notify (a sink of the job wants it), stream_length, count [field of the counters],
 --       held (bool: a worker holds it now; absent: nobody did, or does)
 -- Returns {1, now_ms}; {0, current version or ""} when the version differs; {-1, job id} when another job owns `own`.
