@@ -81,6 +81,9 @@ def list_jobs(*, state: str | None, account: str | None, labels: Sequence[str], 
             output.emit([job.as_dict() for job in jobs])
             return ExitCode.OK
         rows = [(job, queue.waiting(job)) for job in jobs]
+        stranded = not all(job.done for job in jobs) and not queue.workers()
+    if stranded:
+        output.note(words.NO_WORKERS)
     if not rows:
         output.note("No jobs match." if chosen or account or wanted else "There are no jobs yet.")
         return ExitCode.OK

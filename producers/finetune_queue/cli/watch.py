@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from finetune_queue.cli import output, words
@@ -56,6 +56,7 @@ def watch_all(*, as_json: bool) -> NoReturn:
             _live_table(queue)
         versions: dict[str, int] = {}
         trouble: str | None = None
+        stranded = False
         views = _views(queue, lambda: PIPED)
         while True:
             view = next(views)
@@ -64,6 +65,9 @@ def watch_all(*, as_json: bool) -> NoReturn:
             trouble = view.trouble
             if trouble is not None:
                 continue
+            if view.stranded and not stranded:
+                output.note(words.NO_WORKERS)
+            stranded = view.stranded
             for job, waiting in reversed(view.rows):
                 if versions.get(job.id) != job.record.version:
                     _tell(job, waiting, as_json=as_json)
@@ -80,10 +84,12 @@ def _tell(job: Job, waiting: Waiting | None, *, as_json: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The newest jobs and how many there are in each state; ``trouble`` says why the look failed."""
+    """The newest jobs and how many there are in each state; ``stranded``: no worker is there; ``trouble`` says why the
+    look failed."""
 
     rows: Rows
     counts: dict[JobState, int]
+    stranded: bool
     trouble: str | None = None
 
 
@@ -96,11 +102,12 @@ def _views(queue: FineTuneQueue, limit: Callable[[], int]) -> Iterator[_View]:
         try:
             view = _look(queue, limit())
         except QueueUnavailableError as error:
-            view = _View(view.rows, view.counts, str(error))
+            view = replace(view, trouble=str(error))
 
 
 def _look(queue: FineTuneQueue, limit: int) -> _View:
-    return _View([(job, queue.waiting(job)) for job in queue.list(limit=limit)], queue.counts())
+    rows = [(job, queue.waiting(job)) for job in queue.list(limit=limit)]
+    return _View(rows, queue.counts(), stranded=not queue.workers())
 
 
 def _live_table(queue: FineTuneQueue) -> NoReturn:
@@ -117,7 +124,7 @@ def _live_table(queue: FineTuneQueue) -> NoReturn:
             live.update(_picture(next(views), width=console.width), refresh=True)
 
 
-_AROUND = 5
+_AROUND = 7
 """Lines above and below the jobs of the table."""
 
 
@@ -127,6 +134,8 @@ def _picture(view: _View, *, width: int) -> "RenderableType":
 
     head = "  ".join(f"{state} {count}" for state, count in view.counts.items() if count) or "no jobs yet"
     parts: list[RenderableType] = [Text(head, style="bold"), Text()]
+    if view.stranded:
+        parts += [Text(words.NO_WORKERS, style="yellow"), Text()]
     if view.rows:
         parts += [jobs_table(view.rows, width=width), Text()]
     if view.trouble is not None:

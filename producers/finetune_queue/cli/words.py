@@ -99,6 +99,9 @@ def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
 NO_WORKER = "no worker is running: it waits until one is started"
 """Said of a job that no worker is there to go on with."""
 
+NO_WORKERS = "No worker is running: jobs wait until one is started."
+"""Said beside a list of jobs."""
+
 NO_KEY = "no running worker has its account's key: add the account to SEGMIND_ACCOUNTS again, or cancel the job"
 """Said of a job whose account was taken out of the workers' settings, or renamed there."""
 
