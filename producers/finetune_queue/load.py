@@ -1,7 +1,7 @@
 """What there is to run now, for each class of workers: what an autoscaler goes by.
 
-Not in it is what more workers would not help: jobs that wait for a call of their account, for Segmind, for a cap on
-spending, or for the account's share of transfers. They are parked in Redis and have no message.
+Not in it is what more workers would not help: jobs that wait for a call of their account, for Segmind, for the end of an
+outage, for a cap on spending, or for the account's share of transfers. They are parked in Redis and have no message.
 """
 
 from collections import Counter
@@ -54,6 +54,6 @@ class Loads:
         for view in self._overview.look().states:
             running[TRANSFER_QUEUE if view.state in _MOVING_FILES else QUEUE] += view.running
         jobs = self._jobs.get_many(self._deadlines.soon(SOON, LOOKED_AT))
-        retries = [job for job in jobs if not job.owner and job.waiting_for is WaitReason.BACKOFF]
+        retries = [job for job in jobs if not job.owner and job.waiting_for is WaitReason.BACKOFF and not job.outages]
         due = Counter(stage_queue(job.stage) for job in retries)
         return {queue: Load(queued[queue], running[queue], due[queue]) for queue in (QUEUE, TRANSFER_QUEUE)}

@@ -85,9 +85,7 @@ def test_accounts_as_the_workers_know_them(run: Run, worker: Worker) -> None:
 def test_an_account_that_is_paused(run: Run, worker: Worker, queue_url: str) -> None:
     worker.announce()
     with connect(queue_url) as client:
-        budget = Budget(
-            client, call_timeout=5, handover=5, first_sweep=5, training_limit=60, backoff_base=1, backoff_max=8
-        )
+        budget = Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
         call = budget.take("default", "someone", float(CallClass.SUBMIT), submit=True)
         assert isinstance(call, Slot)
         budget.pause(call, "Segmind answered 429.", 30.0, code="rate_limited")
@@ -101,9 +99,7 @@ def test_an_account_that_is_paused(run: Run, worker: Worker, queue_url: str) -> 
 def test_an_account_whose_calls_are_refused_after_every_pause(run: Run, worker: Worker, queue_url: str) -> None:
     worker.announce()
     with connect(queue_url) as client:
-        budget = Budget(
-            client, call_timeout=5, handover=5, first_sweep=5, training_limit=60, backoff_base=1, backoff_max=8
-        )
+        budget = Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
         call = budget.take("default", "someone", float(CallClass.SUBMIT))
         assert isinstance(call, Slot)
         budget.pause(call, "Segmind does not know the key.", 0.01, code="api_key_rejected")

@@ -181,9 +181,7 @@ def test_an_account_that_a_worker_is_just_trying_again_is_not_waited_for(
 ) -> None:
     with connect(queue_url) as client:
         Accounts(client).configure("default", AccountLimits(calls=50, window=60))
-        budget = Budget(
-            client, call_timeout=60, handover=5, first_sweep=5, training_limit=60, backoff_base=1, backoff_max=8
-        )
+        budget = Budget(client, call_timeout=60, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
         first = budget.take("default", "a-job", 0.0)
         assert isinstance(first, Slot)
         budget.pause(first, "Segmind answered 503.", 0.01)
@@ -213,9 +211,7 @@ def test_a_budget_without_a_free_call(run: Run, queue_url: str, monkeypatch: pyt
     monkeypatch.setenv("SEGMIND_RATE_LIMIT", "1/0.2")
     with connect(queue_url) as client:
         Accounts(client).configure("default", AccountLimits(calls=1, window=0.2))
-        budget = Budget(
-            client, call_timeout=60, handover=5, first_sweep=5, training_limit=60, backoff_base=1, backoff_max=8
-        )
+        budget = Budget(client, call_timeout=60, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
         assert isinstance(budget.take("default", "a-job", 0.0), Slot)
     result = run("doctor", "--api", "--json")
     found = asked(result)

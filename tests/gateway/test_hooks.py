@@ -138,9 +138,7 @@ def budget_sweeps(client: redis.Redis, swept: Accounts) -> object:
     """Sweeps the account whenever it is due, as a worker does, and lists when."""
     found: list[float] = []
     stop = threading.Event()
-    budget = Budget(
-        client, call_timeout=5, handover=2, first_sweep=10, training_limit=60, backoff_base=1, backoff_max=8
-    )
+    budget = Budget(client, call_timeout=5, handover=2, first_sweep=10, backoff_base=1, backoff_max=8)
 
     def worker() -> None:
         while not stop.wait(0.05):

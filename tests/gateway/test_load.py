@@ -101,6 +101,12 @@ def test_retries_that_are_due_soon(http: httpx.Client, jobs: Jobs) -> None:
     assert load(http) == {"short": row(due=1), "transfers": row(due=2)}
 
 
+def test_more_workers_end_no_outage(http: httpx.Client, jobs: Jobs) -> None:
+    job = jobs.park(JobState.UPLOADING, WaitReason.BACKOFF, delay=5)
+    jobs.store.transition(job, Change(delay=5), outages=1)
+    assert load(http) == {"short": row(), "transfers": row()}
+
+
 def test_without_redis_there_is_no_number(make_settings: MakeSettings, start: Start) -> None:
     url = start(make_settings(finetune_redis_url="redis://127.0.0.1:1/0", finetune_gateway_tokens={}))
     reply = httpx.get(f"{url}/v1/load", trust_env=False, timeout=30)

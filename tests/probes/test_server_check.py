@@ -91,6 +91,10 @@ def test_the_sandbox_s_jobs_are_not_paid_for_and_paid_ones_not_looked_for_in_the
         assert refused(sandbox=not ours)
         client.delete(keys.workers())
 
+    client.delete(keys.api())  # as a Redis that lost its data
+    Workers(client).seen(LiveWorker("other:1", "0.1.0"), "paid")
+    assert refused(sandbox=True)
+
 
 def test_a_failover_is_waited_for(server: ValkeyServer, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     client.replicaof("127.0.0.1", 1)

@@ -33,6 +33,4 @@ def accounts(client: redis.Redis) -> Accounts:
 
 @pytest.fixture
 def budget(client: redis.Redis, accounts: Accounts) -> Budget:
-    return Budget(
-        client, call_timeout=5, handover=HANDOVER, first_sweep=10, training_limit=3600, backoff_base=1, backoff_max=8
-    )
+    return Budget(client, call_timeout=5, handover=HANDOVER, first_sweep=10, backoff_base=1, backoff_max=8)

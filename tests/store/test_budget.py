@@ -343,9 +343,7 @@ def test_the_sweep_goes_first_when_due_and_only_while_something_trains(
 
 def test_an_unreachable_budget_allows_no_call(budget: Budget, accounts: Accounts) -> None:
     with connect("redis://127.0.0.1:1/0") as nowhere:
-        blind = Budget(
-            nowhere, call_timeout=5, handover=1, first_sweep=10, training_limit=60, backoff_base=1, backoff_max=8
-        )
+        blind = Budget(nowhere, call_timeout=5, handover=1, first_sweep=10, backoff_base=1, backoff_max=8)
         with pytest.raises(RedisError):
             blind.take("default", "h", 0.0)
 

@@ -32,7 +32,6 @@ def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
         call_timeout=CALL_TIMEOUT,
         handover=0.03,
         first_sweep=1,
-        training_limit=21600,
         backoff_base=0.01,
         backoff_max=0.05,
     )

@@ -74,14 +74,16 @@ def expire_reserved(client: Any) -> None:
 def test_what_waits_for_a_person_for_longer_than_a_training_lasts_takes_no_place(
     budget: Budget, accounts: Accounts, jobs: JobStore, client: Any
 ) -> None:
-    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_training=1))
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_training=1, training_limit=3600))
     take(budget, "job-1", submit=True)
     waiting = parked(jobs)
+    assert accounts.status("default").full
     assert refused(budget, "job-2", submit=True).reason is WaitReason.TRAININGS
     assert budget.reserve("default", 10)[0] == []
 
     since = client.zscore(keys.tracked("default"), "job-1")
     client.zadd(keys.tracked("default"), {"job-1": since - 3_601_000})
+    assert not accounts.status("default").full
     assert budget.reserve("default", 10)[0] == [waiting.id]
     take(budget, waiting.id, submit=True)
     assert refused(budget, "job-2", submit=True).reason is WaitReason.TRAININGS

@@ -89,9 +89,7 @@ def test_jobs_whose_time_is_over_leave_a_full_server(client: Any) -> None:
 def test_slots_in_use_still_count_after_a_restart(tmp_path: Path) -> None:
     with ValkeyServer(tmp_path / "one") as server, connect(server.url) as client:
         Accounts(client).configure("default", AccountLimits(calls=1, window=600))
-        budget = Budget(
-            client, call_timeout=5, handover=1, first_sweep=10, training_limit=60, backoff_base=1, backoff_max=8
-        )
+        budget = Budget(client, call_timeout=5, handover=1, first_sweep=10, backoff_base=1, backoff_max=8)
         call = budget.take("default", "job-1", 0.0)
         assert isinstance(call, Slot)
         budget.end(call)

@@ -100,7 +100,7 @@ def test_a_deployed_job_is_looked_at_no_more(
     sweep(bench.container, "default")
     deployed = bench.read(deploying)
     assert (deployed.stage, deployed.deployed, deployed.tracked) == (Stage.PUBLISH, True, False)
-    assert bench.container.accounts.status("default").tracked == 0
+    assert bench.container.accounts.status("default").in_flight == 0
 
     def away(*_: object) -> None:
         raise UnavailableError("The store is away.")

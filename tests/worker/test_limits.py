@@ -4,25 +4,63 @@ import pytest
 
 from finetune_queue import __version__
 from finetune_queue.store import AccountLimits, LiveWorker
+from finetune_queue.store.workers import GONE
 from finetune_worker.container import Container
 
-OWN = AccountLimits(calls=50, window=60)
-CAPPED = AccountLimits(calls=100, window=60, max_training=10, max_submits_per_day=57, max_transfers=2)
+LASTS = 21600.0
+OWN = AccountLimits(calls=50, window=60, training_limit=LASTS)
+CAPPED = AccountLimits(
+    calls=100, window=60, max_training=10, max_submits_per_day=57, max_transfers=2, training_limit=LASTS
+)
+BOTH = AccountLimits(50, 60, max_training=10, max_submits_per_day=57, max_transfers=2, training_limit=LASTS)
 
 
 def in_force(container: Container) -> AccountLimits:
     return container.accounts.status("default").limits
 
 
+def go_on(container: Container) -> None:
+    """Let the worker have seen for a while who is there."""
+    container._announced_since -= GONE
+
+
 def test_a_worker_without_caps_lifts_nobody_s(container: Container) -> None:
     other = LiveWorker("other:1", __version__, ("default",), limits=(("default", CAPPED),))
     container.workers.seen(other)
     container.announce_accounts()
-    assert in_force(container) == AccountLimits(50, 60, max_training=10, max_submits_per_day=57, max_transfers=2)
+    go_on(container)
+    container.announce_accounts()
+    assert in_force(container) == BOTH
 
     container.workers.left(other)
     container.announce_accounts()
     assert in_force(container) == OWN
+
+
+def test_nor_before_it_knows_who_else_is_there(container: Container) -> None:
+    """After an outage of Redis, or a restart of all, the one with the caps may come back a little later."""
+    container.accounts.configure("default", CAPPED)
+    container.announce_accounts()
+    assert in_force(container) == BOTH
+    go_on(container)
+    container.announce_accounts()
+    assert in_force(container) == OWN
+
+    container.accounts.configure("default", CAPPED)
+    container._announced_at -= GONE + 1  # Redis was away
+    container.announce_accounts()
+    assert in_force(container) == BOTH
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [((5, 60), (10, 120), (5, 120)), ((1, 1), (60, 60), (1, 60)), ((50, 60), (5, 60), (5, 60))],
+)
+def test_what_keeps_to_two_rates_is_the_same_for_both(
+    one: tuple[int, float], other: tuple[int, float], both: tuple[int, float]
+) -> None:
+    first, second = AccountLimits(*one), AccountLimits(*other)
+    assert first.strictest(second) == second.strictest(first) == AccountLimits(*both)
 
 
 def test_a_slower_worker_slows_all_while_it_is_there(container: Container) -> None:
@@ -35,6 +73,7 @@ def test_a_slower_worker_slows_all_while_it_is_there(container: Container) -> No
 def test_a_process_that_was_started_again_in_place_of_one_speaks_for_it(container: Container) -> None:
     for limits in (CAPPED, OWN):
         container.workers.seen(LiveWorker("pod:1", __version__, ("default",), limits=(("default", limits),)))
+    go_on(container)
     container.announce_accounts()
     assert in_force(container) == OWN
 
@@ -43,6 +82,7 @@ def test_a_process_that_was_started_again_in_place_of_one_speaks_for_it(containe
 def test_a_worker_is_read_as_it_was_written(limits: AccountLimits) -> None:
     worker = LiveWorker("a:1", "1.0", ("default", "other"), clock_off=-90, limits=(("default", limits),))
     assert LiveWorker.of_member(worker.member) == worker
+    assert LiveWorker.of_member(f"{worker.member}:a-cap-of-a-later-version more=of-it") == worker
 
 
 def test_what_did_not_change_is_not_written_again(container: Container) -> None:

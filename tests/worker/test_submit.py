@@ -228,7 +228,7 @@ def test_a_worker_whose_job_ended_while_it_stood_still_takes_no_slot(
 
     assert "refused" in bench.run(job).sentence
     status = bench.container.accounts.status("default")
-    assert (status.tracked, status.spent_today) == (0, 0)
+    assert (status.in_flight, status.spent_today) == (0, 0)
     assert bench.submits() == 0
 
 

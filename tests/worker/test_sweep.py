@@ -194,7 +194,7 @@ def test_a_failed_training_fails_its_job_with_segmind_s_words(bench: Bench) -> N
     assert "no faces found" in job.error.message
     assert job.error.code == "training_failed"
     assert not job.tracked
-    assert bench.container.accounts.status("default").tracked == 0
+    assert bench.container.accounts.status("default").in_flight == 0
 
 
 def test_a_training_that_the_list_lacks_is_asked_for_alone(bench: Bench) -> None:

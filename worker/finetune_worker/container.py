@@ -1,5 +1,6 @@
 """The composition root: everything a worker process is made of, built once from the settings."""
 
+import math
 import os
 import socket
 import threading
@@ -36,6 +37,7 @@ from finetune_queue.store import (
     connect,
     limits_by_worker,
 )
+from finetune_queue.store.workers import GONE
 from finetune_worker.pulse import Pulse
 from finetune_worker.segmind.call import EndedCall
 from finetune_worker.segmind.client import SegmindClient
@@ -76,6 +78,8 @@ class Container:
     _clients: dict[str, SegmindClient] = field(default_factory=dict)
     _stop_at: float | None = None
     _clock_off: int = 0
+    _announced_at: float = -math.inf
+    _announced_since: float = -math.inf
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -97,7 +101,6 @@ class Container:
                 call_timeout=settings.finetune_lease,
                 handover=settings.finetune_handover,
                 first_sweep=0,
-                training_limit=0,
                 backoff_base=0,
                 backoff_max=0,
             ),
@@ -114,7 +117,8 @@ class Container:
     def me(self) -> LiveWorker:
         """This worker as it shows itself to others."""
         accounts = tuple(sorted(self.settings.accounts))
-        limits = tuple((name, AccountLimits.of(self.settings.accounts[name])) for name in accounts)
+        lasts = self.settings.finetune_training_limit
+        limits = tuple((name, AccountLimits.of(self.settings.accounts[name], lasts)) for name in accounts)
         return LiveWorker(self.name, __version__, accounts, self._clock_off, limits)
 
     def clock_was_off(self, seconds: int) -> None:
@@ -137,12 +141,19 @@ class Container:
 
     def announce_accounts(self) -> None:
         """Show that this worker is there, and set the limits of its accounts for all workers: the strictest that the
-        settings of one of them say. So a worker with old settings, or none of the caps, lifts nobody's; what is to be
-        allowed anew is once the last one is gone that does not allow it."""
-        self.workers.seen(self.me)
-        alive = self.workers.alive()
+        settings of one of them say. So a worker with old settings, or none of the caps, lifts nobody's; more is allowed
+        once the last one is gone that does not allow it, and this one has seen for a while who is there: after an
+        outage of Redis, or a restart of all, those with the stricter settings may come back a little later."""
+        now = time.monotonic()
+        if now - self._announced_at > GONE:
+            self._announced_since = now
+        self.workers.seen(self.me, "sandbox" if self.settings.segmind_is_loopback else "paid")
+        self._announced_at = now
+        alive, known = self.workers.alive(), self.accounts.names()
         for name, own in self.me.limits:
             limits = reduce(AccountLimits.strictest, limits_by_worker(name, alive).values(), own)
+            if name in known and now - self._announced_since < GONE:
+                limits = limits.strictest(self.accounts.status(name).limits)
             if self.accounts.configure(name, limits):
                 log.info("account_limits_set", account=name, in_force=asdict(limits), these_settings=asdict(own))
 

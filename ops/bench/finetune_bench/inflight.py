@@ -86,9 +86,7 @@ def _request(dataset: str) -> FineTuneRequest:
 
 
 def _budget(client: redis.Redis) -> Budget:
-    return Budget(
-        client, call_timeout=70, handover=15, first_sweep=10, training_limit=21600, backoff_base=2, backoff_max=300
-    )
+    return Budget(client, call_timeout=70, handover=15, first_sweep=10, backoff_base=2, backoff_max=300)
 
 
 def _used(client: redis.Redis) -> int:

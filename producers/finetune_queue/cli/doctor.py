@@ -273,7 +273,7 @@ def _account(account: AccountStatus) -> Finding:
         f"{account.waiting} {'job' if account.waiting == 1 else 'jobs'} waiting",
     ]
     cap = "" if limits.max_training is None else f" of {limits.max_training}"
-    parts.append(f"{account.tracked}{cap} {'training' if account.tracked == 1 and not cap else 'trainings'}")
+    parts.append(f"{account.in_flight}{cap} {'training' if account.in_flight == 1 and not cap else 'trainings'}")
     cap = "" if limits.max_submits_per_day is None else f" of {limits.max_submits_per_day}"
     parts.append(f"{account.spent_today}{cap} {'submit' if account.spent_today == 1 and not cap else 'submits'} today")
     name, message = f"account {account.name}", ", ".join(parts)

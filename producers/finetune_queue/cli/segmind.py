@@ -172,7 +172,7 @@ def open_session(settings: Settings, account: str) -> Iterator[Session]:
 def _announce(accounts: Accounts, name: str, settings: Settings) -> None:
     """Make the account's limits known where no worker has been yet."""
     if name not in accounts.names():
-        accounts.configure(name, AccountLimits.of(settings.accounts[name]))
+        accounts.configure(name, AccountLimits.of(settings.accounts[name], settings.finetune_training_limit))
 
 
 def knock(url: str, settings: Settings) -> tuple[int | None, str]:

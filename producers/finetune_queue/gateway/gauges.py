@@ -58,7 +58,7 @@ _ACCOUNTS: dict[Metric, Read[AccountStatus]] = {
     _gauge("account_slots_used", "Call slots in use, or not free again yet", "account"): lambda status: status.used,
     _gauge("account_waiting", "Jobs that wait for a call", "account"): lambda status: status.waiting,
     _gauge("account_trainings", "Trainings that Segmind works on, or may be working on", "account"): (
-        lambda status: status.tracked
+        lambda status: status.in_flight
     ),
     _gauge("account_trainings_limit", "Cap on the account's trainings in flight, where set", "account"): (
         lambda status: status.limits.max_training

@@ -86,7 +86,7 @@ class Looks:
             window_seconds=status.limits.window,
             used=status.used,
             waiting=status.waiting,
-            trainings=status.tracked,
+            trainings=status.in_flight,
             max_training=status.limits.max_training,
             submits_today=status.spent_today,
             max_submits_per_day=status.limits.max_submits_per_day,

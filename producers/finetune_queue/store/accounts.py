@@ -24,16 +24,19 @@ class AccountLimits:
     max_training: int | None = None
     max_submits_per_day: int | None = None
     max_transfers: int | None = None
+    training_limit: float | None = None
 
     @classmethod
-    def of(cls, account: AccountSettings) -> Self:
-        """Return the limits that an account's settings say."""
+    def of(cls, account: AccountSettings, training_limit: float) -> Self:
+        """Return the limits that an account's settings say, and after how many seconds no training counts as in flight
+        any more."""
         return cls(
             calls=account.rate_limit.calls,
             window=account.rate_limit.seconds,
             max_training=account.max_training,
             max_submits_per_day=account.max_submits_per_day,
             max_transfers=account.max_transfers,
+            training_limit=training_limit,
         )
 
     def __str__(self) -> str:
@@ -47,13 +50,14 @@ class AccountLimits:
 
     def strictest(self, other: Self) -> Self:
         """Return the limits that keep to both."""
-        slower = min(self, other, key=lambda limits: limits.calls / limits.window)
+        lasts = (self.training_limit, other.training_limit)
         return type(self)(
-            calls=slower.calls,
-            window=slower.window,
+            calls=min(self.calls, other.calls),
+            window=max(self.window, other.window),
             max_training=_least(self.max_training, other.max_training),
             max_submits_per_day=_least(self.max_submits_per_day, other.max_submits_per_day),
             max_transfers=_least(self.max_transfers, other.max_transfers),
+            training_limit=None if None in lasts else max(filter(None, lasts)),
         )
 
 
@@ -75,7 +79,7 @@ class AccountStatus:
     used: int
     waiting: int
     waiting_to_submit: int
-    tracked: int
+    in_flight: int
     spent_today: int
     stopped: bool
     paused_for: float
@@ -95,7 +99,7 @@ class AccountStatus:
     def full(self) -> bool:
         """Whether it has as many trainings in flight as it may."""
         cap = self.limits.max_training
-        return cap is not None and self.tracked >= cap
+        return cap is not None and self.in_flight >= cap
 
     @property
     def submits_held(self) -> bool:
@@ -135,6 +139,7 @@ class Accounts:
             "max_training": limits.max_training,
             "max_submits": limits.max_submits_per_day,
             "max_transfers": limits.max_transfers,
+            "training_limit_ms": None if limits.training_limit is None else int(limits.training_limit * 1000),
         }
         mapping: dict[Any, Any] = {
             "limit": str(limits.calls),
@@ -181,12 +186,8 @@ class Accounts:
         pipe.execute()
 
     def sweep_now(self, account: str) -> None:
-        """Have the account swept as soon as it has a free call."""
-        now = server_ms(self._redis)
-        pipe = self._redis.pipeline(transaction=True)
-        pipe.hset(keys.account(account), mapping={"sweep_at": now, "sweep_due": now})
-        _wake(pipe)
-        pipe.execute()
+        """Have the account swept as soon as it has a free call, and none of its sweeps is under way."""
+        self._sweep_clock("now", account)
 
     def swept(
         self, account: str, interval: float, *, idle: float, affordable: float, gap: float, looked: bool = True
@@ -259,6 +260,10 @@ class Accounts:
         def number(name: str) -> int:
             return int(fields.get(name, "0"))
 
+        in_flight = tracked
+        if fields.get("training_limit_ms"):  # what is tracked for longer waits for a person
+            since = now - number("training_limit_ms")
+            in_flight = self._redis.zcount(keys.tracked(account), since, "+inf")
         return AccountStatus(
             name=account,
             limits=AccountLimits(
@@ -267,11 +272,12 @@ class Accounts:
                 max_training=int(fields["max_training"]) if fields["max_training"] else None,
                 max_submits_per_day=int(fields["max_submits"]) if fields["max_submits"] else None,
                 max_transfers=int(fields["max_transfers"]) if fields.get("max_transfers") else None,
+                training_limit=number("training_limit_ms") / 1000 if fields.get("training_limit_ms") else None,
             ),
             used=used,
             waiting=waiting,
             waiting_to_submit=waiting_to_submit,
-            tracked=tracked,
+            in_flight=in_flight,
             spent_today=number("spent") if number("spent_day") == now // 86_400_000 else 0,
             stopped=fields.get("stopped") == "1",
             paused_for=max(0, number("paused_until") - now) / 1000,

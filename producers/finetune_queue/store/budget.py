@@ -59,21 +59,19 @@ class Budget:
         call_timeout: float,
         handover: float,
         first_sweep: float,
-        training_limit: float,
         backoff_base: float,
         backoff_max: float,
     ) -> None:
         """Make the budget of all accounts; all times in seconds.
 
         ``call_timeout`` is by when a call has ended for certain, ``handover`` how long a reserved slot waits for its
-        holder, ``first_sweep`` how long after a submit a look may be worth a call, ``training_limit`` how long a
-        training counts as in flight, ``backoff_*`` the pause after an outage without a Retry-After.
+        holder, ``first_sweep`` how long after a submit a look may be worth a call, ``backoff_*`` the pause after an
+        outage without a Retry-After.
         """
         self._accounts = Accounts(client)
         self._call_timeout_ms = int(call_timeout * 1000)
         self._handover_ms = int(handover * 1000)
         self._first_sweep_ms = int(first_sweep * 1000)
-        self._training_limit_ms = int(training_limit * 1000)
         self._backoff_ms = (int(backoff_base * 1000), int(backoff_max * 1000))
         self._take = scripts.load(client, "take_slot")
         self._end = scripts.load(client, "end_call")
@@ -89,7 +87,6 @@ class Budget:
             call_timeout=settings.segmind_call_timeout + CALL_MARGIN,
             handover=settings.finetune_handover,
             first_sweep=settings.finetune_poll_min_interval,
-            training_limit=settings.finetune_training_limit,
             backoff_base=settings.finetune_backoff_base,
             backoff_max=settings.finetune_backoff_max,
         )
@@ -115,7 +112,6 @@ class Budget:
             [
                 *(holder, token, score, self._call_timeout_ms, "1" if submit else "0", self._first_sweep_ms),
                 "" if claimed is None else claimed.version,
-                self._training_limit_ms,
             ],
         )
         if claimed is not None and reply[0] == -1:
@@ -200,14 +196,7 @@ class Budget:
                 keys.tracked(account),
                 keys.deadlines(),
             ],
-            [
-                limit,
-                self._handover_ms,
-                submits,
-                prepares,
-                "+inf" if prepare else f"({prepares}",
-                self._training_limit_ms,
-            ],
+            [limit, self._handover_ms, submits, prepares, "+inf" if prepare else f"({prepares}"],
         )
         wait = int(reply[0])
         return reply[1:], None if wait < 0 else wait / 1000

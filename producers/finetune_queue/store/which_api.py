@@ -1,14 +1,11 @@
 """Which API the jobs on a Redis are for: the sandbox's must not be paid for by the first worker with a real key."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import redis
 
 from finetune_queue.store import keys
-from finetune_queue.store.workers import Workers
-
-Api = Literal["sandbox", "paid"]
+from finetune_queue.store.workers import Api, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +22,10 @@ def note_api(client: redis.Redis, api: Api) -> OtherApi | None:
     Raises:
         redis.RedisError: it is out of reach, or full.
     """
-    before = client.get(keys.api())
-    if before == api:
+    if client.get(keys.api()) == api or client.set(keys.api(), api, nx=True) or client.get(keys.api()) == api:
         return None
-    if before is not None:
-        found = OtherApi(client.zcard(keys.deadlines()), len(Workers(client).alive()))
-        if found.jobs or found.workers:
-            return found
+    found = OtherApi(client.zcard(keys.deadlines()), len(Workers(client).alive()))
+    if found.jobs or found.workers:
+        return found
     client.set(keys.api(), api)
     return None

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Self, cast
+from typing import Literal, Self, cast
 
 import redis
 
 from finetune_queue.store import keys
 from finetune_queue.store.accounts import AccountLimits
 from finetune_queue.store.clock import server_ms
+
+Api = Literal["sandbox", "paid"]
+"""Which API a worker calls, and so whose the jobs on its Redis are."""
 
 GONE = 35.0
 """Seconds without a sign after which a worker counts as gone; it gives one every 10."""
@@ -54,8 +57,11 @@ def _written(limits: AccountLimits) -> str:
 
 
 def _read(text: str) -> AccountLimits:
-    calls, window, *caps = text.split(":")
-    return AccountLimits(int(calls), float(window), *(int(cap) if cap else None for cap in caps))
+    # A later version may say more.
+    calls, window, *rest = text.split(":")
+    training, submits, transfers = (int(cap) if cap else None for cap in rest[:3])
+    lasts = float(rest[3]) if rest[3:] and rest[3] else None
+    return AccountLimits(int(calls), float(window), training, submits, transfers, lasts)
 
 
 def limits_by_worker(account: str, workers: Sequence[LiveWorker]) -> dict[str, AccountLimits]:
@@ -76,10 +82,12 @@ class Workers:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
-    def seen(self, worker: LiveWorker) -> None:
-        """Say that the worker is there."""
+    def seen(self, worker: LiveWorker, api: Api | None = None) -> None:
+        """Say that the worker is there, and which API it calls, should Redis have lost that."""
         now = server_ms(self._redis)
         pipe = self._redis.pipeline(transaction=False)
+        if api is not None:
+            pipe.set(keys.api(), api, nx=True)
         pipe.zadd(keys.workers(), {worker.member: now})
         pipe.zremrangebyscore(keys.workers(), "-inf", now - _GONE_MS)
         pipe.execute()

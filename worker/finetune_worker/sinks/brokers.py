@@ -15,7 +15,8 @@ from finetune_queue.store import MOST_WAITING
 from finetune_worker.sinks.errors import DeliveryError, never_connected
 
 _LONGEST_ANSWER = 1 / 3
-"""Of the time for a delivery, how much a single answer may take: one may be waited for when the time is over."""
+"""Of the time for a delivery, how much a single answer may take: one may be waited for when the time is over, or the
+few of a connection's handshake."""
 
 _ALREADY_THERE = 406  # with other arguments (AMQP 0-9-1, precondition-failed)
 

@@ -32,7 +32,7 @@ def poll(container: Container, claim: Claim) -> Outcome:
         return outcome
     if over:  # by a look just now: it may have ended while nobody could look, or was adopted late
         return Fail(_too_long(container, claim.job))
-    return _wait(container, claim, wants_details=False, outages=0)
+    return _wait(container, claim, wants_details=False, outages=0, error=None)
 
 
 def _act_on(container: Container, claim: Claim, seen: FinetuneDetails) -> Outcome | None:

@@ -1,6 +1,6 @@
 """Finding out whether a submit of unknown outcome started a training. Never sends one; at most allows the next."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -8,6 +8,7 @@ import structlog
 
 from finetune_queue.contract import FOUND, MOVED_ON, RELEASED, UNSENT, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.contract.job import iso_time
+from finetune_queue.redaction import redact_text
 from finetune_queue.store import CallClass, Change, OwnedElsewhereError, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
@@ -220,7 +221,7 @@ def examine_candidate(container: Container, job: JobRecord) -> Outcome:
             return _next(container, job, found.why, aside={**job.aside, candidate: found.created_ms})
         case Verdict.SOON:
             delay = container.settings.segmind_call_timeout
-            return Wait(f"{found.why}: still looking", WaitReason.PROVIDER, delay)
+            return Wait(f"{found.why}: still looking", WaitReason.PROVIDER, delay, fields=dict(_ANSWERED))
         case Verdict.UNCLEAR:
             return Attention(f"needs attention: {found.why}", found.why)
 
@@ -231,7 +232,7 @@ def examine_named(container: Container, job: JobRecord, finetune_id: str) -> Out
     if not isinstance(details, FinetuneDetails):
         return details
     if likeness(job, details) in {None, Likeness.MISNAMED}:
-        said = f"named '{details.name}', trained on {details.data_source_path}"
+        said = f"named '{details.name}', trained on {redact_text(details.data_source_path or 'no dataset')}"
         return Attention(
             f"needs attention: training {finetune_id}, which was named by hand, is not this job's: it is {said}",
             f"training {finetune_id} is {said}",
@@ -259,8 +260,14 @@ def _found(job: JobRecord, finetune_id: str, evidence: str) -> Done:
     )
 
 
+_ANSWERED: Mapping[str, Any] = {"outages": 0, "error": None}
+"""The fields of a job whose call had an answer: the outages before it are over."""
+
+
 def _next(container: Container, job: JobRecord, why: str, **fields: Any) -> Wait:
     """Go on with the next candidate, at once, or with what the next list shows."""
     others = job.candidates[1:]
     delay = 0.0 if others else container.settings.finetune_unseen_limit
-    return Wait(f"{why}: still looking", WaitReason.PROVIDER, delay, fields={"candidates": others, **fields})
+    return Wait(
+        f"{why}: still looking", WaitReason.PROVIDER, delay, fields={"candidates": others, **_ANSWERED, **fields}
+    )

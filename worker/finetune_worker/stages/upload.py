@@ -65,7 +65,8 @@ def presign(container: Container, claim: Claim) -> Outcome:
     if not isinstance(found, PresignedUpload):
         return found
     # No step further than the uploads that may have failed before.
-    as_before = {"attempts": claim.job.attempts, "takeovers": claim.job.takeovers, "error": claim.job.error}
+    job = claim.job
+    as_before = {"attempts": job.attempts, "takeovers": job.takeovers, "error": None if job.outages else job.error}
     return Done("has its upload URL", fields=as_before)
 
 

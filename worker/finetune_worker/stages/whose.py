@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from finetune_queue.contract import JobRecord
 from finetune_queue.contract.job import iso_time
+from finetune_queue.redaction import redact_text
 from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
 from finetune_worker.stages.training_request import training_request
 
@@ -118,7 +119,8 @@ def judge(
     training = f"training {details.finetune_id}"
     like = likeness(job, details)
     if like is None:
-        return Judgement(Verdict.ANOTHERS, f"{training} is named '{details.name}', on {details.data_source_path}")
+        place = redact_text(details.data_source_path or "no dataset")
+        return Judgement(Verdict.ANOTHERS, f"{training} is named '{details.name}', on {place}")
     if like is Likeness.MISNAMED:
         return Judgement(Verdict.NOT_NOW, f"{training} has this job's dataset and is named '{details.name}'")
     rivals = [other for other in others if likeness(other, details) in {Likeness.MARKED, Likeness.ALIKE}]

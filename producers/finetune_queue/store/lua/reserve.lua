@@ -4,7 +4,6 @@
 -- KEYS  1 slots  2 waiting room  3 account  4 tracked  5 deadlines
 -- ARGV  1 how many at most  2 reserve_ms  3 first score of the submits  4 first score after them
 --       5 last score that gets any: "+inf" or "(" and a score
---       6 training_limit_ms: what is tracked for longer waits for a person, and is no training any more
 -- Returns {ms until there may be more to do or -1, holder, ...}; the holder "sweep" is the account's sweep.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -23,7 +22,8 @@ if account.probing == '1' then
 end
 
 local tracked = redis.call('ZCARD', KEYS[4])
-local in_flight = redis.call('ZCOUNT', KEYS[4], now - ARGV[6], '+inf')
+-- What is tracked for longer than a training lasts waits for a person.
+local in_flight = redis.call('ZCOUNT', KEYS[4], now - cap('training_limit_ms'), '+inf')
 -- Submits that were handed a slot and have not come for it yet take their part of the caps already.
 local capped = math.min(cap('max_training'), cap('max_submits')) < math.huge
 local on_their_way = 0

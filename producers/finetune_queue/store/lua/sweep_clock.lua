@@ -2,7 +2,7 @@
 -- When an account is swept next. A hint may bring the next sweep forward, but all sweeps together keep to the share of
 -- calls that looking may use: each moves `sweep_due` on by the time that it costs (GCRA, ITU-T I.371).
 -- KEYS  1 account  2 tracked  3 wake
--- ARGV  1 "swept" | "hint"  2 next_ms: when the next look is worth it  3 cost_ms: one sweep's time within the share
+-- ARGV  1 "swept" | "hint" | "now": for once without regard to the share  2 next_ms: when the next look is worth it  3 cost_ms: one sweep's time within the share
 --       4 gap_ms: the least between two sweeps  5 1 if the sweep saw what Segmind has
 --       6 idle_ms: when the next look is worth it once nobody waits for a call
 -- Returns ms until the next sweep, -1 when there is nothing to look at.
@@ -19,6 +19,9 @@ if ARGV[1] == 'swept' then
   set('sweep_due', due, 'sweep_cost_ms', ARGV[3], 'sweep_gap_ms', ARGV[4])
   if ARGV[5] == '1' then set('looked_at', now) end
   wake() -- the dispatchers knew only when the sweep itself would count as lost
+elseif ARGV[1] == 'now' then
+  set('sweep_due', now, 'sweep_at', math.max(now, number('sweeping_until')), 'sweep_hinted', '1')
+  wake()
 elseif redis.call('ZCARD', KEYS[2]) == 0 then
   return -1
 else

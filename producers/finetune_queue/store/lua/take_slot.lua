@@ -6,7 +6,6 @@
 --       4 timeout_ms: by when the call has ended for certain  5 "1" for a submit
 --       6 first_sweep_ms: how long after a submit the first look at it may be worth a call
 --       7 the version at which the job was claimed, "" for none
---       8 training_limit_ms: what is tracked for longer waits for a person, and is no training any more
 -- Returns {1, now_ms}, or {0, reason, how many are ahead, "1" if submits are stopped by hand}; {-1, current version
 -- or ""} when the claim was lost.
 if ARGV[7] ~= '' then
@@ -36,8 +35,9 @@ local spent = account.spent_day == day and number('spent') or 0
 if submit then
   if account.stopped == '1' then return {0, 'spending', ahead, '1'} end
   if spent >= cap('max_submits') then return {0, 'spending', ahead} end
-  local others = redis.call('ZCOUNT', KEYS[4], now - ARGV[8], '+inf')
-  if tonumber(redis.call('ZSCORE', KEYS[4], ARGV[1]) or '-1') >= now - ARGV[8] then others = others - 1 end
+  local since = now - cap('training_limit_ms') -- what is tracked for longer waits for a person
+  local others = redis.call('ZCOUNT', KEYS[4], since, '+inf')
+  if tonumber(redis.call('ZSCORE', KEYS[4], ARGV[1]) or '-inf') >= since then others = others - 1 end
   if others >= cap('max_training') then return {0, 'trainings', ahead} end
   -- The provider refused the account's submits: one at a time tries whether it still does.
   local held = not reserved and number('submits_probe_until') or 0
@@ -52,7 +52,7 @@ local window = number('window_ms')
 redis.call('ZADD', KEYS[1], now + ARGV[4] + window + math.ceil(window / 1000) + 1, ARGV[2])
 if probing then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[4]) end
 if ARGV[1] == 'sweep' then
-  -- No other while it runs, however long: its end plans the next one.
+  -- No other while its call may run: its end plans the next one.
   redis.call('HSET', KEYS[3], 'sweep_at', math.max(number('sweep_at'), now + ARGV[4]), 'sweeping_until', now + ARGV[4])
 end
 if submit then
