@@ -1,7 +1,7 @@
 """What there is to run now, for each class of workers: what an autoscaler goes by.
 
-Not in it is what more workers would not help: jobs that wait for a call of their account, for Segmind, for the end of an
-outage, for a cap on spending, or for the account's share of transfers. They are parked in Redis and have no message.
+Not in it is what more workers would not help: jobs that wait for a call of their account, for Segmind, for an outage to
+end, for a cap on spending, or for the account's share of transfers. They are parked in Redis and have no message.
 """
 
 from collections import Counter

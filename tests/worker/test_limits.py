@@ -64,10 +64,10 @@ def test_what_keeps_to_two_rates_is_the_same_for_both(
 
 
 def test_a_slower_worker_slows_all_while_it_is_there(container: Container) -> None:
-    slow = LiveWorker("slow:1", __version__, ("default",), limits=(("default", AccountLimits(calls=1, window=2)),))
+    slow = LiveWorker("slow:1", __version__, ("default",), limits=(("default", AccountLimits(calls=5, window=60)),))
     container.workers.seen(slow)
     container.announce_accounts()
-    assert (in_force(container).calls, in_force(container).window) == (1, 2)
+    assert (in_force(container).calls, in_force(container).window) == (5, 60)
 
 
 def test_a_process_that_was_started_again_in_place_of_one_speaks_for_it(container: Container) -> None:

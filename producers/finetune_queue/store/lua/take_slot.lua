@@ -37,7 +37,8 @@ if submit then
   if spent >= cap('max_submits') then return {0, 'spending', ahead} end
   local since = now - cap('training_limit_ms') -- what is tracked for longer waits for a person
   local others = redis.call('ZCOUNT', KEYS[4], since, '+inf')
-  if tonumber(redis.call('ZSCORE', KEYS[4], ARGV[1]) or '-inf') >= since then others = others - 1 end
+  local mine = redis.call('ZSCORE', KEYS[4], ARGV[1])
+  if mine and tonumber(mine) >= since then others = others - 1 end
   if others >= cap('max_training') then return {0, 'trainings', ahead} end
   -- The provider refused the account's submits: one at a time tries whether it still does.
   local held = not reserved and number('submits_probe_until') or 0
