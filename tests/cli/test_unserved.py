@@ -8,7 +8,7 @@ import pytest
 from finetune_queue import __version__
 from finetune_queue.contract import JobState, WaitReason
 from finetune_queue.store import AccountLimits, LiveWorker, Workers, connect
-from support.cli import Run, Worker
+from support.cli import Program, Run, Worker
 
 NO_KEY = "no running worker has its account's key"
 
@@ -62,3 +62,24 @@ def test_no_alarm_without_jobs_or_workers_or_beside_one_that_does_not_say(
         workers.left(each)
     assert account(run)["status"] == "ok"  # that nobody is there, another line says
     assert NO_KEY not in run("status", job.id).out
+
+
+def test_a_list_of_jobs_says_once_that_no_worker_runs(run: Run, worker: Worker, workers: Workers) -> None:
+    ended = worker.bring(worker.accept(name="ended"), JobState.SUCCEEDED)
+    assert run("list").err == ""  # nothing waits
+    worker.accept(name="waiting")
+    listed = run("list")
+    assert listed.err.strip() == "No worker is running: jobs wait until one is started."
+    assert listed.out.count(ended.id) == 1
+    assert run("list", "--json").err == ""
+
+    workers.seen(LiveWorker("host-a:1", __version__))
+    assert run("list").err == ""
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_watch_of_all_says_it_too(worker: Worker) -> None:
+    worker.accept(name="waiting")
+    with Program("watch") as watching:
+        watching.expect("waiting")
+        watching.expect_error("No worker is running")
