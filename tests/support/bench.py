@@ -12,7 +12,8 @@ from finetune_queue.contract import JobError, JobRecord, JobState, new_job_id
 from finetune_queue.settings import Settings
 from finetune_queue.store import Change, keys
 from finetune_worker.container import Container
-from finetune_worker.stages.runner import StageResult, run_stage
+from finetune_worker.stages.conclude import StageResult
+from finetune_worker.stages.runner import run_stage
 from finetune_worker.tasks import STAGES
 from segmind_sandbox.testing import LiveSandbox
 from support.samples import sample_request

@@ -10,7 +10,8 @@ from finetune_worker.container import Container
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.intake import accept
 from finetune_worker.stages.access import change_access
-from finetune_worker.stages.runner import StageResult, run_stage
+from finetune_worker.stages.conclude import StageResult
+from finetune_worker.stages.runner import run_stage
 from finetune_worker.stages.sweep import sweep_if_due
 from finetune_worker.stages.upload import presign
 from finetune_worker.tasks import STAGES

@@ -21,7 +21,7 @@ from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
 from finetune_worker.container import Container
 from finetune_worker.stages import download, poll, submit, upload
-from finetune_worker.stages.runner import StageResult
+from finetune_worker.stages.conclude import StageResult
 from support.driver import Driver, Message, WatchedPost
 from support.points import DIED, Points
 

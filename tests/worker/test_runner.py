@@ -9,8 +9,9 @@ from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitRe
 from finetune_queue.store import Change, ConflictError
 from finetune_worker.container import Container
 from finetune_worker.stages.claim import Claim
+from finetune_worker.stages.conclude import StageResult
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
-from finetune_worker.stages.runner import StageFunction, StageResult, run_stage
+from finetune_worker.stages.runner import StageFunction, run_stage
 from support.bench import Bench
 
 ERROR = JobError(code="x", stage="upload", message="It broke.", retryable=True)

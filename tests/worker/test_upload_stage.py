@@ -11,8 +11,9 @@ from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.store import Change, Slot, keys
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages import upload as module
+from finetune_worker.stages.conclude import StageResult
 from finetune_worker.stages.errors import from_dataset
-from finetune_worker.stages.runner import StageResult, run_stage
+from finetune_worker.stages.runner import run_stage
 from finetune_worker.stages.upload import presign
 from finetune_worker.transfer import put
 from finetune_worker.transfer.put import upload_presigned

@@ -83,6 +83,11 @@ class Stage(StrEnum):
         last = Stage.SUBMIT if self in {Stage.UPLOAD, Stage.SUBMIT} else Stage.PUBLISH
         return stages[stages.index(self) : stages.index(last) + 1]
 
+    @property
+    def next_in_chain(self) -> "Stage | None":
+        """The stage that follows this one at once; None for the last of its chain."""
+        return next(iter(self.and_after()[1:]), None)
+
 
 class WaitReason(StrEnum):
     """Why a live job is not moving."""

@@ -3,18 +3,16 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
 
 import structlog
 
 from finetune_queue import tracing
-from finetune_queue.contract import MOVED_ON, RELEASED, JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.messaging import short_name, stage_task
 from finetune_queue.store import (
     STAGE_SECONDS,
-    Change,
     ConflictError,
     JobNotFoundError,
     OwnedElsewhereError,
@@ -22,13 +20,12 @@ from finetune_queue.store import (
     UnknownAccountError,
     UnreadableJobError,
 )
-from finetune_worker.backoff import try_again_in
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.stages.calls import StaleCallError
-from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError, until_deadline
+from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError
+from finetune_worker.stages.conclude import StageResult, conclude
 from finetune_worker.stages.errors import again
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait, log_level
-from finetune_worker.stages.poll import look_again_in
 from finetune_worker.stages.shares import NoShareError
 
 log = structlog.get_logger(__name__)
@@ -39,14 +36,6 @@ Result = TypeVar("Result")
 
 OTHERS_TURN = 1.0
 """Seconds until a job whose account this worker does not have is given to any worker again."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageResult:
-    """What the Celery task answers: a sentence, and whether the chain goes on."""
-
-    sentence: str
-    proceed: bool
 
 
 def run_stage(
@@ -95,10 +84,10 @@ def _run(
         claim = Claim(container.jobs, job, task_id, container.settings.finetune_lease, container.out_of_time)
         outcome = _act(container, function, claim)
         try:
-            job, result = _conclude(container, claim.job, stage, outcome)
+            job, result = conclude(container, claim.job, stage, outcome)
         except OwnedElsewhereError as error:
             outcome = Attention(f"needs attention: {error}", str(error))
-            job, result = _conclude(container, claim.job, stage, outcome)
+            job, result = conclude(container, claim.job, stage, outcome)
     except ConflictError as error:
         return StageResult(claim_lost(error), proceed=False)
     if job.state.terminal:
@@ -227,55 +216,3 @@ def _deadline_error(job: JobRecord) -> JobError:
         message=f"The request's deadline {job.request.deadline} passed while the job was {job.state}.",
         action=action,
     )
-
-
-def _conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outcome) -> tuple[JobRecord, StageResult]:
-    settings = container.settings
-    match outcome:
-        case Done():
-            fields = {**MOVED_ON, **outcome.fields}
-            then = job.model_copy(update={**fields, "state": outcome.to or job.state})
-            if then.state.terminal:
-                change, proceed = Change(own=outcome.own), False
-            elif then.stage is Stage.POLL:
-                # A sweep will see it, or its deadline comes: no message need bring it to where it waits.
-                fields["waiting_for"] = WaitReason.PROVIDER
-                change, proceed = Change(delay=look_again_in(container, then, job.updated_ms), own=outcome.own), False
-            else:
-                change, proceed = Change(delay=settings.finetune_handover, own=outcome.own), True
-            job = container.jobs.transition(job, change, to=outcome.to, **fields)
-            if proceed and job.stage not in stage.and_after()[:2]:
-                # A model that was deployed late has its weights: the chain's next link would find nothing to do.
-                container.messenger.start_many([job])
-                proceed = False
-            return job, StageResult(outcome.sentence, proceed=proceed)
-        case Wait():
-            delay = until_deadline(job, outcome.delay)
-            change = Change(delay=delay, room_score=outcome.room_score, for_transfer=outcome.for_transfer)
-            fields = {**RELEASED, "waiting_for": outcome.reason, **outcome.fields}
-            job = container.jobs.transition(job, change, **fields)
-            return job, StageResult(outcome.sentence, proceed=False)
-        case Retry() if outcome.outage or job.attempts + 1 < settings.finetune_max_attempts:
-            if outcome.outage:
-                failures, most = job.outages + 1, ""
-                counted = {"outages": failures}
-            else:
-                failures, most = job.attempts + 1, f" of {settings.finetune_max_attempts}"
-                counted = {"attempts": failures, "outages": 0}
-            delay = outcome.after if outcome.after is not None else try_again_in(settings, failures)
-            waiting = {**RELEASED, "waiting_for": WaitReason.BACKOFF, "error": outcome.error}
-            fields = {**waiting, **outcome.fields, **counted}
-            job = container.jobs.transition(job, Change(delay=until_deadline(job, delay)), **fields)
-            return job, StageResult(
-                f"try {failures}{most} failed: {outcome.error.message} Retrying in {delay:.0f} s", proceed=False
-            )
-        case Retry() | Fail():
-            fields = {**RELEASED, "waiting_for": None, "failed_stage": stage, "error": outcome.error, **outcome.fields}
-            job = container.jobs.transition(job, Change(), to=JobState.FAILED, **fields)
-            return job, StageResult(f"failed: {outcome.error.message}", proceed=False)
-        case Attention():
-            evidence = job.with_evidence(outcome.evidence)
-            fields = {**RELEASED, "waiting_for": None, "adopting": None, "evidence": evidence}
-            change = Change(delay=settings.finetune_training_limit)
-            job = container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
-            return job, StageResult(outcome.sentence, proceed=False)

@@ -1,0 +1,97 @@
+"""Writes down how a stage of a job ended: one change of the job for each kind of outcome."""
+
+from dataclasses import dataclass
+
+from finetune_queue.contract import MOVED_ON, RELEASED, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.store import Change
+from finetune_worker.backoff import try_again_in
+from finetune_worker.container import Container
+from finetune_worker.stages.claim import until_deadline
+from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
+from finetune_worker.stages.poll import look_again_in
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What the Celery task answers: a sentence, and whether the chain goes on."""
+
+    sentence: str
+    proceed: bool
+
+
+def conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outcome) -> tuple[JobRecord, StageResult]:
+    """Write the outcome of ``stage`` down; returns the job as it is then, and what the task answers.
+
+    Raises:
+        ConflictError: the claim was lost; nothing was written.
+        OwnedElsewhereError: the training that the job found is another's; nothing was written.
+    """
+    match outcome:
+        case Done():
+            return _done(container, job, stage, outcome)
+        case Wait():
+            return _ended(_wait(container, job, outcome), outcome.sentence)
+        case Retry() if outcome.outage or job.attempts + 1 < container.settings.finetune_max_attempts:
+            return _retry(container, job, outcome)
+        case Retry() | Fail():
+            return _ended(_fail(container, job, stage, outcome), f"failed: {outcome.error.message}")
+        case Attention():
+            return _ended(_attention(container, job, outcome), outcome.sentence)
+
+
+def _ended(job: JobRecord, sentence: str) -> tuple[JobRecord, StageResult]:
+    return job, StageResult(sentence, proceed=False)
+
+
+def _done(container: Container, job: JobRecord, stage: Stage, outcome: Done) -> tuple[JobRecord, StageResult]:
+    fields = {**MOVED_ON, **outcome.fields}
+    then = job.model_copy(update={**fields, "state": outcome.to or job.state})
+    delay: float | None = container.settings.finetune_handover
+    if then.state.terminal:
+        delay = None
+    elif then.stage is Stage.POLL:
+        # A sweep will see it, or its deadline comes: no message need bring it to where it waits.
+        fields["waiting_for"] = WaitReason.PROVIDER
+        delay = look_again_in(container, then, job.updated_ms)
+    job = container.jobs.transition(job, Change(delay=delay, own=outcome.own), to=outcome.to, **fields)
+    if job.state.terminal or job.stage is Stage.POLL:
+        return _ended(job, outcome.sentence)
+    if job.stage not in {stage, stage.next_in_chain}:
+        # A model that was deployed late has its weights: the chain's next link would find nothing to do.
+        container.messenger.start_many([job])
+        return _ended(job, outcome.sentence)
+    return job, StageResult(outcome.sentence, proceed=True)
+
+
+def _wait(container: Container, job: JobRecord, outcome: Wait) -> JobRecord:
+    delay = until_deadline(job, outcome.delay)
+    change = Change(delay=delay, room_score=outcome.room_score, for_transfer=outcome.for_transfer)
+    fields = {**RELEASED, "waiting_for": outcome.reason, **outcome.fields}
+    return container.jobs.transition(job, change, **fields)
+
+
+def _retry(container: Container, job: JobRecord, outcome: Retry) -> tuple[JobRecord, StageResult]:
+    settings = container.settings
+    if outcome.outage:
+        failures, most = job.outages + 1, ""
+        counted = {"outages": failures}
+    else:
+        failures, most = job.attempts + 1, f" of {settings.finetune_max_attempts}"
+        counted = {"attempts": failures, "outages": 0}
+    delay = outcome.after if outcome.after is not None else try_again_in(settings, failures)
+    waiting = {**RELEASED, "waiting_for": WaitReason.BACKOFF, "error": outcome.error}
+    fields = {**waiting, **outcome.fields, **counted}
+    job = container.jobs.transition(job, Change(delay=until_deadline(job, delay)), **fields)
+    return _ended(job, f"try {failures}{most} failed: {outcome.error.message} Retrying in {delay:.0f} s")
+
+
+def _fail(container: Container, job: JobRecord, stage: Stage, outcome: Retry | Fail) -> JobRecord:
+    fields = {**RELEASED, "waiting_for": None, "failed_stage": stage, "error": outcome.error, **outcome.fields}
+    return container.jobs.transition(job, Change(), to=JobState.FAILED, **fields)
+
+
+def _attention(container: Container, job: JobRecord, outcome: Attention) -> JobRecord:
+    evidence = job.with_evidence(outcome.evidence)
+    fields = {**RELEASED, "waiting_for": None, "adopting": None, "evidence": evidence}
+    change = Change(delay=container.settings.finetune_training_limit)
+    return container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
