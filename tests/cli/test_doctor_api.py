@@ -102,7 +102,7 @@ def test_where_no_worker_was_yet_the_account_has_its_caps_too(
     monkeypatch.setenv("SEGMIND_ACCOUNTS", json.dumps({"default": {**account, "max_transfers": 2}}))
     run("doctor", "--api", "--json")
     with connect(queue_url) as client:
-        assert Accounts(client).status("default").limits == AccountLimits(50, 60.0, 3, 20, 2)
+        assert Accounts(client).status("default").limits == AccountLimits(50, 60.0, 3, 20, 2, 21600.0)
 
 
 @pytest.mark.usefixtures("sandbox")

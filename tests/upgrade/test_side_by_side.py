@@ -25,7 +25,7 @@ NEWS = [
     # a reason to wait, which some of its jobs have while they train
     ("finetune_queue/contract/job.py", 'PAUSED = "paused"', 'GRADER = "grader"\n    PAUSED = "paused"'),
     (
-        "finetune_worker/stages/runner.py",
+        "finetune_worker/stages/conclude.py",
         'fields["waiting_for"] = WaitReason.PROVIDER',
         'fields["waiting_for"] = WaitReason.GRADER if "grade" in job.request.labels else WaitReason.PROVIDER',
     ),
