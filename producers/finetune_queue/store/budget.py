@@ -70,6 +70,7 @@ class Budget:
         """
         self._accounts = Accounts(client)
         self._call_timeout_ms = int(call_timeout * 1000)
+        self._sweep_ms = int(max(handover, call_timeout - CALL_MARGIN) * 1000)
         self._handover_ms = int(handover * 1000)
         self._first_sweep_ms = int(first_sweep * 1000)
         self._backoff_ms = (int(backoff_base * 1000), int(backoff_max * 1000))
@@ -112,6 +113,7 @@ class Budget:
             [
                 *(holder, token, score, self._call_timeout_ms, "1" if submit else "0", self._first_sweep_ms),
                 "" if claimed is None else claimed.version,
+                self._sweep_ms,
             ],
         )
         if claimed is not None and reply[0] == -1:
