@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_queue import __version__
-from finetune_queue.store import AccountLimits, LiveWorker
+from finetune_queue.store import AccountLimits, LiveWorker, connect, keys
 from finetune_queue.store.workers import GONE
 from finetune_worker.container import Container
 
@@ -13,6 +13,7 @@ CAPPED = AccountLimits(
     calls=100, window=60, max_training=10, max_submits_per_day=57, max_transfers=2, training_limit=LASTS
 )
 BOTH = AccountLimits(50, 60, max_training=10, max_submits_per_day=57, max_transfers=2, training_limit=LASTS)
+CAREFUL = LiveWorker("other:1", __version__, ("default",), limits=(("default", CAPPED),))
 
 
 def in_force(container: Container) -> AccountLimits:
@@ -25,31 +26,39 @@ def go_on(container: Container) -> None:
 
 
 def test_a_worker_without_caps_lifts_nobody_s(container: Container) -> None:
-    other = LiveWorker("other:1", __version__, ("default",), limits=(("default", CAPPED),))
-    container.workers.seen(other)
+    container.workers.seen(CAREFUL)
     container.announce_accounts()
     go_on(container)
     container.announce_accounts()
     assert in_force(container) == BOTH
 
-    container.workers.left(other)
+
+def test_higher_limits_hold_at_once_when_the_last_with_the_lower_ones_has_left(container: Container) -> None:
+    container.workers.seen(CAREFUL)
+    container.announce_accounts()
+    assert in_force(container) == BOTH
+
+    container.workers.left(CAREFUL)
     container.announce_accounts()
     assert in_force(container) == OWN
 
 
-def test_nor_before_it_knows_who_else_is_there(container: Container) -> None:
+def test_who_went_without_a_word_may_come_back(container: Container, redis_url: str) -> None:
     """After an outage of Redis, or a restart of all, the one with the caps may come back a little later."""
-    container.accounts.configure("default", CAPPED)
+    long_ago = container.deadlines.now_ms() - 1000 * (GONE + 60)
+    with connect(redis_url) as client:
+        client.zadd(keys.workers(), {CAREFUL.member: long_ago})
     container.announce_accounts()
     assert in_force(container) == BOTH
     go_on(container)
-    container.announce_accounts()
-    assert in_force(container) == OWN
-
-    container.accounts.configure("default", CAPPED)
-    container._announced_at -= GONE + 1  # Redis was away
+    container._announced_at -= GONE + 1  # Redis was away again
     container.announce_accounts()
     assert in_force(container) == BOTH
+
+    go_on(container)
+    container.announce_accounts()
+    assert in_force(container) == OWN
+    assert [worker.name for worker in container.workers.not_forgotten()] == [container.name]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +82,6 @@ def test_a_slower_worker_slows_all_while_it_is_there(container: Container) -> No
 def test_a_process_that_was_started_again_in_place_of_one_speaks_for_it(container: Container) -> None:
     for limits in (CAPPED, OWN):
         container.workers.seen(LiveWorker("pod:1", __version__, ("default",), limits=(("default", limits),)))
-    go_on(container)
     container.announce_accounts()
     assert in_force(container) == OWN
 

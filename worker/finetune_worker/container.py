@@ -141,19 +141,19 @@ class Container:
 
     def announce_accounts(self) -> None:
         """Show that this worker is there, and set the limits of its accounts for all workers: the strictest that the
-        settings of one of them say. So a worker with old settings, or none of the caps, lifts nobody's; more is allowed
-        once the last one is gone that does not allow it, and this one has seen for a while who is there: after an
-        outage of Redis, or a restart of all, those with the stricter settings may come back a little later."""
+        settings of one of them say. So a worker with old settings, or none of the caps, lifts nobody's. One that went
+        without a word counts until this one has watched for a while: after an outage of Redis, or a restart of all, it
+        may come back a little later."""
         now = time.monotonic()
         if now - self._announced_at > GONE:
             self._announced_since = now
         self.workers.seen(self.me, "sandbox" if self.settings.segmind_is_loopback else "paid")
         self._announced_at = now
-        alive, known = self.workers.alive(), self.accounts.names()
+        if now - self._announced_since >= GONE:
+            self.workers.forget_gone()
+        workers = self.workers.not_forgotten()
         for name, own in self.me.limits:
-            limits = reduce(AccountLimits.strictest, limits_by_worker(name, alive).values(), own)
-            if name in known and now - self._announced_since < GONE:
-                limits = limits.strictest(self.accounts.status(name).limits)
+            limits = reduce(AccountLimits.strictest, limits_by_worker(name, workers).values(), own)
             if self.accounts.configure(name, limits):
                 log.info("account_limits_set", account=name, in_force=asdict(limits), these_settings=asdict(own))
 

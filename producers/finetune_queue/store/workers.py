@@ -84,19 +84,29 @@ class Workers:
 
     def seen(self, worker: LiveWorker, api: Api | None = None) -> None:
         """Say that the worker is there, and which API it calls, should Redis have lost that."""
-        now = server_ms(self._redis)
         pipe = self._redis.pipeline(transaction=False)
         if api is not None:
             pipe.set(keys.api(), api, nx=True)
-        pipe.zadd(keys.workers(), {worker.member: now})
-        pipe.zremrangebyscore(keys.workers(), "-inf", now - _GONE_MS)
+        pipe.zadd(keys.workers(), {worker.member: server_ms(self._redis)})
         pipe.execute()
 
     def left(self, worker: LiveWorker) -> None:
         """Say that the worker stops."""
         self._redis.zrem(keys.workers(), worker.member)
 
+    def forget_gone(self) -> None:
+        """Forget the workers that went without a word. Only for who has watched for ``GONE`` seconds: after an outage
+        of Redis no worker's last sign is younger."""
+        self._redis.zremrangebyscore(keys.workers(), "-inf", server_ms(self._redis) - _GONE_MS)
+
     def alive(self) -> list[LiveWorker]:
         """Return the workers that are there."""
-        found = cast("list[str]", self._redis.zrangebyscore(keys.workers(), server_ms(self._redis) - _GONE_MS, "+inf"))
+        return self._since(server_ms(self._redis) - _GONE_MS)
+
+    def not_forgotten(self) -> list[LiveWorker]:
+        """Return the workers that are there, and those that may come back; the latest sign last."""
+        return self._since("-inf")
+
+    def _since(self, first: int | str) -> list[LiveWorker]:
+        found = cast("list[str]", self._redis.zrangebyscore(keys.workers(), first, "+inf"))
         return [LiveWorker.of_member(member) for member in found]
