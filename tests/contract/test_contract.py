@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -15,12 +14,12 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http
 from cloudevents.core.formats.json import JSONFormat
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator, FormatChecker, ValidationError  # type: ignore[import-untyped]
+from jsonschema import ValidationError  # type: ignore[import-untyped]
 
+from contract.published import EXAMPLES, FOLDER, ROOT, load, validator
 from finetune_queue.cli import words
 from finetune_queue.contract import (
     EventType,
-    FineTuneRequest,
     JobRecord,
     JobState,
     RequestError,
@@ -29,26 +28,10 @@ from finetune_queue.contract import (
 )
 from finetune_queue.contract.event import Event, job_event, type_name
 from finetune_queue.contract.job import _INTERNAL
-from finetune_queue.contract.request import missing_part
 from finetune_queue.contract.views import EVENT_DATA, PublicJob
-from finetune_queue.place_url import read_place
 from support.samples import sample, sample_request
 
 LABELS = "a key should be letters, digits and . _ / -, beginning with a letter or digit, 63 at most"
-
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "docs" / "contract"
-EXAMPLES = sorted((FOLDER / "examples").glob("*.json"))
-
-
-def load(name: str) -> Any:
-    return json.loads((FOLDER / name).read_text("utf-8"))
-
-
-def validator(name: str) -> Draft202012Validator:
-    schema = load(f"{name}.schema.json")
-    Draft202012Validator.check_schema(schema)
-    return Draft202012Validator(schema, format_checker=FormatChecker())
 
 
 def test_the_committed_files_are_what_the_models_say() -> None:
@@ -242,120 +225,6 @@ def test_what_the_schema_refuses_is_refused(wrong: dict[str, Any]) -> None:
     assert not validator("request").is_valid(body)
     with pytest.raises(RequestError):
         parse_request(body)
-
-
-REST = r"[a:@/?#\n. %ü\\\[\]\x85]{0,8}"
-
-
-def taken(dataset: str) -> bool:
-    try:
-        parse_request(sample(dataset=dataset))
-    except RequestError:
-        return False
-    return True
-
-
-@given(st.from_regex(rf"(https|file|s3|C|)(://|:/|//|){REST}", fullmatch=True))
-def test_the_schema_refuses_no_dataset_that_is_taken(dataset: str) -> None:
-    assert validator("request").is_valid(sample(dataset=dataset)) or not taken(dataset)
-
-
-@given(st.from_regex(rf"(https?|file|s3|gs|az)://{REST}", fullmatch=True))
-def test_the_schema_takes_no_url_that_is_refused(dataset: str) -> None:
-    assert validator("request").is_valid(sample(dataset=dataset)) is taken(dataset)
-
-
-@pytest.mark.parametrize(
-    "dataset",
-    [
-        "s3://data/my good.zip",
-        "gs://data/schön/ß.zip",
-        "az://data/a%20b+c?d#e[1]\\.zip",
-        "https://h/my%20good.zip?a[]=1",
-    ],
-)
-def test_the_key_of_an_object_is_taken_as_it_is(dataset: str) -> None:
-    assert validator("request").is_valid(sample(dataset=dataset))
-    assert parse_request(sample(dataset=dataset)).dataset == dataset
-
-
-@pytest.mark.parametrize(
-    ("dataset", "why"),
-    [
-        ("s3://data/my\ngood.zip", "should hold no line breaks"),
-        ("./my\tphotos", "should hold no line breaks"),
-        ("https://h/my good.zip", "percent-encoded"),
-        ("HTTPS://h/schön.zip", "percent-encoded"),
-        ("https://h\\@x/a.zip", "should hold no user name"),
-        ("https://h/a\\b.zip", "percent-encoded"),
-        ("file:///srv/my good.zip", "percent-encoded"),
-        ("s3://my data/good.zip", "cannot be read as a URL"),
-        ("https://bücher.example/a.zip", "host name in ASCII"),
-        ("https://[2606:4700::1111]/a.zip", "IPv6 addresses are not accepted"),
-    ],
-)
-def test_what_is_no_url_of_a_dataset_is_refused(dataset: str, why: str) -> None:
-    with pytest.raises(RequestError, match=why):
-        parse_request(sample(dataset=dataset))
-
-
-@pytest.mark.parametrize(
-    ("dataset", "meant"),
-    [
-        ("HTTPS://EXAMPLE.COM:443/A.zip?Sig=X", "https://example.com:443/A.zip?Sig=X"),
-        ("Http://h", "http://h"),
-        ("S3://bucket/Key.zip", "s3://bucket/Key.zip"),
-        ("FILE:///srv/A.zip", "file:///srv/A.zip"),
-    ],
-)
-def test_the_case_of_a_scheme_and_a_host_does_not_count(dataset: str, meant: str) -> None:
-    assert validator("request").is_valid(sample(dataset=dataset))
-    assert parse_request(sample(dataset=dataset)).dataset == meant
-
-
-@given(st.from_regex(rf"(https?|file|s3|GS)://(\.\.?|localhost|){REST}", fullmatch=True))
-def test_what_no_dataset_can_lie_at_is_known(dataset: str) -> None:
-    """As they find it that would look for it later."""
-    if not taken(dataset):
-        return
-    lacking = missing_part(dataset)
-    if dataset.startswith("http"):
-        assert (lacking is None) is bool(urlsplit(dataset).hostname)
-        return
-    try:
-        place = read_place(dataset)
-    except ValueError as error:
-        named = "plain bucket name" in str(error)  # but not plainly
-    else:
-        named = isinstance(place, Path) or bool(place.key)
-    assert named or lacking is not None
-
-
-@pytest.mark.parametrize(
-    "dataset",
-    [
-        "https://me:hidden-pw@h/x.zip",
-        "HTTP://hidden-pw@h",
-        "s3://hidden-pw@b/k",
-        "https://[hidden-pw@h/",
-        "https://hidden-pw@\u2100/",
-    ],
-)
-def test_a_password_in_a_dataset_s_url_is_refused_and_never_quoted(dataset: str) -> None:
-    body = sample(dataset=dataset)
-    assert not validator("request").is_valid(body)
-    for read in (parse_request, FineTuneRequest.model_validate):
-        with pytest.raises(ValueError, match="dataset") as caught:
-            read(body)
-        assert "hidden-pw" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "dataset", ["https://h/a@b.zip", "https://h?x=a:b@c", "./photos@2x", "//a@b/photos", "/a://b@c"]
-)
-def test_an_at_sign_elsewhere_is_no_password(dataset: str) -> None:
-    assert validator("request").is_valid(sample(dataset=dataset))
-    assert parse_request(sample(dataset=dataset)).dataset == dataset
 
 
 def test_the_public_job_is_the_record_without_bookkeeping() -> None:

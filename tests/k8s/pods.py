@@ -1,6 +1,7 @@
-"""The pods of the manifests: which a selector chooses, their ports, and whom they may reach."""
+"""The pods of the manifests: which a selector chooses, their ports and options, and whom they may reach."""
 
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,3 +46,9 @@ def holds(peer: Mapping[str, Any], address: str) -> bool:
 def inside(networks: Iterable[str], address: str) -> bool:
     # An address is in no network of the other version.
     return any(ipaddress.ip_address(address) in ipaddress.ip_network(network) for network in networks)
+
+
+def options(container: Manifest) -> dict[str, str]:
+    """Return the short options of a worker's command line."""
+    words = container["args"]
+    return {words[at]: words[at + 1] for at in range(len(words) - 1) if re.fullmatch("-[A-Za-z]", words[at])}

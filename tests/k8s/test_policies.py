@@ -3,7 +3,6 @@
 import base64
 import re
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from typing import Any
 
 import flower.options  # type: ignore[import-untyped] # noqa: F401 - declares Flower's options
@@ -13,9 +12,8 @@ from tornado.options import options as flower_options
 
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.settings import Settings, describe, load_settings
-from finetune_worker.transfer.limits import TransferLimits
-from k8s.conftest import ROOT, Manifest, Rendered, render
-from k8s.pods import WORKERS, chosen, port_names, selects
+from k8s.conftest import ROOT, Manifest, Rendered
+from k8s.pods import WORKERS, chosen, options, port_names, selects
 from monitoring.rules import ALERTS, DASHBOARD
 from segmind_sandbox.settings import DEFAULT_API_KEY
 
@@ -27,12 +25,6 @@ SAMPLES = {
     "SEGMIND_API_KEY": "SG_0123456789abcdef",
     "FINETUNE_GATEWAY_TOKENS": "{}",
 }
-
-
-def options(container: Manifest) -> dict[str, str]:
-    """Return the short options of a worker's command line."""
-    words = container["args"]
-    return {words[at]: words[at + 1] for at in range(len(words) - 1) if re.fullmatch("-[A-Za-z]", words[at])}
 
 
 # one manifest and another
@@ -296,59 +288,6 @@ def test_flower_is_alone_has_a_password_and_may_change_nothing(overlay: Rendered
     assert {name for name, each in env.items() if "valueFrom" in each} == {"FLOWER_BASIC_AUTH", "FLOWER_COOKIE_SECRET"}
 
 
-def test_every_container_says_what_it_needs(overlay: Rendered) -> None:
-    for name, container in overlay.containers.items():
-        resources = container["resources"]
-        assert {"cpu", "memory", "ephemeral-storage"} <= resources["requests"].keys(), name
-        assert {"memory", "ephemeral-storage"} <= resources["limits"].keys(), name
-        assert "cpu" not in resources["limits"], name  # throttled loops would look stuck
-
-
-GI = 2**30
-
-
-def size(text: str) -> int:
-    """Return the bytes that a quantity stands for."""
-    number, unit = re.fullmatch(r"(\d+)(Mi|Gi)", text).groups()  # type: ignore[union-attr]
-    return int(number) * {"Mi": 2**20, "Gi": GI}[unit]
-
-
-def test_valkey_is_full_before_its_container_is() -> None:
-    container = render("dev").containers["finetune-valkey/valkey"]
-    given = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
-    assert given["--maxmemory-policy"] == "noeviction"
-    most = int(given["--maxmemory"].removesuffix("mb")) * 2**20
-    assert most <= size(container["resources"]["limits"]["memory"]) * 0.75
-
-
-def test_who_checks_datasets_has_the_memory_for_it(overlay: Rendered) -> None:
-    for name, container in overlay.containers.items():
-        if name.endswith("/worker") and TRANSFER_QUEUE in options(container)["-Q"].split(","):
-            # Eight checks at once took 1,390 MB, of which one alone takes up to 600: docs/capacity.md.
-            assert size(container["resources"]["limits"]["memory"]) >= 2 * GI, name
-
-
-def test_a_pod_is_not_put_out_for_a_folder_that_its_volume_lets_it_fill(overlay: Rendered) -> None:
-    for name, pod in overlay.pods.items():
-        volumes = [each["emptyDir"]["sizeLimit"] for each in pod["spec"]["volumes"] if "emptyDir" in each]
-        containers = [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
-        limits = [each["resources"]["limits"]["ephemeral-storage"] for each in containers]
-        assert sum(map(size, volumes)) <= sum(map(size, limits)), name
-
-
-def test_transfers_have_a_disk_that_holds_the_largest_file_for_each_thread(everything: Rendered) -> None:
-    spec = everything.pods["finetune-worker-transfer"]["spec"]
-    (container,) = spec["containers"]
-    (mount,) = [each for each in container["volumeMounts"] if each["mountPath"] == everything.settings["TMPDIR"]]
-    (volume,) = [each for each in spec["volumes"] if each["name"] == mount["name"]]
-    claim = volume["ephemeral"]["volumeClaimTemplate"]["spec"]
-    assert claim["accessModes"] == ["ReadWriteOnce"]
-    assert "storageClassName" not in claim  # the cluster's own default
-    needed = int(options(container)["-c"]) * TransferLimits().max_bytes
-    assert size(claim["resources"]["requests"]["storage"]) > needed
-    assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"]  # a new volume is root's else
-
-
 def test_every_container_may_do_nothing_beyond_its_work(overlay: Rendered) -> None:
     for pod in overlay.pods.values():
         context = pod["spec"]["securityContext"]
@@ -365,64 +304,3 @@ def test_every_container_may_do_nothing_beyond_its_work(overlay: Rendered) -> No
         }, name
     for namespace in overlay.of("Namespace"):
         assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-
-
-def test_images_are_pinned(overlay: Rendered) -> None:
-    for name, container in overlay.containers.items():
-        tag = container["image"].rpartition("/")[2].partition(":")[2]
-        assert tag, name
-        assert tag != "latest", name
-
-
-# the images, built from docker/Dockerfile
-
-DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
-IMAGES = {f"finetune-queue-{name}" for name in ("worker", "gateway", "flower", "sandbox")}
-
-
-def our_containers(overlay: Rendered) -> dict[str, Manifest]:
-    """Return the containers that run an image of the Dockerfile, as DEPLOYMENT/CONTAINER."""
-    ours = {
-        name: each
-        for name, each in overlay.containers.items()
-        if each["image"].rpartition("/")[2].partition(":")[0] in IMAGES
-    }
-    assert len(ours) >= 3
-    return ours
-
-
-def test_each_image_is_a_target_that_starts_the_same_program(overlay: Rendered) -> None:
-    starts = dict(re.findall(r'^FROM service AS (\w+)\n(?:.*\n)*?ENTRYPOINT \["(\w+)"', DOCKERFILE, re.MULTILINE))
-    for name, container in our_containers(overlay).items():
-        target = container["image"].rpartition("/")[2].partition(":")[0].removeprefix("finetune-queue-")
-        program = re.sub(r"^python3$", "python", starts[target])  # a virtual environment has both
-        assert container["command"] == [program], name
-
-
-def test_every_program_is_one_that_the_image_s_packages_install(overlay: Rendered) -> None:
-    assert re.search(r"^ENV PATH=/opt/finetune/bin:\$PATH", DOCKERFILE, re.MULTILINE)
-    assert re.search(r"^RUN python3 -m venv .*/opt/finetune$", DOCKERFILE, re.MULTILINE)
-    installed = {
-        "finetune-queue",
-        *re.findall(r"^([a-z0-9._-]+)==", (ROOT / "requirements.lock").read_text(), re.MULTILINE),
-    }
-    scripts = {each.name for each in entry_points(group="console_scripts") if each.dist and each.dist.name in installed}
-    for name, container in our_containers(overlay).items():
-        assert container["command"][0] in {"python", *scripts}, name
-
-
-def test_pods_run_as_the_user_that_the_image_has(overlay: Rendered) -> None:
-    (user,) = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, re.MULTILINE)
-    for name in {each.partition("/")[0] for each in our_containers(overlay)}:
-        context = overlay.pods[name]["spec"]["securityContext"]
-        ids = (context["runAsUser"], context["runAsGroup"], context["fsGroup"])
-        assert tuple(map(str, ids)) == (*user, user[1]), name
-
-
-def test_temporary_files_lie_on_a_volume(overlay: Rendered) -> None:
-    assert "TMPDIR=" in DOCKERFILE  # of the volume that Compose mounts
-    for name, container in our_containers(overlay).items():
-        plain = {each["name"]: each.get("value") for each in container.get("env", [])}
-        folder = {**(overlay.settings if "envFrom" in container else {}), **plain}["TMPDIR"]
-        writable = {each["mountPath"] for each in container["volumeMounts"] if not each.get("readOnly")}
-        assert folder in writable, name
