@@ -26,7 +26,7 @@ def resume_at(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
         case Stage.POLL if record.weights is not None:
             return JobState.DEPLOYING, _FRESH
         case Stage.POLL:
-            return JobState.TRAINING, {**_FRESH, "submitted_ms": record.updated_ms, "wants_details": True}
+            return JobState.TRAINING, {**_FRESH, "wants_details": True}
         case _:
             return JobState.DOWNLOADING, _FRESH
 

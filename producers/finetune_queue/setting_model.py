@@ -194,7 +194,7 @@ class Settings(BaseSettings):
         example="900",
     )
     finetune_training_limit: Seconds = _setting(
-        21_600.0, "How long a training may last before its job fails.", example="21600"
+        21_600.0, "How long a training, or then its deployment, may last before its job fails.", example="21600"
     )
     finetune_settle_time: Seconds = _setting(
         120.0,

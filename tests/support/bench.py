@@ -102,6 +102,11 @@ class Bench:
         assert due is not None
         return due
 
+    def let_stay(self, job: JobRecord, seconds: float) -> None:
+        """Have the job been in its state for so long."""
+        job = self.read(job)
+        self.container.jobs.transition(job, Change(delay=60), entered_ms=int(job.updated_ms - seconds * 1000))
+
     def until_trained(self) -> None:
         """Wait until the sandbox has no training that goes on."""
         words = {"REQUESTED", "DATA_PROCESSING", "TRAINING_INITIATED"}

@@ -8,7 +8,7 @@ import pytest
 from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.storage import UnavailableError
-from finetune_queue.store import keys
+from finetune_queue.store import Change
 from finetune_worker.stages.sweep import sweep
 from support.bench import Bench
 from support.driver import Message, Post
@@ -43,7 +43,7 @@ def by_the_sweep(bench: Bench, job: JobRecord) -> None:
 
 
 def by_the_poll(bench: Bench, job: JobRecord) -> None:
-    bench.container.jobs._redis.hset(keys.job(job.id), "entered_ms", "1")  # not seen for long
+    bench.let_stay(job, bench.container.settings.finetune_unseen_limit)
     bench.run(job)
 
 
@@ -66,6 +66,24 @@ def test_a_training_that_fails_before_it_is_deployed_ends_its_job_at_once(
     assert "no GPU left" in error.message
     assert job.weights.url in error.message
     assert "at no cost" in error.action
+
+
+def test_the_time_that_its_training_took_is_not_taken_from_it(bench: Bench, deploying: JobRecord) -> None:
+    limit = bench.container.settings.finetune_training_limit
+    bench.container.jobs.transition(deploying, Change(delay=60), submitted_ms=int(deploying.updated_ms - limit * 1000))
+    bench.run(deploying)
+    assert bench.read(deploying).state is JobState.DEPLOYING
+
+
+def test_one_that_is_never_deployed_fails_and_a_retry_waits_as_long_again(bench: Bench, deploying: JobRecord) -> None:
+    bench.let_stay(deploying, bench.container.settings.finetune_training_limit)
+    bench.run(deploying)
+    assert "was not deployed after 6 h" in bench.error(deploying).message
+
+    with FineTuneQueue(bench.container.settings) as queue:
+        queue.retry(deploying.id)
+    bench.run(deploying)
+    assert bench.read(deploying).state is JobState.DEPLOYING
 
 
 def test_a_retry_after_that_pays_nothing(bench: Bench, deploying: JobRecord) -> None:

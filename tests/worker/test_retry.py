@@ -10,6 +10,7 @@ from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import Change, keys
 from finetune_worker.container import Container
+from finetune_worker.stages.cadence import began_ms
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.outcome import Outcome, Wait
 from finetune_worker.stages.runner import run_stage
@@ -48,6 +49,25 @@ def test_a_retry_after_the_caller_s_deadline_has_none_and_fetches_what_was_paid(
     bench.run(job)
     assert bench.read(job).state is JobState.DOWNLOADING
     assert bench.submits() == 1
+
+
+def test_a_retried_training_is_waited_for_as_long_again_and_began_when_it_did(
+    bench: Bench, queue: FineTuneQueue
+) -> None:
+    bench.sandbox.control.change_settings(training_seconds=600)
+    job = bench.submitting()
+    bench.run(job)
+    submitted_ms = bench.read(job).submitted_ms
+    bench.let_stay(job, bench.container.settings.finetune_training_limit)
+    bench.run(job)
+    assert "was not over after 6 h" in bench.error(job).message
+
+    queue.retry(job.id)
+    bench.run(job)
+
+    job = bench.read(job)
+    assert job.state is JobState.TRAINING
+    assert (job.submitted_ms, began_ms(job)) == (submitted_ms, submitted_ms)
 
 
 def test_a_retry_does_not_submit_again_what_may_have_been_paid(bench: Bench, queue: FineTuneQueue) -> None:

@@ -204,15 +204,14 @@ def test_a_training_that_the_list_lacks_is_asked_for_alone(bench: Bench) -> None
     bench.sandbox.control.change_training(bench.finetune_id(first), hidden=True)
     sweep(bench.container, "default")
 
-    bench.container.jobs.transition(bench.read(first), Change(delay=60), entered_ms=1)
+    bench.let_stay(first, bench.container.settings.finetune_unseen_limit)
     assert "waiting for Segmind to train" in bench.run(first).sentence
     assert calls_of(bench, "details") == 1
 
 
 def test_a_training_that_segmind_forgot_fails_its_job(bench: Bench) -> None:
     [job] = trained(bench, 1, training_seconds=600)
-    jobs = bench.container.jobs
-    jobs.transition(bench.read(job), Change(delay=60), entered_ms=1, finetune_id="never-was")
+    bench.container.jobs.transition(bench.read(job), Change(delay=60), wants_details=True, finetune_id="never-was")
 
     bench.run(job)
 
@@ -224,7 +223,7 @@ def test_a_training_that_segmind_forgot_fails_its_job(bench: Bench) -> None:
 
 def test_a_training_that_never_ends_fails_its_job(bench: Bench) -> None:
     [job] = trained(bench, 1, training_seconds=600)
-    bench.container.jobs.transition(bench.read(job), Change(delay=60), submitted_ms=1)
+    bench.let_stay(job, bench.container.settings.finetune_training_limit)
 
     bench.run(job)
 
@@ -237,7 +236,7 @@ def test_a_training_that_never_ends_fails_its_job(bench: Bench) -> None:
 
 def test_a_training_that_ended_while_nobody_could_look_is_fetched_however_late(bench: Bench) -> None:
     [job] = trained(bench, 1)
-    bench.container.jobs.transition(bench.read(job), Change(delay=60), submitted_ms=1)
+    bench.let_stay(job, bench.container.settings.finetune_training_limit)
 
     bench.run(job)
 
@@ -246,11 +245,10 @@ def test_a_training_that_ended_while_nobody_could_look_is_fetched_however_late(b
 
 def test_sweeps_that_see_a_training_do_not_put_off_its_limit(bench: Bench) -> None:
     jobs = trained(bench, 2, training_seconds=600)
-    store, limit = bench.container.jobs, bench.container.settings.finetune_training_limit
     for job in jobs:
         bench.run(job)
     late, well = (bench.read(job) for job in jobs)
-    store.transition(late, Change(delay=60), submitted_ms=int(late.updated_ms - limit * 1000))
+    bench.let_stay(late, bench.container.settings.finetune_training_limit)
 
     sweep(bench.container, "default")
 

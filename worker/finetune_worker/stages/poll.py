@@ -55,9 +55,9 @@ def _act_on(container: Container, claim: Claim, seen: FinetuneDetails) -> Outcom
 
 
 def training_time_left(container: Container, job: JobRecord, now_ms: int) -> float:
-    """Return the seconds until the job's training counts as never ending, from the Redis server's ``now_ms``."""
-    since = job.submitted_ms or job.entered_ms
-    return container.settings.finetune_training_limit - (now_ms - since) / 1000
+    """Return the seconds until the job's training, or its deployment, counts as never ending, from the Redis server's
+    ``now_ms``. It has as long again after a retry, which waits for the same one."""
+    return container.settings.finetune_training_limit - (now_ms - job.entered_ms) / 1000
 
 
 def look_again_in(container: Container, job: JobRecord, now_ms: int) -> float:
@@ -85,10 +85,10 @@ def _weights_missing(seen: FinetuneDetails) -> JobError:
 
 def _too_long(container: Container, job: JobRecord) -> JobError:
     hours = container.settings.finetune_training_limit / 3600
+    over = "deployed" if job.state is JobState.DEPLOYING else "over"
     return JobError(
         code="training_too_long",
         stage=Stage.POLL,
-        message=f"Training {job.finetune_id} was not over {hours:g} h after its submit "
-        f"(last status {job.provider_status}).",
+        message=f"Training {job.finetune_id} was not {over} after {hours:g} h (last status {job.provider_status}).",
         action="Look at it in Segmind's console. `finetune retry JOB` goes on waiting for the same training.",
     )
