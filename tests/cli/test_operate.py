@@ -45,7 +45,7 @@ def queued(client: redis.Redis) -> list[Any]:
 
 def test_resolve_names_a_training(run: Run, worker: Worker) -> None:
     job = needs_attention(worker)
-    said = run("resolve", job.id, "--adopt", "ft-7")
+    said = run("resolve", job.id, "--adopt", " ft-7 ")  # as it may be pasted
     assert said.code == 0
     assert f"A worker looks at training ft-7; if it can be job {job.id}'s, the job goes on with it." in said.out
     job = worker.store.get(job.id)

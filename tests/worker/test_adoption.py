@@ -219,6 +219,14 @@ def test_a_training_that_a_person_names_is_taken_however_long_ago_it_was(bench: 
     assert "adopted by hand" in job.evidence[-1]
 
 
+def test_a_training_that_segmind_knows_by_another_spelling_is_taken_by_its_own(bench: Bench, shared: str) -> None:
+    job = in_doubt(bench, shared)
+    finetune_id = bench.sandbox.control.trainings()[-1]["finetune_id"]
+
+    assert named(bench, job, f"{finetune_id} ").finetune_id == finetune_id
+    assert bench.container.jobs.owner_of(finetune_id) == job.id
+
+
 def test_a_training_that_is_not_there_can_be_named_and_another_after_it(bench: Bench, shared: str) -> None:
     job = in_doubt(bench, shared)
 

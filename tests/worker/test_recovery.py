@@ -93,7 +93,7 @@ def test_a_job_that_ends_its_workers_is_set_aside_after_some(bench: Bench, drive
     assert (job.state, job.failed_stage) == (JobState.FAILED, Stage.UPLOAD)
     assert job.error is not None
     assert job.error.code == "worker_lost"
-    assert f"{most} workers in a row" in job.error.message
+    assert f"{most} workers died or stalled" in job.error.message
     assert len(driver.post.messages) == most - 1
 
 
@@ -139,7 +139,7 @@ def test_a_job_that_may_have_been_paid_for_is_shown_to_a_person_instead(bench: B
     job = bench.read(job)
     assert job.state is JobState.NEEDS_ATTENTION
     assert job.tracked
-    assert "workers in a row" in job.evidence[-1]
+    assert "workers died or stalled" in job.evidence[-1]
 
 
 def test_a_job_that_ends_its_workers_while_they_look_at_what_was_named_waits_for_another_word(

@@ -239,7 +239,7 @@ class Dispatcher:
         error = JobError(
             code="worker_lost",
             stage=doing,
-            message=f"{takeovers} workers in a row died or stalled while running the {doing} stage.",
+            message=f"{takeovers} workers died or stalled while running the {doing} stage, and none got further.",
             action="Find out what ended them (memory, node, SIGKILL) at the times of lease_expired in the logs; then "
             f"{again(doing)}.",
         )

@@ -28,7 +28,9 @@ def resolve(job_id: str, *, adopt: str | None, resubmit: bool, as_json: bool) ->
         if adopt is None:
             output.say(f"Job {job.id} will be submitted again, and charged again.")
         else:
-            output.say(f"A worker looks at training {adopt}; if it can be job {job.id}'s, the job goes on with it.")
+            output.say(
+                f"A worker looks at training {job.record.adopting}; if it can be job {job.id}'s, the job goes on with it."
+            )
         output.say(f"Follow it: {output.program()} watch {job.id}")
     return ExitCode.OK
 

@@ -288,9 +288,11 @@ class FineTuneQueue:
         if (adopt is None) is not resubmit:
             message = "resolve takes either adopt or resubmit"
             raise ValueError(message)
-        if adopt is not None and not adopt.strip():
-            message = "adopt names no training"
-            raise ValueError(message)
+        if adopt is not None:
+            adopt = adopt.strip()
+            if not adopt:
+                message = "adopt names no training"
+                raise ValueError(message)
         job_id = whole_id(job_id)
         with translated():
             record = self._jobs.get(job_id)

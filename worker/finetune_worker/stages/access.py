@@ -51,7 +51,7 @@ def change_access(container: Container, job_id: str, task_id: str) -> str:
 
 def _run(container: Container, job: JobRecord, task_id: str, started: float) -> str:
     try:
-        claim = Claim(container.jobs, job, task_id, _longest(container), container.out_of_time)
+        claim = Claim(container.jobs, job, task_id, _settled_after(container), container.out_of_time)
         outcome = guarded(container, ACCESS, _call, claim)
         sentence = _conclude(container, claim.job, outcome)
     except ConflictError as error:
@@ -88,11 +88,11 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
         call_api(container.budget, slot, partial(client.set_access, finetune_id, public=public))
     except AccountPausedError as paused:
         if isinstance(paused.error, Unavailable):
-            longest = _longest(container)
-            left = longest - (time.monotonic() - slot.asked)
+            settled = _settled_after(container)
+            left = settled - (time.monotonic() - slot.asked)
             why = f"{paused.error.detail} It may still act on it; next: make the model {wanted}"
             delay = max(left, after_outage(container, job, paused.seconds))
-            return _settle(slot.at_ms + int(longest * 1000), delay, why, outages=job.outages + 1)
+            return _settle(slot.at_ms + int(settled * 1000), delay, why, outages=job.outages + 1)
         return park_paused(job, CallClass.FINISH, paused, f"make the model {wanted}")
     except (Rejected, MalformedReply) as error:
         return after_error(from_api(error, ACCESS))
@@ -110,7 +110,7 @@ def _no_model(job: JobRecord) -> JobError:
     )
 
 
-def _longest(container: Container) -> float:
+def _settled_after(container: Container) -> float:
     """Return the seconds after which a call has ended for certain, and can have no effect any more."""
     return container.settings.segmind_call_timeout + CALL_MARGIN
 

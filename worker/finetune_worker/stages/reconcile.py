@@ -237,7 +237,8 @@ def examine_named(container: Container, job: JobRecord, finetune_id: str) -> Out
             f"needs attention: training {finetune_id}, which was named by hand, is not this job's: it is {said}",
             f"training {finetune_id} is {said}",
         )
-    return _found(job, finetune_id, f"training {finetune_id} was adopted by hand")
+    # By its own id: Segmind may find it by another spelling, and no two jobs may have it.
+    return _found(job, details.finetune_id, f"training {details.finetune_id} was adopted by hand")
 
 
 def _look_at(container: Container, job: JobRecord, finetune_id: str) -> FinetuneDetails | Outcome:
