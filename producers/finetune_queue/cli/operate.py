@@ -28,9 +28,8 @@ def resolve(job_id: str, *, adopt: str | None, resubmit: bool, as_json: bool) ->
         if adopt is None:
             output.say(f"Job {job.id} will be submitted again, and charged again.")
         else:
-            output.say(
-                f"A worker looks at training {job.record.adopting}; if it can be job {job.id}'s, the job goes on with it."
-            )
+            named = f"A worker looks at training {job.record.adopting}"
+            output.say(f"{named}; if it can be job {job.id}'s, the job goes on with it.")
         output.say(f"Follow it: {output.program()} watch {job.id}")
     return ExitCode.OK
 
