@@ -158,6 +158,6 @@ def test_workers_are_those_that_were_seen_lately(client: redis.Redis) -> None:
     assert workers.alive() == [two]
     # A version that knows of no clocks takes that for one more account, of a name that none can have.
     assert two.member == "1.1 two big clock=-7200"
-    assert client.zscore(keys.workers(), "1.0 dead") is not None
-    workers.seen(two)
-    assert client.zscore(keys.workers(), "1.0 dead") is None
+    assert [worker.name for worker in workers.not_forgotten()] == ["dead", "two"]
+    workers.forget_gone()
+    assert workers.not_forgotten() == [two]
