@@ -136,3 +136,24 @@ def test_old_trainings_of_the_same_name_do_not_keep_a_lost_submit_for_hours(hist
 
     assert job.finetune_id == "ft-41"
     assert history.clock.ms - history.began_ms < 0.2 * HOUR * 1000
+
+
+@pytest.mark.parametrize("fault", ["reply lost", "never arrived"])
+def test_a_job_that_is_made_again_from_its_key_does_not_get_its_predecessor_s_training(
+    history: History, fault: str
+) -> None:
+    dataset = f"file://{history.world.dataset}"
+    job_id = history.add(dataset=dataset)
+    history.until(told, hours=1)
+    history.segmind.finish()
+    history.until(lambda jobs: jobs[0].state.terminal, hours=1)
+    history.clock.advance(31 * 24 * HOUR)
+    history.container.jobs.forget_finished()
+    history.jobs.clear()
+
+    assert history.add(dataset=dataset) == job_id
+    history.lose_submit(fault)
+    [job] = history.until(told, hours=1)
+
+    assert job.finetune_id == "ft-2"
+    assert history.segmind.accepted.total() == 2

@@ -22,6 +22,7 @@ from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_dataset, from_transfer
 from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error
 from finetune_worker.stages.shares import transfer_share
+from finetune_worker.stages.whose import upload_name
 from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError
 from finetune_worker.transfer.put import upload_presigned
 
@@ -181,7 +182,8 @@ def _presign(container: Container, claim: Claim) -> PresignedUpload | Outcome:
     job = claim.job
     try:
         # Named after the job: the mark by which a submit of unknown outcome is found again.
-        found = ask(container, job, CallClass.PREPARE, what, lambda client: client.presign_upload(job.id, public=True))
+        name = upload_name(job)
+        found = ask(container, job, CallClass.PREPARE, what, lambda client: client.presign_upload(name, public=True))
     except (Rejected, MalformedReply) as error:
         return after_error(from_api(error, Stage.UPLOAD))
     if not isinstance(found, PresignedUpload):

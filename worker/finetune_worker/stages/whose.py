@@ -34,9 +34,17 @@ class Likeness(Enum):
     MISNAMED = auto()  # on the job's own upload, and of another name
 
 
-def marks(job: JobRecord) -> bool:
-    """Tell whether the job's dataset is our own upload, whose URL names the job."""
-    return job.id in (job.dataset_url or "")
+def upload_name(job: JobRecord) -> str:
+    """Return the name of the job's own upload. Its time is in it as a job that is made again from a caller's key, once
+    the one before is forgotten, has the same id."""
+    return f"{job.id}-{job.created_ms}"
+
+
+def mark_of(job: JobRecord) -> str | None:
+    """Return what marks a URL as that of the job's own upload; None if its dataset is none. An upload from before an
+    upgrade may be named after the job's id alone."""
+    url = unquote(job.dataset_url or "")
+    return next((mark for mark in (upload_name(job), job.id) if mark in url), None)
 
 
 def same_place(one: str, other: str) -> bool:
@@ -50,9 +58,9 @@ def same_place(one: str, other: str) -> bool:
 
 def likeness(job: JobRecord, item: FinetuneItem | FinetuneDetails) -> Likeness | None:
     """Return how like the job's training the item is. One that does not say its dataset proves nothing."""
-    source, named = item.data_source_path, item.name in {None, job.request.name}
-    if source is not None and marks(job):
-        if job.id not in unquote(source):
+    source, named, mark = item.data_source_path, item.name in {None, job.request.name}, mark_of(job)
+    if source is not None and mark is not None:
+        if mark not in unquote(source):
             return None
         if not named:
             return Likeness.MISNAMED
