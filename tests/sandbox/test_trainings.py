@@ -1,5 +1,6 @@
 """What becomes of a submitted job: its statuses over time, and the datasets that fail it."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from sandbox.calls import Api, put, submit_body, zip_bytes
 from segmind_sandbox.models import Submit
 from segmind_sandbox.testing import LiveSandbox
-from segmind_sandbox.trainings import STATUSES, Training
+from segmind_sandbox.trainings import STATUSES, Training, TrainingBook
 from support.until import until
 from support.web import Answer, Web
 
@@ -62,6 +63,39 @@ def test_no_time_at_all() -> None:
     job = new_training(training_seconds=0.0, deploy_seconds=0.0)
     job.dataset_was_read(100)
     assert job.status(100) == "AVAILABLE"
+
+
+def test_a_change_while_the_dataset_is_read_does_not_stop_the_clockwork() -> None:
+    now, asked = 150.0, 0  # the job would be trained by now, if its dataset had been read
+    told: list[str] = []
+
+    def clock() -> float:
+        nonlocal asked
+        asked += 1
+        assert asked < 100, "the scheduler goes round and round, and lets nothing else run"
+        return now
+
+    async def scenario() -> None:
+        nonlocal now
+        job, done = new_training(), asyncio.Event()
+
+        def on_status(_: Training, status: str) -> None:
+            told.append(status)
+            if status == "AVAILABLE":
+                done.set()
+
+        book = TrainingBook(clock, on_status)
+        book.schedule(job)  # as a change from outside does
+        scheduler = asyncio.create_task(book.run())
+        await asyncio.sleep(0)
+        job.dataset_was_read(now)
+        book.schedule(job)
+        now = 9999
+        await asyncio.wait({scheduler, asyncio.create_task(done.wait())}, return_when="FIRST_COMPLETED", timeout=10)
+        assert scheduler.cancel(), scheduler.exception()
+
+    asyncio.run(scenario())
+    assert told == ["TRAINING_COMPLETED", "INFERENCE_QUEUED", "AVAILABLE"]
 
 
 def test_a_job_goes_through_the_statuses_in_order(api: Api, sandbox: LiveSandbox) -> None:

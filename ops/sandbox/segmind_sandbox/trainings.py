@@ -290,5 +290,5 @@ class TrainingBook:
         if training.stage(now) >= stage:
             training.told.add(stage)
             self._on_status(training, STATUSES[stage])
-        else:
+        elif training.dataset_read:  # until then its times stand still: it would be due again at once, for ever
             self._push(training, stage)
