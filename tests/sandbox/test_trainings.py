@@ -225,6 +225,14 @@ def test_jobs_changed_from_outside(api: Api, sandbox: LiveSandbox) -> None:
     assert sandbox.control.change_training(held, hold=False)["held"] is False
 
 
+def test_the_list_tells_the_newest_error(api: Api, sandbox: LiveSandbox) -> None:
+    finetune_id = api.submit()
+    for message in ("no faces found", "out of memory"):
+        sandbox.control.change_training(finetune_id, fail=message)
+        assert [item["error_message"] for item in api.list()] == [message]
+        assert api.details(finetune_id)["error_message"] == message
+
+
 def test_a_job_by_the_name_of_another(api: Api) -> None:
     """The API takes the same name and dataset twice: two paid jobs."""
     dataset = api.upload()

@@ -186,7 +186,7 @@ class Training:
     def list_item(self, now: float) -> str:
         """One element of the list (section 3) as JSON; kept until something in it changes."""
         status = self.status(now)
-        state = (status, self.public)
+        state = (status, self.public, self.error_message)
         if self._item is None or self._item[0] != state:
             carries = self.list_url and status in STATUSES[_COMPLETED:]
             item = {
