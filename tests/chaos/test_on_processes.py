@@ -44,3 +44,9 @@ def test_a_worker_that_does_not_end_when_told_to_is_noted_and_replaced(
     assert list(workers.ended.values()) == ["worker1 still ran 0.2 s after it was told to end"]
     assert started == ["worker2"]
     assert deaf.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kind", ["worker SIGKILL", "worker SIGTERM", "worker SIGSTOP", "workers SIGKILL, all"])
+def test_a_blow_that_hits_no_worker_is_none(chaos: SimpleNamespace, kind: str) -> None:
+    workers = chaos.on_processes.Workers(SimpleNamespace(workers=[], children=[]), chaos.agenda.Agenda())
+    assert workers.acts[kind]({"pick": 0, "seconds": 1}) is False

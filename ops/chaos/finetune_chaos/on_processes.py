@@ -84,10 +84,11 @@ class Workers:
         return send
 
     def _kill_all(self, _args: dict[str, Any]) -> bool:
-        for worker in self._alive():
+        alive = self._alive()
+        for worker in alive:
             self._struck.add(worker)
             worker.send_signal(signal.SIGKILL)
-        return True
+        return bool(alive)
 
     def _stand_still(self, args: dict[str, Any]) -> bool:
         alive = self._alive()
