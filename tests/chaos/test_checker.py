@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import EventType
+from finetune_queue.store import keys
 
 KINDS = frozenset(map(str, EventType))
 GOOD = ("accepted", "uploading", "submitting", "training", "downloading", "succeeded")
@@ -209,7 +210,7 @@ def test_secrets_are_found(chaos: SimpleNamespace, line: str) -> None:
 
 def test_a_presigned_upload_is_kept_in_redis_under_its_own_key_alone(chaos: SimpleNamespace) -> None:
     value = ["$210", json.dumps({"url": SIGNATURE})]
-    upload, record = ["$40", "{finetune}:job:a-b-c:upload"], ["$40", "{finetune}:job:a-b-c"]
+    upload, record = ["$40", keys.upload_url("a-b-c")], ["$40", keys.job("a-b-c")]
     assert list(chaos.witness.find_leaks("log", [*upload, *value], {})) == []
     assert len(list(chaos.witness.find_leaks("log", [*record, *value], {}))) == 1
 
