@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,41 @@ def test_a_held_job_goes_on_from_where_it_was() -> None:
     job.release(1000)
     assert job.status(1004.9) == "TRAINING_INITIATED"
     assert job.status(1005) == "TRAINING_COMPLETED"
+
+
+def test_a_job_that_is_held_while_its_dataset_is_read_goes_on_from_there() -> None:
+    job = new_training()
+    job.hold(101)
+    job.dataset_was_read(150)
+    assert job.status(199) == "DATA_PROCESSING"
+    job.release(200)
+    assert job.status(200.9) == "DATA_PROCESSING"
+    assert job.status(201) == "TRAINING_INITIATED"
+
+
+def test_a_held_job_does_not_fail_before_it_goes_on() -> None:
+    job = new_training(fails_with="no faces found")
+    job.dataset_was_read(100)
+    job.hold(105)
+    assert job.status(1000) == "TRAINING_INITIATED"
+    job.release(1000)
+    assert job.status(1000.9) == "TRAINING_INITIATED"
+    assert job.status(1001) == "FAILED"
+
+
+def test_a_failed_job_is_updated_when_it_failed() -> None:
+    job = new_training(fails_with="no faces found")
+    job.dataset_was_read(100)
+    failed = [job.details(at) for at in (106.5, 9999)]
+    assert [each["status"] for each in failed] == ["FAILED"] * 2
+    assert [job.updated_at(at) - job.created_at for at in (106.5, 9999)] == [timedelta(seconds=6)] * 2
+    assert failed[0] == failed[1]
+
+
+def test_a_finished_job_that_was_to_fail_does_not() -> None:
+    job = new_training(fails_with="no faces found")
+    job.finish(101)
+    assert job.status(101) == "AVAILABLE"
 
 
 def test_a_finished_job_stays_so_when_its_dataset_was_read_later() -> None:

@@ -166,7 +166,7 @@ class Sandbox:
         try:
             await self.datasets.check(request.data_source_path, public_only=request.base_model == "FAST_FLUX")
         except DatasetError as error:
-            training.error_message = str(error)
+            training.fail(str(error), self.clock())
             return
         training.dataset_was_read(self.clock())
         self.trainings.schedule(training)
