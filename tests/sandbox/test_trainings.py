@@ -221,6 +221,17 @@ def test_an_upload_that_is_not_public_or_not_a_zip(api: Api) -> None:
     assert "not a ZIP" in run_to_end(api, data_source_path=api.upload(b"text"))["error_message"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"PK\x01\x02\x14\x03\x14", b"PK\x01\x02\x14\x03\xff"), ("é".encode(), b"\xc3x")],
+    ids=["a version to come", "a name that is no UTF-8"],
+)
+def test_an_upload_whose_list_of_files_cannot_be_read(api: Api, old: bytes, new: bytes) -> None:
+    files, mark, entries = zip_bytes("photo-é.jpg").partition(b"PK\x01\x02")
+    broken = files + (mark + entries).replace(old, new)
+    assert "not a ZIP" in run_to_end(api, data_source_path=api.upload(broken))["error_message"]
+
+
 def test_an_upload_of_100_mb(api: Api, tmp_path: Path) -> None:
     large = tmp_path / "large.zip"
     with large.open("wb") as file:
