@@ -4,13 +4,15 @@ import json
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from finetune_queue.contract import EventType
-from finetune_queue.store import keys
+from finetune_queue.store import connect, keys
+from support.until import until
 
 KINDS = frozenset(map(str, EventType))
 GOOD = ("accepted", "uploading", "submitting", "training", "downloading", "succeeded")
@@ -206,6 +208,14 @@ SIGNATURE = "X-Amz-Signature=" + "0123456789abcdef" * 4
 def test_secrets_are_found(chaos: SimpleNamespace, line: str) -> None:
     secrets = {"API key": "SG_0123456789"}
     assert len(list(chaos.witness.find_leaks("log", ["fine", line, line], secrets))) == 1
+
+
+def test_what_is_published_is_there_to_be_read_at_once(chaos: SimpleNamespace, redis_url: str, tmp_path: Path) -> None:
+    """The witness reads it before the listener has ended."""
+    path = tmp_path / "published.log"
+    with chaos.witness.Listener(redis_url, path), connect(redis_url) as client:
+        until(lambda: client.publish("celeryev", "SG_0123456789") > 0, seconds=10)
+        until(lambda: path.read_text() == "celeryev SG_0123456789\n", seconds=10)
 
 
 def test_a_presigned_upload_is_kept_in_redis_under_its_own_key_alone(chaos: SimpleNamespace) -> None:

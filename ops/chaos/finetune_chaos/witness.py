@@ -49,7 +49,7 @@ class Listener:
         self._thread.join(10)
 
     def _listen(self) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", buffering=1) as file:  # read for secrets while this goes on
             while not self._closing.is_set():
                 try:
                     self._take(file)
