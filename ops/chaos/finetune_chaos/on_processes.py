@@ -164,7 +164,8 @@ class Servers:
         self._valkey.process.send_signal(number)
 
     def _start(self) -> None:
-        self._valkey.start()
+        if not self._valkey.process.running:  # it may be, if only the command below failed the last time
+            self._valkey.start()
         self.keep_log()
 
     def _trouble(self, begin: Callable[[], object], end: Callable[[], object]) -> Action:
