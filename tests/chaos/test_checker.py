@@ -240,6 +240,7 @@ def test_a_script_follows_from_its_seed_and_leaves_nothing_out(chaos: SimpleName
 def test_the_table_and_its_json(chaos: SimpleNamespace, good: History, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
+    good = replace(good, fired={"list reset": 2, "list slow": 0})  # armed, and met no call
     verdict = chaos.checker.judge(account(good, refused=3))
     chaos.report.print_result(good, verdict, Console(width=100))
     said = capsys.readouterr().out
@@ -248,4 +249,4 @@ def test_the_table_and_its_json(chaos: SimpleNamespace, good: History, capsys: p
     assert body["evidence"]["paid twice"] == []
     assert len(body["evidence"]["limit broken"]) == 1
     assert ["jobs promised", 2, "and 1 messages that cannot become jobs"] in body["outcomes"]
-    assert ["  list", 2, "reset 2"] in body["faults"]
+    assert body["faults"] == [["faults", 2, "of 1 kinds"], ["  list", 2, "reset 2; slow 0"]]
