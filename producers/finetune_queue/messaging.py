@@ -58,6 +58,17 @@ def stage_queue(stage: Stage) -> str:
     return TRANSFER_QUEUE if stage in _TRANSFERS else QUEUE
 
 
+def queue_lists(queue: str) -> dict[int, str]:
+    """Return the keys of the lists in Redis that a queue's messages wait in, by their priorities, the first one first:
+    kombu has a list for each of its steps, and rounds down what is between two."""
+    from kombu.transport.redis import Channel
+
+    channel: Any = Channel
+    first, *others = channel.priority_steps  # the first has no name of its own
+    name = f"{BROKER_PREFIX}{queue}"
+    return {first: name, **{step: f"{name}{channel.sep}{step}" for step in others}}
+
+
 def transport_config(settings: Settings) -> dict[str, Any]:
     """Return the Celery settings that everyone on this broker must share.
 

@@ -12,5 +12,5 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def chaos(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(ROOT / "ops" / "chaos")
-    names = ("agenda", "checker", "history", "on_processes", "report", "run", "script", "witness")
+    names = ("agenda", "callers", "checker", "history", "on_processes", "report", "run", "script", "witness")
     return SimpleNamespace(**{name: import_module(f"finetune_chaos.{name}") for name in names})

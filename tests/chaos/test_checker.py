@@ -4,12 +4,15 @@ import json
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from finetune_queue.contract import EventType
+from finetune_queue.store import connect, keys
+from support.until import until
 
 KINDS = frozenset(map(str, EventType))
 GOOD = ("accepted", "uploading", "submitting", "training", "downloading", "succeeded")
@@ -207,9 +210,17 @@ def test_secrets_are_found(chaos: SimpleNamespace, line: str) -> None:
     assert len(list(chaos.witness.find_leaks("log", ["fine", line, line], secrets))) == 1
 
 
+def test_what_is_published_is_there_to_be_read_at_once(chaos: SimpleNamespace, redis_url: str, tmp_path: Path) -> None:
+    """The witness reads it before the listener has ended."""
+    path = tmp_path / "published.log"
+    with chaos.witness.Listener(redis_url, path), connect(redis_url) as client:
+        until(lambda: client.publish("celeryev", "SG_0123456789") > 0, seconds=10)
+        until(lambda: path.read_text() == "celeryev SG_0123456789\n", seconds=10)
+
+
 def test_a_presigned_upload_is_kept_in_redis_under_its_own_key_alone(chaos: SimpleNamespace) -> None:
     value = ["$210", json.dumps({"url": SIGNATURE})]
-    upload, record = ["$40", "{finetune}:job:a-b-c:upload"], ["$40", "{finetune}:job:a-b-c"]
+    upload, record = ["$40", keys.upload_url("a-b-c")], ["$40", keys.job("a-b-c")]
     assert list(chaos.witness.find_leaks("log", [*upload, *value], {})) == []
     assert len(list(chaos.witness.find_leaks("log", [*record, *value], {}))) == 1
 
@@ -229,6 +240,7 @@ def test_a_script_follows_from_its_seed_and_leaves_nothing_out(chaos: SimpleName
 def test_the_table_and_its_json(chaos: SimpleNamespace, good: History, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
+    good = replace(good, fired={"list reset": 2, "list slow": 0})  # armed, and met no call
     verdict = chaos.checker.judge(account(good, refused=3))
     chaos.report.print_result(good, verdict, Console(width=100))
     said = capsys.readouterr().out
@@ -237,4 +249,4 @@ def test_the_table_and_its_json(chaos: SimpleNamespace, good: History, capsys: p
     assert body["evidence"]["paid twice"] == []
     assert len(body["evidence"]["limit broken"]) == 1
     assert ["jobs promised", 2, "and 1 messages that cannot become jobs"] in body["outcomes"]
-    assert ["  list", 2, "reset 2"] in body["faults"]
+    assert body["faults"] == [["faults", 2, "of 1 kinds"], ["  list", 2, "reset 2; slow 0"]]

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.local.processes import Child
+from finetune_queue.store import RedisError
 from support.until import until
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
@@ -44,3 +45,52 @@ def test_a_worker_that_does_not_end_when_told_to_is_noted_and_replaced(
     assert list(workers.ended.values()) == ["worker1 still ran 0.2 s after it was told to end"]
     assert started == ["worker2"]
     assert deaf.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("kind", ["worker SIGKILL", "worker SIGTERM", "worker SIGSTOP", "workers SIGKILL, all"])
+def test_a_blow_that_hits_no_worker_is_none(chaos: SimpleNamespace, kind: str) -> None:
+    workers = chaos.on_processes.Workers(SimpleNamespace(workers=[], children=[]), chaos.agenda.Agenda())
+    assert workers.acts[kind]({"pick": 0, "seconds": 1}) is False
+
+
+class FakeValkey:
+    """A server that can be started if it does not run, and a client of it whose first command fails."""
+
+    def __init__(self) -> None:
+        self.running = True
+        self.process = self
+        self.commands = 0
+
+    def kill(self) -> None:
+        self.running = False
+
+    stop = kill
+
+    def start(self) -> None:
+        assert not self.running
+        self.running = True
+
+    def config_set(self, *_: object) -> None:
+        self.commands += 1
+        if self.commands == 1:
+            raise RedisError
+
+
+def test_a_server_that_was_started_but_not_set_is_not_started_again(chaos: SimpleNamespace) -> None:
+    valkey, agenda = FakeValkey(), chaos.agenda.Agenda()
+    ground = SimpleNamespace(valkey=valkey, children=[SimpleNamespace(name="sandbox")])
+    servers = chaos.on_processes.Servers(ground, agenda, valkey)
+    assert servers.acts["valkey killed"]({"seconds": 0})
+
+    def attempt(_: str, blow: Callable[[], bool]) -> bool:
+        try:
+            return blow()
+        except RedisError:
+            return False
+
+    def over() -> bool:
+        agenda.strike(attempt)
+        return valkey.commands == 2
+
+    until(over, seconds=10)
+    assert valkey.running

@@ -79,7 +79,8 @@ def test_a_time_out_says_that_the_job_goes_on(run: Run, worker: Worker) -> None:
 
 def test_a_time_out_does_not_say_that_a_job_goes_on_that_needs_a_person(worker: Worker) -> None:
     job = worker.accept()
-    with Program("watch", job.id, "--timeout", 2) as text, Program("watch", job.id, "--timeout", 2, "--json") as lines:
+    # The time begins when the program does, and has to be enough to see the job as it was.
+    with Program("watch", job.id, "--timeout", 8) as text, Program("watch", job.id, "--timeout", 8, "--json") as lines:
         for watching in (text, lines):
             watching.expect("accepted")
         job = worker.bring(job, JobState.SUBMITTING)
@@ -87,7 +88,7 @@ def test_a_time_out_does_not_say_that_a_job_goes_on_that_needs_a_person(worker: 
         results = [watching.end() for watching in (text, lines)]
     for result in results:
         assert result.code == ExitCode.TIMEOUT
-        assert "was still needs_attention after 2.0 s. It waits until a person says" in result.err
+        assert "was still needs_attention after 8.0 s. It waits until a person says" in result.err
         assert f"finetune resolve {job.id} --resubmit" in result.err
         assert "goes on" not in result.err
 

@@ -14,15 +14,20 @@ import redis
 
 from finetune_queue.contract import EventType, JobState, parse_sink
 from finetune_queue.contract.event import Event
-from finetune_queue.messaging import ACCEPT, QUEUE, RUN, producer_app
+from finetune_queue.messaging import ACCEPT, BEGIN, CALL, CONTINUE, QUEUE, RUN, producer_app, queue_lists
 from finetune_queue.settings import Settings
-from finetune_queue.store import LocalQueues, connect
+from finetune_queue.store import LocalQueues, connect, keys
 from finetune_worker.sinks import Senders
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "contract"
-LIST = "{finetune}:finetune\x06\x169"
-"""Where kombu keeps the messages of a queue with priority 9."""
+LISTS = {
+    CALL: "{finetune}:finetune",
+    CONTINUE: "{finetune}:finetune\x06\x163",
+    BEGIN: "{finetune}:finetune\x06\x166",
+    ACCEPT: "{finetune}:finetune\x06\x169",
+}
+"""Where the messages of a queue are, as others are told: docs/contract/README.md, docs/architecture.md."""
 
 
 def golden(name: str) -> Any:
@@ -62,8 +67,16 @@ def test_a_request_as_a_raw_celery_client_sends_it(settings: Settings, client: r
     request = example("request.minimal")
     job_id = "5a1f0f4e-60b5-4d39-8f0f-0a3c2a4b9d11"
     producer_app(settings).send_task(RUN, [request], queue=QUEUE, task_id=job_id, priority=ACCEPT)
-    found = in_redis(client, LIST)
+    found = in_redis(client, LISTS[ACCEPT])
     assert found == golden("finetune.run")
+
+
+def test_each_priority_has_a_list_and_there_are_no_others(settings: Settings, client: redis.Redis) -> None:
+    assert queue_lists(QUEUE) == LISTS
+    with producer_app(settings) as app:
+        for priority, name in LISTS.items():
+            app.send_task(RUN, [], queue=QUEUE, priority=priority)
+            assert client.llen(name) == 1
 
 
 def test_an_event_as_a_celery_sink_gets_it(settings: Settings, client: redis.Redis) -> None:
@@ -72,5 +85,5 @@ def test_an_event_as_a_celery_sink_gets_it(settings: Settings, client: redis.Red
     assert event.data["state"] == JobState.SUCCEEDED
     with Senders(settings, producer_app(settings), LocalQueues(client)).open() as sending:
         sending.send(parse_sink("celery://orders/orders.finetuned"), event, json.dumps(body))
-    found = in_redis(client, "{finetune}:orders")
+    found = in_redis(client, f"{keys.BROKER_PREFIX}orders")
     assert found == golden("celery-sink")

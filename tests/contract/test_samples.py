@@ -18,6 +18,7 @@ import requests
 from finetune_queue.contract import JobState
 from finetune_queue.local.processes import Child
 from finetune_queue.local.stack import LocalStack
+from finetune_queue.messaging import ACCEPT, QUEUE, queue_lists
 from finetune_queue.sdk import FineTuneQueue
 from support.images import make_dataset_folder
 from support.samples import sample
@@ -135,7 +136,7 @@ def test_another_language_submits_and_reacts_by_commands_of_redis_alone(
     message["properties"]["delivery_tag"] = str(uuid.uuid4())
     with redis.Redis.from_url(stack.settings.finetune_redis_url, decode_responses=True) as client:
         client.xgroup_create("from-elsewhere", "orders", id="0", mkstream=True)
-        client.lpush("{finetune}:finetune\x06\x169", json.dumps(message))
+        client.lpush(queue_lists(QUEUE)[ACCEPT], json.dumps(message))
         weights = succeeded(queue, job_id)
         events: list[dict[str, Any]] = []
 

@@ -17,6 +17,7 @@ from finetune_queue.local.stack import LocalStack
 from finetune_queue.messaging import QUEUE, RUN, producer_app
 from finetune_queue.replaying import DeadLetterBox
 from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.store import keys
 from segmind_sandbox.testing import SandboxControl
 from support.samples import sample
 from support.until import until
@@ -57,7 +58,7 @@ def test_local_images_become_verified_weights(
     report = control.report()
     assert sum(report["submits"]["by_name"].values()) == 1
     with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
-        stream: Any = client.xrange("{finetune}:events")
+        stream: Any = client.xrange(keys.events())
     mine = [Event.model_validate_json(fields["event"]) for _, fields in stream]
     assert [event for event in mine if event.subject == job.id] == seen
 
@@ -111,7 +112,7 @@ def test_a_message_that_cannot_become_a_job_is_kept_and_told_of(
     with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
 
         def letters() -> list[Any]:
-            rows: Any = client.xrange("{finetune}:dead")
+            rows: Any = client.xrange(keys.dead_letters())
             return [fields for _, fields in rows if fields["message_id"] == sent.id]
 
         until(lambda: bool(letters()), seconds=SECONDS)
@@ -141,7 +142,7 @@ def test_a_message_of_10_mb_is_kept(queue: FineTuneQueue, stack: LocalStack, ima
     with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
 
         def letters() -> list[Any]:
-            rows: Any = client.xrevrange("{finetune}:dead", count=1)
+            rows: Any = client.xrevrange(keys.dead_letters(), count=1)
             return [fields for _, fields in rows if fields["message_id"] == sent.id]
 
         until(lambda: bool(letters()), seconds=SECONDS, pause=0.2)
@@ -161,7 +162,7 @@ def test_a_message_that_is_no_json_is_kept(queue: FineTuneQueue, stack: LocalSta
     with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
 
         def kept() -> bool:
-            rows: Any = client.xrange("{finetune}:dead")
+            rows: Any = client.xrange(keys.dead_letters())
             return any("{ not json" in fields["body"] for _, fields in rows)
 
         until(kept, seconds=SECONDS)
@@ -172,7 +173,7 @@ def test_an_unknown_task_is_kept(queue: FineTuneQueue, stack: LocalStack) -> Non
     with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
 
         def kept() -> bool:
-            rows: Any = client.xrange("{finetune}:dead")
+            rows: Any = client.xrange(keys.dead_letters())
             return any(fields["message_id"] == sent.id for _, fields in rows)
 
         until(kept, seconds=SECONDS)

@@ -12,13 +12,15 @@ import redis
 
 from finetune_queue.contract import JobState
 from finetune_queue.local.stack import LocalStack
+from finetune_queue.messaging import ACCEPT, QUEUE, queue_lists
 from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.store import keys
 from support.images import make_dataset_folder
 from support.samples import sample
 from support.until import until
 
 SECONDS = 60
-LIST = "{finetune}:finetune\x06\x169"
+LIST = queue_lists(QUEUE)[ACCEPT]
 """Where kombu puts a request of a raw client."""
 
 Entry = dict[str, Any]
@@ -115,7 +117,7 @@ def kept(stack: LocalStack) -> Any:
 
 
 def letters(client: Any) -> list[dict[bytes, bytes]]:
-    rows: Any = client.xrange("{finetune}:dead")
+    rows: Any = client.xrange(keys.dead_letters())
     return [fields for _, fields in rows]
 
 
@@ -136,6 +138,6 @@ def test_what_is_no_message_is_kept_and_no_worker_ends(
     images = make_dataset_folder(tmp_path / "images", count=1)
     assert queue.submit(sample(dataset=str(images))).wait(SECONDS).state is JobState.SUCCEEDED
     assert [worker.pid for worker in stack.workers if worker.running] == pids
-    assert kept.hlen("{finetune}:unacked") == 0
+    assert kept.hlen(f"{keys.BROKER_PREFIX}unacked") == 0
     said = [line for worker in stack.workers for line in worker.lines()]
     assert [line for line in said if well_made("no body")["body"][:40] in line] == [], "a log line shows a request"

@@ -237,6 +237,15 @@ def test_a_submit_costs_credits_until_none_are_left(api: Api, sandbox: LiveSandb
     assert api.credits().json()["credits"] == pytest.approx(start["credits"] - sandbox.settings.training_cost)
 
 
+def test_the_last_credits_are_enough_for_a_submit(api: Api, sandbox: LiveSandbox) -> None:
+    sandbox.control.change_settings(credits=0.3)  # three times the cost
+    dataset = api.upload()
+    for left in (0.2, 0.1, 0.0):
+        api.submit(data_source_path=dataset)
+        assert api.credits().json()["credits"] == left
+    assert api.call("POST", f"{FINETUNE}/submit", json=submit_body(data_source_path=dataset)).status_code == 406
+
+
 def test_the_siblings(api: Api) -> None:
     dataset = api.upload(public=False)  # they read private uploads; FAST_FLUX does not
     parameters = {"iterations": 300, "captioning": True, "lora_rank": 32, "finetune_type": "LORA"}

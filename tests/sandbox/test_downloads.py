@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 import requests
@@ -16,7 +18,7 @@ from segmind_sandbox.checksum import combine, repeated
 from segmind_sandbox.settings import SandboxSettings
 from segmind_sandbox.streaming import NotSatisfiableError, parse_range
 from segmind_sandbox.testing import LiveSandbox, run_sandbox
-from segmind_sandbox.weights import Weights
+from segmind_sandbox.weights import Digests, Weights
 
 MIB = 1 << 20
 
@@ -166,6 +168,28 @@ def test_replaced_weights_are_another_version(api: Api, sandbox: LiveSandbox) ->
     after = requests.get(url, headers=headers, timeout=TIMEOUT)
     assert after.status_code == 200
     assert after.headers["ETag"] == f'"{hashlib.md5(after.content).hexdigest()}"' != before.headers["ETag"]
+
+
+def test_weights_that_are_replaced_while_they_are_hashed_have_the_hash_of_their_bytes(
+    api: Api, sandbox: LiveSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = api.trained()
+    hashing, replaced = Event(), Event()
+    digests = Weights.digests
+
+    def slow(weights: Weights) -> Digests:
+        hashing.set()
+        assert replaced.wait(TIMEOUT)
+        return digests(weights)
+
+    monkeypatch.setattr(Weights, "digests", slow)
+    with ThreadPoolExecutor(1) as other:
+        reply = other.submit(requests.get, job["cloud_storage_url"], timeout=TIMEOUT)
+        assert hashing.wait(TIMEOUT)
+        sandbox.control.change_training(job["finetune_id"], replace_weights=True)
+        replaced.set()
+        found = reply.result()
+    assert found.headers["ETag"] == f'"{hashlib.md5(found.content).hexdigest()}"'
 
 
 def test_weights_are_there_only_once_they_are_trained(api: Api, sandbox: LiveSandbox) -> None:

@@ -1,6 +1,8 @@
 """What becomes of a submitted job: its statuses over time, and the datasets that fail it."""
 
+import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from sandbox.calls import Api, put, submit_body, zip_bytes
 from segmind_sandbox.models import Submit
 from segmind_sandbox.testing import LiveSandbox
-from segmind_sandbox.trainings import STATUSES, Training
+from segmind_sandbox.trainings import STATUSES, Training, TrainingBook
 from support.until import until
 from support.web import Answer, Web
 
@@ -51,6 +53,41 @@ def test_a_held_job_goes_on_from_where_it_was() -> None:
     assert job.status(1005) == "TRAINING_COMPLETED"
 
 
+def test_a_job_that_is_held_while_its_dataset_is_read_goes_on_from_there() -> None:
+    job = new_training()
+    job.hold(101)
+    job.dataset_was_read(150)
+    assert job.status(199) == "DATA_PROCESSING"
+    job.release(200)
+    assert job.status(200.9) == "DATA_PROCESSING"
+    assert job.status(201) == "TRAINING_INITIATED"
+
+
+def test_a_held_job_does_not_fail_before_it_goes_on() -> None:
+    job = new_training(fails_with="no faces found")
+    job.dataset_was_read(100)
+    job.hold(105)
+    assert job.status(1000) == "TRAINING_INITIATED"
+    job.release(1000)
+    assert job.status(1000.9) == "TRAINING_INITIATED"
+    assert job.status(1001) == "FAILED"
+
+
+def test_a_failed_job_is_updated_when_it_failed() -> None:
+    job = new_training(fails_with="no faces found")
+    job.dataset_was_read(100)
+    failed = [job.details(at) for at in (106.5, 9999)]
+    assert [each["status"] for each in failed] == ["FAILED"] * 2
+    assert [job.updated_at(at) - job.created_at for at in (106.5, 9999)] == [timedelta(seconds=6)] * 2
+    assert failed[0] == failed[1]
+
+
+def test_a_finished_job_that_was_to_fail_does_not() -> None:
+    job = new_training(fails_with="no faces found")
+    job.finish(101)
+    assert job.status(101) == "AVAILABLE"
+
+
 def test_a_finished_job_stays_so_when_its_dataset_was_read_later() -> None:
     job = new_training()
     job.finish(100.1)
@@ -62,6 +99,39 @@ def test_no_time_at_all() -> None:
     job = new_training(training_seconds=0.0, deploy_seconds=0.0)
     job.dataset_was_read(100)
     assert job.status(100) == "AVAILABLE"
+
+
+def test_a_change_while_the_dataset_is_read_does_not_stop_the_clockwork() -> None:
+    now, asked = 150.0, 0  # the job would be trained by now, if its dataset had been read
+    told: list[str] = []
+
+    def clock() -> float:
+        nonlocal asked
+        asked += 1
+        assert asked < 100, "the scheduler goes round and round, and lets nothing else run"
+        return now
+
+    async def scenario() -> None:
+        nonlocal now
+        job, done = new_training(), asyncio.Event()
+
+        def on_status(_: Training, status: str) -> None:
+            told.append(status)
+            if status == "AVAILABLE":
+                done.set()
+
+        book = TrainingBook(clock, on_status)
+        book.schedule(job)  # as a change from outside does
+        scheduler = asyncio.create_task(book.run())
+        await asyncio.sleep(0)
+        job.dataset_was_read(now)
+        book.schedule(job)
+        now = 9999
+        await asyncio.wait({scheduler, asyncio.create_task(done.wait())}, return_when="FIRST_COMPLETED", timeout=10)
+        assert scheduler.cancel(), scheduler.exception()
+
+    asyncio.run(scenario())
+    assert told == ["TRAINING_COMPLETED", "INFERENCE_QUEUED", "AVAILABLE"]
 
 
 def test_a_job_goes_through_the_statuses_in_order(api: Api, sandbox: LiveSandbox) -> None:
@@ -151,6 +221,17 @@ def test_an_upload_that_is_not_public_or_not_a_zip(api: Api) -> None:
     assert "not a ZIP" in run_to_end(api, data_source_path=api.upload(b"text"))["error_message"]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"PK\x01\x02\x14\x03\x14", b"PK\x01\x02\x14\x03\xff"), ("é".encode(), b"\xc3x")],
+    ids=["a version to come", "a name that is no UTF-8"],
+)
+def test_an_upload_whose_list_of_files_cannot_be_read(api: Api, old: bytes, new: bytes) -> None:
+    files, mark, entries = zip_bytes("photo-é.jpg").partition(b"PK\x01\x02")
+    broken = files + (mark + entries).replace(old, new)
+    assert "not a ZIP" in run_to_end(api, data_source_path=api.upload(broken))["error_message"]
+
+
 def test_an_upload_of_100_mb(api: Api, tmp_path: Path) -> None:
     large = tmp_path / "large.zip"
     with large.open("wb") as file:
@@ -189,6 +270,14 @@ def test_jobs_changed_from_outside(api: Api, sandbox: LiveSandbox) -> None:
     assert {job["name"] for job in sandbox.control.trainings()} == {"held", "failed", "hidden"}
 
     assert sandbox.control.change_training(held, hold=False)["held"] is False
+
+
+def test_the_list_tells_the_newest_error(api: Api, sandbox: LiveSandbox) -> None:
+    finetune_id = api.submit()
+    for message in ("no faces found", "out of memory"):
+        sandbox.control.change_training(finetune_id, fail=message)
+        assert [item["error_message"] for item in api.list()] == [message]
+        assert api.details(finetune_id)["error_message"] == message
 
 
 def test_a_job_by_the_name_of_another(api: Api) -> None:

@@ -47,11 +47,11 @@ def test_a_name_without_an_address_sent_nothing(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_name_server_that_does_not_answer_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait(10))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: over.wait(60))
     began = time.monotonic()
     error = failure("https://api.segmind.invalid", submit, call_timeout=0.3)
     over.set()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert (type(error), error.code) == (NotSent, "connect_timeout")
 
 

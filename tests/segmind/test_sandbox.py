@@ -322,8 +322,10 @@ def test_a_training_that_fails_and_one_with_a_new_word(
     assert failed.error_message == "no faces"
     assert not failed.trained
     sandbox.control.add_fault(op="training", kind="unknown_status", word="WARMING_UP", match="odd")
+    sandbox.control.add_fault(op="training", kind="hold", match="odd")  # until it was seen
     odd = submitted(client, tmp_path, "odd")
     until(lambda: client.details(odd).status == "WARMING_UP", seconds=20)
+    sandbox.control.change_training(odd, hold=False)
     assert finished(client, odd).available
 
 

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from finetune_queue.contract import JobState, parse_sink
-from finetune_queue.store import HoldLostError, TaskCall
+from finetune_queue.store import HoldLostError, TaskCall, keys
 from finetune_worker.delivery import deliver_line
 from support.sinks import THREE, MakeDeliveries, Receiver, kinds, listed
 from support.until import until
@@ -34,14 +34,14 @@ def test_a_job_s_sinks_get_its_changes_in_order_and_the_service_s_own_too(
         "accepted",
         "cancelled",
     ]
-    texts: Any = client.lrange(f"{{finetune}}:job:{job.id}:events", 0, -1)
+    texts: Any = client.lrange(keys.job_events(job.id), 0, -1)
     assert list(reversed(client.lrange("mine", 0, -1))) == texts
 
 
 def test_without_a_sink_nothing_is_put_out(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make()
     bench.cancelled(reply_to=["list://x?events=failed"])
-    assert client.exists("{finetune}:outbox", "{finetune}:wake_outbox") == 0
+    assert client.exists(keys.outbox(), keys.wake_outbox()) == 0
 
 
 def test_progress_is_told_to_those_who_asked(make: MakeDeliveries, client: redis.Redis) -> None:

@@ -23,7 +23,7 @@ def test_what_is_not_taken_in_the_end_becomes_one_dead_letter_in_order(
         receiver.refuse = [Answer(status=status)] * 100
         job = bench.cancelled(reply_to=[receiver.url("/hook")])
         bench.until_done()
-    rows: Any = client.xrange("{finetune}:dead")
+    rows: Any = client.xrange(keys.dead_letters())
     [(_, letter)] = rows
     assert (letter["kind"], letter["job_id"], letter["sink"]) == ("delivery", job.id, receiver.url("/…"))
     assert kinds(json.loads(letter["body"])) == THREE
@@ -42,7 +42,7 @@ def test_a_worker_whose_clock_is_wrong_gives_nothing_up_before_its_time(
         job = bench.job(reply_to=[receiver.url("/hook")])
         bench.until_done()
         assert kinds(receiver.got) == ["accepted"]
-    assert client.xlen("{finetune}:dead") == 0
+    assert client.xlen(keys.dead_letters()) == 0
     assert [attempt.at_ms for attempt in bench.outbox.deliveries(job.id)] == pytest.approx([now * 1000] * 2, abs=60_000)
 
 
@@ -52,7 +52,7 @@ def test_what_waits_behind_a_sink_that_stays_down_is_given_up_too(make: MakeDeli
         port = receiver.port
     jobs = [bench.job(reply_to=[f"http://127.0.0.1:{port}/hook"]) for _ in range(12)]
     bench.until_done()
-    rows: Any = client.xrange("{finetune}:dead")
+    rows: Any = client.xrange(keys.dead_letters())
     assert {letter["job_id"] for _, letter in rows} == {job.id for job in jobs}
     assert len(rows) == 12
 
@@ -65,7 +65,7 @@ def test_one_attempt_gives_up_for_all_that_waited_too_long(make: MakeDeliveries,
         for _ in range(40):
             bench.job(reply_to=[receiver.url("/hook")])
         bench.until_done()
-    assert client.xlen("{finetune}:dead") == 40
+    assert client.xlen(keys.dead_letters()) == 40
     assert 4 <= len(receiver.seen) <= 8  # one or two for each of the four lines
 
 
@@ -82,7 +82,7 @@ def test_a_sink_is_not_given_up_for_how_long_another_made_the_job_wait(
         receiver.refuse = [Answer(status=500)]
         bench.go(job, JobState.UPLOADING)
         bench.deliver()
-        assert client.xlen("{finetune}:dead") == 0
+        assert client.xlen(keys.dead_letters()) == 0
 
 
 def test_news_of_a_job_whose_sink_gave_up_are_delivered(make: MakeDeliveries) -> None:
@@ -108,7 +108,7 @@ def test_a_sink_that_said_never_again_is_not_asked_again_but_by_a_person(
         job = bench.go(job, JobState.UPLOADING, JobState.CANCELLED)
         bench.until_done()
         assert len(receiver.seen) == 1
-        assert client.xlen("{finetune}:dead") == 1
+        assert client.xlen(keys.dead_letters()) == 1
         assert kinds(listed(client, "other")) == THREE
 
         bench.outbox.redeliver(job.id)

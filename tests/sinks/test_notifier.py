@@ -13,6 +13,7 @@ import redis
 from finetune_queue.store import Standing, keys
 from finetune_worker import notifier
 from finetune_worker.notifier import CAPS, THREADS
+from finetune_worker.sinks import senders
 from support.sinks import Deliveries, MakeDeliveries, Receiver
 from support.until import until
 
@@ -69,22 +70,29 @@ def running(bench: Deliveries) -> Iterator[None]:
         until(lambda: not bench.notifier._running, seconds=10)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch, make: MakeDeliveries) -> MakeDeliveries:
+    """Makes deliveries that no test sees give up a sink that hangs, however loaded the machine."""
+    monkeypatch.setattr(senders, "LONGEST", 300.0)
+    return lambda **settings: make(FINETUNE_LEASE="600", **settings)
+
+
 def running_to(bench: Deliveries, standing: Standing) -> int:
     return list(bench.notifier._running.values()).count(standing)
 
 
-def test_a_sink_that_hangs_delays_nothing_but_itself(make: MakeDeliveries, client: redis.Redis) -> None:
-    bench = make(FINETUNE_LEASE="8", FINETUNE_BACKOFF_BASE="0.05", FINETUNE_BACKOFF_MAX="0.05")
+def test_a_sink_that_hangs_delays_nothing_but_itself(patient: MakeDeliveries, client: redis.Redis) -> None:
+    bench = patient()
     with Silent("127.0.0.1") as silent, Receiver() as receiver:
         for _ in range(40):
             bench.job(reply_to=[silent.url])
         with running(bench):
-            until(lambda: len(silent.taken) >= 4, seconds=5)
+            until(lambda: len(silent.taken) >= 4, seconds=20)
             jobs = [bench.job(reply_to=[receiver.url("/hook"), "list://fine"]) for _ in range(5)]
-            # Well before a delivery to the silent one gives up, which takes 4 s.
-            until(lambda: len(receiver.got) == client.llen("fine") == len(jobs), seconds=3)
+            until(lambda: len(receiver.got) == client.llen("fine") == len(jobs), seconds=20)
             assert len(silent.taken) == 4
-            silent.hang_up()
+            bench.stopping.set()
+            silent.hang_up()  # or the end waits until it is given up
 
 
 @needs_many_addresses
@@ -100,6 +108,7 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(
             bench.job(reply_to=[opened.enter_context(Silent(f"127.0.1.{number + 1}")).url])
         opened.enter_context(running(bench))
         until(lambda: [line.failures > 0 for line in bench.lines.all()] == [True] * count, seconds=20)
+        until(lambda: running_to(bench, Standing.DOUBTFUL) > 0, seconds=20)
         busy = 0
 
         def others_get_theirs() -> bool:
@@ -108,23 +117,23 @@ def test_many_sinks_that_hang_leave_threads_for_the_others(
             return bool(client.llen("fine"))
 
         bench.job(reply_to=["list://fine"])
-        until(others_get_theirs, seconds=1)
+        until(others_get_theirs, seconds=20)
         assert 0 < busy <= CAPS[Standing.DOUBTFUL].threads
 
 
 @needs_many_addresses
-def test_hosts_that_nobody_heard_of_leave_threads_for_the_others(make: MakeDeliveries, client: redis.Redis) -> None:
-    bench = make(FINETUNE_LEASE="20")
+def test_hosts_that_nobody_heard_of_leave_threads_for_the_others(patient: MakeDeliveries, client: redis.Redis) -> None:
+    bench = patient()
     with ExitStack() as opened:
         silent = [opened.enter_context(Silent(f"127.0.1.{number + 1}")) for number in range(THREADS + 3)]
         for each in silent:
             bench.job(reply_to=[each.url])
         opened.enter_context(running(bench))
-        until(lambda: running_to(bench, Standing.NEW) == CAPS[Standing.NEW].threads, seconds=5)
+        until(lambda: running_to(bench, Standing.NEW) == CAPS[Standing.NEW].threads, seconds=20)
         bench.job(reply_to=["list://fine"])
-        until(lambda: client.llen("fine") == 1, seconds=3)
+        until(lambda: client.llen("fine") == 1, seconds=20)
         assert running_to(bench, Standing.NEW) == CAPS[Standing.NEW].threads
-        until(lambda: sum(len(each.taken) for each in silent) == CAPS[Standing.NEW].threads, seconds=5)
+        until(lambda: sum(len(each.taken) for each in silent) == CAPS[Standing.NEW].threads, seconds=20)
         bench.stopping.set()
         for each in silent:
             each.hang_up()  # or the end waits until they are given up
@@ -142,7 +151,7 @@ def test_a_redis_that_came_back_without_its_data_is_told_again_which_events_are_
             bench.job()
             return bool(client.llen("fine"))
 
-        until(told, seconds=5)
+        until(told, seconds=20)
 
 
 def test_a_line_that_this_worker_took_again_after_a_standstill_ends_quietly_twice(
@@ -171,7 +180,7 @@ def test_a_line_without_a_thread_for_it_is_tried_again_soon(make: MakeDeliveries
         seconds, _ = bench.container.jobs._redis.time()
         return bool(50 < line.next_ms - seconds * 1000 < 5_000)
 
-    until(put_back, seconds=5)
+    until(put_back, seconds=20)
     assert [line.failures for line in bench.lines.all()] == [1]
 
 
@@ -184,11 +193,12 @@ def test_a_line_to_a_new_place_without_a_thread_for_it_waits_and_wakes_nobody(
     bench.notifier._running = {f"other{number}": Standing.NEW for number in range(CAPS[Standing.NEW].threads)}
     client.delete(keys.wake_outbox())
 
+    before, _ = client.time()
     bench.notifier._start_lines()
+    after, _ = client.time()
 
     [line] = bench.lines.all()
-    seconds, _ = client.time()
-    assert 500 < line.next_ms - seconds * 1000 <= 3_100
+    assert before <= line.next_ms / 1000 - CAPS[Standing.NEW].look_again <= after + 1
     assert client.exists(keys.wake_outbox()) == 0
 
 
@@ -216,14 +226,14 @@ def test_a_notifier_that_stops_gives_its_lines_back(make: MakeDeliveries, client
 
         def slow(handler: Any) -> None:
             started.set()
-            bench.stopping.wait(5)
+            bench.stopping.wait(30)
             handler.send_response(204)
             handler.end_headers()
 
         receiver.refuse = [slow]
         bench.cancelled(reply_to=[receiver.url("/hook")])
         with running(bench):
-            assert started.wait(5)
+            assert started.wait(20)
         bench.deliver()  # without waiting for the hold to run out
     assert len(receiver.got) == 2
 
@@ -234,12 +244,12 @@ def test_a_notifier_sleeps_until_there_is_news(make: MakeDeliveries) -> None:
     woken = threading.Event()
 
     def sleep() -> None:
-        bench.notifier.sleep(5)
+        bench.notifier.sleep(8)
         woken.set()
 
     thread = threading.Thread(target=sleep)
     thread.start()
     assert not woken.wait(0.2)
     bench.job(reply_to=["list://x"])
-    assert woken.wait(1)
-    thread.join(5)
+    assert woken.wait(6)
+    thread.join(10)

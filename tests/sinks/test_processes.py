@@ -15,6 +15,7 @@ from finetune_queue.contract import JobState
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.store import keys
 from support.images import make_dataset_folder
 from support.samples import sample
 from support.sinks import SECRET, Receiver, kinds
@@ -95,7 +96,7 @@ def test_every_kind_of_sink_gets_the_same_events(
         with redis.Redis.from_url(other.url, decode_responses=True) as elsewhere:
 
             def all_there() -> bool:
-                lengths = [client.llen("{finetune}:shop"), client.xlen("mine"), client.llen("mine-too")]
+                lengths = [client.llen(f"{keys.BROKER_PREFIX}shop"), client.xlen("mine"), client.llen("mine-too")]
                 return [*lengths, len(receiver.got), elsewhere.llen("elsewhere")] == [len(EVENTS)] * 5
 
             until(all_there, seconds=SECONDS)
@@ -107,7 +108,7 @@ def test_every_kind_of_sink_gets_the_same_events(
     assert read(fields["event"] for _, fields in client.xrange("mine")) == expected
     assert read(reversed(client.lrange("mine-too", 0, -1))) == expected
     assert [message["properties"]["message_id"] for message in messages] == [event["id"] for event in expected]
-    celery = read(reversed(client.lrange("{finetune}:shop", 0, -1)))
+    celery = read(reversed(client.lrange(f"{keys.BROKER_PREFIX}shop", 0, -1)))
     assert [message["headers"]["id"] for message in celery] == [event["id"] for event in expected]
 
     def everything() -> list[dict[str, Any]]:

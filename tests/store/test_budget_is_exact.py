@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 
 import pytest
 
@@ -17,10 +18,13 @@ CALL_TIMEOUT = 0.15
 SECONDS = 3.0
 PROCESSES = 4
 THREADS = 4
+PATIENCE = 60.0
+"""Seconds in which even a loaded machine uses most of the limit, for as long as `SECONDS`."""
 
 
-def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
-    """Call as fast as slots come. ``arrivals`` gets the time at which each call reaches the server."""
+def _work(url: str, seed: int, arrivals: "Queue[float]", enough: Event) -> None:
+    """Call as fast as slots come, until there was ``enough``. ``arrivals`` gets the time at which each call reaches the
+    server."""
     chance = random.Random(seed)
     # A worker's own clock may be wrong by hours: nothing that grants a slot may look at it.
     skew = chance.uniform(-7200, 7200)
@@ -35,11 +39,13 @@ def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
         backoff_base=0.01,
         backoff_max=0.05,
     )
-    end = time.monotonic() + SECONDS
 
     def call(slot: Slot, mine: random.Random) -> None:
         time.sleep(mine.choice([0.0, 0.0, mine.uniform(0, 0.05)]))
-        arrivals.put(time.monotonic())  # one clock for all processes of a machine
+        arrival = time.monotonic()  # one clock for all processes of a machine
+        if arrival - slot.asked > CALL_TIMEOUT:
+            return  # a loaded machine held it up for longer than a call may take: no client sends it then
+        arrivals.put(arrival)
         time.sleep(mine.choice([0.0, mine.uniform(0, 0.05)]))
         if mine.random() < 0.1:
             return  # crashed: nobody ends the call
@@ -50,7 +56,7 @@ def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
 
     def call_repeatedly(number: int) -> None:
         mine = random.Random(seed * 100 + number)
-        while time.monotonic() < end:
+        while not enough.is_set():
             slot = budget.take("default", f"{seed}-{number}", 1.0)
             if isinstance(slot, Slot):
                 call(slot, mine)
@@ -61,7 +67,7 @@ def _work(url: str, seed: int, arrivals: "Queue[float]") -> None:
 
     def hand_out() -> None:
         mine = random.Random(seed)
-        while time.monotonic() < end:
+        while not enough.is_set():
             holders, _ = budget.reserve("default", 10)
             for holder in holders:
                 time.sleep(
@@ -103,15 +109,25 @@ def test_no_window_at_the_server_holds_more_than_the_limit(redis_url: str, seed:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "finetune_queue.store"])  # what takes each of them half a second
     arrivals: Queue[float] = context.Queue()
+    enough = context.Event()
     workers = [
-        context.Process(target=_work, args=(redis_url, seed * 10 + number, arrivals)) for number in range(PROCESSES)
+        context.Process(target=_work, args=(redis_url, seed * 10 + number, arrivals, enough))
+        for number in range(PROCESSES)
     ]
     for worker in workers:
         worker.start()
     seen: list[float] = []
+    lately = 0
+    end = time.monotonic() + PATIENCE
     while any(worker.is_alive() for worker in workers) or not arrivals.empty():
         while not arrivals.empty():
             seen.append(arrivals.get())
+        if not enough.is_set():
+            now = time.monotonic()
+            whole = bool(seen) and now - min(seen) > SECONDS
+            lately = sum(arrival > now - SECONDS for arrival in seen) if whole else 0
+            if lately > 0.5 * CALLS * SECONDS / WINDOW or now > end:
+                enough.set()
         workers[0].join(timeout=0.05)
     for worker in workers:
         worker.join()
@@ -122,5 +138,6 @@ def test_no_window_at_the_server_holds_more_than_the_limit(redis_url: str, seed:
     # if it is right itself; this one shares no code with it.
     for tenth in range(10):
         assert most_in_a_fixed_window(seen, WINDOW, WINDOW * tenth / 10) <= CALLS
-    # It must not be exact by making no calls: crashes and pauses cost some, yet most of the limit was used.
-    assert len(seen) > 0.5 * CALLS * SECONDS / WINDOW
+    # It must not be exact by making no calls: crashes and pauses cost some, yet most of the limit was used, if not at
+    # first on a loaded machine.
+    assert lately > 0.5 * CALLS * SECONDS / WINDOW

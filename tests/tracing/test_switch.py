@@ -19,7 +19,7 @@ from finetune_queue import tracing
 from finetune_queue.contract import new_job_id
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
-from finetune_queue.store import JobStore, connect
+from finetune_queue.store import JobStore, connect, keys
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import Rejected
 from support.collector import Collector
@@ -57,8 +57,8 @@ def registered(client: redis.Redis) -> tuple[Any, str]:
     """A new job's hash in Redis and its event, while a span is open."""
     with tracing.span("outside"):
         job, _ = JobStore(client, retention=600).register(new_job_id(), sample_request(), delay=60)
-    event: Any = client.lindex(f"{{finetune}}:job:{job.id}:events", 0)
-    return client.hgetall(f"{{finetune}}:job:{job.id}"), event
+    event: Any = client.lindex(keys.job_events(job.id), 0)
+    return client.hgetall(keys.job(job.id)), event
 
 
 def test_off_nothing_is_kept_or_told(client: redis.Redis) -> None:

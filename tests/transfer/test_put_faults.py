@@ -3,7 +3,6 @@
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from finetune_worker.transfer.errors import SourceChanged, TryAgain
 from finetune_worker.transfer.limits import TransferLimits
-from transfer.uploads import CONTENT, Storage, failure, put
+from transfer.uploads import CONTENT, QUICK, Storage, failure, put
 from wire.rawserver import RawServer, Wire
 
 # --- Faults of the connection ---
@@ -34,18 +33,20 @@ def never_answer(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize(
-    ("talk", "code"),
+    ("talk", "limits", "code"),
     [
-        (reset_in_the_body, "connection_lost"),
-        (reset_after_the_body, "connection_lost"),
-        (never_answer, "read_timeout"),
+        (reset_in_the_body, QUICK, "connection_lost"),
+        (reset_after_the_body, QUICK, "connection_lost"),
+        (never_answer, TransferLimits(stall_timeout=0.3), "read_timeout"),
     ],
 )
-def test_a_broken_connection_may_be_tried_again(tmp_path: Path, talk: Callable[[Wire], None], code: str) -> None:
+def test_a_broken_connection_may_be_tried_again(
+    tmp_path: Path, talk: Callable[[Wire], None], limits: TransferLimits, code: str
+) -> None:
     path = tmp_path / "x.zip"
     path.write_bytes(CONTENT * 20)
     with RawServer(talk) as server:
-        error = failure(server, path, limits=TransferLimits(stall_timeout=0.3))
+        error = failure(server, path, limits=limits)
     assert (type(error), error.code, error.retryable) == (TryAgain, code, True)
 
 
@@ -89,12 +90,10 @@ def test_an_upload_ends_by_its_total_time(tmp_path: Path) -> None:
     path = tmp_path / "x.zip"
     path.write_bytes(CONTENT * 60)
     over = threading.Event()
-    began = time.monotonic()
     with RawServer(trickle(over)) as server:
         error = failure(server, path, limits=TransferLimits(total_timeout=0.5))
         over.set()
     assert (type(error), error.code) == (TryAgain, "call_timeout")
-    assert time.monotonic() - began < 5
 
 
 # --- The file changes under the upload ---

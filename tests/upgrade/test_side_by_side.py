@@ -11,6 +11,7 @@ from finetune_queue.contract import JobState
 from finetune_queue.local.processes import Child
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.store import keys
 from segmind_sandbox.testing import SandboxControl
 from support.images import make_dataset_folder
 from support.samples import sample
@@ -110,7 +111,7 @@ def test_an_upgrade_under_load_and_the_way_back(newer: Path, tmp_path: Path) -> 
 
         with closing(SandboxControl(stack.sandbox_url)) as control:
             assert control.report()["submits"]["by_name"] == {f"job-{number}": 1 for number in range(submitted)}
-        written = [client.hexists(f"{{finetune}}:job:{job.id}", "grade") for job in queue.list(limit=submitted)]
+        written = [client.hexists(keys.job(job.id), "grade") for job in queue.list(limit=submitted)]
         assert sum(written) >= JOBS  # also those that the old one ended
         events = [event for job in queue.list(limit=submitted) for event in job.events()]
         assert sum(event.kind == "graded" for event in events) >= JOBS

@@ -73,11 +73,14 @@ class Callers:
             thread.start()
 
     def finish(self, seconds: float) -> bool:
-        """Wait until everything is submitted; False if it is not within ``seconds``."""
+        """Wait until everything is submitted; False if it is not within ``seconds``, which is then noted as wrong."""
         end = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        left = len(self._script.orders) - len(self.promised)
+        if left:  # nobody was promised these jobs, so nobody else would miss them
+            self.wrong.append(f"{left} of {len(self._script.orders)} requests could not be submitted")
+        return not left
 
     def close(self) -> None:
         """Give up what is not done, and close the connections."""
@@ -247,6 +250,7 @@ class Callers:
         if not known:
             return False
         job_id = spread(known, args["pick"])
+        self.queue.get(job_id)  # a raw request that is still a message has not used its key yet
         try:
             self.queue.submit({**self._request(self.promised[job_id]), "instance_prompt": "another 1MAN"})
         except IdempotencyConflictError:

@@ -84,10 +84,11 @@ class Workers:
         return send
 
     def _kill_all(self, _args: dict[str, Any]) -> bool:
-        for worker in self._alive():
+        alive = self._alive()
+        for worker in alive:
             self._struck.add(worker)
             worker.send_signal(signal.SIGKILL)
-        return True
+        return bool(alive)
 
     def _stand_still(self, args: dict[str, Any]) -> bool:
         alive = self._alive()
@@ -163,7 +164,8 @@ class Servers:
         self._valkey.process.send_signal(number)
 
     def _start(self) -> None:
-        self._valkey.start()
+        if not self._valkey.process.running:  # it may be, if only the command below failed the last time
+            self._valkey.start()
         self.keep_log()
 
     def _trouble(self, begin: Callable[[], object], end: Callable[[], object]) -> Action:

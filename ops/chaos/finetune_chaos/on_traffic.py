@@ -14,14 +14,11 @@ from finetune_chaos.agenda import Agenda
 from finetune_chaos.ground import Scene
 from finetune_chaos.on_processes import Action
 from finetune_chaos.script import FAULT_LASTS, spread
-from finetune_queue.messaging import QUEUE, RUN, TRANSFER_QUEUE
+from finetune_queue.messaging import QUEUE, RUN, TRANSFER_QUEUE, queue_lists
+from finetune_queue.store import keys
 
-_QUEUES = [
-    f"{{finetune}}:{queue}{suffix}"
-    for queue in (QUEUE, TRANSFER_QUEUE)
-    for suffix in ("", "\x06\x163", "\x06\x166", "\x06\x169")
-]
-"""The lists of the broker: kombu has one for each step of priority."""
+_QUEUES = [name for queue in (QUEUE, TRANSFER_QUEUE) for name in queue_lists(queue).values()]
+"""The lists of the broker."""
 
 
 class Messages:
@@ -93,7 +90,7 @@ class Segmind:
 
     def _hide(self, args: dict[str, Any]) -> bool:
         """Hide a training that some job is known to own: from a list it can then not be found again."""
-        owned = set(self._redis.hkeys("{finetune}:owners"))
+        owned = set(self._redis.hkeys(keys.owners()))
         rows = [row for row in self._control.trainings() if row["finetune_id"] in owned and not row["hidden"]]
         running = [row for row in rows if row["status"] in {"REQUESTED", "DATA_PROCESSING", "TRAINING_INITIATED"}]
         if not running:
@@ -127,7 +124,7 @@ class Hooks:
 
     def _forge(self, args: dict[str, Any]) -> bool:
         """Hooks with the right token and a lie, which are taken as a hint, and hooks with a wrong one."""
-        owned = [*self._redis.hkeys("{finetune}:owners"), "none"]
+        owned = [*self._redis.hkeys(keys.owners()), "none"]
         with httpx.Client(timeout=5, trust_env=False) as client:
             for url in self._urls.values():
                 for number in range(args["count"]):

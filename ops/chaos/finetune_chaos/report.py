@@ -62,7 +62,7 @@ def faults(history: History) -> list[Row]:
         group, _, rest = kind.partition(" ")
         groups.setdefault(group, {})[rest] = count
     return [
-        ("faults", sum(history.fired.values()), f"of {len(history.fired)} kinds"),
+        ("faults", sum(history.fired.values()), f"of {sum(map(bool, history.fired.values()))} kinds"),
         *(
             (f"  {group}", sum(kinds.values()), "; ".join(f"{kind} {count}" for kind, count in kinds.items()))
             for group, kinds in groups.items()

@@ -21,13 +21,14 @@ from finetune_chaos.script import ACCOUNTS, Script
 from finetune_queue.contract import JobRecord, Visibility
 from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.sink import STATE_CHANGES
+from finetune_queue.store import keys
 from segmind_sandbox.weights import Weights
 
 _SIGNATURE = re.compile(r"X-(?:Amz|Goog)-Signature(?:=|%3D)([0-9a-f]{16,})", re.IGNORECASE)
 _BODY = re.compile(r'"body": ?"([A-Za-z0-9+/=]{8,})"')
 _CRASH = re.compile(r'"event": "(\w+_crashed|loop_failed)"')
 """What the last handlers log, which should have nothing to do."""
-_UPLOAD = re.compile(r"\{finetune\}:job:[^:\s]+:upload")
+_UPLOAD = re.compile(r"[^:\s]+".join(map(re.escape, keys.upload_url("ID").split("ID"))))
 
 
 class Listener:
@@ -48,7 +49,7 @@ class Listener:
         self._thread.join(10)
 
     def _listen(self) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", buffering=1) as file:  # read for secrets while this goes on
             while not self._closing.is_set():
                 try:
                     self._take(file)
@@ -118,17 +119,18 @@ class Witness:
 
     def left_over(self) -> dict[str, int]:
         """Return how much waits in Redis, by where."""
-        names = {"deadlines": "{finetune}:deadlines", "outbox": "{finetune}:outbox", "lines": "{finetune}:lines"}
+        names = {"deadlines": keys.deadlines(), "outbox": keys.outbox(), "lines": keys.lines()}
         for account in ACCOUNTS:
-            names[f"the waiting room of {account}"] = f"{{finetune}}:room:{account}"
-            names[f"the tracked of {account}"] = f"{{finetune}}:tracked:{account}"
+            names[f"the waiting room of {account}"] = keys.room(account)
+            names[f"the tracked of {account}"] = keys.tracked(account)
         return {where: int(self._redis.zcard(key)) for where, key in names.items()}
 
     def age_unacknowledged(self) -> None:
         """Let the visibility time-out pass for messages that a killed worker had in hand."""
-        held = self._redis.zrange("{finetune}:unacked_index", 0, -1)
+        index = f"{keys.BROKER_PREFIX}unacked_index"  # kombu's
+        held = self._redis.zrange(index, 0, -1)
         if held:
-            self._redis.zadd("{finetune}:unacked_index", dict.fromkeys(held, 1), xx=True)
+            self._redis.zadd(index, dict.fromkeys(held, 1), xx=True)
 
     def collect(self, nemesis: Nemesis, *, left_alone: set[str], resolved: int) -> History:
         """Read everything."""
@@ -145,13 +147,13 @@ class Witness:
             ],
             jobs=jobs,
             trainings=self.trainings(),
-            stream=[json.loads(fields["event"]) for _, fields in self._redis.xrange("{finetune}:events")],
+            stream=[json.loads(fields["event"]) for _, fields in self._redis.xrange(keys.events())],
             sinks=self._sinks(frozenset(jobs)),
             accounts=self._accounts(),
             files=files,
             manifests=manifests,
             poisoned=self._callers.poisoned,
-            dead_letters=frozenset(fields["message_id"] for _, fields in self._redis.xrange("{finetune}:dead")),
+            dead_letters=frozenset(fields["message_id"] for _, fields in self._redis.xrange(keys.dead_letters())),
             asked_to_cancel=frozenset(self._callers.asked_to_cancel),
             asked_to_retry=dict(self._callers.asked_to_retry),
             left_over=self.left_over(),
@@ -190,7 +192,7 @@ class Witness:
         }
         stream = [json.loads(fields["event"]) for _, fields in self._redis.xrange(STREAM)]
         pushed = [json.loads(text) for text in reversed(self._redis.lrange(LIST, 0, -1))]
-        messages = [json.loads(text) for text in reversed(self._redis.lrange(f"{{finetune}}:{QUEUE}", 0, -1))]
+        messages = [json.loads(text) for text in reversed(self._redis.lrange(f"{keys.BROKER_PREFIX}{QUEUE}", 0, -1))]
         tasks = [json.loads(b64decode(message["body"]))[0][0] for message in messages]
         own, reply = self._outside.taken[OWN], self._outside.taken[REPLY]
         return [

@@ -153,7 +153,7 @@ class Control:
         if change.hidden is not None:
             training.hidden = change.hidden
         if change.fail is not None:
-            training.error_message = change.fail
+            training.fail(change.fail, now)
         if change.status_word is not None:
             training.word = change.status_word
         if change.replace_weights:

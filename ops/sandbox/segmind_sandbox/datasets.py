@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import httpx
 from segmind_sandbox.objects import ObjectStore
 from segmind_sandbox.outgoing import UNREACHABLE, make_client
 
+# What zipfile raises for a list of files that is damaged, or made by a version to come.
+_NO_ZIP = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, EOFError, IndexError)
 MAX_BYTES = 100_000_000  # "under 100 MB", read strictly
 _MAX_REDIRECTS = 5
 _TIMEOUT = httpx.Timeout(30, connect=5)
@@ -97,5 +100,5 @@ def _check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if not any(not entry.is_dir() for entry in archive.infolist()):
                 raise DatasetError("the dataset ZIP holds no files")
-    except (zipfile.BadZipFile, OSError) as error:
+    except _NO_ZIP as error:
         raise DatasetError("the dataset is not a ZIP file") from error

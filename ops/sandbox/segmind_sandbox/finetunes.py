@@ -75,7 +75,7 @@ async def file_link(call: Call) -> Response:
 
 async def account_credits(call: Call) -> Response:
     """The billing page's balance."""
-    return JSONResponse({"credits": round(call.account.credits, 10), "free-credits": 0.0})
+    return JSONResponse({"credits": call.account.credits, "free-credits": 0.0})
 
 
 def _own_training(call: Call, finetune_id: str) -> Training:

@@ -155,7 +155,8 @@ class Sandbox:
         )
         for fate in self.faults.draw("training", f"{request.name} {request.data_source_path}"):
             training.apply(fate)
-        account.credits -= self.settings.training_cost
+        # What is left is what the account is told, so that rounding does not make the last submit too dear.
+        account.credits = round(account.credits - self.settings.training_cost, 10)
         self.trainings.add(training)
         self.log.submitted(request.name, request.data_source_path)
         self._spawn(self._begin(training))
@@ -166,7 +167,7 @@ class Sandbox:
         try:
             await self.datasets.check(request.data_source_path, public_only=request.base_model == "FAST_FLUX")
         except DatasetError as error:
-            training.error_message = str(error)
+            training.fail(str(error), self.clock())
             return
         training.dataset_was_read(self.clock())
         self.trainings.schedule(training)

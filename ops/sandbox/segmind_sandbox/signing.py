@@ -66,20 +66,20 @@ class Signer:
         given = query.pop("X-Amz-Signature", "")
         try:
             since = datetime.strptime(query["X-Amz-Date"], _DATE).replace(tzinfo=UTC)
-            seconds = int(query["X-Amz-Expires"])
+            ends = since + timedelta(seconds=int(query["X-Amz-Expires"]))
             names = query["X-Amz-SignedHeaders"].split(";")
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, OverflowError):
             message = (
                 "Query-string authentication version 4 requires the X-Amz-Date, X-Amz-Expires and other parameters."
             )
             raise SignatureError("AuthorizationQueryParametersError", message) from None
-        if (now or datetime.now(UTC)) >= since + timedelta(seconds=seconds):
+        if (now or datetime.now(UTC)) >= ends:
             raise SignatureError("AccessDenied", "Request has expired")
         unsigned = [name for name in headers if name.startswith("x-amz-") and name not in names]
         if unsigned:
             raise SignatureError("AccessDenied", "There were headers present in the request which were not signed")
         signed = {name: headers.get(name, "") for name in names}
-        if not hmac.compare_digest(given, self._signature(method, raw_path, query, signed)):
+        if not hmac.compare_digest(given.encode(), self._signature(method, raw_path, query, signed).encode()):
             raise SignatureError(
                 "SignatureDoesNotMatch",
                 "The request signature we calculated does not match the signature you provided."

@@ -176,8 +176,8 @@ async def weights_bucket(sandbox: Sandbox, request: Request, faults: list[AnyFau
         raise RefusedByStorageError(404, "NoSuchKey", "The specified key does not exist.")
     if training.private_weights and _SIGNATURE not in request.query_params:
         raise RefusedByStorageError(403, "AccessDenied", "Access denied.")
+    version, size = training.weights_version, training.weights_bytes  # before the wait, which they may be replaced in
     digests = await sandbox.digests(training)
-    version, size = training.weights_version, training.weights_bytes
     headers = [("Content-Type", "application/octet-stream"), ("x-goog-generation", str(version))]
     headers += [("x-goog-hash", value) for value in digests.goog_hashes]
     modified = training.created_at.replace(microsecond=0)

@@ -62,6 +62,7 @@ class Training:
     word: str | None = None
     fails_with: str | None = None
     error_message: str | None = None
+    failed_at: float | None = None
     weights_version: int = 0
     told: set[int] = field(default_factory=set)
     _item: tuple[object, str] | None = None
@@ -92,9 +93,13 @@ class Training:
         return (0.0, 0.05 * training, 0.2 * training, training,
                 training + 0.2 * deploy, training + 0.5 * deploy, training + deploy)[index]  # fmt: skip
 
+    def elapsed(self, now: float) -> float:
+        """Seconds since the origin, by the job's own clock: a hold stops it."""
+        return (now if self.held_at is None else self.held_at) - self.origin
+
     def stage(self, now: float) -> int:
         """The index of the status in STATUSES, failures aside."""
-        elapsed = (now if self.held_at is None else self.held_at) - self.origin
+        elapsed = self.elapsed(now)
         last = len(STATUSES) - 1
         if not self.dataset_read:
             last = _PROCESSING
@@ -107,12 +112,18 @@ class Training:
         if self.error_message is not None:
             return FAILED
         stage = self.stage(now)
-        if self.fails_with is not None and stage >= _INITIATED and now - self.origin >= 0.6 * self.training_seconds:
-            self.error_message = self.fails_with
+        fails_after = 0.6 * self.training_seconds
+        if self.fails_with is not None and stage >= _INITIATED and self.elapsed(now) >= fails_after:
+            self.fail(self.fails_with, self.origin + fails_after)
             return FAILED
         if self.word is not None and stage == _INITIATED:
             return self.word
         return STATUSES[stage]
+
+    def fail(self, message: str, at: float) -> None:
+        """Let the job be failed from then on, with this error in place of an earlier one."""
+        self.error_message = message
+        self.failed_at = at if self.failed_at is None else self.failed_at
 
     def has_weights(self, now: float) -> bool:
         """Whether the weights can be downloaded."""
@@ -123,7 +134,7 @@ class Training:
         if self.dataset_read:  # by finish
             return
         self.dataset_read = True
-        self.origin += max(0.0, now - self.origin - self.milestone(_INITIATED))
+        self.origin += max(0.0, self.elapsed(now) - self.milestone(_INITIATED))
 
     def hold(self, now: float) -> None:
         """Stop the job's clock."""
@@ -139,8 +150,8 @@ class Training:
             self.held_at = None
 
     def finish(self, now: float) -> None:
-        """Move the job to AVAILABLE at once."""
-        self.held_at, self.hold_in_training, self.dataset_read = None, False, True
+        """Move the job to AVAILABLE at once, unless it has failed."""
+        self.held_at, self.hold_in_training, self.dataset_read, self.fails_with = None, False, True, None
         self.origin = now - self.milestone(len(STATUSES) - 1)
 
     def apply(self, fate: AnyFault) -> None:
@@ -161,8 +172,8 @@ class Training:
 
     def updated_at(self, now: float) -> datetime:
         """When the present status began."""
-        since = self.origin - self.created + self.milestone(self.stage(now))
-        return self.created_at + timedelta(seconds=since)
+        since = self.origin + self.milestone(self.stage(now)) if self.failed_at is None else self.failed_at
+        return self.created_at + timedelta(seconds=since - self.created)
 
     def details(self, now: float) -> dict[str, Any]:
         """The object under "finetune" (Fast Flux API, section 2)."""
@@ -186,7 +197,7 @@ class Training:
     def list_item(self, now: float) -> str:
         """One element of the list (section 3) as JSON; kept until something in it changes."""
         status = self.status(now)
-        state = (status, self.public)
+        state = (status, self.public, self.error_message)
         if self._item is None or self._item[0] != state:
             carries = self.list_url and status in STATUSES[_COMPLETED:]
             item = {
@@ -290,5 +301,5 @@ class TrainingBook:
         if training.stage(now) >= stage:
             training.told.add(stage)
             self._on_status(training, STATUSES[stage])
-        else:
+        elif training.dataset_read:  # until then its times stand still: it would be due again at once, for ever
             self._push(training, stage)
