@@ -1,7 +1,8 @@
 """A long queue: what the dispatcher sends again then, and what it leaves to wait."""
 
 from collections.abc import Iterator
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import pytest
 from kombu.exceptions import OperationalError
@@ -12,6 +13,7 @@ from finetune_queue.store import CallClass, Change, keys, room_score
 from finetune_worker import dispatcher as dispatcher_module
 from finetune_worker.dispatcher import BATCH, CROWDED, Dispatcher
 from support.bench import Bench
+from support.until import until
 
 
 @pytest.fixture
@@ -69,6 +71,33 @@ def test_what_waited_by_itself_is_started_however_long_the_queues_are(bench: Ben
 
     assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
     assert bench.read(job).waiting_for is None
+
+
+def test_a_job_whose_time_is_up_ends_however_long_the_queues_are(bench: Bench, dispatcher: Dispatcher) -> None:
+    fill(bench, BATCH + 10)
+    job = bench.job(deadline=datetime.now(UTC) + timedelta(seconds=0.5))
+    overdue(bench, job, 16)
+    dispatcher.step()  # not yet
+    assert bench.due_ms(job) <= cast("datetime", job.request.deadline).timestamp() * 1000 + 100
+
+    until(lambda: job.request.expired(datetime.now(UTC)), seconds=5)
+    overdue(bench, job, 16)
+    dispatcher.step()
+
+    [(args, _, _)] = messages(bench, QUEUE, 1)
+    assert args[0] == job.id
+
+
+def test_tries_that_have_failed_do_not_go_before_what_is_new(bench: Bench, dispatcher: Dispatcher) -> None:
+    """As where a batch names a host that is away: each try may hold a thread for seconds."""
+    jobs, failing = bench.container.jobs, bench.job()
+    failing = jobs.transition(failing, Change(delay=60), to=JobState.UPLOADING)
+    failing = jobs.transition(failing, Change(delay=60), waiting_for=WaitReason.BACKOFF, attempts=1)
+    overdue(bench, failing, 16)
+    dispatcher.step()
+    bench.container.messenger.start("new", [Stage.UPLOAD], priority=BEGIN)
+
+    assert [args[0] for args, _, _ in messages(bench, TRANSFER_QUEUE, 2)] == ["new", failing.id]
 
 
 def in_the_room(bench: Bench, **request: Any) -> JobRecord:

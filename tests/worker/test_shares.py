@@ -167,9 +167,9 @@ def test_a_share_that_is_lifted_lets_all_go_who_waited_for_it(
 
 
 def test_an_account_that_no_worker_has_fails_its_job_with_the_names_that_are_known(
-    container: Container, dataset: Path
+    container: Container, tmp_path: Path
 ) -> None:
-    job = accepted(container, "nobody", dataset)
+    job = accepted(container, "nobody", tmp_path / "missing.zip")  # which is not even looked for
     result = run_stage(container, job.stage, STAGES[job.stage], job.id, "task-1")
     job = container.jobs.get(job.id)
     assert job.state is JobState.FAILED

@@ -7,12 +7,13 @@ next deadline or free slot, or until a change makes it come earlier.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
-from finetune_queue.contract import ACCESS, RELEASED, EventType, JobError, JobRecord, JobState, Stage
-from finetune_queue.messaging import CALL, CONTINUE, QUEUE, TRANSFER_QUEUE, stage_queue
+from finetune_queue.contract import ACCESS, RELEASED, EventType, JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.messaging import ACCEPT, CALL, CONTINUE, QUEUE, TRANSFER_QUEUE, stage_queue
 from finetune_queue.store import (
     LOST_MESSAGES,
     SWEEP,
@@ -158,7 +159,7 @@ class Dispatcher:
         To send them again would make the queue longer: after a burst of some thousand jobs it would grow faster than
         the workers empty it. They are put off until their turn is over.
         """
-        handover = self._container.settings.finetune_handover
+        handover, now = self._container.settings.finetune_handover, datetime.now(UTC)
         waited = {job.id: (due[job.id] - job.updated_ms) / 1000 for job in jobs}
         sent = [
             job
@@ -167,12 +168,13 @@ class Dispatcher:
             and job.waiting_for is None
             and job.state is not JobState.NEEDS_ATTENTION
             and waited[job.id] >= handover
+            and not job.request.expired(now)
         ]
         if not sent:
             return set()
         queued = {queue: self._container.messenger.queued(queue) for queue in (QUEUE, TRANSFER_QUEUE)}
         patience = {queue: handover + PATIENCE * length for queue, length in queued.items()}
-        left = [(job, patience[_queue_of(job)] - waited[job.id]) for job in sent]
+        left = [(job, until_deadline(job, patience[_queue_of(job)] - waited[job.id])) for job in sent]
         late = {job.id for job, seconds in left if seconds > 0.0}
         if late:
             self._container.deadlines.put_off([(job, seconds) for job, seconds in left if seconds > 0.0])
@@ -226,7 +228,8 @@ class Dispatcher:
         # A registered job whose message was lost is started here.
         to = JobState.UPLOADING if job.state is JobState.ACCEPTED else None
         change = Change(delay=container.settings.finetune_handover)
-        self._start(container.jobs.transition(job, change, to=to, **fields), CONTINUE)
+        priority = _priority_of(job)
+        self._start(container.jobs.transition(job, change, to=to, **fields), priority)
 
     def _lost_its_worker(self, job: JobRecord) -> bool:
         """Tell whether the job's worker ended or stood still. One whose last sign of life is older than the end of an
@@ -286,6 +289,15 @@ class Dispatcher:
             return
         log.debug("chain_started", job_id=job.id, stage=str(job.stage))
         self._container.messenger.start(job.id, job.stage.and_after(), priority=priority)
+
+
+def _priority_of(job: JobRecord) -> int:
+    """Return the priority of the message with which a job that was due goes on."""
+    if job.request.expired(datetime.now(UTC)):
+        return CALL  # it only ends: its caller was promised when
+    if job.stage is Stage.UPLOAD and job.waiting_for is WaitReason.BACKOFF:
+        return ACCEPT  # nothing of it is started: a batch whose host is away must not stand in front of what is new
+    return CONTINUE
 
 
 def _queue_of(job: JobRecord) -> str:

@@ -40,6 +40,7 @@ def upload(container: Container, claim: Claim) -> Outcome:
     """Check the job's dataset and make it readable for Segmind."""
     if claim.job.dataset_url is not None:
         return Done("the dataset was already in place", to=JobState.SUBMITTING)
+    container.segmind(claim.job.account)  # without its key, nobody's host is asked for anything
     refusal = next(filter(None, map(container.sinks.refusal, claim.job.request.sinks)), None)
     if refusal is not None:
         return Fail(_unreachable_sink(refusal))
