@@ -359,3 +359,13 @@ def test_the_usual_training_time_is_learned_and_used(bench: Bench) -> None:
     trained(bench, 2, training_seconds=1200)
     sweep(bench.container, "default")
     assert 140 < next_sweep_in(bench) <= 155  # an eighth of it: nothing ends so early
+
+
+def test_nothing_is_learned_from_a_training_that_a_person_named(bench: Bench) -> None:
+    """It may have begun long before it became the job's."""
+    jobs = trained(bench, 2, list_carries_weights_url=True)
+    for job in jobs:
+        bench.container.jobs._redis.hdel(keys.job(job.id), "submitted_ms", "intent_ms")
+    sweep(bench.container, "default")
+    assert {bench.read(job).state for job in jobs} == {JobState.DOWNLOADING}
+    assert bench.container.accounts.status("default").usual_training is None

@@ -34,18 +34,21 @@ PAGE = 200
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    """What a look keeps of a job whose training is known; ``began_ms`` as in :mod:`~finetune_worker.stages.cadence`."""
+    """What a look keeps of a job whose training is known; ``began_ms`` as in :mod:`~finetune_worker.stages.cadence`,
+    ``timed`` if that is when its training was submitted, and not when a person named it."""
 
     id: str
     version: int
     state: JobState
     wants_details: bool
     began_ms: int
+    timed: bool
 
     @classmethod
     def of(cls, job: JobRecord) -> Self:
         """Keep this much of the job."""
-        return cls(job.id, job.version, job.state, job.wants_details, began_ms(job))
+        timed = job.submitted_ms is not None
+        return cls(job.id, job.version, job.state, job.wants_details, began_ms(job), timed)
 
 
 @dataclass(slots=True)
@@ -211,7 +214,11 @@ def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, 
     lengths = [
         running(job.began_ms)
         for job in jobs
-        if job.id in ended and job.state is JobState.TRAINING and not job.wants_details and look.found[job.id].trained
+        if job.id in ended
+        and job.state is JobState.TRAINING
+        and job.timed
+        and not job.wants_details
+        and look.found[job.id].trained
     ]
     status = container.accounts.status(account)
     usual = usual_time(status.usual_training, lengths)
