@@ -205,11 +205,10 @@ def test_trainings_that_come_one_by_one_are_not_looked_at_more_often_while_other
 def test_no_other_sweep_starts_while_one_runs_however_long(
     clock: Clock, accounts: Accounts, budget: Budget, client: redis.Redis
 ) -> None:
-    budget._sweep_ms = 5000
     accounts.sweep_now("default")
     assert budget.reserve("default", 10)[0] == [SWEEP]
     assert budget.wants_sweep("default")
-    assert isinstance(budget.take("default", SWEEP, 0.0), Slot)
+    assert isinstance(budget.take_to_sweep("default", 5.0), Slot)
     clock.pass_time(4.0)  # longer than a handover
     accounts.hint("default")
     assert budget.reserve("default", 10)[0] == []
@@ -220,12 +219,11 @@ def test_no_other_sweep_starts_while_one_runs_however_long(
     assert budget.reserve("default", 10)[0] == [SWEEP]  # for the hint, which was not forgotten
 
 
-def test_after_a_sweep_that_died_another_comes_when_its_call_must_have_ended(
+def test_after_a_sweep_that_died_another_comes_when_it_must_have_ended(
     clock: Clock, accounts: Accounts, budget: Budget
 ) -> None:
-    budget._sweep_ms = 5000
     accounts.sweep_now("default")
     assert budget.reserve("default", 10)[0] == [SWEEP]
-    budget.take("default", SWEEP, 0.0)
+    budget.take_to_sweep("default", 5.0)
     clock.pass_time(5.0)
     assert budget.reserve("default", 10)[0] == [SWEEP]

@@ -1,11 +1,13 @@
 """A worker whose calls begin at once, and last for no longer: ``celery -A support.prompt_worker worker``.
 
-A real one holds a job for a call that begins 5 s late, and whoever recovers it after a kill has to wait for that.
+A real one holds a job, or its account's sweep, for a call that begins 5 s late, and whoever recovers it after a kill
+has to wait for that.
 """
 
 from finetune_worker.celery import app
-from finetune_worker.stages import calls
+from finetune_worker.stages import calls, sweep
 
 __all__ = ["app"]
 
 calls.FRESH = 1.0
+sweep.ACTING = 1.0

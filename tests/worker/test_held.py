@@ -11,6 +11,7 @@ from finetune_queue.store import Change, keys
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.stages.calls import FRESH
 from finetune_worker.stages.claim import Claim
+from finetune_worker.stages.sweep import ACTING, sweep
 from support.bench import Bench, make_settings
 from support.images import image_bytes, make_zip
 
@@ -63,6 +64,23 @@ def test_for_as_long_as_its_call_can_last(
     impatient.run(job)
     [seconds] = held
     assert FRESH + CALL <= seconds < FRESH + CALL + lease
+
+
+def test_a_sweep_is_not_replaced_for_as_long_as_it_can_last(impatient: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    brought(impatient, JobState.TRAINING, finetune_id="ft-1")
+    held = []
+
+    def look(*_: object, **__: object) -> NoReturn:
+        client = impatient.container.jobs._redis
+        until_ms = int(str(client.hget(keys.account("default"), "sweeping_until")))
+        held.append((until_ms - impatient.container.deadlines.now_ms()) / 1000)
+        raise RuntimeError
+
+    monkeypatch.setattr(SegmindClient, "details", look)
+    with pytest.raises(RuntimeError):
+        sweep(impatient.container, "default")
+    [seconds] = held
+    assert FRESH + CALL < seconds <= FRESH + CALL + ACTING
 
 
 def test_a_job_that_is_held_for_long_enough_is_not_written_again(impatient: Bench) -> None:

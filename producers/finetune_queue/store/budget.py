@@ -70,7 +70,6 @@ class Budget:
         """
         self._accounts = Accounts(client)
         self._call_timeout_ms = int(call_timeout * 1000)
-        self._sweep_ms = int(max(handover, call_timeout - CALL_MARGIN) * 1000)
         self._handover_ms = int(handover * 1000)
         self._first_sweep_ms = int(first_sweep * 1000)
         self._backoff_ms = (int(backoff_base * 1000), int(backoff_max * 1000))
@@ -103,6 +102,27 @@ class Budget:
             UnknownAccountError: no worker has configured this account.
             redis.RedisError: Redis could not be asked, so no call may be made.
         """
+        return self._take_slot(account, holder, score, submit=submit, claimed=claimed)
+
+    def take_to_sweep(self, account: str, timeout: float) -> Slot | NoSlot:
+        """Take a slot for a sweep of the account that starts at once. No other starts before it was said to be over
+        (:meth:`Accounts.swept`), or for ``timeout`` seconds: then it counts as dead.
+
+        Raises:
+            UnknownAccountError, redis.RedisError: as :meth:`take`.
+        """
+        return self._take_slot(account, SWEEP, 0.0, sweep_ms=int(timeout * 1000))
+
+    def _take_slot(
+        self,
+        account: str,
+        holder: str,
+        score: float,
+        *,
+        submit: bool = False,
+        claimed: JobRecord | None = None,
+        sweep_ms: int = 0,
+    ) -> Slot | NoSlot:
         token = uuid.uuid4().hex
         asked = time.monotonic()
         reply = self._take(
@@ -113,7 +133,7 @@ class Budget:
             [
                 *(holder, token, score, self._call_timeout_ms, "1" if submit else "0", self._first_sweep_ms),
                 "" if claimed is None else claimed.version,
-                self._sweep_ms,
+                sweep_ms,
             ],
         )
         if claimed is not None and reply[0] == -1:

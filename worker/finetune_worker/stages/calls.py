@@ -26,8 +26,8 @@ not send: its slot, or its job, may be another's by then."""
 
 
 def longest_call(container: Container) -> float:
-    """Return the seconds from taking a slot to the end of its call, at the latest. A job is held for that long: taken
-    over meanwhile, its call would be made twice and its living worker counted as dead."""
+    """Return the seconds from taking a slot to the end of its call, at the latest. A job, or its account's sweep, is
+    held for that long: taken over meanwhile, its call would be made twice and its living worker counted as dead."""
     return FRESH + container.settings.segmind_call_timeout
 
 

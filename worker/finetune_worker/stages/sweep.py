@@ -12,13 +12,13 @@ import structlog
 
 from finetune_queue import tracing
 from finetune_queue.contract import MOVED_ON, RELEASED, EventType, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.store import SWEEP, UNKNOWN_STATUSES, CallClass, Change, ConflictError, NoSlot, room_score
+from finetune_queue.store import UNKNOWN_STATUSES, CallClass, Change, ConflictError, NoSlot, room_score
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import SegmindError
 from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
 from finetune_worker.stages.cadence import affordable, began_ms, interval, usual_time
-from finetune_worker.stages.calls import PARKED, AccountPausedError, StaleCallError, call_api
+from finetune_worker.stages.calls import PARKED, AccountPausedError, StaleCallError, call_api, longest_call
 from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.observe import Observation, observe
 from finetune_worker.stages.poll import look_again_in
@@ -30,6 +30,10 @@ log = structlog.get_logger(__name__)
 
 PAGE = 200
 """Jobs that are read and moved at once."""
+
+ACTING = 5.0
+"""Seconds that a sweep may need, after its call, to act on what it saw. One that counts as dead before it is over costs
+a second call; of one that is dead, the account is not looked at for as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def sweep(container: Container, account: str) -> str:
             look.sightings[job.id] = Sightings()
     if not tracked:
         return "no trainings to look at"
-    slot = container.budget.take(account, SWEEP, 0.0)
+    slot = container.budget.take_to_sweep(account, longest_call(container) + ACTING)
     if isinstance(slot, NoSlot):
         return f"waiting for an API slot ({slot.reason})"
     trouble: str | None = None

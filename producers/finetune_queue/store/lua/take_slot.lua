@@ -6,7 +6,7 @@
 --       4 timeout_ms: by when the call has ended for certain  5 "1" for a submit
 --       6 first_sweep_ms: how long after a submit the first look at it may be worth a call
 --       7 the version at which the job was claimed, "" for none
---       8 sweep_ms: how long a sweep's call may take, after which it counts as dead and another may start
+--       8 sweep_ms: how long a sweep may take, its call and what comes of it; then it counts as dead
 -- Returns {1, now_ms}, or {0, reason, how many are ahead, "1" if submits are stopped by hand}; {-1, current version
 -- or ""} when the claim was lost.
 if ARGV[7] ~= '' then
@@ -54,7 +54,7 @@ local window = number('window_ms')
 redis.call('ZADD', KEYS[1], now + ARGV[4] + window + math.ceil(window / 1000) + 1, ARGV[2])
 if probing then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[4]) end
 if ARGV[1] == 'sweep' then
-  -- No other while its call may run: its end plans the next one.
+  -- No other while it may run: its end plans the next one.
   redis.call('HSET', KEYS[3], 'sweep_at', math.max(number('sweep_at'), now + ARGV[8]), 'sweeping_until', now + ARGV[8])
 end
 if submit then
