@@ -156,7 +156,7 @@ class Messenger:
         self._app.send_task(SWEEP, args=(account,), queue=QUEUE, priority=CALL)
 
     def send_again(self, message_id: str, message: TaskCall | RawMessage) -> None:
-        """Send what became a dead letter once more, under the same id.
+        """Send what became a dead letter once more: a request under the same id, what Celery could not read as it came.
 
         Raises:
             QueueUnavailableError: the broker is out of reach.
@@ -175,6 +175,7 @@ class Messenger:
                     headers=message.headers,
                     exchange="",
                     routing_key=QUEUE,
+                    priority=ACCEPT,
                 )
 
     def queued(self, queue: str) -> int:

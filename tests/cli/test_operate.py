@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from finetune_queue.contract import JobState, WaitReason
-from finetune_queue.messaging import QUEUE, RUN
+from finetune_queue.messaging import ACCEPT, QUEUE, RUN
 from finetune_queue.store import (
     AccountLimits,
     Accounts,
@@ -165,6 +165,7 @@ def test_what_celery_could_not_read_is_sent_again_byte_for_byte(run: Run, worker
     assert message["headers"] == headers
     assert (message["content-type"], message["content-encoding"]) == ("application/json", "binary")
     assert base64.b64decode(message["body"]) == body
+    assert message["properties"]["priority"] == ACCEPT  # it goes before nothing that a call slot waits for
 
 
 def test_events_that_a_sink_did_not_take_are_sent_to_it_again(run: Run, client: redis.Redis) -> None:
