@@ -262,6 +262,25 @@ def test_events_can_be_sent_again(make: MakeDeliveries, client: redis.Redis) -> 
     assert bench.outbox.redeliver("no-such-job") == []
 
 
+def test_a_redelivery_begins_the_time_anew_after_which_a_sink_is_given_up(
+    make: MakeDeliveries, client: redis.Redis
+) -> None:
+    bench = make(FINETUNE_SINK_LIMIT="60")
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=204), *[Answer(status=500)] * 2]
+        job = bench.cancelled(reply_to=[receiver.url("/hook")])
+        bench.deliver()
+        sink = parse_sink(receiver.url("/hook"))
+        long_ago = {f"{sink.id}:since": 1, f"line:{sink.line(job.id)}": 1}
+        client.hset(keys.job_sinks(job.id), mapping=long_ago)  # type: ignore[arg-type]
+
+        bench.outbox.redeliver(job.id)
+        bench.until_done()
+    assert client.xlen("{finetune}:dead") == 0
+    assert [attempt.outcome for attempt in bench.outbox.deliveries(job.id)].count("failed") == 2
+    assert kinds(receiver.got)[-3:] == THREE
+
+
 def test_a_redelivery_during_a_delivery_is_not_lost(make: MakeDeliveries) -> None:
     bench = make()
     with Receiver() as receiver:

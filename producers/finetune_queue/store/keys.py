@@ -156,8 +156,8 @@ def reached() -> str:
 def job_sinks(job_id: str) -> str:
     """Hash: for each sink's id how many of the job's events it has; ``ID:at`` when (ms) it had the last one;
     ``ID:failures``, ``ID:since`` when (ms) they began, ``ID:next`` until when (ms) it is left alone; ``ID:gone``, it
-    wants no more; ``line:NAME`` since when (ms) the job is in a line; ``only``, the one sink of events that were sent
-    again without their job."""
+    wants no more; ``ID:again`` when (ms) somebody asked for all events once more; ``line:NAME`` since when (ms) the
+    job is in a line; ``only``, the one sink of events that were sent again without their job."""
     return f"{TAG}:job:{job_id}:sinks"
 
 

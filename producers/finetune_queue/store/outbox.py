@@ -114,8 +114,9 @@ class Subject:
 
     def since(self, sink: Sink, line: str) -> int | None:
         """Return since when (ms) the sink's next event has been waiting, as far as is known: at most since it
-        took the one before, as the job may be in the line for another sink's sake."""
-        known = [self.notes[name] for name in (f"line:{line}", f"{sink.id}:at") if name in self.notes]
+        took the one before, as the job may be in the line for another sink's sake, or was asked to take all again."""
+        names = (f"line:{line}", f"{sink.id}:at", f"{sink.id}:again")
+        known = [self.notes[name] for name in names if name in self.notes]
         return self.notes.get(f"{sink.id}:since", max(known, default=None))
 
 
@@ -331,8 +332,11 @@ class Outbox:
         chosen = [name for name in known if sink_id in {None, name}]
         if chosen:
             pipe = self._redis.pipeline(transaction=True)
-            pipe.hset(keys.job_sinks(job_id), mapping=dict.fromkeys(chosen, 0))
-            pipe.hdel(keys.job_sinks(job_id), *(f"{name}:{note}" for name in chosen for note in ("gone", "next")))
+            now = server_ms(self._redis)
+            anew = {name: value for sink in chosen for name, value in ((sink, 0), (f"{sink}:again", now))}
+            pipe.hset(keys.job_sinks(job_id), mapping=cast("dict[Any, Any]", anew))
+            old = ("gone", "next", "failures", "since")
+            pipe.hdel(keys.job_sinks(job_id), *(f"{sink}:{note}" for sink in chosen for note in old))
             self._send_out(pipe, job_id)
             pipe.execute()
         return chosen
