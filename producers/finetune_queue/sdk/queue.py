@@ -49,7 +49,7 @@ class FineTuneQueue:
     """
 
     def __init__(self, settings: Settings, *, messenger: Messenger | None = None) -> None:
-        """Connects at the first use. ``messenger`` sends the messages; None: one of its own."""
+        """Connects at the first use. ``messenger`` sends the messages, and whoever made it closes it; None: its own."""
         self._settings = settings
         self._redis = connect(settings.finetune_redis_url)
         self._jobs = JobStore(self._redis, retention=settings.finetune_retention)
@@ -77,6 +77,7 @@ class FineTuneQueue:
 
     def close(self) -> None:
         """Close the connections."""
+        self._submitter.close()
         self._redis.close()
 
     def submit(self, request: FineTuneRequest | Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
