@@ -11,6 +11,7 @@ from finetune_queue.contract import USUAL_PRIORITY, JobRecord, Stage
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.settings import Settings
 from finetune_queue.store import RawMessage, RedisError, ResponseError, TakesPing, TaskCall
+from finetune_queue.store.connection import CONNECT_TIMEOUT, READ_TIMEOUT
 from finetune_queue.store.keys import BROKER_PREFIX
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def transport_config(settings: Settings) -> dict[str, Any]:
             "global_keyprefix": BROKER_PREFIX,
             "visibility_timeout": 3600,
             # As long as the store waits. A worker that stops while the server is silent meets it several times.
-            "socket_timeout": 10,
-            "socket_connect_timeout": 5,
+            "socket_timeout": READ_TIMEOUT,
+            "socket_connect_timeout": CONNECT_TIMEOUT,
             "socket_keepalive": True,
             "health_check_interval": 10,
         },
