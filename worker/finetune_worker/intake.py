@@ -149,13 +149,13 @@ class DeadLetterStep(bootsteps.StartStopStep):
     @staticmethod
     def _set_aside(container: Container, message: Any, why: str) -> bool:
         headers = dict(message.headers or {})
+        problem = headers.pop(PROBLEM, None)
         raw = RawMessage(
             body=message.body.encode() if isinstance(message.body, str) else bytes(message.body),
             headers=headers,
             content_type=str(message.content_type or "application/data"),
             content_encoding=str(message.content_encoding or "binary"),
         )
-        problem = headers.pop(PROBLEM, None)
         message_id = str(headers.get("id") or new_job_id())
         task = str(headers.get("task") or "none")
         problems = [f"Celery could not take the message ({why.removeprefix('on_')}, task {task})"]
