@@ -114,8 +114,8 @@ def test_a_training_without_a_name_is_not_adopted(run: Run, worker: Worker, noth
 def test_dead_letters_are_listed_newest_first_and_without_secrets(run: Run, worker: Worker) -> None:
     assert run("dead", "list").err == "Nothing was set aside.\n"
     url = "https://me:hidden-pw@bucket.example/x.zip?X-Amz-Signature=0123456789abcdef0123456789abcdef"
-    worker.store.reject("m-1", TaskCall([{"dataset": url}], {}), "no job", ["name: is required"])
-    worker.store.reject("m-2", RawMessage(b"\xff", {"id": "m-2"}, "application/json", "utf-8"), "decode_error", [])
+    worker.rejections.add("m-1", TaskCall([{"dataset": url}], {}), "no job", ["name: is required"])
+    worker.rejections.add("m-2", RawMessage(b"\xff", {"id": "m-2"}, "application/json", "utf-8"), "decode_error", [])
 
     newest, older = run("dead", "list", "--json").json
 
@@ -127,7 +127,7 @@ def test_dead_letters_are_listed_newest_first_and_without_secrets(run: Run, work
 
 
 def test_a_request_is_sent_again_under_its_id(run: Run, worker: Worker, client: redis.Redis) -> None:
-    worker.store.reject("m-1", TaskCall([{"name": "x"}], {}), "no job", [])
+    worker.rejections.add("m-1", TaskCall([{"name": "x"}], {}), "no job", [])
     [letter] = run("dead", "list", "--json").json
 
     assert run("dead", "replay", letter["id"]).code == 0
@@ -142,7 +142,7 @@ def test_a_request_is_sent_again_under_its_id(run: Run, worker: Worker, client: 
 
 def test_a_letter_that_is_gone_stops_none_of_the_others(run: Run, worker: Worker, client: redis.Redis) -> None:
     for number in (1, 2):
-        worker.store.reject(f"m-{number}", TaskCall([{"name": "x"}], {}), "no job", [])
+        worker.rejections.add(f"m-{number}", TaskCall([{"name": "x"}], {}), "no job", [])
     newest, oldest = (letter["id"] for letter in run("dead", "list", "--json").json)
     run("dead", "replay", oldest)
 
@@ -156,7 +156,7 @@ def test_a_letter_that_is_gone_stops_none_of_the_others(run: Run, worker: Worker
 def test_what_celery_could_not_read_is_sent_again_byte_for_byte(run: Run, worker: Worker, client: redis.Redis) -> None:
     body = b"\xff{ not json"
     headers = {"id": "m-1", "task": "finetune.of_tomorrow"}
-    worker.store.reject("m-1", RawMessage(body, headers, "application/json", "binary"), "unknown_task", [])
+    worker.rejections.add("m-1", RawMessage(body, headers, "application/json", "binary"), "unknown_task", [])
     [letter] = run("dead", "list", "--json").json
 
     run("dead", "replay", letter["id"], "--json")

@@ -13,7 +13,7 @@ from kombu import Connection, Consumer, Queue
 from kombu.transport.redis import QoS
 
 from finetune_queue.messaging import QUEUE
-from finetune_queue.store import JobStore, connect
+from finetune_queue.store import Outbox, Rejections, connect
 from finetune_worker.envelope import NO_TASK, PROBLEM
 from finetune_worker.intake import DeadLetterStep
 
@@ -172,7 +172,7 @@ def test_what_can_be_neither_understood_nor_written_down_goes_back_to_its_queue(
         later.append(function)
 
     with connect("redis://127.0.0.1:1/0") as nowhere:
-        container = SimpleNamespace(jobs=JobStore(nowhere, retention=60))
+        container = SimpleNamespace(rejections=Rejections(nowhere, Outbox(nowhere)))
         consumer: Any = SimpleNamespace(
             app=SimpleNamespace(finetune=SimpleNamespace(container=container)),
             timer=SimpleNamespace(call_after=call_after),

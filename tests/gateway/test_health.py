@@ -18,7 +18,17 @@ from finetune_queue.gateway.app import create_app
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
-from finetune_queue.store import Accounts, CallClass, Change, JobStore, TaskCall, keys, room_score
+from finetune_queue.store import (
+    Accounts,
+    CallClass,
+    Change,
+    JobStore,
+    Outbox,
+    Rejections,
+    TaskCall,
+    keys,
+    room_score,
+)
 from gateway.serving import AUTH, MakeSettings, Start
 from support.samples import sample
 from support.until import until
@@ -45,7 +55,7 @@ def test_the_numbers_are_those_of_the_queue(
     change = Change(delay=60, room_score=room_score(CallClass.SUBMIT, jobs[0].record))
     store.transition(jobs[0].record, change, to=JobState.UPLOADING, waiting_for="api-slot")
     client.zadd(keys.state("uploading"), {jobs[0].id: (time.time() - 100) * 1000})
-    store.reject("m-1", TaskCall([], {}), "no reason", ["none"])
+    Rejections(client, Outbox(client)).add("m-1", TaskCall([], {}), "no reason", ["none"])
     queue.cancel(jobs[1].id)
     client.zadd(keys.slots("default"), {"a": (time.time() + 50) * 1000})
     client.hset(keys.account("default"), "paused_until", str(int((time.time() + 30) * 1000)))

@@ -348,7 +348,7 @@ def test_a_job_is_kept_until_its_sinks_have_its_events(make: MakeDeliveries, cli
 
 def test_a_rejected_message_is_told_to_the_service_s_own_sinks(make: MakeDeliveries, client: redis.Redis) -> None:
     bench = make(FINETUNE_SINKS="list://all")
-    bench.container.jobs.reject("message-1", TaskCall([], {}), "broken", ["it is no JSON"])
+    bench.container.rejections.add("message-1", TaskCall([], {}), "broken", ["it is no JSON"])
     bench.until_done()
     [event] = listed(client, "all")
     assert (kinds([event]), event["data"]["problems"]) == (["rejected"], ["it is no JSON"])

@@ -13,8 +13,10 @@ from finetune_queue.store import (
     IdempotencyError,
     JobNotFoundError,
     JobStore,
+    Outbox,
     OwnedElsewhereError,
     RawMessage,
+    Rejections,
     TaskCall,
     keys,
 )
@@ -245,9 +247,9 @@ def test_jobs_that_have_to_stay_do_not_keep_later_ones_from_going(client: Any) -
 
 
 def test_old_events_and_dead_letters_go_after_the_same_time(client: Any) -> None:
-    jobs = JobStore(client, retention=60)
+    jobs, rejections = JobStore(client, retention=60), Rejections(client, Outbox(client))
     for number in range(300):  # the server drops whole blocks of a stream, of a hundred entries
-        jobs.reject(f"m-{number}", TaskCall([], {}), "unreadable", [])
+        rejections.add(f"m-{number}", TaskCall([], {}), "unreadable", [])
     assert jobs.forget_finished() == 0
     assert client.xlen(keys.dead_letters()) == client.xlen(keys.events()) == 300
     JobStore(client, retention=-2).forget_finished()
@@ -255,9 +257,10 @@ def test_old_events_and_dead_letters_go_after_the_same_time(client: Any) -> None
     assert client.xlen(keys.events()) <= 100
 
 
-def test_a_rejected_message_is_kept_with_its_body_and_told_of(jobs: JobStore, client: Any) -> None:
+def test_a_rejected_message_is_kept_with_its_body_and_told_of(client: Any) -> None:
     body = b'{"name": \xff'
-    jobs.reject("m-1", RawMessage(body, {"id": "m-1"}, "application/json", "utf-8"), "unreadable", ["it is not JSON"])
+    message = RawMessage(body, {"id": "m-1"}, "application/json", "utf-8")
+    Rejections(client, Outbox(client)).add("m-1", message, "unreadable", ["it is not JSON"])
 
     [letter] = DeadLetters(client).newest(10)
     assert (letter.message_id, letter.body, letter.problems) == ("m-1", '{"name": \\xff', ["it is not JSON"])

@@ -14,7 +14,7 @@ import redis
 
 from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason, new_job_id
 from finetune_queue.contract.job import JobError, Progress, Stage, Weights
-from finetune_queue.store import AccountLimits, Accounts, Change, JobPages, JobStore
+from finetune_queue.store import AccountLimits, Accounts, Change, JobPages, JobStore, Outbox, Rejections
 from support.samples import sample_request
 from support.until import until
 
@@ -47,6 +47,7 @@ class Worker:
     def __init__(self, client: redis.Redis) -> None:
         self.store = JobStore(client, retention=600)
         self.accounts = Accounts(client)
+        self.rejections = Rejections(client, Outbox(client))
         self._pages = JobPages(client, self.store)
 
     def newest(self, state: JobState | None = None) -> list[JobRecord]:

@@ -33,6 +33,7 @@ from finetune_queue.store import (
     LocalQueues,
     Outbox,
     RedisError,
+    Rejections,
     Workers,
     connect,
     limits_by_worker,
@@ -69,6 +70,7 @@ class Container:
     transfers: Budget
     messenger: Messenger
     outbox: Outbox
+    rejections: Rejections
     counters: Counters
     workers: Workers
     sinks: Senders
@@ -88,6 +90,7 @@ class Container:
         settings.require_worker()
         client = connect(settings.finetune_redis_url)
         jobs = JobStore(client, retention=settings.finetune_retention)
+        outbox = Outbox(client)
         return cls(
             settings=settings,
             name=f"{socket.gethostname()}:{os.getpid()}",
@@ -105,7 +108,8 @@ class Container:
                 backoff_max=0,
             ),
             messenger=Messenger(app),
-            outbox=Outbox(client),
+            outbox=outbox,
+            rejections=Rejections(client, outbox),
             counters=Counters(client),
             workers=Workers(client),
             sinks=Senders(settings, app, LocalQueues(client)),

@@ -84,7 +84,7 @@ def accept(
 
 
 def _rejected(container: Container, message: TaskCall, message_id: str, problems: list[str]) -> str:
-    container.jobs.reject(message_id or new_job_id(), message, "the message cannot become a job", problems)
+    container.rejections.add(message_id or new_job_id(), message, "the message cannot become a job", problems)
     log.warning("message_rejected", message_id=message_id, problems=problems)
     return f"rejected: {'; '.join(problems)}"
 
@@ -162,7 +162,7 @@ class DeadLetterStep(bootsteps.StartStopStep):
         if problem is not None:
             problems = [f"not a valid Celery message: {problem}"]
         try:
-            container.jobs.reject(message_id, raw, why.removeprefix("on_"), problems)
+            container.rejections.add(message_id, raw, why.removeprefix("on_"), problems)
         except RedisError:
             log.exception("dead_letter_not_kept", message_id=message_id)
             return False

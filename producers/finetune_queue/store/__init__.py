@@ -46,6 +46,7 @@ from finetune_queue.store.outbox import (
     Subject,
 )
 from finetune_queue.store.overview import Overview, StateView, StoreView
+from finetune_queue.store.rejections import Rejections
 from finetune_queue.store.room import CallClass, room_score
 from finetune_queue.store.server import (
     MOST_SKEW,
@@ -119,6 +120,7 @@ __all__ = [
     "QueueFullError",
     "RawMessage",
     "RedisError",
+    "Rejections",
     "ResponseError",
     "ServerFacts",
     "ServerProblem",

@@ -11,17 +11,13 @@ import structlog
 from pydantic import ValidationError
 
 from finetune_queue import tracing
-from finetune_queue.contract.event import Event, rejected_event
+from finetune_queue.contract.event import Event
 from finetune_queue.contract.job import TRANSITIONS, JobRecord, JobState
 from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.request import FineTuneRequest
-from finetune_queue.plain_words import encodable
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.clock import server_ms
-from finetune_queue.store.dead_letters import MOST_LETTERS, DeadLetter, RawMessage, TaskCall
 from finetune_queue.store.errors import ConflictError, IdempotencyError, JobNotFoundError, UnreadableJobError
-from finetune_queue.store.feed import STREAM_LENGTH
-from finetune_queue.store.outbox import Outbox
 from finetune_queue.store.write import Change, Write, check_durable
 
 # Through the standard library, as producers may have set up no logging.
@@ -44,7 +40,6 @@ class JobStore:
         self._transition = scripts.load(client, "transition")
         self._request_cancel = scripts.load(client, "request_cancel")
         self._forget = scripts.load(client, "forget")
-        self._outbox = Outbox(client)
         self._kept: dict[JobState, int] = {}
 
     # reading
@@ -269,19 +264,6 @@ class JobStore:
         return bool(answer)
 
     # what belongs to no job, or beside it
-
-    def reject(self, message_id: str, message: TaskCall | RawMessage, reason: str, problems: list[str]) -> None:
-        """Set aside a message that cannot become a job, as it came, and tell of it by an event."""
-        pipe = self._redis.pipeline(transaction=True)
-        message_id, problems = encodable(message_id), list(map(encodable, problems))
-        letter = DeadLetter(message_id, reason, problems, message)
-        pipe.xadd(keys.dead_letters(), cast("dict[Any, Any]", letter.fields()), maxlen=MOST_LETTERS)
-        event = rejected_event(message_id, reason, problems)
-        text = event.model_dump_json()
-        pipe.xadd(keys.events(), {"event": text}, maxlen=STREAM_LENGTH)
-        pipe.execute()
-        if self._outbox.wants(EventType.REJECTED):
-            self._outbox.send_loose(event.id, [text])
 
     def save_upload_url(self, job_id: str, presigned: str, seconds: float) -> None:
         """Keep a presigned upload for so long, apart from the job: it is a secret."""
