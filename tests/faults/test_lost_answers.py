@@ -148,7 +148,7 @@ def test_a_job_that_is_made_again_from_its_key_does_not_get_its_predecessor_s_tr
     history.segmind.finish()
     history.until(lambda jobs: jobs[0].state.terminal, hours=1)
     history.clock.advance(31 * 24 * HOUR)
-    history.container.jobs.forget_finished()
+    history.container.retention.forget_finished()
     history.jobs.clear()
 
     assert history.add(dataset=dataset) == job_id

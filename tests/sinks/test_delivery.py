@@ -336,13 +336,13 @@ def test_a_job_is_kept_until_its_sinks_have_its_events(make: MakeDeliveries, cli
         receiver.refuse = [Answer(status=500)] * 3
         job = bench.cancelled(reply_to=[receiver.url("/hook")])
         other = bench.cancelled()
-        until(lambda: bench.container.jobs.forget_finished() == 1, seconds=5)
+        until(lambda: bench.container.retention.forget_finished() == 1, seconds=5)
         assert bench.container.jobs.get_many([job.id, other.id]) == [job]
         bench.deliver()
-        assert bench.container.jobs.forget_finished() == 0
+        assert bench.container.retention.forget_finished() == 0
         bench.until_done()
         assert kinds(receiver.got) == THREE
-    assert bench.container.jobs.forget_finished() == 1
+    assert bench.container.retention.forget_finished() == 1
     assert [name for name in client.scan_iter(f"*{job.id}*")] == []  # noqa: C416
 
 

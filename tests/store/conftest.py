@@ -16,7 +16,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def jobs(client: redis.Redis) -> JobStore:
-    return JobStore(client, retention=60)
+    return JobStore(client)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from finetune_queue.store import (
     OwnedElsewhereError,
     RawMessage,
     Rejections,
+    Retention,
     TaskCall,
     keys,
 )
@@ -211,7 +212,7 @@ def test_a_cancel_of_a_held_job_asks_its_holder_without_fencing_it(jobs: JobStor
 
 
 def test_finished_jobs_are_forgotten_after_their_time_and_live_ones_never(client: Any) -> None:
-    jobs = JobStore(client, retention=0)
+    jobs = JobStore(client)
     live, _ = jobs.register(new_job_id(), sample_request(), delay=15)
     ended, _ = jobs.register(new_job_id(), sample_request(), delay=15)
     ended = jobs.transition(ended, Change(delay=15, own="ft-0"), finetune_id="ft-0")
@@ -220,7 +221,7 @@ def test_finished_jobs_are_forgotten_after_their_time_and_live_ones_never(client
     client.hset(keys.owners(), "another's", live.id)
 
     # The server's millisecond may be the one in which the job ended.
-    assert jobs.forget_finished() + JobStore(client, retention=-2).forget_finished() == 1
+    assert Retention(client, 0).forget_finished() + Retention(client, -2).forget_finished() == 1
 
     with pytest.raises(JobNotFoundError):
         jobs.get(ended.id)
@@ -230,7 +231,7 @@ def test_finished_jobs_are_forgotten_after_their_time_and_live_ones_never(client
 
 
 def test_jobs_that_have_to_stay_do_not_keep_later_ones_from_going(client: Any) -> None:
-    jobs = JobStore(client, retention=-2)
+    jobs = JobStore(client)
     made = jobs.register_many([(new_job_id(), sample_request()) for _ in range(201)], delay=15)
     ids = []
     for found in made:
@@ -239,20 +240,21 @@ def test_jobs_that_have_to_stay_do_not_keep_later_ones_from_going(client: Any) -
     client.zadd(keys.state(JobState.CANCELLED), {job_id: at for at, job_id in enumerate(ids)})
     client.zadd(keys.outbox(), dict.fromkeys(ids[:200], 0))  # their sinks lack events
 
-    assert [jobs.forget_finished(), jobs.forget_finished()] == [0, 1]
+    retention = Retention(client, -2)
+    assert [retention.forget_finished(), retention.forget_finished()] == [0, 1]
     assert client.zrange(keys.state(JobState.CANCELLED), 0, -1) == ids[:200]
 
     client.delete(keys.outbox())
-    assert jobs.forget_finished() == 200  # it begins anew
+    assert retention.forget_finished() == 200  # it begins anew
 
 
 def test_old_events_and_dead_letters_go_after_the_same_time(client: Any) -> None:
-    jobs, rejections = JobStore(client, retention=60), Rejections(client, Outbox(client))
+    rejections = Rejections(client, Outbox(client))
     for number in range(300):  # the server drops whole blocks of a stream, of a hundred entries
         rejections.add(f"m-{number}", TaskCall([], {}), "unreadable", [])
-    assert jobs.forget_finished() == 0
+    assert Retention(client, 60).forget_finished() == 0
     assert client.xlen(keys.dead_letters()) == client.xlen(keys.events()) == 300
-    JobStore(client, retention=-2).forget_finished()
+    Retention(client, -2).forget_finished()
     assert client.xlen(keys.dead_letters()) <= 100
     assert client.xlen(keys.events()) <= 100
 

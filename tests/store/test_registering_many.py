@@ -8,7 +8,7 @@ import redis
 from redis.client import Pipeline
 
 from finetune_queue.contract import JobState, new_job_id
-from finetune_queue.store import Change, IdempotencyError, JobStore, connect, keys
+from finetune_queue.store import Change, IdempotencyError, JobStore, Retention, connect, keys
 from support.samples import sample_request
 
 Act = Callable[[], object]
@@ -76,7 +76,7 @@ def test_an_answer_that_is_an_error_hides_no_other(jobs: JobStore, client: Any) 
 
 def test_without_a_server_every_job_says_so() -> None:
     with connect("redis://127.0.0.1:1/0") as nowhere:
-        outcomes = JobStore(nowhere, retention=60).register_many([(new_job_id(), sample_request())] * 2, delay=15)
+        outcomes = JobStore(nowhere).register_many([(new_job_id(), sample_request())] * 2, delay=15)
     assert [type(outcome) for outcome in outcomes] == [redis.ConnectionError] * 2
 
 
@@ -92,7 +92,7 @@ def test_a_known_job_that_cannot_be_read_hides_no_new_one(jobs: JobStore, client
 def test_a_job_forgotten_between_two_looks_is_new(jobs: JobStore, client: Any, between_looks: Any) -> None:
     ended, _ = jobs.register(new_job_id(), sample_request(), delay=15)
     jobs.transition(ended, Change(), to=JobState.CANCELLED)
-    between_looks(lambda: JobStore(client, retention=-2).forget_finished())
+    between_looks(lambda: Retention(client, -2).forget_finished())
     wanted = [(ended.id, sample_request()), (new_job_id(), sample_request())]
     outcome, _ = jobs.register_many(wanted, delay=15)
     assert outcome == (jobs.get(ended.id), True)

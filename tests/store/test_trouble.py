@@ -20,6 +20,7 @@ from finetune_queue.store import (
     JobNotFoundError,
     JobStore,
     NoSlot,
+    Retention,
     Slot,
     connect,
     keys,
@@ -77,11 +78,11 @@ def test_a_full_server_grants_no_slot_and_keeps_those_that_are_reserved(client: 
 
 
 def test_jobs_whose_time_is_over_leave_a_full_server(client: Any) -> None:
-    jobs = JobStore(client, retention=-2)
+    jobs = JobStore(client)
     job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
     jobs.transition(job, Change(), to=JobState.CANCELLED)
     with full(client):
-        assert jobs.forget_finished() == 1
+        assert Retention(client, -2).forget_finished() == 1
         with pytest.raises(JobNotFoundError):
             jobs.get(job.id)
 
@@ -109,7 +110,7 @@ def test_after_a_failover_behind_one_name_the_new_primary_is_found(tmp_path: Pat
         redis.Redis(port=one.port) as first,
         redis.Redis(port=two.port) as second,
     ):
-        jobs = JobStore(client, retention=60)
+        jobs = JobStore(client)
         job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
         first.config_set("repl-diskless-sync-delay", 0)  # or it waits 5 s for more replicas
         second.replicaof("127.0.0.1", one.port)
@@ -127,7 +128,7 @@ def test_after_a_failover_behind_one_name_the_new_primary_is_found(tmp_path: Pat
 
 def test_a_replica_refuses_all_of_a_pipeline(tmp_path: Path) -> None:
     with ValkeyServer(tmp_path / "one") as server, connect(server.url) as client:
-        jobs = JobStore(client, retention=60)
+        jobs = JobStore(client)
         job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
         client.replicaof("127.0.0.1", 1)
         with pytest.raises(redis.ReadOnlyError):

@@ -45,7 +45,7 @@ class Worker:
     """Moves jobs as the stages do."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self.store = JobStore(client, retention=600)
+        self.store = JobStore(client)
         self.accounts = Accounts(client)
         self.rejections = Rejections(client, Outbox(client))
         self._pages = JobPages(client, self.store)

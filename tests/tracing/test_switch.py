@@ -56,7 +56,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 def registered(client: redis.Redis) -> tuple[Any, str]:
     """A new job's hash in Redis and its event, while a span is open."""
     with tracing.span("outside"):
-        job, _ = JobStore(client, retention=600).register(new_job_id(), sample_request(), delay=60)
+        job, _ = JobStore(client).register(new_job_id(), sample_request(), delay=60)
     event: Any = client.lindex(keys.job_events(job.id), 0)
     return client.hgetall(keys.job(job.id)), event
 

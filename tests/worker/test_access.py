@@ -10,7 +10,7 @@ import pytest
 from finetune_queue.contract import Access, EventType, JobError, JobRecord, JobState, Stage, Visibility, WaitReason
 from finetune_queue.errors import NotPossibleError
 from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.store import AccountLimits, Budget, Change, JobNotFoundError, JobStore, LiveWorker, keys
+from finetune_queue.store import AccountLimits, Budget, Change, JobNotFoundError, LiveWorker, Retention, keys
 from finetune_queue.store.clock import server_ms
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.stages.access import change_access
@@ -340,7 +340,7 @@ def test_a_job_is_kept_until_its_change_is_made(
     bench: Bench, queue: FineTuneQueue, driver: Driver, trained: JobRecord
 ) -> None:
     queue.set_public(trained.id, public=True)
-    forgetful = JobStore(bench.container.jobs._redis, retention=-2)
+    forgetful = Retention(bench.container.jobs._redis, -2)
     assert forgetful.forget_finished() == 0
     driver.step()
     assert forgetful.forget_finished() == 1

@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_queue.contract import JobRecord, JobState
-from finetune_queue.store import Change, JobStore, UnreadableJobError, keys
+from finetune_queue.store import Change, Retention, UnreadableJobError, keys
 from support.bench import Bench
 from support.driver import Driver, Message
 
@@ -65,8 +65,8 @@ def test_an_ended_one_goes_after_its_time_and_keeps_no_other_from_it(bench: Benc
         owner = bench.container.jobs.transition(job, Change(delay=15, own=f"ft-{job.id}"), finetune_id=f"ft-{job.id}")
         bench.container.jobs.transition(owner, Change(), to=JobState.CANCELLED)
     write(bench, ended[0], *TOO_NEW[2])
-    jobs = JobStore(client, retention=-2)
-    assert [jobs.forget_finished(limit=1), jobs.forget_finished(limit=1)] == [1, 1]
+    retention = Retention(client, -2)
+    assert [retention.forget_finished(limit=1), retention.forget_finished(limit=1)] == [1, 1]
     assert [client.exists(keys.job(job.id)) for job in ended] == [0, 0]
     assert client.hgetall(keys.owners()) == {}
 

@@ -34,6 +34,7 @@ from finetune_queue.store import (
     Outbox,
     RedisError,
     Rejections,
+    Retention,
     Workers,
     connect,
     limits_by_worker,
@@ -71,6 +72,7 @@ class Container:
     messenger: Messenger
     outbox: Outbox
     rejections: Rejections
+    retention: Retention
     counters: Counters
     workers: Workers
     sinks: Senders
@@ -89,7 +91,7 @@ class Container:
         """Build everything from the settings. Connects to nothing yet."""
         settings.require_worker()
         client = connect(settings.finetune_redis_url)
-        jobs = JobStore(client, retention=settings.finetune_retention)
+        jobs = JobStore(client)
         outbox = Outbox(client)
         return cls(
             settings=settings,
@@ -110,6 +112,7 @@ class Container:
             messenger=Messenger(app),
             outbox=outbox,
             rejections=Rejections(client, outbox),
+            retention=Retention(client, settings.finetune_retention),
             counters=Counters(client),
             workers=Workers(client),
             sinks=Senders(settings, app, LocalQueues(client)),

@@ -126,7 +126,7 @@ class Dispatcher:
 
     def _clean(self) -> None:
         self._clean_at = time.monotonic() + CLEAN_EVERY
-        gone = self._container.jobs.forget_finished()
+        gone = self._container.retention.forget_finished()
         parts = 0
         try:
             parts = self._container.work_folder.clean()

@@ -36,7 +36,7 @@ def parked(folder: Path, sizes: Sequence[int], console: Console) -> list[dict[st
     with ExitStack() as stack:
         valkey = stack.enter_context(ValkeyServer(folder / "valkey", appendfsync="no"))
         client = stack.enter_context(connect(valkey.url))
-        store = JobStore(client, retention=DAY)
+        store = JobStore(client)
         accounts, budget = Accounts(client), _budget(client)
         accounts.configure(ACCOUNT, AccountLimits(calls=1, window=DAY))
         budget.take(ACCOUNT, "somebody", 0.0)  # from now on nobody gets a slot
@@ -161,7 +161,7 @@ def sweeps(folder: Path, items: int, console: Console) -> list[dict[str, Any]]:
             valkey = stack.enter_context(ValkeyServer(place / "valkey", appendfsync="no"))
             client = stack.enter_context(connect(valkey.url))
             api_url = stack.enter_context(_list_server(_list(items)))
-            train(JobStore(client, retention=DAY), [f"finetune-{number}" for number in range(jobs)], status)
+            train(JobStore(client), [f"finetune-{number}" for number in range(jobs)], status)
             settings = _worker_settings(valkey.url, api_url, "1000/1", place)
             command = python(["finetune_bench.sweeper"])
             child = stack.enter_context(Child("sweeper", command, env=settings, cwd=place, log=place / "sweeper.log"))

@@ -41,7 +41,7 @@ def notices(folder: Path, count: int, changes: int, console: Console) -> list[di
     ):
         key = stack.worker_env["SEGMIND_API_KEY"]
         ids = _submit(PlainApi(stack.sandbox_url, key), make_dataset(folder / "datasets"), count)
-        store = JobStore(client, retention=86_400)
+        store = JobStore(client)
         jobs = train(store, ids, "TRAINING_INITIATED", running_for=USUAL)
         Accounts(client).learn_training("default", USUAL)
         worker = stack.start_worker("worker")

@@ -64,7 +64,7 @@ class Backend:
         client = opened.enter_context(connect(settings.finetune_redis_url))
         quick = opened.enter_context(connect(settings.finetune_redis_url, connect_timeout=QUICK, read_timeout=QUICK))
         facts = partial(server_facts, quick)
-        jobs = JobStore(client, retention=settings.finetune_retention)
+        jobs = JobStore(client)
         accounts, overview, feed, sinks = Accounts(client), Overview(client), Feed(client), SinkLines(client)
         messenger = Messenger(producer_app(settings))  # imports Celery here, not during the first submit
         opened.callback(messenger.close)

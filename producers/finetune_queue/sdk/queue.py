@@ -52,7 +52,7 @@ class FineTuneQueue:
         """Connects at the first use. ``messenger`` sends the messages, and whoever made it closes it; None: its own."""
         self._settings = settings
         self._redis = connect(settings.finetune_redis_url)
-        self._jobs = JobStore(self._redis, retention=settings.finetune_retention)
+        self._jobs = JobStore(self._redis)
         self._pages = JobPages(self._redis, self._jobs)
         self._accounts = Accounts(self._redis)
         self._outbox = Outbox(self._redis)

@@ -47,6 +47,7 @@ from finetune_queue.store.outbox import (
 )
 from finetune_queue.store.overview import Overview, StateView, StoreView
 from finetune_queue.store.rejections import Rejections
+from finetune_queue.store.retention import Retention
 from finetune_queue.store.room import CallClass, room_score
 from finetune_queue.store.server import (
     MOST_SKEW,
@@ -122,6 +123,7 @@ __all__ = [
     "RedisError",
     "Rejections",
     "ResponseError",
+    "Retention",
     "ServerFacts",
     "ServerProblem",
     "SetBackError",

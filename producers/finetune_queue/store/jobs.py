@@ -1,6 +1,5 @@
 """The job store: jobs and their events. A job is the truth; a Celery message is only a hint that there is work."""
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,6 @@ from finetune_queue.contract.job import TRANSITIONS, JobRecord, JobState
 from finetune_queue.contract.kinds import EventType
 from finetune_queue.contract.request import FineTuneRequest
 from finetune_queue.store import keys, scripts
-from finetune_queue.store.clock import server_ms
 from finetune_queue.store.errors import ConflictError, IdempotencyError, JobNotFoundError, UnreadableJobError
 from finetune_queue.store.write import Change, Write, check_durable
 
@@ -33,14 +31,10 @@ connection it may be there all the same."""
 class JobStore:
     """Reads and writes jobs. One instance serves a whole process; it is safe in threads."""
 
-    def __init__(self, client: redis.Redis, *, retention: float) -> None:
-        """``retention`` is how long finished jobs are kept, in seconds."""
+    def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._retention_ms = int(retention * 1000)
         self._transition = scripts.load(client, "transition")
         self._request_cancel = scripts.load(client, "request_cancel")
-        self._forget = scripts.load(client, "forget")
-        self._kept: dict[JobState, int] = {}
 
     # reading
 
@@ -276,42 +270,6 @@ class JobStore:
     def drop_upload_url(self, job_id: str) -> None:
         """Forget the presigned upload: it was used, or refused."""
         self._redis.delete(keys.upload_url(job_id))
-
-    def forget_finished(self, limit: int = _PAGE) -> int:
-        """Remove finished jobs whose retention is over, looking at ``limit`` of each kind at most; returns how many.
-
-        Those that have to stay do not stand in front of the others: the next call goes on after them, and begins anew
-        once it has seen all. Events in the stream and dead letters go after the same time. It takes no memory, so it
-        works on a full server.
-        """
-        oldest = server_ms(self._redis) - self._retention_ms
-        gone = 0
-        for state in JobState:
-            if not state.terminal:
-                continue
-            kept = self._kept.get(state, 0)
-            ids = cast("list[str]", self._redis.zrangebyscore(keys.state(state), "-inf", oldest, start=kept, num=limit))
-            pipe = self._redis.pipeline(transaction=False)
-            for job_id in ids:
-                # Not the whole record: one that only a newer version can read goes after its time too. It would
-                # stay for ever where that version does not come back, and stand in front of those that come after it.
-                pipe.hmget(keys.job(job_id), "version", "finetune_id", "ruled_out")
-            found = pipe.execute()
-            for job_id, (version, finetune_id, ruled_out) in zip(ids, found, strict=True):
-                names = [
-                    *(keys.job(job_id), keys.job_events(job_id), keys.jobs(), keys.state(state), keys.owners()),
-                    *(keys.outbox(), keys.job_sinks(job_id), keys.deliveries(job_id), keys.deadlines()),
-                ]
-                trainings = [*json.loads(ruled_out or "[]"), *filter(None, [finetune_id])]
-                self._forget(names, [job_id, version or "", *trainings], client=pipe)
-            removed = sum(pipe.execute())
-            if stay := len(ids) - removed:
-                log.info("finished_jobs_kept", state=state, jobs=stay)
-            self._kept[state] = kept + stay if len(ids) == limit else 0
-            gone += removed
-        for stream in (keys.events(), keys.dead_letters()):
-            self._redis.xtrim(stream, minid=f"{max(0, oldest)}-0", approximate=True)
-        return gone
 
 
 def _replies(pipe: "redis.client.Pipeline", count: int) -> list[Any]:

@@ -1,0 +1,62 @@
+"""What is removed once its time is over: finished jobs, old events and dead letters."""
+
+import json
+from typing import cast
+
+import redis
+import structlog
+
+from finetune_queue.contract.job import JobState
+from finetune_queue.store import keys, scripts
+from finetune_queue.store.clock import server_ms
+
+log = structlog.get_logger(__name__)
+
+_PAGE = 200
+
+
+class Retention:
+    """Removes what is too old; it remembers which jobs have to stay. Not safe in threads."""
+
+    def __init__(self, client: redis.Redis, seconds: float) -> None:
+        """``seconds`` is how long finished jobs, events and dead letters are kept."""
+        self._redis = client
+        self._kept_ms = int(seconds * 1000)
+        self._forget = scripts.load(client, "forget")
+        self._staying: dict[JobState, int] = {}
+
+    def forget_finished(self, limit: int = _PAGE) -> int:
+        """Remove finished jobs whose retention is over, looking at ``limit`` of each kind at most; returns how many.
+
+        Those that have to stay do not stand in front of the others: the next call goes on after them, and begins anew
+        once it has seen all. Events in the stream and dead letters go after the same time. It takes no memory, so it
+        works on a full server.
+        """
+        oldest = server_ms(self._redis) - self._kept_ms
+        gone = 0
+        for state in JobState:
+            if not state.terminal:
+                continue
+            kept = self._staying.get(state, 0)
+            ids = cast("list[str]", self._redis.zrangebyscore(keys.state(state), "-inf", oldest, start=kept, num=limit))
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in ids:
+                # Not the whole record: one that only a newer version can read goes after its time too. It would
+                # stay for ever where that version does not come back, and stand in front of those that come after it.
+                pipe.hmget(keys.job(job_id), "version", "finetune_id", "ruled_out")
+            found = pipe.execute()
+            for job_id, (version, finetune_id, ruled_out) in zip(ids, found, strict=True):
+                names = [
+                    *(keys.job(job_id), keys.job_events(job_id), keys.jobs(), keys.state(state), keys.owners()),
+                    *(keys.outbox(), keys.job_sinks(job_id), keys.deliveries(job_id), keys.deadlines()),
+                ]
+                trainings = [*json.loads(ruled_out or "[]"), *filter(None, [finetune_id])]
+                self._forget(names, [job_id, version or "", *trainings], client=pipe)
+            removed = sum(pipe.execute())
+            if stay := len(ids) - removed:
+                log.info("finished_jobs_kept", state=state, jobs=stay)
+            self._staying[state] = kept + stay if len(ids) == limit else 0
+            gone += removed
+        for stream in (keys.events(), keys.dead_letters()):
+            self._redis.xtrim(stream, minid=f"{max(0, oldest)}-0", approximate=True)
+        return gone
