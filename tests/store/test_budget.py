@@ -41,6 +41,14 @@ def test_a_slot_counts_until_a_window_after_its_call_ended(budget: Budget, clien
     assert 59_000 <= after - now <= 62_000
 
 
+def test_a_slot_that_is_kept_for_longer_counts_until_a_window_after_that(budget: Budget, client: Any) -> None:
+    call = take(budget)
+    [(_, taken)] = client.zrange(keys.slots("default"), 0, -1, withscores=True)
+    assert budget.extend(call, 5)  # as long as it was taken for
+    [(_, extended)] = client.zrange(keys.slots("default"), 0, -1, withscores=True)
+    assert extended >= taken  # also the 61 ms for clocks that run at different speeds
+
+
 def test_a_call_that_may_still_arrive_keeps_its_slot_as_if_its_caller_had_died(budget: Budget, client: Any) -> None:
     call = take(budget)
     before = client.zrange(keys.slots("default"), 0, -1, withscores=True)
