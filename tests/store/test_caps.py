@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_queue.contract import WaitReason
-from finetune_queue.store import AccountLimits, Accounts, Budget, CallClass, JobStore, NoSlot, keys
+from finetune_queue.store import SWEEP, AccountLimits, Accounts, Budget, CallClass, JobStore, NoSlot, Slot, keys
+from finetune_queue.store.clock import server_ms
 from support.calls import parked, refused, take
 
 
@@ -63,6 +64,39 @@ def test_no_more_submits_are_started_than_a_cap_leaves_room_for(
     assert budget.reserve("default", 10)[0] == []
     expire_reserved(client)
     assert budget.reserve("default", 10)[0] == [waiting[2].id]  # the other's message was lost
+
+
+@pytest.mark.parametrize(
+    ("ages", "spent", "days_ago", "held"),
+    [
+        ([0], 1, 0, False),
+        ([0, 3590], 1, 0, True),
+        ([0, 3601], 1, 0, False),
+        ([0], 2, 0, True),
+        ([0], 2, 1, False),
+    ],
+)
+def test_what_the_scripts_allow_is_what_an_account_s_status_says(  # each of them counts for itself
+    budget: Budget,
+    accounts: Accounts,
+    jobs: JobStore,
+    client: Any,
+    *,
+    ages: list[int],
+    spent: int,
+    days_ago: int,
+    held: bool,
+) -> None:
+    caps = AccountLimits(10, 60.0, max_training=2, max_submits_per_day=2, training_limit=3600)
+    accounts.configure("default", caps)
+    now = server_ms(client)
+    client.zadd(keys.tracked("default"), {f"training-{age}": now - age * 1000 for age in ages})
+    client.hset(keys.account("default"), mapping={"spent": spent, "spent_day": now // 86_400_000 - days_ago})
+    waiting = parked(jobs)
+
+    assert accounts.status("default").submits_held is held
+    assert [each for each in budget.reserve("default", 10)[0] if each != SWEEP] == ([] if held else [waiting.id])
+    assert isinstance(budget.take("default", waiting.id, 0.0, submit=True), NoSlot if held else Slot)
 
 
 def expire_reserved(client: Any) -> None:

@@ -260,8 +260,9 @@ class Accounts:
         def number(name: str) -> int:
             return int(fields.get(name, "0"))
 
+        # Of the caps, as take_slot.lua and reserve.lua count: what is tracked for longer waits for a person.
         in_flight = tracked
-        if fields.get("training_limit_ms"):  # what is tracked for longer waits for a person
+        if fields.get("training_limit_ms"):
             since = now - number("training_limit_ms")
             in_flight = self._redis.zcount(keys.tracked(account), since, "+inf")
         return AccountStatus(

@@ -22,7 +22,7 @@ if account.probing == '1' then
 end
 
 local tracked = redis.call('ZCARD', KEYS[4])
--- What is tracked for longer than a training lasts waits for a person.
+-- What is tracked for longer than a training lasts waits for a person. Both caps count as in take_slot.lua.
 local in_flight = redis.call('ZCOUNT', KEYS[4], now - cap('training_limit_ms'), '+inf')
 -- Submits that were handed a slot and have not come for it yet take their part of the caps already.
 local capped = math.min(cap('max_training'), cap('max_submits')) < math.huge

@@ -32,11 +32,11 @@ if probing and not reserved and number('probe_until') > now then return {0, 'pau
 
 local submit = ARGV[5] == '1'
 local day = tostring(math.floor(now / 86400000))
-local spent = account.spent_day == day and number('spent') or 0
+local spent = account.spent_day == day and number('spent') or 0 -- as reserve.lua and Accounts.status count them
 if submit then
   if account.stopped == '1' then return {0, 'spending', ahead, '1'} end
   if spent >= cap('max_submits') then return {0, 'spending', ahead} end
-  local since = now - cap('training_limit_ms') -- what is tracked for longer waits for a person
+  local since = now - cap('training_limit_ms') -- what is tracked for longer waits for a person; so for those two
   local others = redis.call('ZCOUNT', KEYS[4], since, '+inf')
   local mine = redis.call('ZSCORE', KEYS[4], ARGV[1])
   if mine and tonumber(mine) >= since then others = others - 1 end
