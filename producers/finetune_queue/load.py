@@ -7,8 +7,8 @@ end, for a cap on spending, or for the account's share of transfers. They are pa
 from collections import Counter
 from dataclasses import dataclass
 
-from finetune_queue.contract import JobState, WaitReason
-from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE, Messenger, stage_queue
+from finetune_queue.contract import WaitReason
+from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE, Messenger, running_queue, stage_queue
 from finetune_queue.store import Deadlines, JobStore, Overview
 
 SOON = 15.0
@@ -16,8 +16,6 @@ SOON = 15.0
 
 LOOKED_AT = 200
 """Deadlines that are looked at for retries. Where more are due the queues are long, and say enough."""
-
-_MOVING_FILES = frozenset({JobState.UPLOADING, JobState.DOWNLOADING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class Loads:
         queued = self._messenger.lengths()
         running: Counter[str] = Counter()
         for view in self._overview.look().states:
-            running[TRANSFER_QUEUE if view.state in _MOVING_FILES else QUEUE] += view.running
+            running[running_queue(view.state)] += view.running
         jobs = self._jobs.get_many(self._deadlines.soon(SOON, LOOKED_AT))
         retries = [job for job in jobs if not job.owner and job.waiting_for is WaitReason.BACKOFF and not job.outages]
         due = Counter(stage_queue(job.stage) for job in retries)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from finetune_queue.contract import USUAL_PRIORITY, JobRecord, Stage
+from finetune_queue.contract import USUAL_PRIORITY, JobRecord, JobState, Stage
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.settings import Settings
 from finetune_queue.store import RawMessage, RedisError, ResponseError, TakesPing, TaskCall
@@ -42,6 +42,8 @@ ASKING_SECONDS = 3.0
 """How long a broker may be silent when somebody waits to be told how it stands."""
 
 _TRANSFERS = frozenset({Stage.UPLOAD, Stage.DOWNLOAD})
+_MOVING_FILES = frozenset({JobState.UPLOADING, JobState.DOWNLOADING})
+"""The states in which those stages run."""
 
 
 def stage_task(stage: Stage) -> str:
@@ -57,6 +59,12 @@ def short_name(task: str) -> str:
 def stage_queue(stage: Stage) -> str:
     """Return the queue that a stage's messages go to."""
     return TRANSFER_QUEUE if stage in _TRANSFERS else QUEUE
+
+
+def running_queue(state: JobState) -> str:
+    """Return the queue that the message of a stage came from which runs for a job in this state. Not exact: a presign
+    runs for an uploading job and a publish for a downloading one, and both count as transfers."""
+    return TRANSFER_QUEUE if state in _MOVING_FILES else QUEUE
 
 
 def queue_lists(queue: str) -> dict[int, str]:
