@@ -1,7 +1,9 @@
 """Counters: many processes, one truth; and who is there."""
 
+import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import redis
@@ -121,6 +123,13 @@ def test_each_change_of_state_is_counted_whoever_makes_it(client: redis.Redis, j
         "failed": 1,
     }
     assert found[JOBS_FAILED]["dataset_rejected",].value == 1
+
+
+def test_each_code_of_a_failed_job_that_is_shown_before_its_first_is_the_code_of_an_error() -> None:
+    root = Path(__file__).parents[2]
+    sources = [*(root / "worker").rglob("*.py"), *(root / "producers" / "finetune_queue" / "storage").glob("*.py")]
+    said = {word for source in sources for word in re.findall(r'"([a-z_]+)"', source.read_text())}
+    assert {code for (code,) in JOBS_FAILED.zeros} - said == set()
 
 
 def test_a_write_that_is_refused_is_not_counted(client: redis.Redis, jobs: JobStore) -> None:

@@ -57,7 +57,7 @@ _FAILURES = (
     *("api_key_rejected", "credits_exhausted", "forbidden", "disk_full", "disk_failed", "no_access", "place_missing"),
     "deploy_failed",
 )
-"""The codes of most failed jobs. Of any other one, the first is not seen by a rate."""
+"""The codes of most failed jobs, which the worker and the stores give. Of any other, a rate misses the first."""
 
 JOBS_FAILED = Metric(
     "finetune_jobs_failed_total",
