@@ -1,5 +1,7 @@
 """The account's budget: slots, the waiting room, pauses and caps."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -347,6 +349,36 @@ def test_the_sweep_goes_first_when_due_and_only_while_something_trains(
     assert budget.reserve("default", 2)[0] == [SWEEP]
     assert budget.reserve("default", 2)[0] == []
     take(budget, SWEEP, 0.0)
+
+
+def test_each_field_of_an_account_is_described_where_its_key_is(
+    budget: Budget, jobs: JobStore, accounts: Accounts, client: Any
+) -> None:
+    account, written = keys.account("default"), set()
+
+    def after_the_pause() -> None:
+        client.hset(account, "paused_until", "0")
+        client.delete(keys.slots("default"))
+        parked(jobs, CallClass.FINISH)
+        budget.reserve("default", 1)
+
+    steps: list[Callable[[], object]] = [
+        lambda: accounts.stop_submits("default", stopped=True),
+        lambda: accounts.stop_submits("default", stopped=False),
+        lambda: budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted"),
+        lambda: accounts.sweep_now("default"),
+        lambda: budget.reserve("default", 1),
+        lambda: budget.take_to_sweep("default", 5.0),
+        lambda: accounts.swept("default", 9.0, idle=9.0, affordable=9.0, gap=9.0),
+        lambda: accounts.learn_training("default", 600.0),
+        lambda: budget.pause(take(budget, "b"), "503", None),
+        after_the_pause,
+    ]
+    for step in steps:
+        step()
+        written |= set(client.hkeys(account))
+
+    assert written == set(re.findall(r"``(\w+)``", keys.account.__doc__ or ""))
 
 
 def test_an_unreachable_budget_allows_no_call(budget: Budget, accounts: Accounts) -> None:

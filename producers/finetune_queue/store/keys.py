@@ -67,7 +67,31 @@ def accounts() -> str:
 
 
 def account(name: str) -> str:
-    """Hash: the account's limit, pause, sweep times and spending, see :mod:`finetune_queue.store.budget`."""
+    """Hash: what is known of the account. Its fields by who writes them; times are the server's, in ms.
+
+    :meth:`Accounts.configure`: ``limit`` calls per ``window_ms``; the caps ``max_training``, ``max_submits`` (a day)
+    and ``max_transfers``, and ``training_limit_ms``, after which no training counts as in flight; empty for none. The
+    hash of an account's transfers (:func:`transfers_of`) has the first two alone.
+
+    :meth:`Accounts.stop_submits`: ``stopped``, "1" while the kill switch is thrown.
+
+    take_slot.lua: ``spent``, the submits of ``spent_day`` (days since 1970, UTC); end_call.lua takes off what was not
+    sent.
+
+    end_call.lua, of an outage: ``paused_until``, ``failures`` in a row, ``pause_reason`` for people and ``pause_code``
+    for programs, and ``probing``, "1" until a call goes well. ``probe_until`` is until when the one call that tries is
+    waited for, and ``probed_by`` its holder: the scripts that give it its slot, reserve.lua and take_slot.lua, set
+    them. Of submits that the provider refuses: ``submits_paused_until``, ``submits_refused`` in a row, and
+    ``submits_probe_until`` for the one submit that tries; the reason and code are those above.
+
+    sweep_clock.lua: ``sweep_at``, the next sweep; ``sweep_idle_at``, the same if nobody waits for a call;
+    ``sweep_due``, when the share of looking has the calls for it; ``sweep_cost_ms``, what one sweep moves that on by;
+    ``sweep_gap_ms``, the least between two; ``sweep_hinted``, "1" if a hint came since the last one was handed out;
+    ``looked_at``, when one last saw what Segmind has. When one is handed out (reserve.lua): ``swept_at``. While one
+    runs (take_slot.lua): ``sweeping_until``, when it counts as dead. These two move ``sweep_at`` as well, and
+    take_slot.lua with a first submit also ``sweep_idle_at``.
+
+    :meth:`Accounts.learn_training`: ``usual_ms``, how long a training usually takes."""
     return f"{TAG}:account:{name}"
 
 
