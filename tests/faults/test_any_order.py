@@ -148,7 +148,7 @@ class Queue(Steps):
         self.segmind.lag = lag
         self.container.accounts.stop_submits("default", stopped=stopped)
         if hint:
-            self.container.accounts.hint("default")
+            self.container.sweep_clock.hint("default")
 
     @precondition(lambda self: self.segmind.trainings)
     @rule(

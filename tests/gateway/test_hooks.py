@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from finetune_queue.gateway import hints
 from finetune_queue.gateway.hook_paths import hook_path, hook_token
-from finetune_queue.store import SWEEP, Accounts, Budget, RedisError, keys
+from finetune_queue.store import SWEEP, Accounts, Budget, RedisError, SweepClock, keys
 from gateway.serving import HOOK_SECRET, MakeSettings, Start
 from support.samples import sample
 from support.until import until
@@ -47,18 +47,19 @@ def next_sweep(client: redis.Redis) -> float:
 
 
 @pytest.fixture
-def swept(client: redis.Redis, account: Accounts) -> Accounts:
+def swept(client: redis.Redis, account: Accounts) -> SweepClock:
     """An account with a training, swept a while ago and again in 200 seconds."""
     client.zadd(keys.tracked("default"), {"a-job": 1})
-    account.swept("default", 200, idle=200, affordable=30, gap=5)
+    found = SweepClock(client)
+    found.swept("default", 200, idle=200, affordable=30, gap=5)
     seconds = int(str(client.time()[0]))
     client.hset(
         keys.account("default"), mapping={"swept_at": (seconds - 100) * 1000, "sweep_due": (seconds + 30) * 1000}
     )
-    return account
+    return found
 
 
-def test_a_hook_brings_the_next_sweep_forward(anybody: httpx.Client, client: redis.Redis, swept: Accounts) -> None:
+def test_a_hook_brings_the_next_sweep_forward(anybody: httpx.Client, client: redis.Redis, swept: SweepClock) -> None:
     assert next_sweep(client) > 190
     reply = anybody.post(PATH, json=PAYLOAD)
     assert (reply.status_code, reply.content) == (202, b"")
@@ -71,13 +72,13 @@ def test_a_hook_brings_the_next_sweep_forward(anybody: httpx.Client, client: red
     ids=lambda body: repr(body[:10]),
 )
 def test_the_shape_of_a_payload_does_not_matter(
-    anybody: httpx.Client, client: redis.Redis, swept: Accounts, body: bytes
+    anybody: httpx.Client, client: redis.Redis, swept: SweepClock, body: bytes
 ) -> None:
     assert anybody.post(PATH, content=body, headers={"Content-Type": "what/ever"}).status_code == 202
     until(lambda: next_sweep(client) < 2, seconds=5)
 
 
-def test_a_payload_has_a_limit(anybody: httpx.Client, client: redis.Redis, swept: Accounts) -> None:
+def test_a_payload_has_a_limit(anybody: httpx.Client, client: redis.Redis, swept: SweepClock) -> None:
     assert anybody.post(PATH, content=b"x" * 65_537).status_code == 413
     assert next_sweep(client) > 190
 
@@ -98,7 +99,7 @@ def test_a_payload_has_a_limit(anybody: httpx.Client, client: redis.Redis, swept
     ],
 )
 def test_every_other_path_is_as_if_it_were_not_there(
-    anybody: httpx.Client, client: redis.Redis, swept: Accounts, path: str
+    anybody: httpx.Client, client: redis.Redis, swept: SweepClock, path: str
 ) -> None:
     reply = anybody.post(path, json=PAYLOAD)
     nothing = anybody.post("/hooks/default/nothing", json=PAYLOAD)
@@ -112,14 +113,14 @@ def test_without_a_secret_there_are_no_hooks(make_settings: MakeSettings, start:
     assert httpx.post(url + PATH, trust_env=False).status_code == 404
 
 
-def test_only_a_post_is_a_hook(anybody: httpx.Client, client: redis.Redis, swept: Accounts) -> None:
+def test_only_a_post_is_a_hook(anybody: httpx.Client, client: redis.Redis, swept: SweepClock) -> None:
     for method in ("GET", "PUT", "DELETE"):
         assert anybody.request(method, PATH).status_code == 405
     assert next_sweep(client) > 190
 
 
 def test_a_flood_of_hooks_costs_one_sweep_ahead_of_its_time(
-    anybody: httpx.Client, client: redis.Redis, swept: Accounts, budget_sweeps: list[float]
+    anybody: httpx.Client, client: redis.Redis, swept: SweepClock, budget_sweeps: list[float]
 ) -> None:
     with httpx.Client(base_url=str(anybody.base_url), timeout=10, trust_env=False) as other:
         flooding = threading.Thread(target=lambda: [other.post(PATH, json=PAYLOAD) for _ in range(150)])
@@ -134,7 +135,7 @@ def test_a_flood_of_hooks_costs_one_sweep_ahead_of_its_time(
 
 
 @pytest.fixture
-def budget_sweeps(client: redis.Redis, swept: Accounts) -> object:
+def budget_sweeps(client: redis.Redis, swept: SweepClock) -> object:
     """Sweeps the account whenever it is due, as a worker does, and lists when."""
     found: list[float] = []
     stop = threading.Event()
@@ -153,7 +154,7 @@ def budget_sweeps(client: redis.Redis, swept: Accounts) -> object:
     thread.join()
 
 
-def test_hooks_change_no_job(anybody: httpx.Client, http: httpx.Client, client: redis.Redis, swept: Accounts) -> None:
+def test_hooks_change_no_job(anybody: httpx.Client, http: httpx.Client, client: redis.Redis, swept: SweepClock) -> None:
     job = http.get(http.post("/v1/jobs", json=sample()).json()["links"]["self"]).json()
     for status in ("AVAILABLE", "FAILED", "TRAINING_COMPLETED"):
         anybody.post(PATH, json={"request_id": job["job_id"], "finetune_id": "x", "status": status})
@@ -167,7 +168,7 @@ def test_a_hook_is_taken_while_redis_is_away(make_settings: MakeSettings, start:
     assert httpx.get(f"{url}/livez", trust_env=False).status_code == 200
 
 
-def test_the_token_is_in_no_log(anybody: httpx.Client, swept: Accounts, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_token_is_in_no_log(anybody: httpx.Client, swept: SweepClock, capsys: pytest.CaptureFixture[str]) -> None:
     anybody.post(PATH, json=PAYLOAD)
     anybody.post(PATH + "x", json=PAYLOAD)
     said = capsys.readouterr().out

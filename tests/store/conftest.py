@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, connect
+from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, SweepClock, connect
 
 HANDOVER = 2.0
 
@@ -29,6 +29,11 @@ def accounts(client: redis.Redis) -> Accounts:
     found = Accounts(client)
     found.configure("default", AccountLimits(calls=3, window=60.0))
     return found
+
+
+@pytest.fixture
+def sweep_clock(client: redis.Redis) -> SweepClock:
+    return SweepClock(client)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from finetune_queue.store import (
     JobStore,
     RedisError,
     Slot,
+    SweepClock,
     UnknownAccountError,
     connect,
     keys,
@@ -269,10 +270,10 @@ def test_to_resume_an_account_ends_what_was_refused_it(budget: Budget, accounts:
         take(budget, holder, submit=True)
 
 
-def test_the_first_training_is_not_swept_before_it_can_have_moved(budget: Budget, accounts: Accounts) -> None:
+def test_the_first_training_is_not_swept_before_it_can_have_moved(budget: Budget, sweep_clock: SweepClock) -> None:
     take(budget, "job-1", submit=True)
     assert budget.reserve("default", 2)[0] == []
-    accounts.sweep_now("default")
+    sweep_clock.sweep_now("default")
     assert budget.reserve("default", 2)[0] == [SWEEP]
 
 
@@ -334,10 +335,10 @@ def test_a_changed_limit_takes_effect_at_once(budget: Budget, accounts: Accounts
 
 
 def test_the_sweep_goes_first_when_due_and_only_while_something_trains(
-    budget: Budget, jobs: JobStore, accounts: Accounts
+    budget: Budget, jobs: JobStore, sweep_clock: SweepClock
 ) -> None:
     waiting = parked(jobs)
-    accounts.sweep_now("default")
+    sweep_clock.sweep_now("default")
     assert budget.reserve("default", 1)[0] == [waiting.id]
 
     submitting, _ = jobs.register(new_job_id(), sample_request(), delay=60)
@@ -352,7 +353,7 @@ def test_the_sweep_goes_first_when_due_and_only_while_something_trains(
 
 
 def test_each_field_of_an_account_is_described_where_its_key_is(
-    budget: Budget, jobs: JobStore, accounts: Accounts, client: Any
+    budget: Budget, jobs: JobStore, accounts: Accounts, sweep_clock: SweepClock, client: Any
 ) -> None:
     account, written = keys.account("default"), set()
 
@@ -366,11 +367,11 @@ def test_each_field_of_an_account_is_described_where_its_key_is(
         lambda: accounts.stop_submits("default", stopped=True),
         lambda: accounts.stop_submits("default", stopped=False),
         lambda: budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted"),
-        lambda: accounts.sweep_now("default"),
+        lambda: sweep_clock.sweep_now("default"),
         lambda: budget.reserve("default", 1),
         lambda: budget.take_to_sweep("default", 5.0),
-        lambda: accounts.swept("default", 9.0, idle=9.0, affordable=9.0, gap=9.0),
-        lambda: accounts.learn_training("default", 600.0),
+        lambda: sweep_clock.swept("default", 9.0, idle=9.0, affordable=9.0, gap=9.0),
+        lambda: sweep_clock.learn_training("default", 600.0),
         lambda: budget.pause(take(budget, "b"), "503", None),
         after_the_pause,
     ]

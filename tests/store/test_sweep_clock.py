@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import redis
 
-from finetune_queue.store import SWEEP, Accounts, Budget, CallClass, Slot, keys
+from finetune_queue.store import SWEEP, Accounts, Budget, CallClass, Slot, SweepClock, keys
 from finetune_queue.store.clock import server_ms
 from finetune_queue.store.room import room_score_floor
 
@@ -15,8 +15,8 @@ INTERVAL, SHARE, GAP = 100.0, 50.0, 10.0
 class Clock:
     """An account that is swept whenever it is due."""
 
-    def __init__(self, client: redis.Redis, accounts: Accounts, budget: Budget) -> None:
-        self.client, self.accounts, self.budget = client, accounts, budget
+    def __init__(self, client: redis.Redis, sweep_clock: SweepClock, budget: Budget) -> None:
+        self.client, self.sweep_clock, self.budget = client, sweep_clock, budget
         self.now = 0.0
         self.idle = INTERVAL
         self.sweeps: list[float] = []
@@ -35,20 +35,20 @@ class Clock:
         if holders != [SWEEP]:
             return False
         self.sweeps.append(self.now)
-        self.accounts.swept("default", INTERVAL, idle=self.idle, affordable=SHARE, gap=GAP)
+        self.sweep_clock.swept("default", INTERVAL, idle=self.idle, affordable=SHARE, gap=GAP)
         return True
 
     def run(self, seconds: int, *, hints: bool) -> None:
         for _ in range(seconds):
             if hints:
-                self.accounts.hint("default")
+                self.sweep_clock.hint("default")
             self.sweep_if_due()
             self.pass_time(1.0)
 
 
 @pytest.fixture
-def clock(client: redis.Redis, accounts: Accounts, budget: Budget) -> Clock:
-    found = Clock(client, accounts, budget)
+def clock(client: redis.Redis, sweep_clock: SweepClock, budget: Budget) -> Clock:
+    found = Clock(client, sweep_clock, budget)
     assert found.sweep_if_due()
     return found
 
@@ -59,17 +59,17 @@ def test_without_hints_an_account_is_swept_once_an_interval(clock: Clock) -> Non
     assert clock.sweeps == pytest.approx([0, 100, 200], abs=5)
 
 
-def test_a_hint_brings_the_next_sweep_forward(clock: Clock, accounts: Accounts) -> None:
+def test_a_hint_brings_the_next_sweep_forward(clock: Clock, sweep_clock: SweepClock) -> None:
     clock.pass_time(30)
-    assert accounts.hint("default") == 0
+    assert sweep_clock.hint("default") == 0
     assert clock.sweep_if_due()
     clock.run(200, hints=False)
     assert clock.sweeps == [0, 30, 130]
 
 
-def test_a_hint_just_after_a_sweep_waits_for_the_least_gap(clock: Clock, accounts: Accounts) -> None:
-    assert accounts.hint("default") == pytest.approx(GAP, abs=0.1)
-    assert accounts.hint("default") == pytest.approx(GAP, abs=0.1)
+def test_a_hint_just_after_a_sweep_waits_for_the_least_gap(clock: Clock, sweep_clock: SweepClock) -> None:
+    assert sweep_clock.hint("default") == pytest.approx(GAP, abs=0.1)
+    assert sweep_clock.hint("default") == pytest.approx(GAP, abs=0.1)
 
 
 def test_a_flood_of_hints_costs_no_more_than_the_share_of_looking(clock: Clock) -> None:
@@ -84,33 +84,33 @@ def test_a_flood_does_not_put_sweeps_off(clock: Clock) -> None:
     assert max(later - earlier for earlier, later in pairwise(clock.sweeps)) <= INTERVAL
 
 
-def test_a_hint_during_a_sweep_is_not_lost(clock: Clock, accounts: Accounts, budget: Budget) -> None:
+def test_a_hint_during_a_sweep_is_not_lost(clock: Clock, sweep_clock: SweepClock, budget: Budget) -> None:
     clock.pass_time(100)
     assert budget.reserve("default", 10)[0] == [SWEEP]
     clock.pass_time(15)  # longer than the gap: it runs, and has read its list
-    accounts.hint("default")
-    accounts.swept("default", INTERVAL, idle=INTERVAL, affordable=SHARE, gap=GAP)
+    sweep_clock.hint("default")
+    sweep_clock.swept("default", INTERVAL, idle=INTERVAL, affordable=SHARE, gap=GAP)
     assert clock.sweep_if_due()
 
 
-def test_a_hint_without_trainings_does_nothing(client: redis.Redis, accounts: Accounts) -> None:
-    assert accounts.hint("default") is None
+def test_a_hint_without_trainings_does_nothing(client: redis.Redis, sweep_clock: SweepClock) -> None:
+    assert sweep_clock.hint("default") is None
     assert client.hgetall(keys.account("default")).get("sweep_at") is None
 
 
-def test_a_hint_wakes_a_dispatcher_only_when_it_changes_something(clock: Clock, accounts: Accounts) -> None:
+def test_a_hint_wakes_a_dispatcher_only_when_it_changes_something(clock: Clock, sweep_clock: SweepClock) -> None:
     clock.pass_time(30)
     clock.client.delete(keys.wake())
-    accounts.hint("default")
+    sweep_clock.hint("default")
     assert clock.client.llen(keys.wake()) == 1
     clock.client.delete(keys.wake())
-    accounts.hint("default")
+    sweep_clock.hint("default")
     assert clock.client.llen(keys.wake()) == 0
 
 
 def test_the_end_of_a_sweep_wakes_a_dispatcher_for_the_next(clock: Clock, client: redis.Redis) -> None:
     client.delete(keys.wake())
-    clock.accounts.swept("default", 1.0, idle=1.0, affordable=1.0, gap=1.0)
+    clock.sweep_clock.swept("default", 1.0, idle=1.0, affordable=1.0, gap=1.0)
     assert client.llen(keys.wake()) == 1
 
 
@@ -149,9 +149,9 @@ def test_an_idle_account_is_looked_at_when_that_is_worth_a_call_of_an_idle_budge
     assert clock.sweeps == [0, 100, 120, 140, 160]
 
 
-def test_a_sweep_that_the_service_itself_wants_comes_at_once(clock: Clock, accounts: Accounts) -> None:
+def test_a_sweep_that_the_service_itself_wants_comes_at_once(clock: Clock, sweep_clock: SweepClock) -> None:
     clock.pass_time(1.0)  # within the least gap, and before the share of looking has a call for it
-    accounts.sweep_now("default")
+    sweep_clock.sweep_now("default")
     assert clock.sweep_if_due()
     clock.run(200, hints=False)
     assert clock.sweeps == pytest.approx([0, 1, 101], abs=5)
@@ -203,26 +203,26 @@ def test_trainings_that_come_one_by_one_are_not_looked_at_more_often_while_other
 
 
 def test_no_other_sweep_starts_while_one_runs_however_long(
-    clock: Clock, accounts: Accounts, budget: Budget, client: redis.Redis
+    clock: Clock, sweep_clock: SweepClock, budget: Budget, client: redis.Redis
 ) -> None:
-    accounts.sweep_now("default")
+    sweep_clock.sweep_now("default")
     assert budget.reserve("default", 10)[0] == [SWEEP]
     assert budget.wants_sweep("default")
     assert isinstance(budget.take_to_sweep("default", 5.0), Slot)
     clock.pass_time(4.0)  # longer than a handover
-    accounts.hint("default")
+    sweep_clock.hint("default")
     assert budget.reserve("default", 10)[0] == []
     assert not budget.wants_sweep("default")
 
-    accounts.swept("default", INTERVAL, idle=INTERVAL, affordable=SHARE, gap=GAP)
+    sweep_clock.swept("default", INTERVAL, idle=INTERVAL, affordable=SHARE, gap=GAP)
     clock.pass_time(GAP)
     assert budget.reserve("default", 10)[0] == [SWEEP]  # for the hint, which was not forgotten
 
 
 def test_after_a_sweep_that_died_another_comes_when_it_must_have_ended(
-    clock: Clock, accounts: Accounts, budget: Budget
+    clock: Clock, sweep_clock: SweepClock, budget: Budget
 ) -> None:
-    accounts.sweep_now("default")
+    sweep_clock.sweep_now("default")
     assert budget.reserve("default", 10)[0] == [SWEEP]
     budget.take_to_sweep("default", 5.0)
     clock.pass_time(5.0)

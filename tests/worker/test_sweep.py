@@ -74,7 +74,7 @@ def test_what_moves_on_leaves_the_trouble_of_earlier_tries_behind(bench: Bench) 
 def test_of_the_messages_that_piled_up_while_no_thread_was_free_one_makes_the_look(bench: Bench) -> None:
     trained(bench, 2, training_seconds=600)
     for _ in range(3):
-        bench.container.accounts.sweep_now("default")
+        bench.container.sweep_clock.sweep_now("default")
         assert bench.container.budget.reserve("default", 5)[0] == [SWEEP]
 
     sentences = [sweep_if_due(bench.container, "default") for _ in range(3)]
@@ -86,7 +86,7 @@ def test_of_the_messages_that_piled_up_while_no_thread_was_free_one_makes_the_lo
 
 def test_a_message_that_came_after_its_slot_lapsed_still_makes_the_look(bench: Bench) -> None:
     trained(bench, 2, training_seconds=600)
-    bench.container.accounts.sweep_now("default")
+    bench.container.sweep_clock.sweep_now("default")
     assert sweep_if_due(bench.container, "default").startswith("saw 2 of 2")
 
 

@@ -35,6 +35,7 @@ from finetune_queue.store import (
     RedisError,
     Rejections,
     Retention,
+    SweepClock,
     Workers,
     connect,
     limits_by_worker,
@@ -67,6 +68,7 @@ class Container:
     jobs: JobStore
     deadlines: Deadlines
     accounts: Accounts
+    sweep_clock: SweepClock
     budget: Budget
     transfers: Budget
     messenger: Messenger
@@ -99,6 +101,7 @@ class Container:
             jobs=jobs,
             deadlines=Deadlines(client),
             accounts=Accounts(client),
+            sweep_clock=SweepClock(client),
             budget=Budget.of_calls(client, settings),
             # The same slots for another scarce thing: an account's share of the workers' transfers.
             transfers=Budget(

@@ -16,7 +16,7 @@ from finetune_bench.inflight import train
 from finetune_queue.contract import EventType
 from finetune_queue.gateway.hook_paths import hook_path
 from finetune_queue.local.stack import LocalStack
-from finetune_queue.store import Accounts, JobStore, connect
+from finetune_queue.store import JobStore, SweepClock, connect
 from finetune_worker.segmind.webhooks import WebhookClient
 from segmind_sandbox.testing import SandboxControl
 
@@ -43,7 +43,7 @@ def notices(folder: Path, count: int, changes: int, console: Console) -> list[di
         ids = _submit(PlainApi(stack.sandbox_url, key), make_dataset(folder / "datasets"), count)
         store = JobStore(client)
         jobs = train(store, ids, "TRAINING_INITIATED", running_for=USUAL)
-        Accounts(client).learn_training("default", USUAL)
+        SweepClock(client).learn_training("default", USUAL)
         worker = stack.start_worker("worker")
         control = SandboxControl(stack.sandbox_url)
         rows: list[dict[str, Any]] = []

@@ -26,6 +26,7 @@ from finetune_queue.store import (
     Overview,
     ServerFacts,
     SinkLines,
+    SweepClock,
     Workers,
     connect,
     server_facts,
@@ -76,7 +77,7 @@ class Backend:
             facts=facts,
             clients=Clients(settings.finetune_gateway_tokens, settings.finetune_gateway_rate_limit),
             hub=Hub(feed),
-            hints=Hints(accounts.hint),
+            hints=Hints(SweepClock(client).hint),
             looks=Looks(jobs, accounts, overview, sinks, messenger),
             loads=Loads(jobs, Deadlines(client), overview, messenger),
             metrics=Metrics(

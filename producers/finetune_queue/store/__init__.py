@@ -61,6 +61,7 @@ from finetune_queue.store.server import (
     silence,
 )
 from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble, SinkWait
+from finetune_queue.store.sweep_clock import SweepClock
 from finetune_queue.store.which_api import OtherApi, note_api
 from finetune_queue.store.workers import LiveWorker, Workers, limits_by_worker, unserved
 from finetune_queue.store.write import Change
@@ -137,6 +138,7 @@ __all__ = [
     "StoreError",
     "StoreView",
     "Subject",
+    "SweepClock",
     "TakesPing",
     "TaskCall",
     "UnknownAccountError",

@@ -106,7 +106,7 @@ class Budget:
 
     def take_to_sweep(self, account: str, timeout: float) -> Slot | NoSlot:
         """Take a slot for a sweep of the account that starts at once. No other starts before it was said to be over
-        (:meth:`Accounts.swept`), or for ``timeout`` seconds: then it counts as dead.
+        (:meth:`SweepClock.swept`), or for ``timeout`` seconds: then it counts as dead.
 
         Raises:
             UnknownAccountError, redis.RedisError: as :meth:`take`.

@@ -91,7 +91,7 @@ def account(name: str) -> str:
     runs (take_slot.lua): ``sweeping_until``, when it counts as dead. These two move ``sweep_at`` as well, and
     take_slot.lua with a first submit also ``sweep_idle_at``.
 
-    :meth:`Accounts.learn_training`: ``usual_ms``, how long a training usually takes."""
+    :meth:`SweepClock.learn_training`: ``usual_ms``, how long a training usually takes."""
     return f"{TAG}:account:{name}"
 
 

@@ -121,7 +121,7 @@ def _accepted(job: JobRecord, reply: SubmitReply) -> Done:
 def _look_for_it(container: Container, job: JobRecord, why: str, **fields: int) -> Wait:
     """Wait for the sweeps to say whether the submit reached Segmind."""
     try:
-        container.accounts.sweep_now(job.account)
+        container.sweep_clock.sweep_now(job.account)
     except RedisError as error:
         log.warning("sweep_not_hastened", error=str(error))
     return Wait(

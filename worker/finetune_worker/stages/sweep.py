@@ -227,7 +227,7 @@ def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, 
     status = container.accounts.status(account)
     usual = usual_time(status.usual_training, lengths)
     if usual is not None and usual != status.usual_training:
-        container.accounts.learn_training(account, usual)
+        container.sweep_clock.learn_training(account, usual)
     settings = container.settings
     ages = [running(job.began_ms) for job in jobs if job.id not in ended]
     ages += [running(began_ms(job)) for job in look.unsure]
@@ -242,4 +242,4 @@ def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, 
         )
         for seconds in every
     )
-    container.accounts.swept(account, between, idle=idle, affordable=every[0], gap=shortest, looked=looked)
+    container.sweep_clock.swept(account, between, idle=idle, affordable=every[0], gap=shortest, looked=looked)
