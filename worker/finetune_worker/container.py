@@ -103,15 +103,7 @@ class Container:
             accounts=Accounts(client),
             sweep_clock=SweepClock(client),
             budget=Budget.of_calls(client, settings),
-            # The same slots for another scarce thing: an account's share of the workers' transfers.
-            transfers=Budget(
-                client,
-                call_timeout=settings.finetune_lease,
-                handover=settings.finetune_handover,
-                first_sweep=0,
-                backoff_base=0,
-                backoff_max=0,
-            ),
+            transfers=Budget.of_transfers(client, settings),
             messenger=Messenger(app),
             outbox=outbox,
             rejections=Rejections(client, outbox),

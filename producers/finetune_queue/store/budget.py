@@ -91,6 +91,13 @@ class Budget:
             backoff_max=settings.finetune_backoff_max,
         )
 
+    @classmethod
+    def of_transfers(cls, client: redis.Redis, settings: Settings) -> Self:
+        """Make the same for another scarce thing, an account's share of the workers' transfers: nothing is swept or
+        paused there, and a slot is free once its transfer has ended. Its accounts go by :func:`transfers_of`."""
+        timeout, handover = settings.finetune_lease, settings.finetune_handover
+        return cls(client, call_timeout=timeout, handover=handover, first_sweep=0, backoff_base=0, backoff_max=0)
+
     def take(
         self, account: str, holder: str, score: float, *, submit: bool = False, claimed: JobRecord | None = None
     ) -> Slot | NoSlot:
