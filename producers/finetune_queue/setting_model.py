@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from finetune_queue.contract.request import DEFAULT_ACCOUNT
@@ -117,6 +117,12 @@ class Settings(BaseSettings):
         "The Redis or Valkey server that holds the jobs: `redis://`, `rediss://` (TLS) or `unix://`. Not a Cluster.",
         example="redis://localhost:6379/0",
         secret=True,
+    )
+    finetune_redis_replicas: Annotated[NonNegativeInt, Shown("number")] = _setting(
+        0,
+        "How many of the server's replicas must have on disk that a job is to be submitted, before it is: all that a "
+        "failover may choose, and none is paid twice by one.",
+        example="1",
     )
     finetune_broker_url: Annotated[RedisUrl | None, Shown("URL")] = _setting(
         None,

@@ -20,6 +20,7 @@ from finetune_queue.store import (
     JobNotFoundError,
     JobStore,
     NoSlot,
+    NotDurableError,
     Retention,
     Slot,
     connect,
@@ -124,6 +125,38 @@ def test_after_a_failover_behind_one_name_the_new_primary_is_found(tmp_path: Pat
 
         assert jobs.transition(job, Change(delay=15), attempts=1).attempts == 1
         assert second.hget(keys.job(job.id), "attempts") == b"1"
+
+
+def test_where_replicas_are_to_have_a_write_it_is_durable_only_with_them(tmp_path: Path) -> None:
+    """A failover to one of them then forgets nothing that was sent after it."""
+    with (
+        ValkeyServer(tmp_path / "one") as one,
+        ValkeyServer(tmp_path / "two") as two,
+        connect(one.url) as client,
+        redis.Redis(port=two.port) as second,
+    ):
+        jobs = JobStore(client, replicas=1)
+        job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+        with pytest.raises(NotDurableError) as alone:
+            jobs.transition(job, Change(delay=15), intent_ms=1, durable_within=0.2)
+        job = alone.value.job
+        client.config_set("repl-diskless-sync-delay", 0)  # or it waits 5 s for more replicas
+        second.replicaof("127.0.0.1", one.port)
+        until(lambda: second.exists(keys.job(job.id)) == 1, seconds=20)
+
+        job = jobs.transition(job, Change(delay=15), intent_ms=2, durable_within=20.0)
+
+        one.kill()
+        assert second.hget(keys.job(job.id), "intent_ms") == b"2"
+
+
+def test_a_server_without_a_log_confirms_no_replica_s_either(tmp_path: Path) -> None:
+    with ValkeyServer(tmp_path / "one") as server, connect(server.url) as client:
+        client.config_set("appendonly", "no")
+        jobs = JobStore(client, replicas=1)
+        job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+        with pytest.raises(NotDurableError):
+            jobs.transition(job, Change(delay=15), intent_ms=1, durable_within=0.2)
 
 
 def test_a_replica_refuses_all_of_a_pipeline(tmp_path: Path) -> None:

@@ -152,12 +152,13 @@ def test_a_worker_overtaken_before_it_wrote_the_intent_has_spent_nothing(
 def test_a_log_that_does_not_confirm_the_intent_stops_the_submit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     job = bench.submitting()
     monkeypatch.setattr(redis.client.Pipeline, "waitaof", lambda self, *_: self.execute_command("ECHO", "0"))
-    monkeypatch.setattr(jobs, "check_durable", lambda job, _: (_ for _ in ()).throw(NotDurableError(job)))
+    monkeypatch.setattr(jobs, "check_durable", lambda job, *_: (_ for _ in ()).throw(NotDurableError(job)))
 
     bench.run(job)
 
     job = bench.read(job)
-    assert (job.state, job.intent_ms, job.attempts, job.owner) == (JobState.SUBMITTING, None, 1, "")
+    assert (job.state, job.intent_ms, job.owner) == (JobState.SUBMITTING, None, "")
+    assert (job.attempts, job.outages) == (0, 1)
     assert job.error is not None
     assert job.error.code == "store_not_durable"
     assert bench.submits() == 0
@@ -193,7 +194,7 @@ def test_a_worker_overtaken_while_it_waited_for_the_log_writes_nothing(
 ) -> None:
     job = bench.submitting()
 
-    def overtaken(job: JobRecord, _reply: Any) -> None:
+    def overtaken(job: JobRecord, *_: Any) -> None:
         bench.container.jobs.transition(job, Change(delay=60), owner="another")
         raise NotDurableError(job)
 

@@ -93,7 +93,7 @@ class Container:
         """Build everything from the settings. Connects to nothing yet."""
         settings.require_worker()
         client = connect(settings.finetune_redis_url)
-        jobs = JobStore(client)
+        jobs = JobStore(client, replicas=settings.finetune_redis_replicas)
         outbox = Outbox(client)
         return cls(
             settings=settings,

@@ -56,8 +56,11 @@ class OwnedElsewhereError(StoreError):
 
 
 class NotDurableError(StoreError):
-    """Redis did not confirm in time that a write is in its log on disk. ``job`` is the job with the write."""
+    """Redis did not confirm in time that a write is in its log on disk, and in that of as many replicas as the settings
+    say. ``job`` is the job with the write."""
 
     def __init__(self, job: JobRecord) -> None:
-        super().__init__("Redis did not confirm in time that the change is in its append-only log.")
+        super().__init__(
+            "Redis did not confirm in time that the change is in its append-only log, and in its replicas' where set."
+        )
         self.job = job

@@ -29,10 +29,16 @@ connection it may be there all the same."""
 
 
 class JobStore:
-    """Reads and writes jobs. One instance serves a whole process; it is safe in threads."""
+    """Reads and writes jobs. One instance serves a whole process; it is safe in threads.
 
-    def __init__(self, client: redis.Redis) -> None:
+    Args:
+        client: Where they are.
+        replicas: How many replicas must have a write on disk, too, for it to be durable.
+    """
+
+    def __init__(self, client: redis.Redis, *, replicas: int = 0) -> None:
         self._redis = client
+        self._replicas = replicas
         self._transition = scripts.load(client, "transition")
         self._request_cancel = scripts.load(client, "request_cancel")
 
@@ -238,12 +244,12 @@ class JobStore:
         # WAITAOF speaks of its own connection's writes, so it has to go with the script, in one pipeline.
         pipe = self._redis.pipeline(transaction=False)
         self._transition(write.names, [write.text], client=pipe)
-        pipe.waitaof(1, 0, int(durable_within * 1000))
+        pipe.waitaof(1, self._replicas, int(durable_within * 1000))
         replies = pipe.execute(raise_on_error=False)
         if isinstance(replies[0], Exception):
             raise replies[0]
         job = write.written(replies[0])
-        check_durable(job, replies[1])
+        check_durable(job, replies[1], self._replicas)
         return job
 
     def request_cancel(self, job_id: str) -> bool:

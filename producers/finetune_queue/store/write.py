@@ -143,18 +143,24 @@ def _transition_keys(job: JobRecord, previous: JobState | None, change: Change) 
     ]
 
 
-def check_durable(job: JobRecord, reply: object) -> None:
-    """Read the reply to ``WAITAOF``.
+def check_durable(job: JobRecord, reply: object, replicas: int) -> None:
+    """Read the reply to ``WAITAOF`` for the server's own log and that of so many replicas.
 
     Raises:
         NotDurableError: the write was not confirmed in time.
     """
     match reply:
-        case [int(local), int()] if local >= 1:
+        case [int(local), int(others)] if local >= 1 and others >= replicas:
             return
-        case redis.ResponseError() if "appendonly is disabled" in str(reply) or "unknown command" in str(reply).lower():
+        case redis.ResponseError() if _no_log(reply) and replicas == 0:
             return  # a server without a log: what `finetune doctor` and docs/guarantees.md warn of
+        case redis.ResponseError() if _no_log(reply):
+            raise NotDurableError(job)
         case Exception():
             raise reply
         case _:
             raise NotDurableError(job)
+
+
+def _no_log(error: redis.ResponseError) -> bool:
+    return "appendonly is disabled" in str(error) or "unknown command" in str(error).lower()

@@ -71,10 +71,11 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
                 code="store_not_durable",
                 stage=Stage.SUBMIT,
                 message=f"Nothing was submitted: {error}",
-                action="Check the disk of the Redis server.",
+                action="Check the disk of the Redis server, and its replicas where FINETUNE_REDIS_REPLICAS is set.",
                 retryable=True,
             ),
             fields=dict(UNSENT),
+            outage=True,
         )
     try:
         reply = call_api(container.budget, slot, partial(client.submit, training_request(claim.job)))
