@@ -104,23 +104,10 @@ def transport_config(settings: Settings) -> dict[str, Any]:
 
 
 class Messenger:
-    """Sends the messages of the queue. Losing one costs a delay: the job's deadline sends it again. Whoever makes one
-    closes it, unless the process ends with it."""
+    """Sends the messages of the queue. Losing one costs a delay: the job's deadline sends it again."""
 
     def __init__(self, app: "Celery") -> None:
         self._app = app
-
-    def close(self) -> None:
-        """Close the connections that no message is being sent on. Those of others to the same broker are among them, as
-        kombu has one pool for all of a process: who needs one makes it anew."""
-        from kombu import Connection
-
-        pool: Any = self._app.pool
-        idle = pool._resource  # noqa: SLF001 - kombu closes all, also those in use, or none
-        with idle.mutex:
-            found = [each for each in idle.queue if isinstance(each, Connection)]  # the rest nobody has needed yet
-            for connection in found:
-                connection.collect()  # it opens again for the next message
 
     def run(self, job: JobRecord) -> None:
         """Ask for a registered job to be started. If the broker is out of reach, the job's deadline asks later."""

@@ -24,7 +24,6 @@ class DeadLetterBox:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._messenger.close()
         self._redis.close()
 
     def newest(self, limit: int) -> list[DeadLetter]:

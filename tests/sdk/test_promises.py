@@ -122,30 +122,6 @@ def test_threads_share_one_queue(queue: FineTuneQueue, settings: Settings, monke
     assert Messenger(producer_app(settings)).queued(QUEUE) == 8 * 10 + 1
 
 
-def test_a_closed_queue_leaves_no_connection_and_others_of_its_process_go_on(
-    settings: Settings, redis_url: str
-) -> None:
-    with connect(redis_url) as client:
-
-        def connections() -> set[str]:
-            return {each["id"] for each in client.client_list()}
-
-        before = connections()
-        messenger = Messenger(producer_app(settings))
-        with FineTuneQueue(settings, messenger=messenger) as other:
-            with FineTuneQueue(settings) as queue:
-                queue.submit(sample())
-            other.submit(sample())
-            assert messenger.queued(QUEUE) == 2
-        assert connections() - before  # who made the messenger closes it
-        messenger.close()
-        until(lambda: not connections() - before, seconds=10)
-
-        with FineTuneQueue(settings) as queue:
-            queue.submit(sample())
-        until(lambda: not connections() - before, seconds=10)
-
-
 @pytest.mark.parametrize("key", [5, "", "k" * 256])
 @pytest.mark.parametrize("request_", [sample(), sample_request()], ids=["mapping", "model"])
 def test_a_key_that_no_request_may_have_makes_no_job(queue: FineTuneQueue, request_: Any, key: Any) -> None:

@@ -3,7 +3,6 @@
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -156,8 +155,7 @@ def _memory(facts: ServerFacts) -> Finding:
 def _workers(settings: Settings) -> tuple[int | None, Finding]:
     """Return how many workers answer, None if they could not be asked, and what to say of that."""
     try:
-        with closing(Messenger(producer_app(settings))) as messenger:
-            names = messenger.workers(PING_SECONDS)
+        names = Messenger(producer_app(settings)).workers(PING_SECONDS)
     except QueueUnavailableError as error:
         action = "See the lines redis, persistence and memory: the broker is the jobs' server."
         if settings.broker_url != settings.finetune_redis_url:

@@ -68,7 +68,6 @@ class Backend:
         jobs = JobStore(client)
         accounts, overview, feed, sinks = Accounts(client), Overview(client), Feed(client), SinkLines(client)
         messenger = Messenger(producer_app(settings))  # imports Celery here, not during the first submit
-        opened.callback(messenger.close)
         return cls(
             settings=settings,
             queue=opened.enter_context(FineTuneQueue(settings, messenger=messenger)),

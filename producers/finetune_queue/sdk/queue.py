@@ -49,7 +49,7 @@ class FineTuneQueue:
     """
 
     def __init__(self, settings: Settings, *, messenger: Messenger | None = None) -> None:
-        """Connects at the first use. ``messenger`` sends the messages, and whoever made it closes it; None: its own."""
+        """Connects at the first use. ``messenger`` sends the messages; None: one of its own."""
         self._settings = settings
         self._redis = connect(settings.finetune_redis_url)
         self._jobs = JobStore(self._redis)
@@ -76,8 +76,8 @@ class FineTuneQueue:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
-        self._submitter.close()
+        """Close the connections to Redis. That for messages stays for the next queue: kombu keeps one for all of the
+        process."""
         self._redis.close()
 
     def submit(self, request: FineTuneRequest | Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:

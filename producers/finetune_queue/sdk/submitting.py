@@ -61,14 +61,7 @@ class Submitter:
         self._settings = settings
         self._jobs = jobs
         self._messenger = messenger
-        self._own: Messenger | None = None
         self._making = threading.Lock()
-
-    def close(self) -> None:
-        """Close the connections of a messenger of its own."""
-        with self._making:
-            if self._own is not None:
-                self._own.close()
 
     @tracing.span(SENT, kind="producer")
     def submit(self, raw: Raw, *, idempotency_key: str | None) -> tuple[JobRecord, bool]:
@@ -142,7 +135,7 @@ class Submitter:
     def _messages(self) -> Messenger:
         with self._making:
             if self._messenger is None:
-                self._messenger = self._own = Messenger(producer_app(self._settings))
+                self._messenger = Messenger(producer_app(self._settings))
             return self._messenger
 
     def _stage(self, path: str) -> str:
