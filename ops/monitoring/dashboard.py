@@ -162,9 +162,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
         graph("Messages in the queues", ("max by (queue) (finetune_queue_messages)", "{{queue}}")),
         graph(
-            "Taken over, sent again",
+            "Taken over, sent again, paid twice",
             ("max(increase(finetune_takeovers_total[$__rate_interval]))", "jobs taken over from a worker"),
             ("max(increase(finetune_lost_messages_total[$__rate_interval]))", "messages sent again"),
+            ("max(increase(finetune_trainings_paid_twice_total[$__rate_interval]))", "jobs paid for more than once"),
         ),
     ),
     "Events": (

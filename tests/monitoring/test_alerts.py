@@ -82,6 +82,10 @@ CASES: dict[str, tuple[Series, Series]] = {
         {'finetune_jobs{state="needs_attention"}': "1"},
         {'finetune_jobs{state="needs_attention"}': "0"},
     ),
+    "FinetunePaidTwice": (
+        {"finetune_trainings_paid_twice_total": "0x60 1"},
+        {"finetune_trainings_paid_twice_total": "1"},
+    ),
     "FinetuneAccountRefused": (
         {'finetune_account_unwell{account="a",code="credits_exhausted"}': "1"},
         {'finetune_account_unwell{account="a",code="server_error"}': "1"},

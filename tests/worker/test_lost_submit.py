@@ -9,7 +9,7 @@ import pytest
 
 from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.store import Change, keys
+from finetune_queue.store import PAID_TWICE, Change, keys
 from finetune_worker.segmind.models import FinetuneItem, SubmitRequest
 from finetune_worker.stages.reconcile import Undecided, reconcile
 from finetune_worker.stages.sweep import sweep
@@ -197,13 +197,16 @@ def test_of_two_trainings_with_the_mark_the_earlier_is_adopted_and_none_is_added
     body = SubmitRequest(
         name="a-face", data_source_path=job.dataset_url, instance_prompt="photo of 1MAN", trigger_word="1MAN"
     )
-    first, _second = client.submit(body), client.submit(body)
+    first, second = client.submit(body), client.submit(body)
     dead_in_the_middle(bench, job)
 
     sweep(bench.container, "default")
 
     assert bench.read(job).finetune_id == first.finetune_id
     assert "training_paid_twice" in capsys.readouterr().out
+    assert f"paid for more than once: also as {second.finetune_id}" in bench.read(job).evidence[-1]
+    bench.container.counters.send()
+    assert bench.container.counters.read()[PAID_TWICE][()].value == 1
     bench.run(job)
     assert bench.submits() == 2
 

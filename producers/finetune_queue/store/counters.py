@@ -121,10 +121,16 @@ UNKNOWN_STATUSES = Metric(
     "Changes of a training to a status that Segmind's documentation does not name",
     zeros=((),),
 )
+PAID_TWICE = Metric(
+    "finetune_trainings_paid_twice_total",
+    "counter",
+    "Jobs for which Segmind's list showed more than one training with their mark: each is charged",
+    zeros=((),),
+)
 
 COUNTED = (
     *(JOBS_ENTERED, JOBS_FAILED, JOB_SECONDS, STAGE_SECONDS, API_CALLS, API_CALL_SECONDS, TRANSFERRED_BYTES),
-    *(DELIVERIES, TAKEOVERS, LOST_MESSAGES, UNKNOWN_STATUSES),
+    *(DELIVERIES, TAKEOVERS, LOST_MESSAGES, UNKNOWN_STATUSES, PAID_TWICE),
 )
 
 

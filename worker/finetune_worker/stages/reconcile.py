@@ -1,6 +1,6 @@
 """Finding out whether a submit of unknown outcome started a training. Never sends one; at most allows the next."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +9,7 @@ import structlog
 from finetune_queue.contract import FOUND, MOVED_ON, RELEASED, UNSENT, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.contract.job import iso_time
 from finetune_queue.redaction import redact_text
-from finetune_queue.store import CallClass, Change, OwnedElsewhereError, room_score
+from finetune_queue.store import PAID_TWICE, CallClass, Change, OwnedElsewhereError, room_score
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import FinetuneDetails
@@ -63,9 +63,7 @@ def reconcile(
         return "named by hand"  # which a worker is about to look at
     marked = _nobodys(container, job, sightings.marked)
     if marked and not asked_alike(job, undecided.jobs):
-        if len(marked) > 1:
-            log.error("training_paid_twice", job_id=job.id, finetune_ids=marked)
-        return _adopt(container, job, marked[-1])  # the earliest
+        return _adopt(container, job, marked[-1], also=marked[:-1])  # the earliest
     aside = {found: job.aside[found] for found in _nobodys(container, job, job.aside)}
     whose = _allotted(container, job, aside, undecided) if aside else {}
     if job.state is JobState.SUBMITTING:
@@ -173,9 +171,13 @@ def trained_by(finetune_id: str, job: JobRecord) -> dict[str, Any]:
     }
 
 
-def _adopt(container: Container, job: JobRecord, finetune_id: str) -> str:
+def _adopt(container: Container, job: JobRecord, finetune_id: str, *, also: Sequence[str]) -> str:
+    """Give the job its training; ``also`` are others with its mark, which were paid for in vain."""
     change = Change(delay=until_deadline(job, container.settings.finetune_unseen_limit), own=finetune_id)
-    evidence = job.with_evidence(f"found as training {finetune_id}")
+    found = f"found as training {finetune_id}"
+    if also:
+        found += f"; paid for more than once: also as {', '.join(also)}"
+    evidence = job.with_evidence(found)
     fields = {**MOVED_ON, **trained_by(finetune_id, job), "evidence": evidence}
     try:
         container.jobs.transition(job, change, to=JobState.TRAINING, **fields)
@@ -183,6 +185,9 @@ def _adopt(container: Container, job: JobRecord, finetune_id: str) -> str:
         log.warning("candidate_owned", job_id=job.id, finetune_id=finetune_id, owner=error.owner)
         container.jobs.transition(job, Change(delay=change.delay), ruled_out=[*job.ruled_out, finetune_id])
         return "owned by another job"
+    if also:
+        container.counters.add(PAID_TWICE)  # only now: a look that came to nothing is repeated
+        log.error("training_paid_twice", job_id=job.id, finetune_ids=[finetune_id, *also])
     log.info("submit_adopted", job_id=job.id, finetune_id=finetune_id)
     return "adopted"
 
