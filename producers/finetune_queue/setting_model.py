@@ -25,6 +25,7 @@ from finetune_queue.setting_types import (
     BaseUrl,
     BucketUrls,
     Count,
+    DailyCap,
     Folders,
     Fraction,
     LongSecret,
@@ -87,9 +88,14 @@ class Settings(BaseSettings):
         "The account's limit over all its API calls: `5/60` on the free plan, `50/60` on Pro.",
         example="50/60",
     )
+    segmind_max_submits_per_day: Annotated[DailyCap | None, Shown("number")] = _setting(
+        None,
+        "The most paid submits of the account in one day (UTC); 0 stops them. Empty: we apply no cap.",
+        example="20",
+    )
     segmind_accounts: Accounts = _setting(
         {},
-        "Several accounts, instead of the key and limit above: for each name its `api_key`, `rate_limit`, "
+        "Several accounts, instead of the key, limit and cap above: for each name its `api_key`, `rate_limit`, "
         "`max_training` (trainings in flight), `max_submits_per_day` (0 stops submits) and `max_transfers` (uploads "
         "and downloads at once, so that one account's backlog leaves workers to the others).",
         example='{"team-a": {"api_key": "SG_0123456789abcdef", "rate_limit": "50/60"}}',
@@ -271,7 +277,11 @@ class Settings(BaseSettings):
         """The Segmind accounts by name; empty in a producer that knows no key."""
         if self.segmind_api_key is None:
             return dict(self.segmind_accounts)
-        only = AccountSettings(api_key=self.segmind_api_key, rate_limit=self.segmind_rate_limit)
+        only = AccountSettings(
+            api_key=self.segmind_api_key,
+            rate_limit=self.segmind_rate_limit,
+            max_submits_per_day=self.segmind_max_submits_per_day,
+        )
         return {DEFAULT_ACCOUNT: only}
 
     @property

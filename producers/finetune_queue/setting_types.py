@@ -238,6 +238,7 @@ def _check_long_secret(secret: SecretStr) -> SecretStr:
 
 
 ApiKey = Annotated[SecretStr, AfterValidator(_check_api_key)]
+DailyCap = Annotated[int, Field(ge=0)]
 
 
 class AccountSettings(BaseModel):
@@ -249,7 +250,7 @@ class AccountSettings(BaseModel):
     rate_limit: RateLimit = FREE_PLAN
     max_training: PositiveInt | None = None
     """How many trainings may be in flight at once; None: no cap of ours."""
-    max_submits_per_day: Annotated[int, Field(ge=0)] | None = None
+    max_submits_per_day: DailyCap | None = None
     """How many paid submits one day (UTC) may see; 0 stops them, None: no cap of ours."""
     max_transfers: PositiveInt | None = None
     """How many uploads and downloads may run at once over all workers, so that others have a share; None: any."""

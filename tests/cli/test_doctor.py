@@ -27,7 +27,9 @@ from finetune_queue.store import (
     clock_skew,
     connect,
     keys,
+    note_api,
 )
+from finetune_queue.store.workers import Api
 from support.cli import Run, Worker
 from support.full_disk import fill_disk
 from support.until import until
@@ -313,6 +315,41 @@ def test_workers_whose_settings_differ(run: Run, queue_url: str) -> None:
     assert found["status"] == "warn"
     one, other = "a:1 has 5 calls per 60 s", "b:1 has 50 calls per 60 s, 10 trainings, 57 submits a day"
     assert found["message"] == f"the settings of the workers differ: {one}; {other}"
+
+
+@pytest.mark.parametrize(
+    ("api", "workers_api", "cap", "bounded"),
+    [
+        ("https://api.segmind.com", "paid", None, False),
+        ("https://api.segmind.com", "paid", 20, True),
+        ("https://api.segmind.com", "paid", 0, True),
+        ("https://api.segmind.com", None, None, False),
+        ("http://127.0.0.1:8000", None, None, True),
+        ("https://api.segmind.com", "sandbox", None, True),
+        ("http://127.0.0.1:8000", "paid", None, False),
+    ],
+)
+def test_an_account_that_may_spend_without_end(
+    *,
+    run: Run,
+    queue_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    api: str,
+    workers_api: Api | None,
+    cap: int | None,
+    bounded: bool,
+) -> None:
+    monkeypatch.setenv("SEGMIND_BASE_URL", api)
+    with connect(queue_url) as client:
+        if workers_api is not None:
+            note_api(client, workers_api)
+        Accounts(client).configure("default", AccountLimits(calls=5, window=60, max_submits_per_day=cap))
+        Workers(client).seen(LiveWorker("a:1", __version__, ("default",)))
+    found = checks(run("doctor", "--json"))
+    assert ("cap default" not in found) == bounded
+    if not bounded:
+        assert found["cap default"]["status"] == "warn"
+        assert "SEGMIND_MAX_SUBMITS_PER_DAY" in found["cap default"]["action"]
 
 
 def test_workers_whose_clock_was_off_when_they_started(run: Run, queue_url: str) -> None:

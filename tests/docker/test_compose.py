@@ -126,19 +126,23 @@ def values_of(name: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("paid", "shell", "account"),
     [
-        ("", {}, ("sandbox-key", "50/60")),
-        ("-paid", {"SEGMIND_API_KEY": "SG_0123456789abcdef"}, ("SG_0123456789abcdef", "5/60")),
-        ("-paid", {"SEGMIND_API_KEY": "SG_76543210", "SEGMIND_RATE_LIMIT": "50/60"}, ("SG_76543210", "50/60")),
+        ("", {}, ("sandbox-key", "50/60", None)),
+        ("-paid", {"SEGMIND_API_KEY": "SG_0123456789abcdef"}, ("SG_0123456789abcdef", "5/60", None)),
+        (
+            "-paid",
+            {"SEGMIND_API_KEY": "SG_76543210", "SEGMIND_RATE_LIMIT": "50/60", "SEGMIND_MAX_SUBMITS_PER_DAY": "20"},
+            ("SG_76543210", "50/60", 20),
+        ),
     ],
 )
 def test_the_settings_files_hold_settings_that_load(
-    paid: str, shell: dict[str, str], account: tuple[str, str], compose: Any
+    paid: str, shell: dict[str, str], account: tuple[str, str, int | None], compose: Any
 ) -> None:
     values = values_of(f"segmind{paid}.env")
     assert load_settings(values).segmind_is_loopback == (not paid)
     own = {name: interpolated(text, shell) for name, text in values_of(f"worker{paid}.env").items()}
     [found] = load_settings(values | own, worker=True).accounts.values()
-    assert (found.api_key.get_secret_value(), str(found.rate_limit)) == account
+    assert (found.api_key.get_secret_value(), str(found.rate_limit), found.max_submits_per_day) == account
     assert {*values, *own} <= {row.env for row in describe()}
     for service in compose["services"].values():
         ours = {each for each in environment(service) if not each.startswith(("FLOWER_", "OTEL_", "TMPDIR"))}

@@ -134,6 +134,13 @@ def test_one_key_makes_the_default_account() -> None:
         "default": AccountSettings.model_validate({"api_key": KEY, "rate_limit": {"calls": 50, "seconds": 60}})
     }
     assert settings.accounts["default"].max_training is None
+    assert settings.accounts["default"].max_submits_per_day is None
+
+
+@pytest.mark.parametrize(("value", "cap"), [("20", 20), ("0", 0), ("", None)])
+def test_one_key_may_have_a_cap_on_its_submits(value: str, cap: int | None) -> None:
+    settings = load_settings({"SEGMIND_API_KEY": KEY, "SEGMIND_MAX_SUBMITS_PER_DAY": value})
+    assert settings.accounts["default"].max_submits_per_day == cap
 
 
 def test_several_accounts_come_as_json() -> None:
@@ -186,8 +193,9 @@ def test_wrong_secrets_of_the_gateway_are_explained_without_them(name: str, valu
 
 def test_accounts_and_a_single_key_contradict_each_other() -> None:
     accounts = json.dumps({"a": {"api_key": KEY}})
-    problems = problems_of({"SEGMIND_ACCOUNTS": accounts, "SEGMIND_API_KEY": f"{KEY}2", "SEGMIND_RATE_LIMIT": "5/60"})
-    assert [problem.split(":")[0] for problem in problems] == ["SEGMIND_API_KEY", "SEGMIND_RATE_LIMIT"]
+    single = {"SEGMIND_API_KEY": f"{KEY}2", "SEGMIND_RATE_LIMIT": "5/60", "SEGMIND_MAX_SUBMITS_PER_DAY": "20"}
+    problems = problems_of({"SEGMIND_ACCOUNTS": accounts, **single})
+    assert [problem.split(":")[0] for problem in problems] == sorted(single)
 
 
 @pytest.mark.parametrize(

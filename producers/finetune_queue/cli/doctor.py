@@ -33,6 +33,7 @@ from finetune_queue.store import (
     connect,
     disk_trouble,
     limits_by_worker,
+    noted_api,
     server_facts,
     server_problems,
     unserved,
@@ -50,6 +51,9 @@ NEARLY_FULL = 0.8
 
 KNOCK_SECONDS = 3.0
 """How long a sink's host has to take a connection."""
+
+CAP = "SEGMIND_MAX_SUBMITS_PER_DAY, or an account's max_submits_per_day in SEGMIND_ACCOUNTS"
+"""The settings that bound what may be spent."""
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
 
@@ -84,7 +88,7 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
         yield found
         yield from _read(settings, "versions", partial(_versions, answered))
         yield from _read(settings, "worker clocks", _worker_clocks)
-        yield from _read(settings, "accounts", _accounts)
+        yield from _read(settings, "accounts", partial(_accounts, settings))
         yield from _read(settings, "sinks", _sinks)
     if api:
         from finetune_queue.cli.doctor_api import api_findings
@@ -238,25 +242,36 @@ def _knock(sink: Sink) -> Finding:
     return Finding(name, "ok", f"{origin} accepts connections")
 
 
-def _accounts(client: "Redis") -> Iterator[Finding]:
+def _accounts(settings: Settings, client: "Redis") -> Iterator[Finding]:
     accounts = Accounts(client)
     known = [accounts.status(name) for name in accounts.names()]
     if not known:
         yield Finding("accounts", "warn", "no worker has announced an account yet", "Start a worker with an API key.")
     alive = Workers(client).alive()
+    # The workers' API, if they have said which: a producer's settings may say nothing of it.
+    paid = (noted_api(client) or ("sandbox" if settings.segmind_is_loopback else "paid")) == "paid"
     for account in known:
-        if unserved(account.name, alive) and (held := accounts.held(account.name)):
+        away = unserved(account.name, alive)
+        if away and (held := accounts.held(account.name)):
             yield _unserved(account.name, held)
         else:
             yield _account(account)
+        if paid and not away and account.limits.max_submits_per_day is None:
+            yield _uncapped(account.name)
         if len(set((said := limits_by_worker(account.name, alive)).values())) > 1:
             yield _differing(account.name, said)
 
 
 def _differing(name: str, said: Mapping[str, AccountLimits]) -> Finding:
     each = "; ".join(f"{worker} has {limits}" for worker, limits in sorted(said.items()))
-    action = "The strictest of each applies. Give all workers the same SEGMIND_ACCOUNTS, or SEGMIND_RATE_LIMIT."
+    action = "The strictest of each applies. Give all workers the same settings that begin with SEGMIND_."
     return Finding(f"limits {name}", "warn", f"the settings of the workers differ: {each}", action)
+
+
+def _uncapped(name: str) -> Finding:
+    message = "nothing bounds how many trainings may be paid for in a day"
+    action = f"Give the workers a cap, and restart them: {CAP}."
+    return Finding(f"cap {name}", "warn", message, action)
 
 
 def _unserved(name: str, held: int) -> Finding:
@@ -289,7 +304,7 @@ def _account(account: AccountStatus) -> Finding:
             why, until = "its workers are set to submit nothing", ""
         else:
             why, until = "no submits are left for today", "the next day (UTC), or for "
-        action = f"Its jobs wait for {until}workers with a higher max_submits_per_day."
+        action = f"Its jobs wait for {until}workers with a higher cap: {CAP}."
         return Finding(name, "warn", f"{why}; {message}", action)
     if account.paused_for:
         why = words.printable(account.pause_reason)

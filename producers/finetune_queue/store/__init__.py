@@ -63,7 +63,7 @@ from finetune_queue.store.server import (
 )
 from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble, SinkWait
 from finetune_queue.store.sweep_clock import SweepClock
-from finetune_queue.store.which_api import OtherApi, note_api
+from finetune_queue.store.which_api import OtherApi, note_api, noted_api
 from finetune_queue.store.workers import LiveWorker, Workers, limits_by_worker, unserved
 from finetune_queue.store.write import Change
 
@@ -152,6 +152,7 @@ __all__ = [
     "disk_trouble",
     "limits_by_worker",
     "note_api",
+    "noted_api",
     "refuses_writes",
     "room_score",
     "server_facts",

@@ -1,6 +1,7 @@
 """Which API the jobs on a Redis are for: the sandbox's must not be paid for by the first worker with a real key."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import redis
 
@@ -14,6 +15,15 @@ class OtherApi:
 
     jobs: int
     workers: int
+
+
+def noted_api(client: redis.Redis) -> Api | None:
+    """Return which API this Redis is for; None where no worker has noted it.
+
+    Raises:
+        redis.RedisError: it is out of reach.
+    """
+    return cast("Api | None", client.get(keys.api()))
 
 
 def note_api(client: redis.Redis, api: Api) -> OtherApi | None:
