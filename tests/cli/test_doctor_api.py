@@ -136,7 +136,9 @@ def test_a_webhook_that_is_not_ours(run: Run, monkeypatch: pytest.MonkeyPatch) -
     check = asked(run("doctor", "--api", "--json"))["webhook default"]
     assert check["status"] == "warn"
     assert check["message"].startswith(f"Segmind calls {GATEWAY}/hooks/default/..., which was not made")
-    assert check["action"] == "finetune webhooks replace https://YOUR-GATEWAY --account default"
+    assert check["action"] == (
+        "Unless another program needs it: finetune webhooks replace https://YOUR-GATEWAY --account default"
+    )
 
 
 def test_a_webhook_that_is_off(run: Run, sandbox: LiveSandbox) -> None:

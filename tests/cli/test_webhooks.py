@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import redis
+from pydantic import SecretStr
 
 from finetune_queue.settings import load_settings
 from finetune_queue.store import Budget, RedisError, connect, keys
+from finetune_worker.segmind.webhooks import WebhookClient
 from gateway.serving import run_gateway
 from segmind_sandbox.testing import LiveSandbox
 from support.cli import Run
@@ -56,6 +58,29 @@ def test_registering_again_changes_nothing_and_another_needs_replace(run: Run, g
     assert (result.code, result.error["code"]) == (7, "webhook_exists")
     assert run("webhooks", "replace", other).code == 0
     assert [webhook["url"] for webhook in listed(run)] == [f"{other}/hooks/default/..."]
+
+
+def test_who_had_the_webhook_is_named_before_and_after_it_is_replaced(
+    run: Run, gateway: str, sandbox: LiveSandbox
+) -> None:
+    theirs = "http://127.0.0.1:9/theirs?for=them"
+    with WebhookClient(load_settings().webhook_api, SecretStr(sandbox.api_key)) as hooks:
+        hooks.add(theirs)
+    refused = run("webhooks", "register", gateway)
+    assert (refused.code, theirs in refused.err) == (7, True)
+    assert "hears nothing any more" in refused.err
+    assert [webhook["url"] for webhook in listed(run)] == [theirs]
+
+    done = run("webhooks", "replace", gateway)
+    assert done.code == 0, done.err
+    assert f"no longer calls {theirs}" in done.err
+    assert "FINETUNE_SINKS" in done.err
+
+    other = "http://127.0.0.1:9"  # of the same gateway: nobody else is cut off
+    again = run("webhooks", "replace", other)
+    assert (again.code, again.err) == (0, "")
+    assert run("webhooks", "replace", gateway, "--json").json["replaced"] == f"{other}/hooks/default/..."
+    assert run("webhooks", "replace", gateway, "--json").json["replaced"] is None
 
 
 def test_a_webhook_that_does_not_answer_fails_the_test(run: Run, sandbox: LiveSandbox) -> None:

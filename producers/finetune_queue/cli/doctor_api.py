@@ -96,7 +96,8 @@ def _webhook(session: Session) -> Finding:
         if is_ours(session, active.webhook_url):
             return Finding(name, "ok", f"Segmind calls {url}; `finetune webhooks test` tries it")
         message = f"Segmind calls {url}, which was not made with this FINETUNE_HOOK_SECRET"
-        return Finding(name, "warn", message, f"finetune webhooks replace https://YOUR-GATEWAY --account {account}")
+        command = f"finetune webhooks replace https://YOUR-GATEWAY --account {account}"
+        return Finding(name, "warn", message, f"Unless another program needs it: {command}")
     ours = next((each for each in registered if is_ours(session, each.webhook_url)), None)
     if ours is None:
         message = "none is registered: only sweeps see that trainings changed, and so later"

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from finetune_queue.cli import output
+from finetune_queue.cli import output, words
 from finetune_queue.cli.output import CliError, ExitCode, usage_error
 from finetune_queue.cli.segmind import Session, knock, open_session
 from finetune_queue.cli.session import quiet_logs
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from finetune_worker.segmind.webhooks import Webhook
 
 SHOWN_DELIVERIES = 5
+
+_AND_SO = ", and whoever listens there hears nothing any more"
+_INSTEAD = "Send them the events of this service instead: by FINETUNE_SINKS, or a request's reply_to (docs/events.md)."
 
 _NO_KEY = MISSING_KEY.replace("a worker needs it", "this command needs it")
 
@@ -54,21 +57,28 @@ def register(base_url: str, account: str, *, replace: bool, as_json: bool) -> Ex
     with _open(account) as session:
         url = _full_url(base_url, session)
         current = _current(session)
-        if current is not None and not replace and current.webhook_url != url:
-            message = (
-                f"The account '{account}' already has a webhook, and Segmind allows only one: {current.webhook_id}. "
-                f"To replace it: {output.program()} webhooks replace {base_url}"
-            )
-            raise CliError(message, ExitCode.CONFLICT, "webhook_exists", webhook_id=current.webhook_id)
+        old, loses = None, False
+        if current is not None and current.webhook_url != url:
+            old = words.printable(without_token(current.webhook_url or "an address that it does not show"))
+            loses = not is_ours(session, current.webhook_url)
+            if not replace:
+                message = (
+                    f"The account '{account}' already has a webhook, and Segmind allows only one: "
+                    f"{current.webhook_id}, which calls {old}. To replace it{_AND_SO if loses else ''}: "
+                    f"{output.program()} webhooks replace {base_url}"
+                )
+                raise CliError(message, ExitCode.CONFLICT, "webhook_exists", webhook_id=current.webhook_id, url=old)
         if current is None:
             session.call_webhooks(lambda: session.hooks.add(url))
-        elif current.webhook_url != url:
+        elif old is not None:
             session.call_webhooks(lambda: session.hooks.update(current.webhook_id, url))
     if as_json:
-        output.emit({"account": account, "url": without_token(url)})
-    else:
-        output.say(f"Segmind calls {without_token(url)} when a fine-tune of '{account}' changes.")
-        output.say(f"Try it: {output.program()} webhooks test")
+        output.emit({"account": account, "url": without_token(url), "replaced": old})
+        return ExitCode.OK
+    output.say(f"Segmind calls {without_token(url)} when a fine-tune of '{account}' changes.")
+    output.say(f"Try it: {output.program()} webhooks test")
+    if loses:
+        output.note(f"Segmind no longer calls {old}{_AND_SO}. {_INSTEAD}")
     return ExitCode.OK
 
 
