@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from finetune_queue.gateway.app import create_app
 from finetune_queue.settings import Settings
@@ -247,10 +248,25 @@ def test_a_flower_that_is_there_and_does_not_answer_is_down_too(tmp_path: Path) 
 def test_each_alert_says_how_bad_it_is_and_leads_to_its_heading() -> None:
     page = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
     headings = set(re.findall(r"^#+ (\w+)$", page, re.MULTILINE))
+    bases = {rule["annotations"]["runbook_url"].partition("#")[0] for rule in alerts().values()}
+    assert len(bases) == 1, "one address is to be replaced by the operator's"
+    assert re.fullmatch(r"https://[^/]+/.*\brunbook\b[^#]*", *bases), "a pager can follow only a whole URL"
     for name, rule in alerts().items():
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}, name
         assert rule["annotations"]["summary"], name
-        assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{name.lower()}", name
+        assert rule["annotations"]["runbook_url"].partition("#")[2] == name.lower(), name
         assert name in headings, f"docs/runbook.md has no heading {name}"
     gone = {heading for heading in headings if heading.startswith("Finetune")} - set(alerts())
     assert not gone, f"docs/runbook.md has headings of alerts that are no more: {gone}"
+
+
+def test_the_command_in_the_docs_puts_another_address_before_each_heading() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r'^sed -i "(.*)" ops/monitoring/alerts\.yaml$', page, re.MULTILINE)
+    theirs = "https://git.their-company.example/docs/runbook.md"
+    script = command.replace("$RUNBOOK", theirs)
+    done = subprocess.run(["sed", script, ALERTS], capture_output=True, text=True, timeout=60, check=True)
+    rules = [rule for group in yaml.safe_load(done.stdout)["groups"] for rule in group["rules"]]
+    assert {rule["alert"] for rule in rules} == set(alerts())
+    for rule in rules:
+        assert rule["annotations"]["runbook_url"] == f"{theirs}#{rule['alert'].lower()}"
