@@ -120,7 +120,8 @@ class Settings(BaseSettings):
 
     finetune_redis_url: RedisUrl = _setting(
         "redis://localhost:6379/0",
-        "The Redis or Valkey server that holds the jobs: `redis://`, `rediss://` (TLS) or `unix://`. Not a Cluster.",
+        "The Redis or Valkey server that holds the jobs: `redis://`, `rediss://` (TLS) or `unix://`. Not a Cluster, "
+        "not Sentinel.",
         example="redis://localhost:6379/0",
         secret=True,
     )

@@ -94,6 +94,11 @@ def _check_base_url(url: str) -> str:
 
 
 def _check_redis_url(url: str) -> str:
+    if "sentinel" in url.partition(":")[0].lower():  # before the rest: kombu writes several such URLs as one
+        raise ValueError(
+            "names Sentinel, which is not asked here: give one name, or a proxy, that leads to the primary "
+            "(docs/decisions/0010-one-name-leads-to-the-primary.md)"
+        )
     parts = _split(url)
     if "cluster" in parts.scheme:
         raise ValueError(

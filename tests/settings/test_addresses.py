@@ -1,6 +1,7 @@
 """Settings that are addresses: of the API, of servers, of stores and datasets, and what is refused in each."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,9 @@ def test_the_broker_may_be_another_server() -> None:
     [
         ("redis+cluster://hidden-word@h", "names a Redis Cluster, which Celery's Redis transport cannot use"),
         ("rediss+cluster://h", "names a Redis Cluster"),
+        ("sentinel://hidden-word@h:26379", "names Sentinel, which is not asked here: give one name"),
+        ("sentinel://:hidden-word@h:26379;sentinel://i:26379", "names Sentinel"),
+        ("redis+sentinel://h", "names Sentinel"),
         ("amqp://guest:hidden-word@h", "should start with redis://"),
         ("REDIS://h:1/0", "should start with redis://"),
         ("redis:localhost", "should name a host"),
@@ -126,3 +130,8 @@ def test_other_dataset_buckets_are_refused(value: str) -> None:  # they would ma
 def test_dataset_roots_are_written_like_a_path_variable() -> None:
     settings = load_settings({"FINETUNE_DATASET_ROOTS": os.pathsep.join(["/srv/a", " ", "b"])})
     assert settings.finetune_dataset_roots == (Path("/srv/a"), Path.cwd() / "b")
+
+
+def test_the_refusal_of_sentinel_leads_to_a_page() -> None:
+    (page,) = re.findall(r"docs/[\w/-]+\.md", problem_of({"FINETUNE_REDIS_URL": "sentinel://h"}))
+    assert (Path(__file__).resolve().parents[2] / page).is_file()
