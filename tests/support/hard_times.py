@@ -1,6 +1,8 @@
 """Jobs held in each stage by a slow sandbox, and what must hold of jobs in the end, for tests with real workers."""
 
 import hashlib
+import os
+import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +22,6 @@ from segmind_sandbox.testing import SandboxControl
 from segmind_sandbox.weights import Weights
 from support.samples import sample
 from support.until import until
-
-TESTS = Path(__file__).resolve().parents[1]
 
 SECONDS = 60
 """How long anything may take on a machine that has other things to do."""
@@ -56,7 +56,7 @@ class PromptStack(LocalStack):
 
     def _launch(self, name: str, module: Sequence[str], settings: Mapping[str, str]) -> Child:
         words = ["support.prompt_worker" if word == "finetune_worker" else word for word in module]
-        return super()._launch(name, words, {**settings, "PYTHONPATH": str(TESTS)})
+        return super()._launch(name, words, {**settings, "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
 class HardTimes:
