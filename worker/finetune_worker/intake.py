@@ -54,7 +54,7 @@ def accept(
         job = container.jobs.get(job_id)
     except (RequestError, IdempotencyError, JobNotFoundError) as error:
         problems = error.problems if isinstance(error, RequestError) else [str(error)]
-        return _rejected(container, TaskCall(list(args), dict(kwargs)), message_id, problems)
+        return set_aside(container, args, kwargs, message_id, problems)
     except UnreadableJobError as error:
         return left_alone(error.job_id, error)
     except RedisError:
@@ -63,7 +63,7 @@ def accept(
         # A failed task loses its message; a defect here must not lose the request.
         log.exception("request_crashed", message_id=message_id)
         problems = [f"the worker met an unexpected {type(error).__name__} when it read the request"]
-        return _rejected(container, TaskCall(list(args), dict(kwargs)), message_id, problems)
+        return set_aside(container, args, kwargs, message_id, problems)
     structlog.contextvars.bind_contextvars(job_id=job.id, account=job.account)
     if job.state is not JobState.ACCEPTED:
         return f"nothing to do: job {job.id} {job.state.sentence}"
@@ -83,7 +83,15 @@ def accept(
     return f"started job {job.id}"
 
 
-def _rejected(container: Container, message: TaskCall, message_id: str, problems: list[str]) -> str:
+def set_aside(
+    container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str, problems: list[str]
+) -> str:
+    """Keep a message that cannot become a job as a dead letter, and tell of it by a ``rejected`` event.
+
+    Raises:
+        RedisError: the store is out of reach; nothing was kept.
+    """
+    message = TaskCall(list(args), dict(kwargs))
     container.rejections.add(message_id or new_job_id(), message, "the message cannot become a job", problems)
     log.warning("message_rejected", message_id=message_id, problems=problems)
     return f"rejected: {'; '.join(problems)}"

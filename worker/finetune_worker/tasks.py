@@ -7,15 +7,14 @@ from typing import Any
 import structlog
 from celery import Celery, Task
 from celery.exceptions import Reject
-from celery.worker.request import Request
 from kombu.exceptions import OperationalError
 
 from finetune_queue import tracing
 from finetune_queue.contract import Stage
-from finetune_queue.contract.ids import is_job_id
 from finetune_queue.messaging import ACCESS, PRESIGN, RUN, SWEEP, short_name, stage_task
 from finetune_queue.store import RedisError
 from finetune_worker.intake import PUT_BACK_AFTER, accept
+from finetune_worker.run_request import RunRequest
 from finetune_worker.runtime import Runtime
 from finetune_worker.stages.access import change_access
 from finetune_worker.stages.download import download
@@ -55,37 +54,23 @@ class Recovered(Task):  # type: ignore[type-arg]
             log.warning("stage_interrupted", error=str(exc) or type(exc).__name__, next=f"{subject} when Redis answers")
 
 
-class DiscreetRequest(Request):
-    """A message of :data:`RUN` as Flower and Celery's own log lines see it: the job's id, or no more than that it is a
-    request. A raw client's arguments hold prompts, perhaps a signed URL, and Celery shows arguments to all who ask."""
-
-    def __init__(self: Any, message: Any, **options: Any) -> None:
-        super().__init__(message, **options)
-        match self._args:
-            case [str(job_id)] if is_job_id(job_id):
-                shown = f"('{job_id}',)"
-            case _:
-                shown = "(a request)"
-        self._argsrepr = self._request_dict["argsrepr"] = shown
-        self._kwargsrepr = self._request_dict["kwargsrepr"] = "{}"
-        self._request_dict["expires"] = self._expires  # as the moment that Celery read in it
-
-    def maybe_expire(self) -> None:
-        """Let it live: Celery would drop a request that has expired, and the task sets it aside."""
-
-    def info(self, safe: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002 - Celery's signature
-        """Return what ``inspect`` is told."""
-        return super().info(safe=True)
-
-
 def register(app: Celery, runtime: Runtime) -> None:
     """Declare every task by its explicit name, on this app alone: another of the process has a container of its own."""
     for stage, function in STAGES.items():
         _register_stage(app, runtime, stage_task(stage), stage, function)
     _register_stage(app, runtime, PRESIGN, Stage.UPLOAD, presign)
 
-    # Acks late: until the job is registered the message is all there is of a raw client's request.
-    @app.task(name=RUN, base=Recovered, shared=False, bind=True, acks_late=True, Request=DiscreetRequest)
+    # Acks late, and not for a child process that died: until the job is registered the message is all there is of a
+    # raw client's request. A stage's message may go with its child; its job's lease brings another.
+    @app.task(
+        name=RUN,
+        base=Recovered,
+        shared=False,
+        bind=True,
+        acks_late=True,
+        reject_on_worker_lost=True,
+        Request=RunRequest,
+    )
     def run(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
         _bind("run")
         try:

@@ -1,0 +1,70 @@
+"""A message of ``finetune.run`` as Celery has it in hand: where Celery would show, drop or lose a raw client's request,
+this does not."""
+
+from collections import Counter
+from typing import Any
+
+import structlog
+from billiard.exceptions import WorkerLostError
+from celery.worker.request import Request
+
+from finetune_queue.contract.ids import is_job_id
+from finetune_queue.store import RedisError
+from finetune_worker.intake import set_aside
+
+log = structlog.get_logger(__name__)
+
+MOST_DEATHS = 3
+"""Child processes of a worker that may die over a message before it is set aside: nothing else counts how often one
+comes, so one that ends whoever reads it would come for ever."""
+
+_deaths: Counter[str] = Counter()
+"""How many died over each message, by its id; in the parent process, which outlives them."""
+
+
+class RunRequest(Request):
+    """A message of ``finetune.run``. All that Flower and Celery's own log lines see of it is the job's id, or that it
+    is a request: that holds prompts, perhaps a signed URL, and Celery shows arguments to all who ask."""
+
+    def __init__(self: Any, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
+        match self._args:
+            case [str(job_id)] if is_job_id(job_id):
+                self._names_job, shown = True, f"('{job_id}',)"
+            case _:
+                self._names_job, shown = False, "(a request)"
+        self._argsrepr = self._request_dict["argsrepr"] = shown
+        self._kwargsrepr = self._request_dict["kwargsrepr"] = "{}"
+        self._request_dict["expires"] = self._expires  # as the moment that Celery read in it
+
+    def maybe_expire(self) -> None:
+        """Let it live: Celery would drop a request that has expired, and the task sets it aside."""
+
+    def on_failure(self: Any, exc_info: Any, *args: Any, **options: Any) -> None:
+        """Do what Celery does. It puts the message back if the child process that read it died; but not for ever."""
+        error = exc_info.exception
+        lost = isinstance(getattr(error, "exc", error), (WorkerLostError, SystemExit, KeyboardInterrupt))
+        if lost and not self._already_cancelled:
+            self._count_death()
+        super().on_failure(exc_info, *args, **options)
+
+    def _count_death(self: Any) -> None:
+        if self._names_job:
+            self.acknowledge()  # its job's deadline starts it
+            return
+        _deaths[self.id] += 1
+        if _deaths[self.id] < MOST_DEATHS:
+            log.warning("request_put_back", message_id=self.id, error="the process that read it died")
+            return
+        try:
+            problem = f"{MOST_DEATHS} processes of a worker died while they read the request"
+            set_aside(self.app.finetune.container, self._args, self._kwargs, self.id, [problem])
+        except RedisError as error:
+            log.warning("request_put_back", message_id=self.id, error=str(error))
+            return
+        del _deaths[self.id]
+        self.acknowledge()
+
+    def info(self, safe: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002 - Celery's signature
+        """Return what ``inspect`` is told."""
+        return super().info(safe=True)
