@@ -32,6 +32,9 @@ PRESIGN = "finetune.presign"
 SWEEP = "finetune.sweep"
 ACCESS = "finetune.access"
 
+REPLAYED = "finetune_replayed"
+"""The header of a message that was a dead letter."""
+
 CALL, CONTINUE, BEGIN, ACCEPT = 0, 3, 6, 9
 """Priorities of messages; Redis hands out the lowest first. First comes what was handed a call slot: nobody else can
 use it while its message waits, perhaps behind all that one sweep started. What was started goes before what is new.
@@ -173,7 +176,13 @@ class Messenger:
         with _broker_errors():
             if isinstance(message, TaskCall):
                 self._app.send_task(
-                    RUN, args=message.args, kwargs=message.kwargs, task_id=message_id, queue=QUEUE, priority=ACCEPT
+                    RUN,
+                    args=message.args,
+                    kwargs=message.kwargs,
+                    task_id=message_id,
+                    queue=QUEUE,
+                    priority=ACCEPT,
+                    headers={REPLAYED: True},
                 )
                 return
             with self._app.producer_or_acquire() as producer:

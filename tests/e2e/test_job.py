@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from finetune_queue.contract import Access, Event, EventType, JobState, Visibility
+from finetune_queue.contract import Access, Event, EventType, JobState, Visibility, new_job_id
 from finetune_queue.errors import IdempotencyConflictError, InvalidRequestError
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.messaging import QUEUE, RUN, producer_app
@@ -134,6 +134,23 @@ def test_a_request_that_expired_in_the_queue_is_kept_and_may_be_sent_again(
         letters.replay(letter.id)
     until(lambda: any(job.id == sent.id for job in queue.list()), seconds=SECONDS)
     assert queue.get(sent.id).wait(SECONDS).state is JobState.SUCCEEDED
+
+
+def test_a_request_that_was_revoked_is_kept_and_may_be_sent_again(
+    queue: FineTuneQueue, stack: LocalStack, images: Path
+) -> None:
+    staged = queue.submit(sample(dataset=str(images))).wait(SECONDS).record.request.dataset
+    app, message_id = producer_app(stack.settings), new_job_id()
+    told = app.control.revoke(message_id, reply=True, limit=len(stack.workers), timeout=SECONDS)
+    assert len(told or ()) == len(stack.workers)
+    app.send_task(RUN, [sample(dataset=staged)], queue=QUEUE, task_id=message_id)
+    with DeadLetterBox(stack.settings) as letters:
+        until(lambda: message_id in [each.message_id for each in letters.newest(5)], seconds=SECONDS)
+        [letter] = [each for each in letters.newest(5) if each.message_id == message_id]
+        assert letter.problems == ["the message was revoked before a worker took it"]
+        letters.replay(letter.id)
+    until(lambda: any(job.id == message_id for job in queue.list()), seconds=SECONDS)
+    assert queue.get(message_id).wait(SECONDS).state is JobState.SUCCEEDED
 
 
 def test_a_message_of_10_mb_is_kept(queue: FineTuneQueue, stack: LocalStack, images: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from finetune_queue.contract import derived_job_id, new_job_id
+from finetune_queue.contract import JobState, derived_job_id, new_job_id
 from finetune_queue.store import JobStore, keys
 from finetune_worker.intake import accept
 from support.bench import Bench
@@ -89,3 +89,24 @@ def test_a_request_in_time_that_comes_again_when_it_has_expired_finds_its_job(be
     said = accept(bench.container, [sample()], {}, message_id="m-1", expires=now - timedelta(minutes=1))
     assert said.startswith("nothing to do: job ")
     assert bench.container.jobs._redis.exists(keys.dead_letters()) == 0
+
+
+def test_a_request_that_was_revoked_before_a_worker_took_it_is_set_aside(bench: Bench) -> None:
+    said = accept(bench.container, [sample()], {}, message_id="m-1", revoked=True)
+
+    redis: Any = bench.container.jobs._redis
+    [(_, letter)] = redis.xrange(keys.dead_letters())
+    assert json.loads(letter["body"]) == [[sample()], {}]
+    [(_, event)] = redis.xrange(keys.events())
+    for told in (said, letter["problems"], event["event"]):
+        assert "the message was revoked before a worker took it" in told
+    assert redis.zcard(keys.jobs()) == 0
+
+
+def test_to_revoke_a_message_cancels_no_job(bench: Bench) -> None:
+    accept(bench.container, [sample()], {}, message_id="m-1")
+    registered = bench.job()
+    for body in (sample(), registered.id):
+        assert "job" in accept(bench.container, [body], {}, message_id="m-1", revoked=True)
+    assert bench.container.jobs._redis.exists(keys.dead_letters()) == 0
+    assert bench.read(registered).state is JobState.UPLOADING

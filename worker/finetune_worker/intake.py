@@ -40,17 +40,18 @@ def accept(
     *,
     message_id: str,
     expires: datetime | None = None,
+    revoked: bool = False,
 ) -> str:
     """Register the request of a message, or find the job that it names, and start its chain.
 
     A message that cannot become a job is set aside with its body, and a ``rejected`` event tells of it; so is a request
-    that no worker took before its message ``expires``.
+    that no worker took before its message ``expires``, or was ``revoked``.
 
     Raises:
         RedisError: the store is out of reach; the message was not acknowledged and comes again.
     """
     try:
-        job_id = _register(container, args, kwargs, message_id, expires)
+        job_id = _register(container, args, kwargs, message_id, _refusal(expires, revoked=revoked))
         job = container.jobs.get(job_id)
     except (RequestError, IdempotencyError, JobNotFoundError) as error:
         problems = error.problems if isinstance(error, RequestError) else [str(error)]
@@ -98,7 +99,7 @@ def set_aside(
 
 
 def _register(
-    container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str, expires: datetime | None
+    container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str, refusal: str | None
 ) -> str:
     if len(args) != 1 or kwargs:
         raise RequestError([f"finetune.run takes one argument, the request (got {len(args)} and {len(kwargs)} named)"])
@@ -112,20 +113,28 @@ def _register(
     else:
         # So that a redelivered message finds the job it made the first time.
         job_id = message_job_id(request.account, message_id)
-    if expires is not None and expires <= datetime.now(UTC):
-        _refuse_late(container, job_id, expires)
+    if refusal is not None:
+        _refuse_new(container, job_id, refusal)
         return job_id
     container.jobs.register(job_id, request, delay=container.settings.finetune_handover)
     return job_id
 
 
-def _refuse_late(container: Container, job_id: str, expires: datetime) -> None:
-    """Refuse a request whose message has expired, unless it came in time before and made its job."""
+def _refusal(expires: datetime | None, *, revoked: bool) -> str | None:
+    """Say why a message is too late to make a job."""
+    if revoked:
+        return "the message was revoked before a worker took it"
+    if expires is not None and expires <= datetime.now(UTC):
+        return f"the message expired at {expires.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}, before a worker took it"
+    return None
+
+
+def _refuse_new(container: Container, job_id: str, refusal: str) -> None:
+    """Refuse the request, unless its message came in time before and made its job."""
     try:
         container.jobs.get(job_id)
     except JobNotFoundError:
-        late = f"the message expired at {expires.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}, before a worker took it"
-        raise RequestError([late]) from None
+        raise RequestError([refusal]) from None
 
 
 class DeadLetterStep(bootsteps.StartStopStep):

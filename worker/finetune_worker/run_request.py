@@ -6,9 +6,11 @@ from typing import Any
 
 import structlog
 from billiard.exceptions import WorkerLostError
+from celery.worker import state
 from celery.worker.request import Request
 
 from finetune_queue.contract.ids import is_job_id
+from finetune_queue.messaging import REPLAYED
 from finetune_queue.store import RedisError
 from finetune_worker.intake import set_aside
 
@@ -39,6 +41,14 @@ class RunRequest(Request):
 
     def maybe_expire(self) -> None:
         """Let it live: Celery would drop a request that has expired, and the task sets it aside."""
+
+    def revoked(self: Any) -> bool:
+        """Let it live, for the same reason, and tell the task. One that is replayed was revoked before that."""
+        self._request_dict["revoked"] = self.id in state.revoked and not self._request_dict.get(REPLAYED)
+        return False
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Let it go on: it takes milliseconds, and Celery would acknowledge what may still have to be put back."""
 
     def on_failure(self: Any, exc_info: Any, *args: Any, **options: Any) -> None:
         """Do what Celery does. It puts the message back if the child process that read it died; but not for ever."""

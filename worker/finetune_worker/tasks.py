@@ -75,8 +75,9 @@ def register(app: Celery, runtime: Runtime) -> None:
         _bind("run")
         try:
             with tracing.continued(self.request.get("traceparent")):  # as OpenTelemetry's Celery clients send it
-                message_id, expires = self.request.id or "", self.request.get("expires")
-                return accept(runtime.container, args, kwargs, message_id=message_id, expires=expires)
+                expires, revoked = self.request.get("expires"), bool(self.request.get("revoked"))
+                message_id = self.request.id or ""
+                return accept(runtime.container, args, kwargs, message_id=message_id, expires=expires, revoked=revoked)
         except RedisError as error:
             # Celery would acknowledge a failed task. A raw client's request must survive the store's outage.
             log.warning("request_put_back", error=str(error))
