@@ -12,15 +12,19 @@ from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE, Messenger, running_q
 from finetune_queue.store import Deadlines, JobStore, Overview
 
 SOON = 15.0
-"""Seconds; a retry that is due within them counts already. About as often as an autoscaler looks."""
+"""Seconds; a retry or start that is due within them counts already. About as often as an autoscaler looks."""
 
 LOOKED_AT = 200
-"""Deadlines that are looked at for retries. Where more are due the queues are long, and say enough."""
+"""Deadlines that are looked at for them. Where more are due the queues are long, and say enough."""
+
+_FOR_A_TIME = frozenset({WaitReason.BACKOFF, WaitReason.START})
+"""What jobs wait for that their deadline ends, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The work of one class of workers: messages in its queue, of all priorities; stages that run; retries due soon."""
+    """The work of one class of workers: messages in its queue, of all priorities; stages that run; retries and starts
+    due soon."""
 
     queued: int
     running: int
@@ -52,6 +56,6 @@ class Loads:
         for view in self._overview.look().states:
             running[running_queue(view.state)] += view.running
         jobs = self._jobs.get_many(self._deadlines.soon(SOON, LOOKED_AT))
-        retries = [job for job in jobs if not job.owner and job.waiting_for is WaitReason.BACKOFF and not job.outages]
-        due = Counter(stage_queue(job.stage) for job in retries)
+        waited = [job for job in jobs if not job.owner and job.waiting_for in _FOR_A_TIME and not job.outages]
+        due = Counter(stage_queue(job.stage) for job in waited)
         return {queue: Load(queued[queue], running[queue], due[queue]) for queue in (QUEUE, TRANSFER_QUEUE)}

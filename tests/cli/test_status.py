@@ -55,6 +55,15 @@ def test_status_tells_no_time_where_a_training_has_to_end_first(run: Run, worker
     assert waiting["estimate_seconds"] is not None
 
 
+def test_status_says_when_a_job_that_was_sent_for_later_starts(run: Run, worker: Worker) -> None:
+    worker.announce()
+    job = worker.note(worker.accept(), waiting_for=WaitReason.START)
+    assert "waiting for the time that its message set, about 10 min" in run("status", job.id).out
+    waiting = run("status", job.id, "--json").json["waiting"]
+    assert waiting["reason"] == "start"
+    assert 590 < waiting["estimate_seconds"] <= 600
+
+
 def test_status_says_that_a_submit_without_an_answer_is_looked_for(run: Run, worker: Worker) -> None:
     job = worker.note(worker.bring(worker.accept(), JobState.SUBMITTING), waiting_for=WaitReason.PROVIDER)
     assert "Segmind is searched for its training before it may be sent again" in run("status", job.id).out

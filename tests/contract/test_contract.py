@@ -127,7 +127,11 @@ def test_there_is_an_example_of_every_kind_of_event() -> None:
 def test_every_reason_to_wait_is_given_and_put_into_words() -> None:
     worker = "".join(path.read_text("utf-8") for path in (ROOT / "worker").rglob("*.py"))
     scripts = "".join(path.read_text("utf-8") for path in (ROOT / "producers").rglob("*.lua"))
-    given = {reason for reason in WaitReason if f"WaitReason.{reason.name}," in worker or f"'{reason}'" in scripts}
+    given = {
+        reason
+        for reason in WaitReason
+        if re.search(rf"(?<!is )WaitReason\.{reason.name}[,)]", worker) or f"'{reason}'" in scripts
+    }
     page = (ROOT / "producers/finetune_queue/gateway/page/board.js").read_text("utf-8")
     block = page.partition("const REASONS = {")[2].partition("};")[0]
     on_page = {line.split(":")[0].strip(' "') for line in block.strip().splitlines()}

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from finetune_queue.contract import Access, Event, EventType, JobState, Visibility, new_job_id
+from finetune_queue.contract import Access, Event, EventType, JobState, Visibility, WaitReason, new_job_id
 from finetune_queue.errors import IdempotencyConflictError, InvalidRequestError
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.messaging import QUEUE, RUN, producer_app
@@ -134,6 +134,19 @@ def test_a_request_that_expired_in_the_queue_is_kept_and_may_be_sent_again(
         letters.replay(letter.id)
     until(lambda: any(job.id == sent.id for job in queue.list()), seconds=SECONDS)
     assert queue.get(sent.id).wait(SECONDS).state is JobState.SUCCEEDED
+
+
+def test_a_request_for_later_is_a_job_that_waits(queue: FineTuneQueue, stack: LocalStack, images: Path) -> None:
+    staged = queue.submit(sample(dataset=str(images))).wait(SECONDS).record.request.dataset
+    app = producer_app(stack.settings)
+    later = app.send_task(RUN, [sample(dataset=staged)], queue=QUEUE, countdown=3600)
+    soon = app.send_task(RUN, [sample(dataset=staged)], queue=QUEUE, countdown=2)
+    until(lambda: {later.id, soon.id} <= {job.id for job in queue.list()}, seconds=SECONDS)
+    job = queue.get(soon.id).wait(SECONDS)
+    assert job.state is JobState.SUCCEEDED
+    assert job.record.created_ms + 1000 < job.events()[1].time.timestamp() * 1000  # when it started
+    assert queue.get(later.id).record.waiting_for is WaitReason.START
+    queue.cancel(later.id)
 
 
 def test_a_request_that_was_revoked_is_kept_and_may_be_sent_again(

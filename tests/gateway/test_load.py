@@ -101,6 +101,13 @@ def test_retries_that_are_due_soon(http: httpx.Client, jobs: Jobs) -> None:
     assert load(http) == {"short": row(due=1), "transfers": row(due=2)}
 
 
+def test_a_job_that_was_sent_for_later_when_its_time_comes(http: httpx.Client, jobs: Jobs) -> None:
+    for delay in (5, 300):
+        job, _ = jobs.store.register(new_job_id(), sample_request(), delay=delay)
+        jobs.store.transition(job, Change(delay=delay), waiting_for=WaitReason.START)
+    assert load(http) == {"short": row(), "transfers": row(due=1)}
+
+
 def test_more_workers_end_no_outage(http: httpx.Client, jobs: Jobs) -> None:
     job = jobs.park(JobState.UPLOADING, WaitReason.BACKOFF, delay=5)
     jobs.store.transition(job, Change(delay=5), outages=1)

@@ -6,9 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from finetune_queue.contract import JobState, derived_job_id, new_job_id
-from finetune_queue.store import JobStore, keys
-from finetune_worker.intake import accept
+from finetune_queue.contract import JobState, WaitReason, derived_job_id, new_job_id
+from finetune_queue.messaging import TRANSFER_QUEUE
+from finetune_queue.store import LOST_MESSAGES, JobStore, keys
+from finetune_worker.dispatcher import Dispatcher
+from finetune_worker.intake import Terms, accept
 from support.bench import Bench
 from support.samples import sample
 
@@ -72,7 +74,7 @@ def test_a_text_that_is_no_job_s_id_is_rejected(bench: Bench) -> None:
 
 def test_a_request_that_expired_before_a_worker_took_it_is_set_aside(bench: Bench) -> None:
     past = datetime.now(UTC) - timedelta(minutes=1)
-    said = accept(bench.container, [sample()], {}, message_id="m-1", expires=past)
+    said = accept(bench.container, [sample()], {}, message_id="m-1", terms=Terms(expires=past))
 
     redis: Any = bench.container.jobs._redis
     [(_, letter)] = redis.xrange(keys.dead_letters())
@@ -85,14 +87,14 @@ def test_a_request_that_expired_before_a_worker_took_it_is_set_aside(bench: Benc
 
 def test_a_request_in_time_that_comes_again_when_it_has_expired_finds_its_job(bench: Bench) -> None:
     now = datetime.now(UTC)
-    accept(bench.container, [sample()], {}, message_id="m-1", expires=now + timedelta(minutes=1))
-    said = accept(bench.container, [sample()], {}, message_id="m-1", expires=now - timedelta(minutes=1))
+    accept(bench.container, [sample()], {}, message_id="m-1", terms=Terms(expires=now + timedelta(minutes=1)))
+    said = accept(bench.container, [sample()], {}, message_id="m-1", terms=Terms(expires=now - timedelta(minutes=1)))
     assert said.startswith("nothing to do: job ")
     assert bench.container.jobs._redis.exists(keys.dead_letters()) == 0
 
 
 def test_a_request_that_was_revoked_before_a_worker_took_it_is_set_aside(bench: Bench) -> None:
-    said = accept(bench.container, [sample()], {}, message_id="m-1", revoked=True)
+    said = accept(bench.container, [sample()], {}, message_id="m-1", terms=Terms(revoked=True))
 
     redis: Any = bench.container.jobs._redis
     [(_, letter)] = redis.xrange(keys.dead_letters())
@@ -107,6 +109,57 @@ def test_to_revoke_a_message_cancels_no_job(bench: Bench) -> None:
     accept(bench.container, [sample()], {}, message_id="m-1")
     registered = bench.job()
     for body in (sample(), registered.id):
-        assert "job" in accept(bench.container, [body], {}, message_id="m-1", revoked=True)
+        assert "job" in accept(bench.container, [body], {}, message_id="m-1", terms=Terms(revoked=True))
     assert bench.container.jobs._redis.exists(keys.dead_letters()) == 0
     assert bench.read(registered).state is JobState.UPLOADING
+
+
+def test_a_request_for_later_is_a_job_at_once_and_starts_when_it_is_due(bench: Bench) -> None:
+    eta = datetime.now(UTC) + timedelta(hours=1)
+    for _ in range(2):  # its worker died before it acknowledged it
+        said = accept(bench.container, [sample()], {}, message_id="m-1", terms=Terms(eta=eta))
+        assert "is to start in 3,600 s" in said
+    client: Any = bench.container.jobs._redis
+    [job] = bench.container.jobs.get_many(client.zrange(keys.jobs(), 0, -1))
+    assert (job.state, job.waiting_for) == (JobState.ACCEPTED, WaitReason.START)
+    assert abs(bench.due_ms(job) - eta.timestamp() * 1000) < 2000
+    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 0
+
+    client.zadd(keys.deadlines(), {job.id: 0})
+    Dispatcher(bench.container).step()
+
+    job = bench.read(job)
+    assert (job.state, job.waiting_for) == (JobState.UPLOADING, None)
+    assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
+    assert "nothing to do" in accept(bench.container, [sample()], {}, message_id="m-1", terms=Terms(eta=eta))
+    bench.container.counters.send()
+    assert [name for name in client.hkeys(keys.counters()) if LOST_MESSAGES.name in name] == []  # for none was
+
+
+def test_a_job_waits_for_its_start_no_longer_than_its_caller_does(bench: Bench) -> None:
+    soon = datetime.now(UTC) + timedelta(minutes=1)
+    body = sample(deadline=soon.isoformat())
+    accept(bench.container, [body], {}, message_id="m-1", terms=Terms(eta=soon + timedelta(hours=1)))
+    [job_id] = cast("Any", bench.container.jobs._redis).zrange(keys.jobs(), 0, -1)
+    assert abs(bench.due_ms(bench.container.jobs.get(job_id)) - soon.timestamp() * 1000) < 2000
+
+
+def test_a_request_for_later_is_started_by_a_message_without_a_time(bench: Bench) -> None:
+    body, eta = sample(idempotency_key="order-1"), datetime.now(UTC) + timedelta(hours=1)
+    accept(bench.container, [body], {}, message_id="m-1", terms=Terms(eta=eta))
+    assert accept(bench.container, [body], {}, message_id="m-2").startswith("started job ")
+    job = bench.container.jobs.get(derived_job_id("default", "order-1"))
+    assert (job.state, job.waiting_for) == (JobState.UPLOADING, None)
+
+
+def test_a_time_that_has_passed_is_none(bench: Bench) -> None:
+    eta = datetime.now(UTC) - timedelta(minutes=1)
+    assert accept(bench.container, [sample()], {}, message_id="m-1", terms=Terms(eta=eta)).startswith("started job ")
+
+
+def test_a_request_that_would_expire_before_its_start_is_set_aside(bench: Bench) -> None:
+    now = datetime.now(UTC)
+    terms = Terms(eta=now + timedelta(hours=1), expires=now + timedelta(minutes=1))
+    assert "before the job is to start at 20" in accept(bench.container, [sample()], {}, message_id="m-1", terms=terms)
+    assert bench.container.jobs._redis.xlen(keys.dead_letters()) == 1
+    assert bench.container.jobs._redis.zcard(keys.jobs()) == 0

@@ -1,5 +1,6 @@
 """A message of ``finetune.run`` in Celery's hands: what Celery would do with it, and this does not."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -54,3 +55,10 @@ def test_one_that_is_running_is_not_terminated() -> None:
     hand.request.time_start = 1.0
     hand.request.terminate(pool=None, signal="TERM")
     assert not hand.acknowledged
+
+
+def test_one_for_later_is_not_kept_in_memory_until_then() -> None:
+    eta = datetime.now(UTC) + timedelta(hours=1)
+    hand = Hand(eta=eta.isoformat())
+    assert hand.request.eta is None
+    assert hand.request.request_dict["eta"] == eta

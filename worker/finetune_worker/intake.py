@@ -1,13 +1,23 @@
 """The way in: what ``finetune.run`` and unreadable messages become. Nothing that arrives vanishes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 from celery import bootsteps
 
-from finetune_queue.contract import JobState, RequestError, Stage, derived_job_id, new_job_id, parse_request
+from finetune_queue.contract import (
+    JobRecord,
+    JobState,
+    RequestError,
+    Stage,
+    WaitReason,
+    derived_job_id,
+    new_job_id,
+    parse_request,
+)
 from finetune_queue.contract.ids import is_job_id, message_job_id
 from finetune_queue.messaging import BEGIN
 from finetune_queue.store import (
@@ -33,25 +43,56 @@ PUT_BACK_AFTER = 1.0
 """Seconds before a message that could not be written down goes back to the queue."""
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a message says, beside its request, of when that may become a job, and when the job is to start."""
+
+    eta: datetime | None = None
+    expires: datetime | None = None
+    revoked: bool | None = None
+
+    @property
+    def wait(self) -> float:
+        """The seconds until the job is to start, 0 if that is now."""
+        return 0.0 if self.eta is None else max(0.0, (self.eta - datetime.now(UTC)).total_seconds())
+
+    @property
+    def refusal(self) -> str | None:
+        """Why it is too late for a new job."""
+        if self.revoked:
+            return "the message was revoked before a worker took it"
+        if self.expires is not None and self.expires <= datetime.now(UTC):
+            return f"the message expired at {_iso(self.expires)}, before a worker took it"
+        if self.expires is not None and self.eta is not None and self.expires <= self.eta:
+            return f"the message expires at {_iso(self.expires)}, before the job is to start at {_iso(self.eta)}"
+        return None
+
+
+def _iso(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+AT_ONCE = Terms()
+
+
 def accept(
     container: Container,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     *,
     message_id: str,
-    expires: datetime | None = None,
-    revoked: bool = False,
+    terms: Terms = AT_ONCE,
 ) -> str:
-    """Register the request of a message, or find the job that it names, and start its chain.
+    """Register the request of a message, or find the job that it names, and start its chain, or let it wait.
 
     A message that cannot become a job is set aside with its body, and a ``rejected`` event tells of it; so is a request
-    that no worker took before its message ``expires``, or was ``revoked``.
+    that comes too late by its message's ``terms``.
 
     Raises:
         RedisError: the store is out of reach; the message was not acknowledged and comes again.
     """
     try:
-        job_id = _register(container, args, kwargs, message_id, _refusal(expires, revoked=revoked))
+        job_id = _register(container, args, kwargs, message_id, terms)
         job = container.jobs.get(job_id)
     except (RequestError, IdempotencyError, JobNotFoundError) as error:
         problems = error.problems if isinstance(error, RequestError) else [str(error)]
@@ -68,6 +109,8 @@ def accept(
     structlog.contextvars.bind_contextvars(job_id=job.id, account=job.account)
     if job.state is not JobState.ACCEPTED:
         return f"nothing to do: job {job.id} {job.state.sentence}"
+    if later := until_deadline(job, terms.wait):
+        return _put_off(container, job, later)
     change, reason = Change(delay=container.settings.finetune_handover), None
     if has_share(container, job):
         # Straight into the account's room: a backlog of one account must not fill the queue that others share.
@@ -82,6 +125,16 @@ def accept(
         container.messenger.start(job.id, Stage.UPLOAD.and_after(), priority=BEGIN)
     log.info("job_started")
     return f"started job {job.id}"
+
+
+def _put_off(container: Container, job: JobRecord, seconds: float) -> str:
+    """Let the dispatcher start the job when it is due."""
+    try:
+        container.jobs.transition(job, Change(delay=seconds), waiting_for=WaitReason.START)
+    except ConflictError:
+        return f"nothing to do: job {job.id} was started by another message"
+    log.info("job_put_off", seconds=round(seconds))
+    return f"parked: job {job.id} is to start in {round(seconds):,} s"
 
 
 def set_aside(
@@ -99,7 +152,7 @@ def set_aside(
 
 
 def _register(
-    container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str, refusal: str | None
+    container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str, terms: Terms
 ) -> str:
     if len(args) != 1 or kwargs:
         raise RequestError([f"finetune.run takes one argument, the request (got {len(args)} and {len(kwargs)} named)"])
@@ -113,20 +166,11 @@ def _register(
     else:
         # So that a redelivered message finds the job it made the first time.
         job_id = message_job_id(request.account, message_id)
-    if refusal is not None:
-        _refuse_new(container, job_id, refusal)
+    if terms.refusal is not None:
+        _refuse_new(container, job_id, terms.refusal)
         return job_id
-    container.jobs.register(job_id, request, delay=container.settings.finetune_handover)
+    container.jobs.register(job_id, request, delay=max(terms.wait, container.settings.finetune_handover))
     return job_id
-
-
-def _refusal(expires: datetime | None, *, revoked: bool) -> str | None:
-    """Say why a message is too late to make a job."""
-    if revoked:
-        return "the message was revoked before a worker took it"
-    if expires is not None and expires <= datetime.now(UTC):
-        return f"the message expired at {expires.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}, before a worker took it"
-    return None
 
 
 def _refuse_new(container: Container, job_id: str, refusal: str) -> None:

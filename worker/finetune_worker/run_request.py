@@ -38,6 +38,8 @@ class RunRequest(Request):
         self._argsrepr = self._request_dict["argsrepr"] = shown
         self._kwargsrepr = self._request_dict["kwargsrepr"] = "{}"
         self._request_dict["expires"] = self._expires  # as the moment that Celery read in it
+        # Celery would keep it in memory until then, where nobody sees it; the task makes a job of it that waits.
+        self._request_dict["eta"], self._eta = self._eta, None
 
     def maybe_expire(self) -> None:
         """Let it live: Celery would drop a request that has expired, and the task sets it aside."""

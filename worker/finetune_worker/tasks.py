@@ -13,7 +13,7 @@ from finetune_queue import tracing
 from finetune_queue.contract import Stage
 from finetune_queue.messaging import ACCESS, PRESIGN, RUN, SWEEP, short_name, stage_task
 from finetune_queue.store import RedisError
-from finetune_worker.intake import PUT_BACK_AFTER, accept
+from finetune_worker.intake import PUT_BACK_AFTER, Terms, accept
 from finetune_worker.run_request import RunRequest
 from finetune_worker.runtime import Runtime
 from finetune_worker.stages.access import change_access
@@ -75,9 +75,8 @@ def register(app: Celery, runtime: Runtime) -> None:
         _bind("run")
         try:
             with tracing.continued(self.request.get("traceparent")):  # as OpenTelemetry's Celery clients send it
-                expires, revoked = self.request.get("expires"), bool(self.request.get("revoked"))
-                message_id = self.request.id or ""
-                return accept(runtime.container, args, kwargs, message_id=message_id, expires=expires, revoked=revoked)
+                terms = Terms(**{name: self.request.get(name) for name in ("eta", "expires", "revoked")})
+                return accept(runtime.container, args, kwargs, message_id=self.request.id or "", terms=terms)
         except RedisError as error:
             # Celery would acknowledge a failed task. A raw client's request must survive the store's outage.
             log.warning("request_put_back", error=str(error))

@@ -115,4 +115,5 @@ _REASONS = {
     WaitReason.SPENDING: "the account has no submits left for today (UTC)",
     WaitReason.TRAININGS: "the account has as many trainings in flight as allowed",
     WaitReason.PAUSED: "the account is paused",
+    WaitReason.START: "waiting for the time that its message set",
 }

@@ -99,6 +99,7 @@ class WaitReason(StrEnum):
     SPENDING = "spending"  # for the account's submit cap or its kill switch
     TRAININGS = "trainings"  # for the account's cap on trainings in flight
     PAUSED = "paused"  # for the account's pause, or that of its submits
+    START = "start"  # for the time that its message set, by Celery's eta or countdown
 
 
 class Visibility(StrEnum):

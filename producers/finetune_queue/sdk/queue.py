@@ -28,6 +28,7 @@ from finetune_queue.store import (
     Attempt,
     Change,
     ConflictError,
+    Deadlines,
     JobPages,
     JobStore,
     Outbox,
@@ -55,6 +56,7 @@ class FineTuneQueue:
         self._jobs = JobStore(self._redis)
         self._pages = JobPages(self._redis, self._jobs)
         self._accounts = Accounts(self._redis)
+        self._deadlines = Deadlines(self._redis)
         self._outbox = Outbox(self._redis)
         self._sinks = SinkLines(self._redis)
         self._workers = Workers(self._redis)
@@ -183,6 +185,8 @@ class FineTuneQueue:
         with translated():
             if unserved(record.account, self._workers.alive()):
                 return Waiting(reason, 0, None, unserved=True)
+            if reason is WaitReason.START:
+                return Waiting(reason, 0, self._deadlines.left(record.id))
             ahead = self._accounts.place(record)
             if ahead is None:
                 return Waiting(reason, 0, None)

@@ -45,6 +45,11 @@ class Deadlines:
         until = self.now_ms() + int(seconds * 1000)
         return cast("list[str]", self._redis.zrangebyscore(keys.deadlines(), "-inf", until, start=0, num=limit))
 
+    def left(self, job_id: str) -> float | None:
+        """Return the seconds until the job's deadline, 0 if that passed; None without one."""
+        at = self._redis.zscore(keys.deadlines(), job_id)
+        return None if at is None else max(0.0, (at - self.now_ms()) / 1000)
+
     def put_off(self, delays: Sequence[tuple[JobRecord, float]]) -> int:
         """Move the deadlines of the given jobs to the given seconds from now; returns how many were moved.
 

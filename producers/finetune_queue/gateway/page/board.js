@@ -15,6 +15,7 @@ const REASONS = {
   spending: "submits are stopped, or none are left for today",
   trainings: "waits for another training to end",
   paused: "the account is paused",
+  start: "waits for the time that its message set",
 };
 
 const UNCLEAR = "waits: the submit had no clear answer, so Segmind is searched for its training";
