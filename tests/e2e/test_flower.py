@@ -44,13 +44,14 @@ def test_every_stage_of_a_job_is_a_task_with_a_readable_result(
             job = queue.submit(sample(dataset=str(images)))
             wanted = [stage_task(stage) for stage in Stage if stage is not Stage.POLL]  # for which its sweep is enough
 
-            def results() -> dict[str, str]:
+            def tasks() -> list[Any]:
                 look()
-                tasks = [task for _, task in seen.tasks_by_timestamp() if task.args and job.id in task.args]
-                return {str(task.name): str(task.result) for task in tasks if task.state == "SUCCESS"}
+                found = [task for _, task in seen.tasks_by_timestamp() if task.args and job.id in task.args]
+                return [task for task in found if task.state == "SUCCESS"]
 
-            until(lambda: set(wanted) <= results().keys(), seconds=SECONDS)
-            said = results()
+            until(lambda: set(wanted) <= {task.name for task in tasks()}, seconds=SECONDS)
+            said = {str(task.name): str(task.result) for task in tasks()}
+            assert all(task.started for task in tasks()), "Flower could not tell which of them ran"
     app.close()
     assert said["finetune.upload"].startswith("'uploaded 6 images")
     assert said["finetune.publish"].startswith("'succeeded: weights at file://")
