@@ -1,33 +1,29 @@
 """A pool of child processes: what the death of one over a raw client's request costs."""
 
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from finetune_queue.local.processes import Child
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.messaging import QUEUE, RUN, producer_app
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import keys
 from finetune_worker.run_request import MOST_DEATHS
 from support.hard_times import SECONDS
+from support.other_stack import OtherStack
 from support.samples import sample
 from support.until import until
 
 DATASET = "https://example.com/faces.zip"
 
 
-class DeadlyStack(LocalStack):
-    """One whose worker has child processes that die over some requests (`support.deadly_worker`)."""
+class DeadlyStack(OtherStack):
+    """One whose worker has child processes that die over some requests."""
 
-    def _launch(self, name: str, module: Sequence[str], settings: Mapping[str, str]) -> Child:
-        other = {"finetune_worker": "support.deadly_worker", "threads": "processes"}
-        words = [other.get(word, word) for word in module]
-        return super()._launch(name, words, {**settings, "PYTHONPATH": os.pathsep.join(sys.path)})
+    application = "support.deadly_worker"
+    pool = "processes"
 
 
 @pytest.fixture(scope="module")

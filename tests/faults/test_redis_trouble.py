@@ -49,6 +49,7 @@ def jobs(stack: LocalStack, times: HardTimes) -> Iterator[list[Job]]:
     workers = [worker.pid for worker in stack.workers]
     found = [times.submit() for _ in range(4)]
     yield found
+    assert [worker.pid for worker in stack.workers if worker.running] == workers
     found += [times.submit()]
     times.check(*found)
     assert [worker.pid for worker in stack.workers if worker.running] == workers

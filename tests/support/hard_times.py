@@ -1,10 +1,8 @@
 """Jobs held in each stage by a slow sandbox, and what must hold of jobs in the end, for tests with real workers."""
 
 import hashlib
-import os
-import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,12 +12,12 @@ from urllib.parse import urlsplit
 import redis
 
 from finetune_queue.contract import Event, EventType, JobState, derived_job_id
-from finetune_queue.local.processes import Child
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.sdk import FineTuneQueue, Job
 from finetune_queue.store import keys
 from segmind_sandbox.testing import SandboxControl
 from segmind_sandbox.weights import Weights
+from support.other_stack import OtherStack
 from support.samples import sample
 from support.until import until
 
@@ -51,12 +49,10 @@ HOLD = 2.5
 _ENDS = {EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED}
 
 
-class PromptStack(LocalStack):
-    """One whose workers hold a job for no call that begins late (`support.prompt_worker`)."""
+class PromptStack(OtherStack):
+    """One whose workers hold a job for no call that begins late."""
 
-    def _launch(self, name: str, module: Sequence[str], settings: Mapping[str, str]) -> Child:
-        words = ["support.prompt_worker" if word == "finetune_worker" else word for word in module]
-        return super()._launch(name, words, {**settings, "PYTHONPATH": os.pathsep.join(sys.path)})
+    application = "support.prompt_worker"
 
 
 class HardTimes:
