@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from finetune_queue.contract import JobState, WaitReason, derived_job_id, new_job_id
-from finetune_queue.messaging import TRANSFER_QUEUE
+from finetune_queue.messaging import CONTINUE, TRANSFER_QUEUE
 from finetune_queue.store import LOST_MESSAGES, JobStore, keys
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.intake import Terms, accept
@@ -131,6 +131,7 @@ def test_a_request_for_later_is_a_job_at_once_and_starts_when_it_is_due(bench: B
     job = bench.read(job)
     assert (job.state, job.waiting_for) == (JobState.UPLOADING, None)
     assert bench.container.messenger.queued(TRANSFER_QUEUE) == 1
+    assert bench.container.messenger.queued_before(TRANSFER_QUEUE, CONTINUE) == 0  # nor does it go before what is new
     assert "nothing to do" in accept(bench.container, [sample()], {}, message_id="m-1", terms=Terms(eta=eta))
     bench.container.counters.send()
     assert [name for name in client.hkeys(keys.counters()) if LOST_MESSAGES.name in name] == []  # for none was

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from finetune_queue.contract import ACCESS, RELEASED, EventType, JobError, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.messaging import ACCEPT, CALL, CONTINUE, QUEUE, TRANSFER_QUEUE, stage_queue
+from finetune_queue.messaging import ACCEPT, BEGIN, CALL, CONTINUE, QUEUE, TRANSFER_QUEUE, stage_queue
 from finetune_queue.store import (
     LOST_MESSAGES,
     SWEEP,
@@ -297,6 +297,8 @@ def _priority_of(job: JobRecord) -> int:
         return CALL  # it only ends: its caller was promised when
     if job.stage is Stage.UPLOAD and job.waiting_for is WaitReason.BACKOFF:
         return ACCEPT  # nothing of it is started: a batch whose host is away must not stand in front of what is new
+    if job.waiting_for is WaitReason.START:
+        return BEGIN  # it is as new as one that starts at once
     return CONTINUE
 
 
