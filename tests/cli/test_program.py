@@ -1,5 +1,6 @@
 """The program as a whole: its start, its help, a real terminal, and that docs/cli.md says the same."""
 
+import hashlib
 import json
 import os
 import pty
@@ -21,6 +22,7 @@ from finetune_queue.cli import options
 from finetune_queue.cli.app import app
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import DEFAULT_ACCOUNT, JobState, WaitReason
+from finetune_queue.contract.job import Weights
 from support.cli import Run, Worker
 from support.samples import sample
 
@@ -275,6 +277,23 @@ def test_watch_says_at_80_columns_why_a_job_waits(worker: Worker) -> None:
         screen.expect(WAITS)
         screen.process.send_signal(signal.SIGINT)
         assert screen.end() == ExitCode.INTERRUPTED
+
+
+def test_a_download_on_a_terminal_shows_how_far_it_is(worker: Worker, tmp_path: Path) -> None:
+    content = b"weights" * 1000
+    (tmp_path / "stored").write_bytes(content)
+    facts = Weights(
+        url=(tmp_path / "stored").as_uri(),
+        manifest_url="",
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        tensors=1,
+    )
+    job = worker.move(worker.bring(worker.accept(), JobState.DOWNLOADING), JobState.SUCCEEDED, weights=facts)
+    with terminal("download", job.id) as screen:
+        assert screen.end() == ExitCode.OK
+    for text in ("7.0/7.0 kB", f"are in {job.id}.safetensors.", SHOW_CURSOR):
+        assert text in screen.shown
 
 
 def test_json_on_a_terminal_is_indented(worker: Worker) -> None:

@@ -141,6 +141,22 @@ def events(
 
 
 @app.command()
+def download(
+    job: JobId,
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A file, or a folder for JOB.safetensors.", show_default=False)
+    ] = ".",
+    *,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace another file that is there.")] = False,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Copy a job's verified weights to this machine, by default into the current folder."""
+    from finetune_queue.cli.download import download as command
+
+    return command(job, target, force=force, as_json=as_json)
+
+
+@app.command()
 def cancel(jobs: JobIds, *, as_json: AsJson = False) -> ExitCode:
     """Stop jobs. A training that Segmind already has continues there."""
     from finetune_queue.cli.change import cancel as command
