@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,23 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_version(run: Run) -> None:
     assert run("--version").out == f"finetune-queue {__version__}\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="completes in bash")
+def test_a_shell_completes_a_command_that_is_called_by_its_path(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "finetune"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nimport sys\nfrom finetune_queue.cli import main\nsys.exit(main())\n")
+    program.chmod(0o755)
+    script = (
+        'eval "$(bin/finetune --show-completion)"; complete -p finetune; cd /; '
+        f'COMP_WORDS=({program} do) COMP_CWORD=1; _finetune_completion {program}; echo "${{COMPREPLY[@]}}"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == [
+        "complete -o default -F _finetune_completion finetune",
+        "download doctor",
+    ]
 
 
 def test_no_command_is_the_help(run: Run) -> None:
