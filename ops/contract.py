@@ -124,11 +124,11 @@ def jobs() -> dict[EventType, JobRecord]:
         tensors=494,
     )
     broken = JobError(
-        code="download_stalled",
+        code="forbidden",
         stage="download",
-        message="The weights stopped coming after 12 MB.",
+        message="The API key may not do this: check the key, the account's plan and who owns the fine-tune.",
         action="Once the cause is fixed: `finetune retry JOB`.",
-        retryable=True,
+        upstream_status=403,
     )
     submitting = {"state": JobState.SUBMITTING, "dataset_report": report}
     training = {**submitting, "state": JobState.TRAINING, "finetune_id": "ft_8d2c41", "provider_status": "REQUESTED"}
