@@ -16,7 +16,7 @@ from ops.generated import ROOT, main
 from pydantic import BaseModel
 
 from finetune_queue.contract import Event, EventType, FineTuneRequest, JobRecord, JobState, parse_request
-from finetune_queue.contract.event import SOURCE, job_event, rejected_event, type_name
+from finetune_queue.contract.event import SCHEMA, SOURCE, data_schema, job_event, rejected_event, type_name
 from finetune_queue.contract.job import Access, JobError, Stage, Visibility, WaitReason, Weights
 from finetune_queue.contract.views import EVENT_DATA, PublicJob
 from finetune_queue.messaging import ACCEPT, QUEUE, RUN
@@ -52,6 +52,7 @@ def event_schema() -> dict[str, Any]:
                 "title": kind.value,
                 "properties": {
                     "type": {"const": type_name(kind)},
+                    "dataschema": {"const": data_schema(kind)},
                     "data": {"$ref": f"#/$defs/{model.__name__}"},
                 },
             }
@@ -60,6 +61,11 @@ def event_schema() -> dict[str, Any]:
     properties["source"] = {"const": SOURCE}
     properties["type"] = {"enum": [type_name(kind) for kind in EventType]}
     properties["sequence"] = {"type": "string", "pattern": "^[0-9]{10}$"}
+    properties["dataschema"] = {
+        "type": "string",
+        "format": "uri",
+        "description": "The schema of `data`, by its place in this document. Events of the first workers lack it.",
+    }
     properties["traceparent"] = {
         "type": "string",
         "pattern": "^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
@@ -67,7 +73,7 @@ def event_schema() -> dict[str, Any]:
     }
     return {
         "$schema": DIALECT,
-        "$id": "urn:finetune-queue:v1:event",
+        "$id": SCHEMA,
         "title": "Event",
         "description": "A CloudEvents 1.0 event in structured JSON. Treat unknown types and fields as additions.",
         "type": "object",
@@ -124,11 +130,11 @@ def jobs() -> dict[EventType, JobRecord]:
         tensors=494,
     )
     broken = JobError(
-        code="download_stalled",
+        code="forbidden",
         stage="download",
-        message="The weights stopped coming after 12 MB.",
+        message="The API key may not do this: check the key, the account's plan and who owns the fine-tune.",
         action="Once the cause is fixed: `finetune retry JOB`.",
-        retryable=True,
+        upstream_status=403,
     )
     submitting = {"state": JobState.SUBMITTING, "dataset_report": report}
     training = {**submitting, "state": JobState.TRAINING, "finetune_id": "ft_8d2c41", "provider_status": "REQUESTED"}

@@ -11,7 +11,10 @@ FineTuneQueueError
 │   └── UnreadableJobError    only a newer version of this package can read the job
 ├── WaitTimeoutError          ``wait`` gave up; the job goes on
 ├── QueueUnavailableError     Redis or the broker is out of reach; nothing was lost
-└── StagingUnavailableError   the staging store did not accept the dataset
+├── StagingUnavailableError   the staging store did not accept the dataset
+├── WeightsUnavailableError   the weights cannot be read from here, or are not there any more
+├── WeightsDamagedError       what is stored is not what the job stored
+└── TargetError               the weights cannot be written where the caller wants them
 """
 
 
@@ -65,3 +68,15 @@ class QueueUnavailableError(FineTuneQueueError):
 
 class StagingUnavailableError(FineTuneQueueError):
     """The staging store did not accept the dataset."""
+
+
+class WeightsUnavailableError(FineTuneQueueError):
+    """A job's weights are not where the job stored them, or this process cannot read them there."""
+
+
+class WeightsDamagedError(FineTuneQueueError):
+    """What is stored has not the length or the sha256 that the job recorded."""
+
+
+class TargetError(FineTuneQueueError):
+    """The weights cannot be written where the caller wants them, or another file is there."""

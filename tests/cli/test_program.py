@@ -1,10 +1,12 @@
 """The program as a whole: its start, its help, a real terminal, and that docs/cli.md says the same."""
 
+import hashlib
 import json
 import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from finetune_queue.cli import options
 from finetune_queue.cli.app import app
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import DEFAULT_ACCOUNT, JobState, WaitReason
+from finetune_queue.contract.job import Weights
 from support.cli import Run, Worker
 from support.samples import sample
 
@@ -54,6 +57,23 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_version(run: Run) -> None:
     assert run("--version").out == f"finetune-queue {__version__}\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="completes in bash")
+def test_a_shell_completes_a_command_that_is_called_by_its_path(tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "finetune"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nimport sys\nfrom finetune_queue.cli import main\nsys.exit(main())\n")
+    program.chmod(0o755)
+    script = (
+        'eval "$(bin/finetune --show-completion)"; complete -p finetune; cd /; '
+        f'COMP_WORDS=({program} do) COMP_CWORD=1; _finetune_completion {program}; echo "${{COMPREPLY[@]}}"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == [
+        "complete -o default -F _finetune_completion finetune",
+        "download doctor",
+    ]
 
 
 def test_no_command_is_the_help(run: Run) -> None:
@@ -275,6 +295,23 @@ def test_watch_says_at_80_columns_why_a_job_waits(worker: Worker) -> None:
         screen.expect(WAITS)
         screen.process.send_signal(signal.SIGINT)
         assert screen.end() == ExitCode.INTERRUPTED
+
+
+def test_a_download_on_a_terminal_shows_how_far_it_is(worker: Worker, tmp_path: Path) -> None:
+    content = b"weights" * 1000
+    (tmp_path / "stored").write_bytes(content)
+    facts = Weights(
+        url=(tmp_path / "stored").as_uri(),
+        manifest_url="",
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        tensors=1,
+    )
+    job = worker.move(worker.bring(worker.accept(), JobState.DOWNLOADING), JobState.SUCCEEDED, weights=facts)
+    with terminal("download", job.id) as screen:
+        assert screen.end() == ExitCode.OK
+    for text in ("7.0/7.0 kB", f"are in {job.id}.safetensors.", SHOW_CURSOR):
+        assert text in screen.shown
 
 
 def test_json_on_a_terminal_is_indented(worker: Worker) -> None:

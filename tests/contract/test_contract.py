@@ -14,7 +14,8 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http
 from cloudevents.core.formats.json import JSONFormat
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import ValidationError  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator, ValidationError  # type: ignore[import-untyped]
+from referencing import Registry
 
 from contract.published import EXAMPLES, FOLDER, ROOT, load, validator
 from finetune_queue.cli import words
@@ -26,7 +27,7 @@ from finetune_queue.contract import (
     WaitReason,
     parse_request,
 )
-from finetune_queue.contract.event import Event, job_event, type_name
+from finetune_queue.contract.event import SCHEMA, Event, job_event, type_name
 from finetune_queue.contract.job import _INTERNAL
 from finetune_queue.contract.views import EVENT_DATA, PublicJob
 from support.samples import sample, sample_request
@@ -158,6 +159,22 @@ def test_consumers_are_told_to_expect_more_fields() -> None:
     validator("event").validate(example)
 
 
+@pytest.mark.parametrize("kind", EventType)
+def test_the_data_is_what_its_schema_says(kind: EventType) -> None:
+    example = load(f"examples/event.{kind}.json")
+    published = Registry().with_contents([(SCHEMA, load("event.schema.json"))])
+    check = Draft202012Validator({"$ref": example["dataschema"]}, registry=published)
+    check.validate(example["data"])
+    assert not check.is_valid({})
+
+
+def test_an_event_from_before_it_named_its_schema_stays_as_it_was() -> None:
+    example = load("examples/event.succeeded.json")
+    del example["dataschema"]
+    validator("event").validate(example)
+    assert Event.model_validate(example).model_dump(mode="json") == example
+
+
 def test_a_traced_job_is_in_line_with_the_contract() -> None:
     traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     request = parse_request(load("examples/request.minimal.json"))
@@ -181,6 +198,7 @@ def test_events_are_cloudevents(path: Path) -> None:
     assert (event.get_specversion(), event.get_source()) == ("1.0", "/finetune-queue")
     assert event.get_extension("sequence") == body["sequence"]
     assert event.get_data() == body["data"]
+    assert event.get_dataschema() == body["dataschema"]
     assert event.get_time() is not None
 
 

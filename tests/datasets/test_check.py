@@ -177,6 +177,24 @@ def test_a_prompt_without_the_trigger_word(tmp_path: Path) -> None:
     assert check_archive(path, instance_prompt="a man in a suit").findings == ()
 
 
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("a man", "is more than one word"),
+        (" ohwx\tman", "is more than one word"),
+        ("Person", "is a common word"),
+        (" the ", "is a common word"),
+    ],
+)
+def test_a_trigger_word_that_the_model_knows_is_no_error(tmp_path: Path, word: str, why: str) -> None:
+    files = {name: word.encode() if name.endswith(".txt") else data for name, data in good_files().items()}
+    report = check_archive(make_zip(tmp_path / "a.zip", files), trigger_word=word, instance_prompt=f"photo of {word}")
+    assert report.ok
+    [found] = report.findings
+    assert (found.code, found.severity, found.file) == ("trigger_common", "warning", None)
+    assert found.message.endswith(f'" {why}.')
+
+
 def test_too_few_and_too_many_images(tmp_path: Path) -> None:
     assert codes(check(make_zip(tmp_path / "few.zip", good_files(4)))) == {"few_images"}
     small = make_dataset_zip(tmp_path / "many.zip", count=51)

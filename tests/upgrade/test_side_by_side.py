@@ -36,6 +36,7 @@ NEWS = [
         "Change(delay=lease), owner=owner",
         'Change(delay=lease), owner=owner, grade="A"',
     ),
+    ("finetune_queue/contract/kinds.py", 'REJECTED = "rejected"', 'GRADED = "graded"\n    REJECTED = "rejected"'),
     ("finetune_worker/stages/upload.py", "claim.write(dataset_report", 'claim.write(event="graded", dataset_report'),
 ]
 """What the newer version writes and this one does not know: file, text, what stands there instead."""

@@ -143,7 +143,7 @@ def test_a_clear_no_is_said_on_the_job_and_not_asked_again(
     access, error = access_of(bench, trained), error_of(bench, trained)
     assert (access.wanted, access.confirmed, error.code, error.stage) == (None, None, code, "access")
     assert "`finetune access JOB`" in error.action
-    assert told(bench, trained)[-1]["error"]["code"] == code
+    assert (told(bench, trained)[-1]["error"]["code"], error.upstream_status) == (code, status)
     assert left(bench) == (0, 0)
     assert calls(bench) == 1
 

@@ -73,6 +73,7 @@ def test_a_clear_no_takes_the_intent_back(bench: Bench, fault: dict[str, Any], r
     if reason is None:
         assert job.error is not None
         assert job.error.message
+        assert job.error.upstream_status == fault["status"]
         wrong_request = fault.get("status") == 422
         assert job.error.action.startswith("Submit again" if wrong_request else "Once the cause is fixed")
 

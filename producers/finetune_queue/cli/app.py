@@ -17,7 +17,6 @@ app = typer.Typer(
     help="Submit Segmind Fast Flux fine-tunes to the queue and follow them to verified weights.",
     epilog="Exit codes: 0 success, 1 the job or a check failed, 2 bad usage or request, 3 no such job, 4 the queue is "
     "out of reach, 5 time-out, 6 settings, 7 not possible, 8 not installed, 70 a defect, 130 Ctrl-C.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -34,12 +33,19 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_
 JobIds = Annotated[list[str], typer.Argument(metavar="JOB...", help="The jobs' ids.", show_default=False)]
 
 
+_COMPLETION = frozenset({"--install-completion", "--show-completion"})
+
+
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code. Whatever goes wrong becomes one message on standard error."""
     as_json = "--json" in arguments
     program = output.program()
+    # A shell completes a command by its name, whatever path it is called by.
+    name = "finetune" if _COMPLETION.intersection(arguments) else program
     try:
-        code = typer.main.get_command(app).main(arguments, prog_name=program, standalone_mode=False)
+        code = typer.main.get_command(app).main(
+            arguments, prog_name=name, complete_var="_FINETUNE_COMPLETE", standalone_mode=False
+        )
     except TyperException as error:
         where = getattr(getattr(error, "ctx", None), "command_path", program)
         said = in_plain_words(error.format_message().rstrip(" ."))
@@ -138,6 +144,22 @@ def events(
     from finetune_queue.cli.show import events as command
 
     return command(job, follow=follow, as_json=as_json)
+
+
+@app.command()
+def download(
+    job: JobId,
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="A file, or a folder for JOB.safetensors.", show_default=False)
+    ] = ".",
+    *,
+    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace another file that is there.")] = False,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Copy a job's verified weights to this machine, by default into the current folder."""
+    from finetune_queue.cli.download import download as command
+
+    return command(job, target, force=force, as_json=as_json)
 
 
 @app.command()

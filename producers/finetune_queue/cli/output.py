@@ -22,7 +22,7 @@ class ExitCode(IntEnum):
     FAILED = 1  # the command worked and its answer is bad: the job failed or was cancelled, a check failed
     USAGE = 2  # wrong options, or a request or dataset that cannot be accepted
     NOT_FOUND = 3
-    UNAVAILABLE = 4  # Redis, the staging store, or a part of the demo's own system
+    UNAVAILABLE = 4  # Redis, the staging store, a job's weights, or a part of the demo's own system
     TIMEOUT = 5
     SETTINGS = 6
     CONFLICT = 7  # the job's state, or an idempotency key in use, does not allow it
@@ -79,6 +79,12 @@ def explain(error: Exception) -> CliError | None:  # noqa: PLR0912 - one case fo
             return CliError(text, ExitCode.UNAVAILABLE, "queue_unavailable")
         case errors.StagingUnavailableError():
             return CliError(text, ExitCode.UNAVAILABLE, "staging_unavailable")
+        case errors.WeightsUnavailableError():
+            return CliError(text, ExitCode.UNAVAILABLE, "weights_unavailable")
+        case errors.WeightsDamagedError():
+            return CliError(text, ExitCode.FAILED, "weights_damaged")
+        case errors.TargetError():
+            return CliError(text, ExitCode.USAGE, "target")
         case OSError(errno=errno.ENOSPC):
             # The code is not that of a request which was refused: what the command did may be done.
             return CliError(f"Nothing more can be written: {error.strerror}.", ExitCode.FAILED, "no_space")

@@ -8,8 +8,12 @@ from pydantic.json_schema import SkipJsonSchema
 
 from finetune_queue.contract.job import JobRecord, JobState
 from finetune_queue.contract.kinds import EventType
+from finetune_queue.contract.views import EVENT_DATA
 
 SOURCE = "/finetune-queue"
+SCHEMA = "urn:finetune-queue:v1:event"
+"""The id of the schema of all events, docs/contract/event.schema.json."""
+
 _PREFIX = "io.finetunequeue.job."
 _VERSION = ".v1"
 _KINDS = frozenset(EventType)
@@ -30,6 +34,12 @@ class Event(BaseModel):
     subject: str
     time: AwareDatetime
     datacontenttype: Literal["application/json"] = "application/json"
+    dataschema: Annotated[
+        str | SkipJsonSchema[None],
+        Field(
+            description="The schema of the data; older events do not name it.", exclude_if=lambda value: value is None
+        ),
+    ] = None
     sequence: str
     # The CloudEvents extension for distributed tracing.
     traceparent: Annotated[
@@ -48,6 +58,11 @@ class Event(BaseModel):
 def type_name(kind: EventType) -> str:
     """Return the full CloudEvents type of a kind of event."""
     return f"{_PREFIX}{kind}{_VERSION}"
+
+
+def data_schema(kind: EventType) -> str:
+    """Return the URI of the schema of a kind's data: its place in that of all events."""
+    return f"{SCHEMA}#/$defs/{EVENT_DATA[kind].__name__}"
 
 
 def job_event(job: JobRecord, kind: EventType, previous: JobState | None) -> Event:
@@ -77,6 +92,7 @@ def job_event(job: JobRecord, kind: EventType, previous: JobState | None) -> Eve
         type=type_name(kind),
         subject=job.id,
         time=datetime.now(UTC),
+        dataschema=data_schema(kind),
         # Sorts as text, as the CloudEvents sequence extension asks.
         sequence=f"{job.event_seq:010d}",
         traceparent=job.traceparent,
@@ -91,6 +107,7 @@ def rejected_event(message_id: str, reason: str, problems: list[str]) -> Event:
         type=type_name(EventType.REJECTED),
         subject=message_id,
         time=datetime.now(UTC),
+        dataschema=data_schema(EventType.REJECTED),
         sequence=f"{1:010d}",
         data={"message_id": message_id, "reason": reason, "problems": problems},
     )

@@ -119,6 +119,9 @@ class JobError(BaseModel):
     message: str
     action: str = ""
     retryable: bool = False
+    upstream_status: int | None = Field(
+        default=None, description="The HTTP status of Segmind's answer; null if the error is none."
+    )
 
 
 RETRY_IS_USELESS: frozenset[tuple[str, str]] = frozenset(

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +39,7 @@ from finetune_queue.datasets.names import (
     suffix_of,
 )
 from finetune_queue.datasets.report import Collector, DatasetReport
+from finetune_queue.datasets.trigger import Trigger
 from finetune_queue.plain_words import byte_size
 from finetune_queue.progress import OnProgress
 
@@ -116,7 +116,7 @@ class _Check:
         self._file = file
         self._limits = limits
         self._prompt = instance_prompt
-        self._trigger = _Trigger(trigger_word) if trigger_word and trigger_word.strip() else None
+        self._trigger = Trigger(trigger_word) if trigger_word and trigger_word.strip() else None
         self._collector = Collector(limits)
         self._meter = Meter(limits, on_progress)
         self._pixels = PixelBudget(limits)
@@ -157,6 +157,8 @@ class _Check:
         self._judge_captions()
         if self._seen.junk:
             self._collector.add("junk", f"{_listed(self._seen.junk)}: skipped.")
+        if self._trigger and (why := self._trigger.why_common()):
+            self._collector.add("trigger_common", f"The trigger word {self._trigger.shown} {why}.")
         if self._prompt and self._trigger and not self._trigger.within(self._prompt):
             self._collector.add(
                 "prompt_without_trigger", f"The instance prompt does not have the trigger word {self._trigger.shown}."
@@ -291,18 +293,6 @@ class _Check:
         else:
             for name in without:
                 self._collector.add("caption_missing", "Other images have captions; this one has none.", name)
-
-
-class _Trigger:
-    """The trigger word as a whole word, in any case."""
-
-    def __init__(self, word: str) -> None:
-        self.shown = f'"{display_name(word.strip())}"'
-        self._pattern = re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE)
-
-    def within(self, text: str) -> bool:
-        """Tell whether the text has the word."""
-        return self._pattern.search(text) is not None
 
 
 def _listed(names: list[str]) -> str:

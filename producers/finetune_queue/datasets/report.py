@@ -77,6 +77,9 @@ RULES: dict[str, Rule] = {
     "caption_placeholder": Rule("warning", "Write the trigger word itself: the API does not promise to replace it."),
     "no_captions": Rule("note", "That is fine; captions (photo1.txt beside photo1.jpg) give you more control."),
     "prompt_without_trigger": Rule("warning", "Put the trigger word into the instance prompt."),
+    "trigger_common": Rule(
+        "warning", "Use one made-up word, such as 1MAN: what the model knows already, every prompt with it calls up."
+    ),
     # the rest
     "file_ignored": Rule("warning", "Leave it out: only images and .txt captions are used."),
     "folders_inside": Rule(

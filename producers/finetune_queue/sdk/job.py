@@ -1,12 +1,15 @@
 """One job as a producer sees it, and what the other methods of the queue return."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from finetune_queue.contract import Event, JobRecord, JobState, WaitReason
 from finetune_queue.errors import FineTuneQueueError, QueueUnavailableError, WaitTimeoutError
+from finetune_queue.progress import OnProgress
 
 if TYPE_CHECKING:
     from finetune_queue.sdk.queue import FineTuneQueue
@@ -95,6 +98,31 @@ class Job:
                 message = f"Job {self.id} was still {self.state} after {timeout:g} s. {then}.{trouble}"
                 raise WaitTimeoutError(message)
             time.sleep(FOLLOW_EVERY)
+
+    def download(
+        self,
+        target: str | os.PathLike[str] = ".",
+        *,
+        force: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Path:
+        """Copy the job's weights to this machine and return the file, whose length and sha256 are those of the job.
+
+        They are read from where the workers stored them, with this process's own rights and credentials. The file
+        appears at once and whole; if it is there already, nothing is done. ``target`` is a file, or a folder, in which
+        it is named after the job's id. ``on_progress`` is called with the bytes done and in all.
+
+        Raises:
+            NotPossibleError: the job has no weights, or none yet.
+            WeightsUnavailableError: they are not there any more, or cannot be read from here.
+            WeightsDamagedError: what is stored is not what the job stored; nothing is kept.
+            TargetError: there is another file, which only ``force`` replaces, or the file cannot be written.
+        """
+        from finetune_queue.sdk.fetching import fetch_weights  # late: nothing else here needs the storage
+
+        if self._record.weights is None:
+            self.refresh()
+        return fetch_weights(self._record, target, force=force, on_progress=on_progress)
 
     def cancel(self) -> Self:
         """Stop the job. What was submitted goes on at Segmind, which has no cancel.

@@ -1,6 +1,7 @@
 """Where artifacts and staged datasets lie: a folder or an object store, named by one URL.
 
-`Place` is all that the rest of the project uses; what can go wrong is the tree under `StorageError`.
+`Place` is what the rest of the project uses, and `whole_file` for a file that comes from one; what can go wrong is the
+tree under `StorageError`.
 """
 
 from finetune_queue.storage.errors import (
@@ -14,6 +15,7 @@ from finetune_queue.storage.errors import (
     StorageError,
     UnavailableError,
 )
+from finetune_queue.storage.local import whole_file
 from finetune_queue.storage.place import Place, Stored
 
 __all__ = [
@@ -28,4 +30,5 @@ __all__ = [
     "StorageError",
     "Stored",
     "UnavailableError",
+    "whole_file",
 ]

@@ -60,16 +60,8 @@ class Folder:
         target = self._path(name)
         with _reported(target):
             self._make(target.parent)
-            _drop_stale(target)
-            part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-            try:
-                with part.open("xb") as file:
-                    fill(file)
-                    _sync(file)
-                part.replace(target)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
+            with whole_file(target) as file:
+                fill(file)
             for folder in target.parents:
                 _sync_folder(folder)
                 if folder == self.root:
@@ -103,6 +95,27 @@ class Folder:
         with _reported(path):
             for part in path.glob(".*.part"):
                 part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[io.BufferedWriter]:
+    """Yield a file beside `target` that takes its name, and the place of what had it, when the block ends and all bytes
+    are on the disk; it is removed if the block raises.
+
+    Raises:
+        StorageError: what an OSError of the block, or of the file itself, means.
+    """
+    with _reported(target):
+        _drop_stale(target)
+        part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+        try:
+            with part.open("xb") as file:
+                yield file
+                _sync(file)
+            part.replace(target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -16,8 +16,9 @@ def from_api(error: SegmindError, stage: str) -> JobError:
     """Return the error on the job for an error of the API client, in a stage or in a change of access."""
     if (stage, error.code) in RETRY_IS_USELESS:
         action = "Submit again with that corrected: a retry would send the same."
-        return JobError(code=error.code, stage=stage, message=error.detail, action=action)
-    return _job_error(error.code, stage, error.detail, retryable=error.retryable)
+        return JobError(code=error.code, stage=stage, message=error.detail, action=action, upstream_status=error.status)
+    said = _job_error(error.code, stage, error.detail, retryable=error.retryable)
+    return said.model_copy(update={"upstream_status": error.status})
 
 
 def from_transfer(error: TransferError, stage: Stage) -> JobError:
