@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from finetune_queue.settings import load_settings
 from finetune_queue.store import Budget, RedisError, connect, keys
 from finetune_worker.segmind.webhooks import WebhookClient
-from gateway.serving import run_gateway
+from gateway.serving import HOOK_SECRET, run_gateway
 from segmind_sandbox.testing import LiveSandbox
 from support.cli import Run
 from support.until import until
@@ -119,6 +119,32 @@ def test_no_token_is_printed(run: Run, gateway: str) -> None:
         assert not any(len(word) > 42 for word in result.out.replace("/", " ").split())
 
 
+def test_the_url_to_paste_in_the_console_reaches_the_gateway_and_needs_no_call(
+    run: Run, gateway: str, sandbox: LiveSandbox, client: redis.Redis
+) -> None:
+    result = run("webhooks", "url", f"{gateway}/")
+    assert result.code == 0, result.err
+    url = result.out.strip()
+    assert "secret" in result.err
+    assert url not in result.err
+    assert run("webhooks", "url", gateway, "--json").json == {"account": "default", "url": url}
+    assert client.zcard(keys.slots("default")) == 0
+
+    with WebhookClient(load_settings().webhook_api, SecretStr(sandbox.api_key)) as hooks:
+        hooks.add(url)
+    assert listed(run)[0]["ours"] is True
+    assert run("webhooks", "test").code == 0
+
+
+def test_the_url_is_printed_where_there_is_no_key_nor_redis(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_HOOK_SECRET", HOOK_SECRET)
+    monkeypatch.setenv("FINETUNE_REDIS_URL", "redis://127.0.0.1:1/0")
+    result = run("webhooks", "url", "https://gateway.example.com", "--account", "team-a")
+    assert (result.code, result.out.rpartition("/")[0]) == (0, "https://gateway.example.com/hooks/team-a")
+    refused = run("webhooks", "url", "https://gateway.example.com", "--account", "a/b")
+    assert (refused.code, refused.out, "the name of an account" in refused.err) == (2, "", True)
+
+
 def test_each_call_takes_a_slot_of_the_account(run: Run, sandbox: LiveSandbox, client: redis.Redis) -> None:
     run("webhooks", "list")
     assert client.zcard(keys.slots("default")) == 1
@@ -165,6 +191,9 @@ def test_a_call_that_was_made_counts_though_redis_went_away_meanwhile(
         (("register", "http://gateway.example.com"), {}, 2, "should be the gateway's https:// address"),
         (("register", "https://gateway.example.com/?a=b"), {}, 2, "just an address"),
         (("register", "https://x"), {"FINETUNE_HOOK_SECRET": ""}, 6, "FINETUNE_HOOK_SECRET: missing"),
+        (("url", "http://gateway.example.com"), {}, 2, "should be the gateway's https:// address"),
+        (("url", "https://x"), {"FINETUNE_HOOK_SECRET": ""}, 6, "FINETUNE_HOOK_SECRET: missing"),
+        (("url", "https://x", "--account", "other"), {}, 2, "no such account (known: default)"),
         (("list",), {"SEGMIND_API_KEY": ""}, 6, "SEGMIND_API_KEY: missing, and this command needs it"),
         (("test",), {}, 3, "has no webhook"),
         (("list", "--account", "other"), {}, 2, "no such account"),

@@ -45,6 +45,14 @@ GatewayUrl = Annotated[
 ]
 
 
+@webhooks.command("url")
+def full_url(url: GatewayUrl, *, account: Account = DEFAULT_ACCOUNT, as_json: AsJson = False) -> ExitCode:
+    """Print the whole URL, a secret, to register by hand in Segmind's console. Calls nothing."""
+    from finetune_queue.cli.webhooks import full_url as command
+
+    return command(url, account, as_json=as_json)
+
+
 @webhooks.command("list")
 def list_(*, account: Account = DEFAULT_ACCOUNT, as_json: AsJson = False) -> ExitCode:
     """List the account's webhooks."""

@@ -143,6 +143,16 @@ def _left_to_its_time_out() -> Iterator[None]:
         output.note(f"The call was made, but Redis does not know that it has ended ({error}): its slot ends by itself.")
 
 
+def known_account(settings: Settings, name: str) -> None:
+    """Check that the settings have an account.
+
+    Raises:
+        CliError: they do not.
+    """
+    if name not in settings.accounts:
+        raise usage_error(f"--account {name}: no such account (known: {', '.join(settings.accounts)}).")
+
+
 @contextmanager
 def open_session(settings: Settings, account: str) -> Iterator[Session]:
     """Open one account's clients and its budget.
@@ -150,8 +160,7 @@ def open_session(settings: Settings, account: str) -> Iterator[Session]:
     Raises:
         CliError: there is no such account, the worker's part is not installed, or Redis is out of reach, also later.
     """
-    if account not in settings.accounts:
-        raise usage_error(f"--account {account}: no such account (known: {', '.join(settings.accounts)}).")
+    known_account(settings, account)
     with connect(settings.finetune_redis_url) as redis:
         budget = Budget.of_calls(redis, settings)
         accounts = Accounts(redis)

@@ -1,5 +1,6 @@
 """``finetune webhooks``: the account's one webhook at Segmind, and whether it reaches the gateway."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -7,12 +8,13 @@ from urllib.parse import urlsplit
 
 from finetune_queue.cli import output, words
 from finetune_queue.cli.output import CliError, ExitCode, usage_error
-from finetune_queue.cli.segmind import Session, knock, open_session
+from finetune_queue.cli.segmind import Session, knock, known_account, open_session
 from finetune_queue.cli.session import quiet_logs
+from finetune_queue.contract.request import ACCOUNT_NAME
 from finetune_queue.gateway.hook_paths import hook_path
 from finetune_queue.loopback import is_loopback
 from finetune_queue.setting_model import MISSING_KEY
-from finetune_queue.settings import SettingsError, load_settings
+from finetune_queue.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from finetune_worker.segmind.webhooks import Webhook
@@ -36,6 +38,27 @@ def _open(account: str) -> Iterator[Session]:
         yield session
 
 
+def full_url(base_url: str, account: str, *, as_json: bool) -> ExitCode:
+    """Print the URL to give Segmind by hand, token and all, without a call. It needs no API key: where there is none,
+    as at a gateway, any account may be meant.
+
+    Raises:
+        SettingsError, CliError: there is no FINETUNE_HOOK_SECRET, no such account, or the address cannot be used.
+    """
+    settings = load_settings()
+    if settings.accounts:
+        known_account(settings, account)
+    elif re.fullmatch(ACCOUNT_NAME, account) is None:
+        raise usage_error(f"--account {account}: should be the name of an account, like team-a.")
+    url = _full_url(base_url, settings, account)
+    if as_json:
+        output.emit({"account": account, "url": url})
+    else:
+        output.say(url)
+    output.note("This URL is a secret: give it to Segmind alone. Who knows it can have the gateway sweep this account.")
+    return ExitCode.OK
+
+
 def list_webhooks(account: str, *, as_json: bool) -> ExitCode:
     """Show the account's webhooks at Segmind."""
     with _open(account) as session:
@@ -55,7 +78,7 @@ def list_webhooks(account: str, *, as_json: bool) -> ExitCode:
 def register(base_url: str, account: str, *, replace: bool, as_json: bool) -> ExitCode:
     """Tell Segmind to call the gateway at ``base_url`` when a fine-tune moves; with ``replace`` instead of another."""
     with _open(account) as session:
-        url = _full_url(base_url, session)
+        url = _full_url(base_url, session.settings, account)
         current = _current(session)
         old, loses = None, False
         if current is not None and current.webhook_url != url:
@@ -111,19 +134,19 @@ def try_out(account: str, *, as_json: bool) -> ExitCode:
     return ExitCode.OK if status == 202 else ExitCode.FAILED
 
 
-def _path(session: Session) -> str:
+def _path(settings: Settings, account: str) -> str:
     """Return the path of the account's hook at the gateway.
 
     Raises:
         CliError: there is no secret to make it from.
     """
-    secret = session.settings.finetune_hook_secret
+    secret = settings.finetune_hook_secret
     if secret is None:
         message = (
             "FINETUNE_HOOK_SECRET: missing; set the same one here and at the gateway. Create it: openssl rand -hex 32"
         )
         raise CliError(message, ExitCode.SETTINGS, "settings")
-    return hook_path(secret, session.account)
+    return hook_path(secret, account)
 
 
 def _current(session: Session) -> "Webhook | None":
@@ -131,19 +154,20 @@ def _current(session: Session) -> "Webhook | None":
     return next((each for each in session.call_webhooks(session.hooks.webhooks) if each.for_finetunes), None)
 
 
-def _full_url(base_url: str, session: Session) -> str:
+def _full_url(base_url: str, settings: Settings, account: str) -> str:
     parts = urlsplit(base_url)
-    sandbox = session.hooks.on_loopback and is_loopback(parts.hostname)
+    sandbox = is_loopback(urlsplit(settings.webhook_api).hostname) and is_loopback(parts.hostname)
     if parts.scheme != "https" and not (parts.scheme == "http" and sandbox):
         raise usage_error(f"{base_url}: should be the gateway's https:// address, as Segmind reaches it.")
     if not parts.hostname or parts.query or parts.fragment or parts.username is not None:
         raise usage_error(f"{base_url}: should be just an address, like https://finetune.example.com")
-    return base_url.rstrip("/") + _path(session)
+    return base_url.rstrip("/") + _path(settings, account)
 
 
 def is_ours(session: Session, url: str | None) -> bool:
     """Tell whether a webhook's URL has the path of this account's hook, by the secret of these settings."""
-    return session.settings.finetune_hook_secret is not None and (url or "").endswith(_path(session))
+    settings = session.settings
+    return settings.finetune_hook_secret is not None and (url or "").endswith(_path(settings, session.account))
 
 
 def _shown(session: Session, webhook: "Webhook") -> dict[str, Any]:

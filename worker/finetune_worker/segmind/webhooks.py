@@ -8,7 +8,6 @@ from typing import Any, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
 
-from finetune_queue.loopback import is_loopback
 from finetune_worker.segmind.call import Call, Endpoint, nobody
 from finetune_worker.segmind.models import Id, LooseText
 
@@ -77,7 +76,6 @@ class WebhookClient:
             call_timeout=call_timeout,
             on_call=nobody,
         )
-        self.on_loopback = is_loopback(self._endpoint.host)
 
     def __enter__(self) -> Self:
         return self
