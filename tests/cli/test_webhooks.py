@@ -1,8 +1,10 @@
 """``finetune webhooks`` against the sandbox's webhook API, and a gateway that the hooks reach."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import redis
 from pydantic import SecretStr
@@ -26,6 +28,13 @@ def gateway(sandbox: LiveSandbox) -> Iterator[str]:
 def client(queue_url: str) -> Iterator[redis.Redis]:
     with connect(queue_url) as connection:
         yield connection
+
+
+def add(sandbox: LiveSandbox, url: str, *types: str) -> None:
+    """Register a webhook as another program does."""
+    body = {"webhook_url": url, "event": {"types": types}}
+    headers = {"x-api-key": sandbox.api_key}
+    httpx.post(f"{sandbox.base_url}/webhook/add", json=body, headers=headers, trust_env=False).raise_for_status()
 
 
 def listed(run: Run) -> list[dict[str, Any]]:
@@ -81,6 +90,34 @@ def test_who_had_the_webhook_is_named_before_and_after_it_is_replaced(
     assert (again.code, again.err) == (0, "")
     assert run("webhooks", "replace", gateway, "--json").json["replaced"] == f"{other}/hooks/default/..."
     assert run("webhooks", "replace", gateway, "--json").json["replaced"] is None
+
+
+def test_other_events_of_a_webhook_are_named_before_and_after_they_end(
+    run: Run, gateway: str, sandbox: LiveSandbox
+) -> None:
+    for url in ("http://127.0.0.1:9/theirs", run("webhooks", "url", "http://127.0.0.1:9").out.strip()):
+        sandbox.control.reset()
+        add(sandbox, url, "PIXELFLOW", "FINETUNE")
+        refused = run("webhooks", "register", gateway)
+        assert (refused.code, "nobody gets its other events any more (PIXELFLOW)" in refused.err) == (7, True)
+        done = run("webhooks", "replace", gateway)
+        assert (done.code, "nobody gets its other events any more (PIXELFLOW)" in done.err) == (0, True)
+        assert "register another webhook in Segmind's console" in done.err
+        assert "hears nothing any more" in done.err or "theirs" not in url
+        assert listed(run)[0]["event_types"] == ["FINETUNE"]
+
+
+def test_a_command_to_type_next_is_for_the_same_account(
+    run: Run, sandbox: LiveSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = {"team-a": {"api_key": sandbox.api_key, "rate_limit": "50/60"}}
+    for name in ("SEGMIND_API_KEY", "SEGMIND_RATE_LIMIT"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SEGMIND_ACCOUNTS", json.dumps(accounts))
+    mine = ("--account", "team-a")
+    assert "webhooks test --account team-a" in run("webhooks", "register", "http://127.0.0.1:9", *mine).out
+    other = "http://127.0.0.1:8"
+    assert f"webhooks replace {other} --account team-a" in run("webhooks", "register", other, *mine).err
 
 
 def test_a_webhook_that_does_not_answer_fails_the_test(run: Run, sandbox: LiveSandbox) -> None:

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 from finetune_queue.cli import output, words
+from finetune_queue.cli.options import DEFAULT_ACCOUNT
 from finetune_queue.cli.output import CliError, ExitCode, usage_error
 from finetune_queue.cli.segmind import Session, knock, known_account, open_session
 from finetune_queue.cli.session import quiet_logs
@@ -25,6 +27,28 @@ _AND_SO = ", and whoever listens there hears nothing any more"
 _INSTEAD = "Send them the events of this service instead: by FINETUNE_SINKS, or a request's reply_to (docs/events.md)."
 
 _NO_KEY = MISSING_KEY.replace("a worker needs it", "this command needs it")
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A webhook that Segmind is to call no more: its URL as it may be shown, what follows for who listens there, and
+    what to do about it."""
+
+    url: str
+    consequence: str
+    instead: str
+
+    @classmethod
+    def of(cls, session: Session, webhook: "Webhook") -> Self:
+        url = words.printable(without_token(webhook.webhook_url or "an address that it does not show"))
+        consequence, instead = "", ""
+        if not is_ours(session, webhook.webhook_url):
+            consequence, instead = _AND_SO, f" {_INSTEAD}"
+        if webhook.other_types:
+            others = words.printable(", ".join(webhook.other_types))
+            consequence += f", and nobody gets its other events any more ({others})"
+            instead += " For its other events register another webhook in Segmind's console."
+        return cls(url, consequence, instead)
 
 
 @contextmanager
@@ -80,28 +104,27 @@ def register(base_url: str, account: str, *, replace: bool, as_json: bool) -> Ex
     with _open(account) as session:
         url = _full_url(base_url, session.settings, account)
         current = _current(session)
-        old, loses = None, False
+        old = None
         if current is not None and current.webhook_url != url:
-            old = words.printable(without_token(current.webhook_url or "an address that it does not show"))
-            loses = not is_ours(session, current.webhook_url)
+            old = _Ended.of(session, current)
             if not replace:
                 message = (
                     f"The account '{account}' already has a webhook, and Segmind allows only one: "
-                    f"{current.webhook_id}, which calls {old}. To replace it{_AND_SO if loses else ''}: "
-                    f"{output.program()} webhooks replace {base_url}"
+                    f"{current.webhook_id}, which calls {old.url}. To replace it{old.consequence}: "
+                    f"{_command('replace', account, base_url)}"
                 )
-                raise CliError(message, ExitCode.CONFLICT, "webhook_exists", webhook_id=current.webhook_id, url=old)
+                raise CliError(message, ExitCode.CONFLICT, "webhook_exists", webhook_id=current.webhook_id, url=old.url)
         if current is None:
             session.call_webhooks(lambda: session.hooks.add(url))
         elif old is not None:
             session.call_webhooks(lambda: session.hooks.update(current.webhook_id, url))
     if as_json:
-        output.emit({"account": account, "url": without_token(url), "replaced": old})
+        output.emit({"account": account, "url": without_token(url), "replaced": old and old.url})
         return ExitCode.OK
     output.say(f"Segmind calls {without_token(url)} when a fine-tune of '{account}' changes.")
-    output.say(f"Try it: {output.program()} webhooks test")
-    if loses:
-        output.note(f"Segmind no longer calls {old}{_AND_SO}. {_INSTEAD}")
+    output.say(f"Try it: {_command('test', account)}")
+    if old is not None and old.consequence:
+        output.note(f"Segmind no longer calls {old.url}{old.consequence}.{old.instead}")
     return ExitCode.OK
 
 
@@ -152,6 +175,12 @@ def _path(settings: Settings, account: str) -> str:
 def _current(session: Session) -> "Webhook | None":
     """Return the account's webhook for fine-tunes."""
     return next((each for each in session.call_webhooks(session.hooks.webhooks) if each.for_finetunes), None)
+
+
+def _command(name: str, account: str, *arguments: str) -> str:
+    """Return a command of these as it is typed for the account."""
+    whose = [] if account == DEFAULT_ACCOUNT else ["--account", account]
+    return " ".join([output.program(), "webhooks", name, *arguments, *whose])
 
 
 def _full_url(base_url: str, settings: Settings, account: str) -> str:

@@ -33,6 +33,11 @@ class Webhook(_Reply):
         active = (self.status or "active").lower() == "active"
         return active and (not self.event_types or FINETUNE in self.event_types)
 
+    @property
+    def other_types(self) -> list[str]:
+        """The types of event beside fine-tunes that it is for, as far as Segmind says them."""
+        return [each for each in self.event_types if each != FINETUNE]
+
 
 class Delivery(_Reply):
     """One time that Segmind called a webhook."""
@@ -94,7 +99,7 @@ class WebhookClient:
         Call(self._endpoint, "add_webhook").done("POST", "/add", json=_body(url))
 
     def update(self, webhook_id: str, url: str) -> None:
-        """Point a webhook to another URL."""
+        """Point a webhook to another URL, for fine-tunes alone: other events are of no use there."""
         body = {"webhook_id": webhook_id, **_body(url)}
         Call(self._endpoint, "update_webhook").done("POST", "/update", json=body)
 
