@@ -107,6 +107,33 @@ def test_other_events_of_a_webhook_are_named_before_and_after_they_end(
         assert listed(run)[0]["event_types"] == ["FINETUNE"]
 
 
+def test_a_webhook_is_removed_once_it_is_confirmed(run: Run, gateway: str) -> None:
+    assert run("webhooks", "register", gateway).code == 0
+    shown = f"{gateway}/hooks/default/..."
+    asked = run("webhooks", "remove", "--json")
+    assert (asked.code, asked.error["code"], asked.error["url"]) == (2, "not_confirmed", shown)
+    assert "webhooks remove --yes" in asked.error["message"]
+    assert listed(run)[0]["status"] == "active"
+
+    done = run("webhooks", "remove", "--yes")
+    assert (done.code, f"no longer calls {shown}. Jobs go on" in done.out) == (0, True), done.err
+    [webhook] = listed(run)
+    assert webhook["status"] == "inactive"
+    assert run("webhooks", "remove", "--yes", "--json").error["code"] == "no_webhook"
+
+    assert run("webhooks", "register", gateway).code == 0
+    removed = run("webhooks", "remove", "--yes", "--json").json
+    assert (removed["removed"], removed["webhook_id"] != webhook["webhook_id"]) == (shown, True)
+
+
+def test_who_listens_at_a_webhook_is_named_before_and_after_it_is_removed(run: Run, sandbox: LiveSandbox) -> None:
+    theirs = "http://127.0.0.1:9/theirs"
+    add(sandbox, theirs, "FINETUNE", "PIXELFLOW")
+    for said in (run("webhooks", "remove").err, run("webhooks", "remove", "--yes").out):
+        assert f"calls {theirs}" in said
+        assert "hears nothing any more, and nobody gets its other events any more (PIXELFLOW)" in said
+
+
 def test_a_command_to_type_next_is_for_the_same_account(
     run: Run, sandbox: LiveSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +145,7 @@ def test_a_command_to_type_next_is_for_the_same_account(
     assert "webhooks test --account team-a" in run("webhooks", "register", "http://127.0.0.1:9", *mine).out
     other = "http://127.0.0.1:8"
     assert f"webhooks replace {other} --account team-a" in run("webhooks", "register", other, *mine).err
+    assert "webhooks remove --yes --account team-a" in run("webhooks", "remove", *mine).err
 
 
 def test_a_webhook_that_does_not_answer_fails_the_test(run: Run, sandbox: LiveSandbox) -> None:
@@ -233,6 +261,7 @@ def test_a_call_that_was_made_counts_though_redis_went_away_meanwhile(
         (("url", "https://x", "--account", "other"), {}, 2, "no such account (known: default)"),
         (("list",), {"SEGMIND_API_KEY": ""}, 6, "SEGMIND_API_KEY: missing, and this command needs it"),
         (("test",), {}, 3, "has no webhook"),
+        (("remove", "--yes"), {}, 3, "has no webhook"),
         (("list", "--account", "other"), {}, 2, "no such account"),
         (("list",), {"SEGMIND_API_KEY": "SG_wrong_key"}, 1, "Segmind does not know the API key"),
         (("list",), {"FINETUNE_REDIS_URL": "redis://127.0.0.1:1/0"}, 4, "No call is made"),

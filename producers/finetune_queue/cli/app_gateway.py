@@ -77,6 +77,19 @@ def replace(url: GatewayUrl, *, account: Account = DEFAULT_ACCOUNT, as_json: AsJ
     return command(url, account, replace=True, as_json=as_json)
 
 
+@webhooks.command()
+def remove(
+    *,
+    yes: Annotated[bool, typer.Option("--yes", metavar="", help="Do it; without this it says what would end.")] = False,
+    account: Account = DEFAULT_ACCOUNT,
+    as_json: AsJson = False,
+) -> ExitCode:
+    """Have Segmind call nobody any more. Jobs go on without it, by sweeps alone."""
+    from finetune_queue.cli.webhooks import remove as command
+
+    return command(account, yes=yes, as_json=as_json)
+
+
 @webhooks.command("test")
 def try_out(*, account: Account = DEFAULT_ACCOUNT, as_json: AsJson = False) -> ExitCode:
     """Call the webhook as Segmind does, and show Segmind's latest deliveries."""

@@ -128,6 +128,29 @@ def register(base_url: str, account: str, *, replace: bool, as_json: bool) -> Ex
     return ExitCode.OK
 
 
+def remove(account: str, *, yes: bool, as_json: bool) -> ExitCode:
+    """Have Segmind call the account's webhook for fine-tunes no more, whoever registered it.
+
+    Raises:
+        CliError: there is none, or ``yes`` does not confirm it.
+    """
+    with _open(account) as session:
+        current = _required(session)
+        old = _Ended.of(session, current)
+        if not yes:
+            message = (
+                f"Segmind calls {old.url} when a fine-tune of '{account}' changes. To end that{old.consequence}: "
+                f"{_command('remove', account, '--yes')}"
+            )
+            raise CliError(message, ExitCode.USAGE, "not_confirmed", webhook_id=current.webhook_id, url=old.url)
+        session.call_webhooks(lambda: session.hooks.deactivate(current.webhook_id))
+    if as_json:
+        output.emit({"account": account, "webhook_id": current.webhook_id, "removed": old.url})
+        return ExitCode.OK
+    output.say(f"Segmind no longer calls {old.url}{old.consequence}. Jobs go on, by sweeps alone.")
+    return ExitCode.OK
+
+
 def try_out(account: str, *, as_json: bool) -> ExitCode:
     """Call the account's webhook from here as Segmind does, and show Segmind's own latest deliveries.
 
@@ -135,10 +158,7 @@ def try_out(account: str, *, as_json: bool) -> ExitCode:
         CliError: there is none, or it is not a gateway's with this secret.
     """
     with _open(account) as session:
-        current = _current(session)
-        if current is None:
-            message = f"The account '{account}' has no webhook. See: {output.program()} webhooks register --help"
-            raise CliError(message, ExitCode.NOT_FOUND, "no_webhook")
+        current = _required(session)
         if not is_ours(session, current.webhook_url):
             message = "The webhook is not one that `finetune webhooks register` made with this FINETUNE_HOOK_SECRET."
             raise CliError(message, ExitCode.CONFLICT, "not_ours", webhook_id=current.webhook_id)
@@ -175,6 +195,19 @@ def _path(settings: Settings, account: str) -> str:
 def _current(session: Session) -> "Webhook | None":
     """Return the account's webhook for fine-tunes."""
     return next((each for each in session.call_webhooks(session.hooks.webhooks) if each.for_finetunes), None)
+
+
+def _required(session: Session) -> "Webhook":
+    """Return the account's webhook for fine-tunes.
+
+    Raises:
+        CliError: it has none.
+    """
+    current = _current(session)
+    if current is None:
+        message = f"The account '{session.account}' has no webhook. See: {output.program()} webhooks register --help"
+        raise CliError(message, ExitCode.NOT_FOUND, "no_webhook")
+    return current
 
 
 def _command(name: str, account: str, *arguments: str) -> str:

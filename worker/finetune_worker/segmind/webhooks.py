@@ -103,6 +103,10 @@ class WebhookClient:
         body = {"webhook_id": webhook_id, **_body(url)}
         Call(self._endpoint, "update_webhook").done("POST", "/update", json=body)
 
+    def deactivate(self, webhook_id: str) -> None:
+        """Have Segmind call a webhook no more, for any event. It stays in the list, as inactive."""
+        Call(self._endpoint, "deactivate_webhook").done("GET", "/inactive", params={"webhook_id": webhook_id})
+
     def deliveries(self, webhook_id: str) -> list[Delivery]:
         """Return when Segmind called a webhook and what came of it, newest first."""
         call = Call(self._endpoint, "webhook_deliveries")
