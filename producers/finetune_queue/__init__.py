@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from finetune_queue.errors import (
         FineTuneQueueError,
         IdempotencyConflictError,
+        InvalidArgumentError,
         InvalidRequestError,
         NotPossibleError,
         QueueUnavailableError,
@@ -31,6 +32,7 @@ _HOMES = {
     "JobState": "contract",
     "FineTuneQueueError": "errors",
     "IdempotencyConflictError": "errors",
+    "InvalidArgumentError": "errors",
     "InvalidRequestError": "errors",
     "NotPossibleError": "errors",
     "QueueUnavailableError": "errors",
@@ -58,6 +60,7 @@ __all__ = [
     "FineTuneQueueError",
     "FineTuneRequest",
     "IdempotencyConflictError",
+    "InvalidArgumentError",
     "InvalidRequestError",
     "Job",
     "JobState",

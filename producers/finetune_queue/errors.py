@@ -2,6 +2,7 @@
 
 FineTuneQueueError
 ├── InvalidRequestError       the request cannot be accepted; ``problems`` says why
+│   └── InvalidArgumentError  nor can the argument of another call
 ├── IdempotencyConflictError  the idempotency key was used with another request
 ├── UnknownJobError           there is no job with this id
 ├── UnknownLetterError        there is no dead letter with this id
@@ -28,6 +29,14 @@ class InvalidRequestError(FineTuneQueueError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("The fine-tune request cannot be accepted:\n" + "\n".join(f"  {line}" for line in problems))
         self.problems = problems
+
+
+class InvalidArgumentError(InvalidRequestError, ValueError):
+    """An argument of a call is of the wrong type, or says nothing that can be done. A ValueError, too."""
+
+    def __init__(self, problem: str) -> None:
+        Exception.__init__(self, problem)
+        self.problems = [problem]
 
 
 class IdempotencyConflictError(FineTuneQueueError):

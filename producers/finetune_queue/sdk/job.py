@@ -148,6 +148,7 @@ class Job:
 
         Raises:
             NotPossibleError: the job has not ended, has no training, or a change is just on its way.
+            InvalidArgumentError: ``public`` is neither True nor False.
         """
         self._record = self._queue.set_public(self.id, public).record
         return self
@@ -157,7 +158,7 @@ class Job:
 
         Raises:
             NotPossibleError: the job does not need attention, was just changed, or the training is another job's.
-            ValueError: neither or both of the two are given, or ``adopt`` names nothing.
+            InvalidArgumentError: neither or both of the two are given, or one is of the wrong type or names nothing.
         """
         self._record = self._queue.resolve(self.id, adopt=adopt, resubmit=resubmit).record
         return self

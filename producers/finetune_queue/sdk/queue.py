@@ -16,9 +16,16 @@ from finetune_queue.contract import (
     parse_sinks,
 )
 from finetune_queue.contract.request import check_label_keys
-from finetune_queue.errors import FineTuneQueueError, NotPossibleError, UnknownAccountNameError, UnknownStateError
+from finetune_queue.errors import (
+    FineTuneQueueError,
+    InvalidArgumentError,
+    NotPossibleError,
+    UnknownAccountNameError,
+    UnknownStateError,
+)
 from finetune_queue.messaging import Messenger
 from finetune_queue.resuming import resubmitted, resume_at, to_adopt, with_access
+from finetune_queue.sdk.arguments import check_flag, check_text
 from finetune_queue.sdk.job import Job, Page, Submission, Waiting
 from finetune_queue.sdk.submitting import Submitter
 from finetune_queue.sdk.translation import translated, whole_id
@@ -265,7 +272,9 @@ class FineTuneQueue:
 
         Raises:
             NotPossibleError: the job has not ended, has no training, or a change is just on its way.
+            InvalidArgumentError: ``public`` is neither True nor False; the text "no" would publish the model.
         """
+        check_flag("public", public)
         wanted = Visibility.PUBLIC if public else Visibility.PRIVATE
         job_id = whole_id(job_id)
         with translated():
@@ -288,16 +297,18 @@ class FineTuneQueue:
 
         Raises:
             NotPossibleError: the job does not wait for such a word, was just changed, or the training is another job's.
-            ValueError: neither or both of the two are given, or ``adopt`` names nothing.
+            InvalidArgumentError: neither or both of the two are given, or one is of the wrong type or names nothing.
         """
+        check_flag("resubmit", resubmit)
         if (adopt is None) is not resubmit:
             message = "resolve takes either adopt or resubmit"
-            raise ValueError(message)
+            raise InvalidArgumentError(message)
         if adopt is not None:
+            check_text("adopt", adopt)
             adopt = adopt.strip()
             if not adopt:
                 message = "adopt names no training"
-                raise ValueError(message)
+                raise InvalidArgumentError(message)
         job_id = whole_id(job_id)
         with translated():
             record = self._jobs.get(job_id)
@@ -324,7 +335,9 @@ class FineTuneQueue:
 
         Raises:
             UnknownAccountNameError: no worker serves the account.
+            InvalidArgumentError: ``stopped`` is neither True nor False.
         """
+        check_flag("stopped", stopped)
         with translated():
             try:
                 self._accounts.stop_submits(account, stopped=stopped)
