@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -104,6 +105,15 @@ def transport_config(settings: Settings) -> dict[str, Any]:
         "task_ignore_result": True,
         "result_backend": None,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The names of the Celery workers that answered: ``ours`` have this service's tasks, ``others`` have only their
+    own, as the consumers of events."""
+
+    ours: list[str]
+    others: list[str]
 
 
 class Messenger:
@@ -227,15 +237,19 @@ class Messenger:
             channel = connection.default_channel
             return {queue: _length(channel, queue) for queue in (QUEUE, TRANSFER_QUEUE)}
 
-    def workers(self, timeout: float) -> list[str]:
-        """Return the names of the workers that answer within ``timeout`` seconds; it always takes that long.
+    def workers(self, timeout: float) -> Answered:
+        """Return the Celery workers that answer within ``timeout`` seconds; it always takes that long.
+
+        Asked for their tasks and not only for a sign of life: a consumer of events is a worker on this broker, too.
 
         Raises:
             QueueUnavailableError: the broker is out of reach; said at once, or after 3 s of silence.
         """
         with _broker_errors(), self._asking() as connection:
-            replies = self._app.control.ping(timeout=timeout, connection=connection)
-        return sorted(name for reply in replies or () for name in reply)
+            replies = self._app.control.broadcast("registered", reply=True, timeout=timeout, connection=connection)
+        tasks = {name: known for reply in replies or () for name, known in reply.items()}
+        ours = sorted(name for name, known in tasks.items() if RUN in known)
+        return Answered(ours, sorted(tasks.keys() - set(ours)))
 
     @contextmanager
     def _asking(self) -> Iterator["Connection"]:

@@ -12,6 +12,7 @@ from finetune_queue import __version__
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import JobState, new_job_id, parse_sink
 from finetune_queue.local.valkey import ValkeyServer, free_port
+from finetune_queue.messaging import Answered, Messenger
 from finetune_queue.store import (
     AccountLimits,
     Accounts,
@@ -284,6 +285,18 @@ def test_a_clock_that_is_wrong(run: Run, queue_url: str, monkeypatch: pytest.Mon
     monkeypatch.setattr("finetune_queue.store.server.time.time", lambda now=time.time: now() - 90)
     clock = checks(run("doctor", "--json"))["clock"]
     assert (clock["status"], clock["message"]) == ("warn", "this machine is 90 s behind the Redis server")
+
+
+@pytest.mark.usefixtures("queue_url")
+def test_a_consumer_of_events_is_no_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Messenger, "workers", lambda *_: Answered([], ["celery@vm"]))
+    alone = checks(run("doctor", "--json"))["workers"]
+    not_counted = "; without this service's tasks, so not counted: celery@vm"
+    assert (alone["status"], alone["message"]) == ("fail", f"no worker answered within 0.1 s{not_counted}")
+    assert "Start one: celery -A finetune_worker worker" in alone["action"]
+    monkeypatch.setattr(Messenger, "workers", lambda *_: Answered(["worker1@vm"], ["celery@vm"]))
+    beside = checks(run("doctor", "--json"))["workers"]
+    assert (beside["status"], beside["message"]) == ("ok", f"1 alive: worker1@vm{not_counted}")
 
 
 def test_workers_of_two_versions(run: Run, queue_url: str) -> None:

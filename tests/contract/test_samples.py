@@ -18,7 +18,7 @@ import requests
 from finetune_queue.contract import JobState
 from finetune_queue.local.processes import Child
 from finetune_queue.local.stack import LocalStack
-from finetune_queue.messaging import ACCEPT, QUEUE, queue_lists
+from finetune_queue.messaging import ACCEPT, QUEUE, Messenger, producer_app, queue_lists
 from finetune_queue.sdk import FineTuneQueue
 from support.images import make_dataset_folder
 from support.samples import sample
@@ -106,6 +106,14 @@ def test_python_submits_and_reacts(
     order = script.partition(".")[0]
     weights = succeeded(queue, run(stack, sys.executable, script, dataset, order))
     orders.wait_for_line(lambda line: f"order {order}: weights at {weights}" in line, timeout=SECONDS)
+
+
+def test_a_service_that_reacts_is_not_taken_for_one_of_the_workers(stack: LocalStack, orders: Child) -> None:
+    messenger = Messenger(producer_app(stack.settings))
+    until(lambda: bool(messenger.workers(0.5).others), seconds=SECONDS)
+    answered = messenger.workers(0.5)
+    assert [name.partition("@")[0] for name in answered.ours] == ["worker1"]
+    assert [name.partition("@")[0] for name in answered.others] == ["celery"]
 
 
 @pytest.mark.parametrize("script", ["submit_sdk.py", "submit_celery.py"])

@@ -159,16 +159,18 @@ def _memory(facts: ServerFacts) -> Finding:
 def _workers(settings: Settings) -> tuple[int | None, Finding]:
     """Return how many workers answer, None if they could not be asked, and what to say of that."""
     try:
-        names = Messenger(producer_app(settings)).workers(PING_SECONDS)
+        answered = Messenger(producer_app(settings)).workers(PING_SECONDS)
     except QueueUnavailableError as error:
         action = "See the lines redis, persistence and memory: the broker is the jobs' server."
         if settings.broker_url != settings.finetune_redis_url:
             action = "Check FINETUNE_BROKER_URL, and the server's memory."
         return None, Finding("workers", "fail", f"they could not be asked. {words.printable(error)}", action)
-    if not names:
+    ours, others = (", ".join(map(words.printable, names)) for names in (answered.ours, answered.others))
+    beside = f"; without this service's tasks, so not counted: {others}" if others else ""
+    if not ours:
         action = "Start one: celery -A finetune_worker worker. Jobs wait until then."
-        return 0, Finding("workers", "fail", f"no worker answered within {PING_SECONDS:g} s", action)
-    return len(names), Finding("workers", "ok", f"{len(names)} alive: {', '.join(map(words.printable, names))}")
+        return 0, Finding("workers", "fail", f"no worker answered within {PING_SECONDS:g} s{beside}", action)
+    return len(answered.ours), Finding("workers", "ok", f"{len(answered.ours)} alive: {ours}{beside}")
 
 
 def _read(settings: Settings, name: str, look: Callable[["Redis"], Iterable[Finding]]) -> Iterator[Finding]:
