@@ -382,3 +382,19 @@ def test_what_is_not_there_or_not_allowed(http: httpx.Client) -> None:
     reply = http.delete("/v1/jobs")
     problem(reply, 405, "method-not-allowed")
     assert set(reply.headers["allow"].replace(" ", "").split(",")) <= {"GET", "POST"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/jobs?state=failed&state=cancelled",
+        "/v1/jobs?limit=1&label=a%3Db&label=c%3Dd&limit=1",
+        "/v1/jobs/01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21/events?after=1&after=2",
+        "/v1/events?limit=1&limit=2",
+    ],
+)
+def test_of_a_repeated_parameter_none_is_taken(http: httpx.Client, path: str) -> None:
+    body = problem(http.get(path), 422, "invalid-request")
+    name = path.partition("?")[2].partition("=")[0]
+    assert body["errors"] == [{"where": name, "detail": "is given more than once"}]
+    assert body["detail"] == f"{name}: is given more than once"

@@ -153,6 +153,10 @@ class ListQuery(BaseModel):
         return dict(pairs) if len(dict(pairs)) == len(pairs) else None
 
 
+REPEATABLE = frozenset({"label"})
+"""The parameters of queries that may come more than once."""
+
+
 class EventQuery(BaseModel):
     """Which of a job's events."""
 

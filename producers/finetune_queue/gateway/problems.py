@@ -184,6 +184,11 @@ def unknown_parameters(names: Iterable[str]) -> ProblemError:
     return _listed(problems)
 
 
+def repeated_parameters(names: Iterable[str]) -> ProblemError:
+    """Make the problem of parameters that came more than once, where one value is meant."""
+    return _listed([FieldProblem(where=encodable(name), detail="is given more than once") for name in names])
+
+
 def _listed(problems: list[FieldProblem]) -> ProblemError:
     detail = "; ".join(f"{problem.where}: {problem.detail}" for problem in problems[:5])
     return ProblemError("invalid-request", detail, errors=problems[:50])
