@@ -1,11 +1,14 @@
 """Arguments that a call cannot mean: each is refused by name, before anything is done."""
 
+import math
+import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from finetune_queue import FineTuneQueue, FineTuneQueueError, InvalidArgumentError, InvalidRequestError
+from finetune_queue import FineTuneQueue, FineTuneRequest, InvalidArgumentError, InvalidRequestError
 from finetune_queue.contract import JobState
 from finetune_queue.store import connect
 from support.cli import Worker
@@ -35,13 +38,60 @@ def test_only_true_and_false_are_true_and_false(queue: FineTuneQueue, redis_url:
         assert not worker.accounts.status("default").stopped
 
 
+ID = "01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21"
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda queue: queue.resolve("01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21", adopt=5), "adopt: should be a text"),
+        (lambda queue: queue.list(labels="a=b"), r'labels: should be a mapping, like {"team": "faces"}, not of the'),
+        (lambda queue: queue.list(labels={"a": 1}), r"labels\.a: should be a text, not of the type int"),
+        (lambda queue: queue.list(labels={1: "a"}), "labels: a key should be letters, digits"),
+        (lambda queue: queue.list(account=1), "account: should be a text"),
+        (lambda queue: queue.list(limit="3"), "limit: should be a whole number, not of the type str"),
+        (lambda queue: queue.list(limit=True), "limit: should be a whole number, not of the type bool"),
+        (lambda queue: queue.list(limit=-1), "limit: should be 0 or more, not -1"),
+        (lambda queue: queue.page(limit=0), "limit: should be 1 or more, not 0"),
+        (lambda queue: queue.page(cursor=5), "cursor: should be a text"),
+        (lambda queue: queue.page(cursor="5"), "cursor: is not one that a page gave"),
+        (lambda queue: queue.events(ID, after="1"), "after: should be a whole number"),
+        (lambda queue: queue.redeliver(ID, sink=5), "sink: should be a text"),
+        (lambda queue: queue.redeliver(ID, sink="ftp://x"), "sink: is not a known kind of sink"),
+        (lambda queue: queue.resolve(ID, adopt=5), "adopt: should be a text"),
+        (lambda queue: queue.stop_submits(None), "account: should be a text"),
+        (lambda queue: list(queue.submit_many(5)), "requests: should be several, as in a list, not of the type int"),
+        (lambda queue: list(queue.submit_many([], batch=5)), "batch: a batch's name is a string"),
+        (lambda queue: queue.submit(sample(), idempotency_key=["a"]), "idempotency_key: should be a string"),
     ],
 )
-def test_an_argument_of_another_type_is_named(queue: FineTuneQueue, call: Call, said: str) -> None:
-    with pytest.raises(FineTuneQueueError, match=said) as caught:
+def test_an_argument_that_means_nothing_is_named(queue: FineTuneQueue, call: Call, said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=said):
         call(queue)
-    assert isinstance(caught.value, InvalidArgumentError)
+    assert list(queue.list()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"timeout": "5"}, "timeout: should be a number of seconds, not of the type str"),
+        ({"timeout": timedelta(seconds=1)}, "timeout: should be a number of seconds, not of the type timedelta"),
+        ({"timeout": True}, "timeout: should be a number of seconds, not of the type bool"),
+        ({"timeout": -1}, "timeout: should be 0 or more seconds, not -1"),
+        ({"timeout": math.nan}, "timeout: should be 0 or more seconds, not nan"),
+        ({"on_event": "print"}, "on_event: should be a function, not of the type str"),
+    ],
+)
+def test_a_wait_that_means_nothing_does_not_begin(queue: FineTuneQueue, arguments: Any, said: str) -> None:
+    job = queue.submit(sample())
+    with pytest.raises(InvalidArgumentError, match=said):
+        job.wait(**arguments)
+
+
+def test_a_request_made_of_its_fields_is_refused_in_words() -> None:
+    make: Any = FineTuneRequest
+    with pytest.raises(InvalidRequestError) as caught:
+        make(name=1, dataset="https://example.com/faces.zip", trigger_word="1MAN", steps=5)
+    assert caught.value.problems[:2] == ["name: should be a string", "instance_prompt: is required"]
+    assert caught.value.problems[2].startswith("steps: is not a field of a request")
+    assert "pydantic" not in "".join(traceback.format_exception(caught.value))
+    assert make(**sample()) == FineTuneRequest.model_validate(sample())

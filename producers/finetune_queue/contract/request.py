@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 
 from finetune_queue.contract.sink import Sink, parse_sink, parse_sinks
+from finetune_queue.errors import InvalidRequestError
 from finetune_queue.plain_words import escaped, in_plain_words
 
 STORED = "stored"
@@ -290,6 +291,22 @@ class FineTuneRequest(BaseModel):
         default=None, description="When to give up (ISO 8601, with a time zone)."
     )
 
+    if not TYPE_CHECKING:  # a type checker takes the arguments from the fields
+
+        def __init__(self, **fields: Any) -> None:
+            """Make a request of its fields.
+
+            Raises:
+                InvalidRequestError: with one sentence for every field that is wrong.
+            """
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise InvalidRequestError(_sentences(error)) from None
+
+        # A model that is validated does not come through here, as it would not without this method.
+        __init__.__pydantic_base_init__ = True
+
     def digest(self) -> str:
         """Return a SHA-256 that is equal for equal requests; the idempotency key itself does not count."""
         body = self.model_dump(mode="json", exclude={"idempotency_key"})
@@ -316,7 +333,11 @@ def parse_request(raw: Any) -> FineTuneRequest:
     try:
         return FineTuneRequest.model_validate(raw)
     except ValidationError as error:
-        raise RequestError([_sentence(problem) for problem in error.errors(include_url=False)]) from None
+        raise RequestError(_sentences(error)) from None
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    return [_sentence(problem) for problem in error.errors(include_url=False)]
 
 
 def _sentence(problem: Any) -> str:

@@ -21,7 +21,7 @@ from finetune_queue.errors import (
     UnreadableJobError,
 )
 from finetune_queue.plain_words import encodable, in_plain_words
-from finetune_queue.store import CursorError, JobNotFoundError, RedisError
+from finetune_queue.store import JobNotFoundError, RedisError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -109,8 +109,6 @@ def explain(error: Exception) -> ProblemError | None:
         case InvalidRequestError():
             problems = [FieldProblem(where=_pointer(line), detail=line) for line in error.problems]
             return ProblemError("invalid-request", "; ".join(error.problems), errors=problems)
-        case CursorError():
-            return ProblemError("invalid-request", text, errors=[FieldProblem(where="cursor", detail=text)])
         case UnknownJobError() | JobNotFoundError():
             return ProblemError("job-not-found", text)
         case UnreadableJobError():

@@ -1,6 +1,12 @@
 """What the arguments of a call must be. Python takes any value for any argument, and any text for true."""
 
-from finetune_queue.errors import InvalidArgumentError
+import re
+from collections.abc import Mapping
+
+from finetune_queue.contract import JobState, parse_sink
+from finetune_queue.contract.request import check_label_keys
+from finetune_queue.errors import InvalidArgumentError, UnknownStateError
+from finetune_queue.store import CURSOR
 
 
 def check_flag(name: str, value: object) -> None:
@@ -21,6 +27,108 @@ def check_text(name: str, value: object) -> None:
     """
     if not isinstance(value, str):
         _refuse(name, "a text", value)
+
+
+def check_count(name: str, value: object, *, least: int = 0) -> None:
+    """Refuse what is no whole number from ``least``.
+
+    Raises:
+        InvalidArgumentError: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        _refuse(name, "a whole number", value)
+    elif value < least:
+        message = f"{name}: should be {least} or more, not {value}"
+        raise InvalidArgumentError(message)
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Refuse what is neither None nor a number of seconds from 0.
+
+    Raises:
+        InvalidArgumentError: it is neither.
+    """
+    if value is None:
+        return
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        _refuse(name, "a number of seconds", value)
+    elif not value >= 0:  # which NaN is not, either
+        message = f"{name}: should be 0 or more seconds, not {value:g}"
+        raise InvalidArgumentError(message)
+
+
+def check_call(name: str, value: object) -> None:
+    """Refuse what is neither None nor can be called.
+
+    Raises:
+        InvalidArgumentError: it is neither.
+    """
+    if value is not None and not callable(value):
+        _refuse(name, "a function", value)
+
+
+def check_filter(account: object, labels: object) -> None:
+    """Refuse an account or labels that no job can have: they would only ever match nothing.
+
+    Raises:
+        InvalidArgumentError: one is of the wrong type, or a label has an impossible key.
+    """
+    if account is not None:
+        check_text("account", account)
+    if labels is None:
+        return
+    if not isinstance(labels, Mapping):
+        _refuse("labels", 'a mapping, like {"team": "faces"}', labels)
+        return
+    try:
+        check_label_keys(labels)
+    except ValueError as error:
+        message = f"labels: {error}"
+        raise InvalidArgumentError(message) from None
+    for key, text in labels.items():
+        check_text(f"labels.{key}", text)
+
+
+def check_cursor(value: object) -> None:
+    """Refuse what is neither None nor a cursor that a page can have given.
+
+    Raises:
+        InvalidArgumentError: it is neither.
+    """
+    if value is None:
+        return
+    check_text("cursor", value)
+    if not re.fullmatch(CURSOR, str(value)):
+        message = "cursor: is not one that a page gave"
+        raise InvalidArgumentError(message)
+
+
+def sink_named(sink: object) -> str:
+    """Return the id of the sink that has this URL or id.
+
+    Raises:
+        InvalidArgumentError: it is no text, or a URL that no sink can have.
+    """
+    check_text("sink", sink)
+    text = str(sink)
+    try:
+        return parse_sink(text).id if "://" in text else text
+    except ValueError as error:
+        message = f"sink: {error}"
+        raise InvalidArgumentError(message) from None
+
+
+def state_named(name: object) -> JobState:
+    """Return the state of this name. A text that is none would only ever match nothing.
+
+    Raises:
+        UnknownStateError: there is none.
+    """
+    try:
+        return JobState(name)  # type: ignore[arg-type]
+    except ValueError:
+        message = f"There is no state {name!r}. Known: {', '.join(JobState)}."
+        raise UnknownStateError(message) from None
 
 
 def _refuse(name: str, wanted: str, value: object) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from finetune_queue.contract import Event, JobRecord, JobState, WaitReason
 from finetune_queue.errors import FineTuneQueueError, QueueUnavailableError, WaitTimeoutError
 from finetune_queue.progress import OnProgress
+from finetune_queue.sdk.arguments import check_call, check_seconds
 
 if TYPE_CHECKING:
     from finetune_queue.sdk.queue import FineTuneQueue
@@ -78,7 +79,10 @@ class Job:
 
         Raises:
             WaitTimeoutError: the job had not ended after ``timeout`` seconds.
+            InvalidArgumentError: ``timeout`` is not a number of seconds, 0 or more, or ``on_event`` no function.
         """
+        check_seconds("timeout", timeout)
+        check_call("on_event", on_event)
         end = None if timeout is None else time.monotonic() + timeout
         seen = 0
         while True:

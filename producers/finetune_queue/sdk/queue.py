@@ -12,20 +12,25 @@ from finetune_queue.contract import (
     Stage,
     Visibility,
     WaitReason,
-    parse_sink,
     parse_sinks,
 )
-from finetune_queue.contract.request import check_label_keys
 from finetune_queue.errors import (
     FineTuneQueueError,
     InvalidArgumentError,
     NotPossibleError,
     UnknownAccountNameError,
-    UnknownStateError,
 )
 from finetune_queue.messaging import Messenger
 from finetune_queue.resuming import resubmitted, resume_at, to_adopt, with_access
-from finetune_queue.sdk.arguments import check_flag, check_text
+from finetune_queue.sdk.arguments import (
+    check_count,
+    check_cursor,
+    check_filter,
+    check_flag,
+    check_text,
+    sink_named,
+    state_named,
+)
 from finetune_queue.sdk.job import Job, Page, Submission, Waiting
 from finetune_queue.sdk.submitting import Submitter
 from finetune_queue.sdk.translation import translated, whole_id
@@ -149,7 +154,12 @@ class FineTuneQueue:
             return len(self._workers.alive())
 
     def events(self, job_id: str, *, after: int = 0) -> list[Event]:
-        """Return the job's events numbered above ``after``, oldest first; none for a job that is not there any more."""
+        """Return the job's events numbered above ``after``, oldest first; none for a job that is not there any more.
+
+        Raises:
+            InvalidArgumentError: ``after`` is not a whole number, 0 or more.
+        """
+        check_count("after", after)
         with translated():
             return self._jobs.events(whole_id(job_id), after=after)
 
@@ -170,10 +180,10 @@ class FineTuneQueue:
 
         Raises:
             NotPossibleError: no such sink has had any of them.
-            ValueError: ``sink`` is a URL that cannot be one of a sink.
+            InvalidArgumentError: ``sink`` is no text, or a URL that cannot be one of a sink.
         """
+        sink_id = None if sink is None else sink_named(sink)
         with translated():
-            sink_id = parse_sink(sink).id if sink is not None and "://" in sink else sink
             found = self._outbox.redeliver(self._jobs.get(whole_id(job_id)).id, sink_id)
         if not found:
             message = f"No event of job {job_id} was ever delivered to {'that' if sink else 'a'} sink."
@@ -335,8 +345,9 @@ class FineTuneQueue:
 
         Raises:
             UnknownAccountNameError: no worker serves the account.
-            InvalidArgumentError: ``stopped`` is neither True nor False.
+            InvalidArgumentError: ``account`` is no text, or ``stopped`` neither True nor False.
         """
+        check_text("account", account)
         check_flag("stopped", stopped)
         with translated():
             try:
@@ -357,11 +368,13 @@ class FineTuneQueue:
 
         Raises:
             UnknownStateError: ``state`` is the name of none.
-            ValueError: ``cursor`` is not one that a page gave, or no label can have a key of ``labels``.
+            InvalidArgumentError: ``cursor`` is not one that a page gave, ``limit`` not 1 or more, or no job can have
+                such an account or labels.
         """
-        if labels is not None:
-            check_label_keys(labels)
-        chosen = None if state is None else _state(state)
+        check_filter(account, labels)
+        check_count("limit", limit, least=1)
+        check_cursor(cursor)
+        chosen = None if state is None else state_named(state)
         with translated():
             found = self._pages.page(state=chosen, account=account, labels=labels, limit=limit, cursor=cursor)
         return Page([Job(self, record) for record in found.jobs], found.cursor)
@@ -374,12 +387,19 @@ class FineTuneQueue:
         labels: Mapping[str, str] | None = None,
         limit: int = 50,
     ) -> Iterator[Job]:
-        """Yield the newest jobs that match all that is given, ``limit`` at most.
+        """Return the newest jobs that match all that is given, ``limit`` at most; they are read as they are taken.
 
         Raises:
             UnknownStateError: ``state`` is the name of none.
-            ValueError: no label can have a key of ``labels``.
+            InvalidArgumentError: ``limit`` is not 0 or more, or no job can have such an account or labels.
         """
+        check_filter(account, labels)
+        check_count("limit", limit)
+        return self._listed(None if state is None else state_named(state), account, labels, limit)
+
+    def _listed(
+        self, state: JobState | None, account: str | None, labels: Mapping[str, str] | None, limit: int
+    ) -> Iterator[Job]:
         cursor = None
         while limit > 0:
             page = self.page(state=state, account=account, labels=labels, limit=min(limit, 200), cursor=cursor)
@@ -388,12 +408,3 @@ class FineTuneQueue:
             cursor = page.cursor
             if cursor is None:
                 return
-
-
-def _state(name: str) -> JobState:
-    """Return the state of this name. A text that is none would only ever match nothing."""
-    try:
-        return JobState(name)
-    except ValueError:
-        message = f"There is no state {name!r}. Known: {', '.join(JobState)}."
-        raise UnknownStateError(message) from None

@@ -20,6 +20,7 @@ from finetune_queue.contract import (
 from finetune_queue.contract.request import is_url, missing_part
 from finetune_queue.errors import (
     FineTuneQueueError,
+    InvalidArgumentError,
     InvalidRequestError,
     QueueUnavailableError,
     StagingUnavailableError,
@@ -68,7 +69,7 @@ class Submitter:
         """Put a request on the queue, see :meth:`FineTuneQueue.submit`; returns its job and whether that is new."""
         request = _checked(raw)
         if idempotency_key is not None:
-            if request.idempotency_key not in {None, idempotency_key}:
+            if request.idempotency_key not in (None, idempotency_key):  # a tuple: the key may be of any type yet
                 raise InvalidRequestError(["idempotency_key: the request has another one than the call"])
             # Checked as a field of the request: a job with a key that no request may have could never be read again.
             request = _checked({**request.model_dump(), "idempotency_key": idempotency_key})
@@ -84,8 +85,13 @@ class Submitter:
         """Put requests on the queue, a group at a time, see :meth:`FineTuneQueue.submit_many`."""
         if batch is not None and not (isinstance(batch, str) and 0 < len(batch) <= LONGEST_BATCH_NAME):
             raise InvalidRequestError([f"batch: a batch's name is a string of 1 to {LONGEST_BATCH_NAME} characters"])
+        try:
+            each_raw = iter(raws)
+        except TypeError:
+            message = f"requests: should be several, as in a list, not of the type {type(raws).__name__}"
+            raise InvalidArgumentError(message) from None
         stage = lru_cache(maxsize=STAGED)(self._stage)
-        for group in _groups(self._ready(raw, batch, stage) for raw in raws):
+        for group in _groups(self._ready(raw, batch, stage) for raw in each_raw):
             outcomes = self._submit_group(group)
             yield from outcomes
             for outcome in outcomes:
