@@ -4,6 +4,7 @@ import math
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,10 @@ from finetune_queue import FineTuneQueue, FineTuneRequest, InvalidArgumentError,
 from finetune_queue.contract import JobState
 from finetune_queue.store import connect
 from support.cli import Worker
+from support.images import make_dataset_folder
 from support.samples import sample
+
+TEXTS = ("name", "instance_prompt", "trigger_word", "base_model", "theme", "account", "idempotency_key")
 
 Call = Callable[[Any], Any]
 
@@ -95,3 +99,34 @@ def test_a_request_made_of_its_fields_is_refused_in_words() -> None:
     assert caught.value.problems[2].startswith("steps: is not a field of a request")
     assert "pydantic" not in "".join(traceback.format_exception(caught.value))
     assert make(**sample()) == FineTuneRequest.model_validate(sample())
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "dataset"])
+def test_bytes_are_no_text(queue: FineTuneQueue, name: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"{name}: should be a string"):
+        queue.submit(sample(**{name: b"x"}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"labels": {"a": b"x"}}, r"labels\.a: should be a string"),
+        ({"labels": {b"a": "x"}}, "labels: a key should be letters"),
+        ({"reply_to": [b"list://x"]}, r"reply_to\.0: should be a string"),
+        ({"priority": b"5"}, "priority: should be a number"),
+    ],
+)
+def test_nor_are_they_inside(queue: FineTuneQueue, fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=said):
+        queue.submit(sample(**fields))
+
+
+def test_a_dataset_may_be_a_path(queue: FineTuneQueue, tmp_path: Path) -> None:
+    folder = make_dataset_folder(tmp_path / "photos")
+    staged = queue.submit(sample(dataset=str(folder))).record.request.dataset
+    assert queue.submit(sample(dataset=folder)).record.request.dataset == staged
+    make: Any = FineTuneRequest
+    [many, made] = queue.submit_many([sample(dataset=folder), make(**sample(dataset=folder))])
+    assert [each.job and each.job.record.request.dataset for each in (many, made)] == [staged] * 2
+    with pytest.raises(InvalidRequestError, match="dataset: "):
+        queue.submit(sample(dataset=tmp_path / "nowhere"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -45,13 +46,14 @@ def _check_name(value: object, info: ValidationInfo) -> object:
     return value
 
 
+# Strict texts: bytes are none, though pydantic would read them.
 Name = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=128),
+    StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=128),
     BeforeValidator(_check_name),
     Field(json_schema_extra=_NO_CONTROL),
 ]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=2000)]
 USUAL_PRIORITY = 5
 """The priority of a request that names none."""
 
@@ -61,15 +63,15 @@ ACCOUNT_RULE = "should be letters, digits and . _ -, beginning with a letter or 
 DEFAULT_ACCOUNT = "default"
 """Whose key is the one of settings that name no accounts, and who pays for a request that names none."""
 
-AccountName = Annotated[str, StringConstraints(pattern=ACCOUNT_NAME)]
+AccountName = Annotated[str, StringConstraints(strict=True, pattern=ACCOUNT_NAME)]
 LABEL_KEY = r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$"
-LabelKey = Annotated[str, StringConstraints(pattern=LABEL_KEY)]
-LabelValue = Annotated[str, StringConstraints(max_length=256)]
+LabelKey = Annotated[str, StringConstraints(strict=True, pattern=LABEL_KEY)]
+LabelValue = Annotated[str, StringConstraints(strict=True, max_length=256)]
 
 
 def _check_number(value: object) -> object:
     """Refuse text and truth values, which pydantic would turn into a number: they may be meant for another field."""
-    if isinstance(value, str | bool):
+    if isinstance(value, str | bytes | bool):
         raise ValueError("should be a number")  # noqa: TRY004 - pydantic takes no other kind for a wrong value
     return value
 
@@ -170,6 +172,11 @@ def is_url(dataset: str) -> bool:
     return re.match(_URL_BEGINS, dataset) is not None
 
 
+def _path_text(dataset: object) -> object:
+    """Take a ``pathlib.Path``, which a Python program has, for its text; JSON has none."""
+    return os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset
+
+
 def check_dataset(dataset: str) -> str:
     """Refuse what looks like a URL but is not one, as everything that reads it later relies on that, and a URL with a
     password in it, which jobs and events would show. The library's messages are not passed on: they quote the URL.
@@ -218,7 +225,7 @@ def _check_sink(url: str) -> str:
     return url
 
 
-SinkUrl = Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(_check_sink)]
+SinkUrl = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=2000), AfterValidator(_check_sink)]
 
 
 class RequestError(ValueError):
@@ -253,7 +260,7 @@ class FineTuneRequest(BaseModel):
         "replace the default as a whole: give each that is wanted, also of the default.",
         json_schema_extra=_PARAMETERS,
     )
-    dataset: Annotated[Text, AfterValidator(check_dataset)] = Field(
+    dataset: Annotated[Text, AfterValidator(check_dataset), BeforeValidator(_path_text)] = Field(
         description="https:// URL of a public ZIP, or file://, s3://, gs://, az:// URL, without a user name or "
         "password; the key of an object is written as it is, the rest percent-encoded; the SDK and the CLI also take a "
         "local ZIP or folder.",
@@ -284,7 +291,7 @@ class FineTuneRequest(BaseModel):
     wait_for: Literal["trained", "available"] = Field(
         default="trained", description="trained: done when the weights are stored; available: also deployed."
     )
-    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = Field(
+    idempotency_key: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=255)] | None = Field(
         default=None, description="The same key and request give the same job."
     )
     deadline: Annotated[AwareDatetime | None, WrapValidator(_check_moment)] = Field(
