@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeInt
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from finetune_queue.contract.request import DEFAULT_ACCOUNT
+from finetune_queue.contract.sink import plain_origin
 from finetune_queue.loopback import is_loopback
 from finetune_queue.setting_sources import DEFAULT_SECRETS_DIR
 from finetune_queue.setting_types import (
@@ -321,8 +322,9 @@ class Settings(BaseSettings):
 
     def signing_secrets(self, origin: str) -> tuple[str, ...]:
         """Return the secrets that deliveries to this origin are signed with; none means that they cannot be."""
-        secrets = self.finetune_signing_secret
-        return tuple(each.get_secret_value() for each in secrets.get(origin) or secrets.get(ANY_ORIGIN) or ())
+        secrets = {plain_origin(each): values for each, values in self.finetune_signing_secret.items()}
+        found = secrets.get(plain_origin(origin)) or self.finetune_signing_secret.get(ANY_ORIGIN) or ()
+        return tuple(each.get_secret_value() for each in found)
 
     def require_worker(self) -> None:
         """Refuse settings that no worker can run on.

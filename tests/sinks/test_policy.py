@@ -8,7 +8,7 @@ from finetune_queue.contract import JobState, parse_sink
 from finetune_worker.sinks import DeliveryError
 from finetune_worker.stages.runner import run_stage
 from finetune_worker.tasks import STAGES
-from support.sinks import Deliveries, MakeDeliveries, Receiver
+from support.sinks import SECRET, Deliveries, MakeDeliveries, Receiver
 from support.web import Trap
 
 PROVIDER = {"SEGMIND_BASE_URL": "https://api.segmind.com"}  # not on loopback: neither may sinks be
@@ -23,6 +23,21 @@ def test_a_broker_is_reached_only_if_the_operator_named_it(make: MakeDeliveries)
     assert "FINETUNE_REPLY_TO does not let" in (refusal(make(), url) or "")
     assert refusal(make(FINETUNE_REPLY_TO="amqp://rabbit.internal"), url) is None
     assert refusal(make(FINETUNE_SINKS=url), url) is None
+
+
+@pytest.mark.parametrize(
+    ("scheme", "port"),
+    [("amqp", 5672), ("amqps", 5671), ("redis", 6379), ("rediss", 6379), ("http", 80), ("https", 443)],
+)
+def test_a_host_with_its_usual_port_written_out_is_the_same_host(make: MakeDeliveries, scheme: str, port: int) -> None:
+    secret = f'{{"{scheme if scheme in {"http", "https"} else "http"}://10.0.0.1": "{SECRET}"}}'
+    settings = {**PROVIDER, "FINETUNE_SIGNING_SECRET": secret}
+    plain, written = f"{scheme}://10.0.0.1", f"{scheme}://10.0.0.1:{port}"
+    for rule, origin in ((plain, written), (written, plain)):
+        bench = make(**settings, FINETUNE_REPLY_TO=f"stream://a:b {rule}")
+        assert refusal(bench, f"{origin}/x?queue=q") is None
+        assert refusal(bench, f"{scheme}://10.0.0.1:1/x?queue=q") is not None
+    assert refusal(make(**settings, FINETUNE_REPLY_TO=f"{scheme}://10.0.0.1:1"), f"{plain}/x?queue=q") is not None
 
 
 def test_a_web_sink_needs_a_secret(make: MakeDeliveries) -> None:

@@ -14,6 +14,7 @@ from finetune_queue.cli.findings import Finding, Status, clock, show
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.cli.session import quiet_logs
 from finetune_queue.contract import Sink, SinkKind, parse_sinks
+from finetune_queue.contract.sink import USUAL_PORTS
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.messaging import Messenger, producer_app
 from finetune_queue.plain_words import byte_size
@@ -54,9 +55,6 @@ KNOCK_SECONDS = 3.0
 
 CAP = "SEGMIND_MAX_SUBMITS_PER_DAY, or an account's max_submits_per_day in SEGMIND_ACCOUNTS"
 """The settings that bound what may be spent."""
-
-DEFAULT_PORTS = {"http": 80, "https": 443, "amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
-
 
 def doctor(*, api: bool, as_json: bool) -> ExitCode:
     """Check everything that can be checked from here; 1 if something failed. Spends calls of the API only with ``api``.
@@ -230,7 +228,7 @@ def _knock(sink: Sink) -> Finding:
     """See whether a sink's host takes a connection; no event is sent."""
     name, origin = "sink", words.printable(sink.origin)
     parts = urlsplit(sink.origin)
-    port = parts.port or DEFAULT_PORTS.get(parts.scheme)
+    port = parts.port or USUAL_PORTS.get(parts.scheme)
     if port is None or not parts.hostname:
         return Finding(name, "ok", f"{origin} is not tried from here; `finetune deliveries JOB` shows whether it works")
     try:

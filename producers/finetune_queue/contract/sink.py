@@ -43,6 +43,9 @@ BROKERS = frozenset(
 )
 """kombu's transports over a network; each but the first four needs its driver installed on the workers."""
 
+USUAL_PORTS = {"http": 80, "https": 443, "amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
+"""The port that a URL of such a scheme means when it names none."""
+
 STATE_CHANGES = frozenset(EventType) - {EventType.PROGRESS, EventType.ACCESS}
 """What a sink gets that does not say otherwise."""
 
@@ -145,19 +148,30 @@ def parse_sinks(urls: Iterable[str]) -> tuple[Sink, ...]:
 
 def allowed(sink: Sink, rules: Iterable[str]) -> bool:
     """Tell whether a request may name this sink: a rule is a scheme (``https://``), or with a host, queue or name."""
-    return any(rule in {f"{sink.origin.partition('://')[0]}://", _place(sink)} for rule in rules)
+    rules = tuple(rules)
+    return f"{sink.origin.partition('://')[0]}://" in rules or named(sink, rules)
 
 
-def _place(sink: Sink) -> str:
-    """The sink's scheme with its host and port, queue or name: what a rule may name."""
+def named(sink: Sink, rules: Iterable[str]) -> bool:
+    """Tell whether a rule names the sink's own host, queue or name, and not only its scheme."""
     match sink.kind:
         case SinkKind.CELERY:
-            return f"celery://{sink.name}"
+            return f"celery://{sink.name}" in rules
         case SinkKind.BROKER | SinkKind.WEB:
-            parts = urlsplit(sink.origin)
-            return f"{parts.scheme}://{parts.netloc}"
+            return plain_origin(sink.origin) in map(plain_origin, rules)
         case _:
-            return sink.origin
+            return sink.origin in rules
+
+
+def plain_origin(url: str) -> str:
+    """Return the scheme, host and port of a URL, the port only if it is not the usual one: equal for one place, however
+    it is written. What has no such form, as ``stream://a:b``, is returned as it is."""
+    try:
+        parts = urlsplit(url)
+        port = None if parts.port == USUAL_PORTS.get(parts.scheme) else parts.port
+    except ValueError:
+        return url
+    return f"{parts.scheme}://{_netloc(parts.hostname or '', port)}"
 
 
 def _queries(parts: SplitResult) -> tuple[dict[str, str], list[tuple[str, str]]]:

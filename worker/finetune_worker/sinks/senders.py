@@ -10,7 +10,7 @@ import structlog
 from celery import Celery
 
 from finetune_queue.contract import Event, FineTuneRequest, Sink, SinkKind, parse_sink, parse_sinks
-from finetune_queue.contract.sink import allowed
+from finetune_queue.contract.sink import allowed, named
 from finetune_queue.loopback import is_loopback
 from finetune_queue.public_fetch.addresses import AddressPolicy, check_url
 from finetune_queue.public_fetch.errors import FetchError
@@ -68,9 +68,9 @@ class Senders:
 
     def policy(self, sink: Sink) -> AddressPolicy:
         """Return which addresses a web sink may have: a private one only if the operator named its host."""
-        named = sink.id in self._own_ids or sink.origin in self._settings.finetune_reply_to
+        trusted = sink.id in self._own_ids or named(sink, self._settings.finetune_reply_to)
         return AddressPolicy(
-            trusted_origins=frozenset({sink.origin} if named else ()),
+            trusted_origins=frozenset({sink.origin} if trusted else ()),
             allow_loopback=self._settings.segmind_is_loopback,
         )
 
