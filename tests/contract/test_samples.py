@@ -108,6 +108,34 @@ def test_python_submits_and_reacts(
     orders.wait_for_line(lambda line: f"order {order}: weights at {weights}" in line, timeout=SECONDS)
 
 
+def test_an_event_whose_task_raises_is_not_lost(
+    stack: LocalStack, queue: FineTuneQueue, dataset: str, tmp_path: Path
+) -> None:
+    failing = f"""
+import sys
+sys.path.insert(0, {str(SAMPLES)!r})
+import orders
+
+def raises_at_first(said, tell=orders.tell):
+    orders.tell = tell
+    raise OSError("the mail server is away")
+
+orders.tell = raises_at_first
+app = orders.app
+"""
+    (tmp_path / "failing.py").write_text(failing)
+    options = ["-Q", "failing", "-P", "solo", "--loglevel", "WARNING", "--without-gossip", "--without-mingle"]
+    command = [sys.executable, "-m", "celery", "-A", "failing", "worker", *options]
+    child = program(stack, *command, PYTHONPATH=str(tmp_path))
+    try:
+        sink = "celery://failing/orders.finetuned?events=succeeded"
+        job = queue.submit(sample(dataset=dataset, labels={"order": "C-1"}, reply_to=[sink]))
+        weights = succeeded(queue, job.id)
+        child.wait_for_line(lambda line: f"order C-1: weights at {weights}" in line, timeout=SECONDS)
+    finally:
+        child.stop(grace=5)
+
+
 def test_a_service_that_reacts_is_not_taken_for_one_of_the_workers(stack: LocalStack, orders: Child) -> None:
     messenger = Messenger(producer_app(stack.settings))
     until(lambda: bool(messenger.workers(0.5).others), seconds=SECONDS)
