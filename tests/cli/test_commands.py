@@ -245,7 +245,7 @@ def test_wrong_usage_is_one_sentence(run: Run, arguments: list[str], said: str) 
 
 
 def test_a_password_in_the_dataset_s_url_is_refused_and_not_repeated(run: Run, worker: Worker) -> None:
-    result = run(*SUBMIT, "--dataset", "https://me:hidden-pw@example.com/faces.zip")
+    result = run(*SUBMIT[:2], "https://me:hidden-pw@example.com/faces.zip", *SUBMIT[3:])
     assert result.code == ExitCode.USAGE
     assert "dataset: should hold no user name or password" in result.err
     assert "hidden-pw" not in result.err
@@ -300,3 +300,20 @@ def test_a_dataset_that_is_staged_where_nobody_said_is_told_of(
     assert run(*SUBMIT).err == ""  # nothing was staged
     monkeypatch.setenv("FINETUNE_STAGING_URL", f"file://{tmp_path}/var/staging")
     assert run(*local).err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["submit", "-f", "a.json", "--file", "b.json"], "--file"),
+        (["submit", "--name", "a", "-n", "b"], "--name"),
+        (["list", "--state", "failed", "--state", "failed"], "--state"),
+        (["gateway", "--port", "0", "--port", "1"], "--port"),
+        (["webhooks", "list", "--account", "a", "--account", "b"], "--account"),
+        (["account", "stop", "--json", "--json", "x", "y"], None),
+    ],
+)
+def test_an_option_with_one_value_is_given_once(run: Run, arguments: list[str], option: str | None) -> None:
+    result = run(*arguments)
+    assert result.code == ExitCode.USAGE
+    assert (f"{option} is given more than once. See: " in result.err) == (option is not None)

@@ -187,3 +187,17 @@ def test_a_deadline_out_of_this_world() -> None:
 def test_a_deadline_that_is_no_time_is_the_request_s_to_refuse(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="deadline: "):
         build(None, sample(), deadline=text)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"labels": ["a=b", "a=c"]}, "--label a=c: a is given more than once"),
+        ({"parameters": ["x=1", "x=2"]}, "--param x=2: x is given more than once"),
+        ({"parameters": ["steps=10"], "steps": 20}, "Say either --steps or --param steps=N"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(CliError, match=said) as caught:
+        build(None, sample(), **given)
+    assert caught.value.exit_code is ExitCode.USAGE

@@ -8,11 +8,11 @@ import typer
 from typer.exceptions import TyperException
 
 from finetune_queue.cli import app_gateway, app_submit, output
-from finetune_queue.cli.options import DEFAULT_ACCOUNT, AsJson, Private, Public, Timeout, public_or_private
+from finetune_queue.cli.options import DEFAULT_ACCOUNT, AsJson, Commands, Private, Public, Timeout, public_or_private
 from finetune_queue.cli.output import CliError, ExitCode
 from finetune_queue.plain_words import in_plain_words
 
-app = typer.Typer(
+app = Commands(
     name="finetune",
     help="Submit Segmind Fast Flux fine-tunes to the queue and follow them to verified weights.",
     epilog="Exit codes: 0 success, 1 the job or a check failed, 2 bad usage or request, 3 no such job, 4 the queue is "
@@ -20,13 +20,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-dataset = typer.Typer(help="Look at training data before it costs anything.")
+dataset = Commands(help="Look at training data before it costs anything.")
 app.add_typer(dataset, name="dataset")
 app.add_typer(app_gateway.gateway, name="gateway")
 app.add_typer(app_gateway.webhooks, name="webhooks")
-dead = typer.Typer(help="Messages that could not become a job, and events that a sink did not take.")
+dead = Commands(help="Messages that could not become a job, and events that a sink did not take.")
 app.add_typer(dead, name="dead")
-account = typer.Typer(help="The kill switch for an account's paid submits.")
+account = Commands(help="The kill switch for an account's paid submits.")
 app.add_typer(account, name="account")
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from finetune_queue.cli.options import DEFAULT_ACCOUNT, AsJson
+from finetune_queue.cli.options import DEFAULT_ACCOUNT, AsJson, Commands
 from finetune_queue.cli.output import ExitCode
 
-gateway = typer.Typer()
+gateway = Commands()
 
 
 @gateway.callback(invoke_without_command=True)
@@ -37,7 +37,7 @@ def token(
     return command(name, as_json=as_json)
 
 
-webhooks = typer.Typer(help="The account's webhook at Segmind, which tells the gateway when a training changes.")
+webhooks = Commands(help="The account's webhook at Segmind, which tells the gateway when a training changes.")
 
 Account = Annotated[str, typer.Option("--account", metavar="NAME", help="Whose webhook.")]
 GatewayUrl = Annotated[

@@ -1,11 +1,48 @@
 """The options that several commands have."""
 
 import math
-from typing import Annotated, Final
+from collections import Counter
+from collections.abc import Callable
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from finetune_queue.cli.output import usage_error
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Once:
+    """A command that refuses an option with one value that is given twice: the last would silently win."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known: Any = super()
+        _, _, order = self.make_parser(ctx).parse_args(args=[*args])  # type: ignore[attr-defined]
+        for param, count in Counter(order).items():
+            if count > 1 and param.param_type_name == "option" and not (param.multiple or param.is_flag):
+                ctx.fail(f"{param.opts[0]} is given more than once")
+        found: list[str] = known.parse_args(ctx, args)
+        return found
+
+
+class _Command(_Once, TyperCommand):
+    pass
+
+
+class _Group(_Once, TyperGroup):
+    pass
+
+
+class Commands(typer.Typer):
+    """Commands that take each option with one value once."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(cls=_Group, **options)
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
+        """Register a command, see :meth:`typer.Typer.command`."""
+        return super().command(name, cls=_Command, **options)
 
 
 def _check_seconds(seconds: float | None) -> float | None:

@@ -51,10 +51,12 @@ class Options:
         """Read the options that have a form of their own.
 
         Raises:
-            CliError: one cannot be read.
+            CliError: one cannot be read, or two contradict each other.
         """
         changed = parse_parameters(parameters)
         if steps is not None:
+            if "steps" in changed:
+                raise usage_error("Say either --steps or --param steps=N.")
             changed["steps"] = steps
         return cls(fields, changed, parse_labels(labels), deadline)
 
@@ -149,15 +151,14 @@ def parse_parameters(texts: Iterable[str]) -> dict[str, Any]:
     A word without quotes is refused and not taken for a string: ``face_crop=False`` would be paid for and ignored.
     """
     found: dict[str, Any] = {}
-    for text in texts:
-        key, value = _pair("--param", text)
+    for key, value in _pairs("--param", texts):
         try:
             found[key] = read_json(value)
         except RepeatedMemberError as error:
             raise usage_error(f"--param {key}: the value {error}.") from None
         except json.JSONDecodeError:
             raise usage_error(
-                f"--param {text}: the value is not JSON. Write true, 16, or a text in double quotes: "
+                f"--param {key}={value}: the value is not JSON. Write true, 16, or a text in double quotes: "
                 f"--param '{key}=\"{value}\"'"
             ) from None
         except (ValueError, RecursionError):
@@ -168,8 +169,12 @@ def parse_parameters(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_labels(texts: Iterable[str]) -> dict[str, str]:
-    """Read ``KEY=VALUE`` pairs."""
-    return dict(_pair("--label", text) for text in texts)
+    """Read ``KEY=VALUE`` pairs.
+
+    Raises:
+        CliError: one is none, or a key is given twice.
+    """
+    return dict(_pairs("--label", texts))
 
 
 def parse_deadline(text: str, *, keyed: bool) -> str:
@@ -194,11 +199,16 @@ def parse_deadline(text: str, *, keyed: bool) -> str:
     return moment.isoformat(timespec="seconds")
 
 
-def _pair(option: str, text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise usage_error(f"{option} {text}: should be KEY=VALUE.")
-    return key, value
+def _pairs(option: str, texts: Iterable[str]) -> list[tuple[str, str]]:
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise usage_error(f"{option} {text}: should be KEY=VALUE.")
+        if key in found:
+            raise usage_error(f"{option} {text}: {key} is given more than once.")
+        found[key] = value
+    return list(found.items())
 
 
 def _object(body: dict[str, Any], field: str, default: dict[str, Any]) -> dict[str, Any]:
