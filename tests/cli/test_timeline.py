@@ -85,15 +85,12 @@ def test_a_job_that_needs_a_person_says_so(worker: Worker) -> None:
     assert found[3].detail == "a person must say whether the submit reached Segmind (finetune resolve)"
 
 
-def test_a_job_that_no_worker_has_taken_up_says_so_after_a_while(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_no_worker_has_taken_up_says_so(worker: Worker) -> None:
     job = worker.accept()
     assert detail(job, None) == ""
-    monkeypatch.setattr("finetune_queue.cli.timeline.TAKEN_UP", -1.0)
-    assert detail(job, None) == "no worker has picked it up yet"
-    assert detail(job, None, stranded=True) == "no worker is running: it waits until one is started"
-    assert detail(job.model_copy(update={"owner": "task-1"}), None) == ""
+    assert detail(job, Waiting(WaitReason.WORKER, 0, None)) == "no worker has picked it up yet"
+    alone = Waiting(WaitReason.WORKER, 0, None, no_worker=True)
+    assert detail(job, alone, stranded=True) == "no worker is running: it waits until one is started"
     assert detail(worker.bring(job, JobState.TRAINING), Waiting(WaitReason.PROVIDER, 0, None)) == "Segmind: REQUESTED"
 
 

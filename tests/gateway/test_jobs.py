@@ -286,6 +286,7 @@ def test_a_job_says_why_it_waits(http: httpx.Client, queue: FineTuneQueue, accou
         "estimate_seconds": 0.0,
         "submits_stopped": False,
         "unserved": False,
+        "no_worker": True,
     }
 
 
@@ -397,4 +398,3 @@ def test_of_a_repeated_parameter_none_is_taken(http: httpx.Client, path: str) ->
     body = problem(http.get(path), 422, "invalid-request")
     name = path.partition("?")[2].partition("=")[0]
     assert body["errors"] == [{"where": name, "detail": "is given more than once"}]
-    assert body["detail"] == f"{name}: is given more than once"

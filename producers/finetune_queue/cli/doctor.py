@@ -56,6 +56,7 @@ KNOCK_SECONDS = 3.0
 CAP = "SEGMIND_MAX_SUBMITS_PER_DAY, or an account's max_submits_per_day in SEGMIND_ACCOUNTS"
 """The settings that bound what may be spent."""
 
+
 def doctor(*, api: bool, as_json: bool) -> ExitCode:
     """Check everything that can be checked from here; 1 if something failed. Spends calls of the API only with ``api``.
 

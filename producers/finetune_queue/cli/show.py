@@ -146,5 +146,6 @@ def waiting_json(waiting: Waiting | None) -> dict[str, Any] | None:
         "estimate_seconds": waiting.estimate,
         "submits_stopped": waiting.submits_stopped,
         "unserved": waiting.unserved,
+        "no_worker": waiting.no_worker,
         "pause_reason": waiting.pause_reason or None,
     }

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -12,9 +12,6 @@ from finetune_queue.plain_words import byte_size
 from finetune_queue.sdk import Waiting
 
 Mark = Literal["done", "now", "attention", "bad", "todo"]
-
-TAKEN_UP = 5.0
-"""Seconds in which a free worker has taken up what it was sent."""
 
 _STATES = frozenset(JobState)
 
@@ -58,8 +55,6 @@ def detail(record: JobRecord, waiting: Waiting | None, *, stranded: bool = False
     if record.state is JobState.NEEDS_ATTENTION:
         return "a person must say whether the submit reached Segmind (finetune resolve)"
     parts = list(_live_parts(record, waiting))
-    if not parts and not stranded and _lies_in_a_queue(record):
-        parts.append("no worker has picked it up yet")
     if record.cancel_requested:
         parts.insert(0, "a cancel was requested")
     if stranded:
@@ -104,14 +99,8 @@ def _live_parts(record: JobRecord, waiting: Waiting | None) -> Iterator[str]:
             return
     if for_segmind and record.state is JobState.SUBMITTING:
         yield "the submit had no clear answer: Segmind is searched for its training before it may be sent again"
-    elif waiting is not None:
+    elif waiting is not None and not (waiting.reason == "worker" and waiting.no_worker):  # which is said once, of all
         yield words.waiting_line(waiting, record.error)
-
-
-def _lies_in_a_queue(record: JobRecord) -> bool:
-    """Tell whether the job was handed to the workers a while ago and none has taken it up."""
-    since = datetime.now(UTC).timestamp() - record.updated_ms / 1000
-    return not record.owner and record.waiting_for is None and since > TAKEN_UP
 
 
 def _behind(event: Event, following: Event, record: JobRecord) -> str:

@@ -116,4 +116,5 @@ _REASONS = {
     WaitReason.TRAININGS: "the account has as many trainings in flight as allowed",
     WaitReason.PAUSED: "the account is paused",
     WaitReason.START: "waiting for the time that its message set",
+    WaitReason.WORKER: "no worker has picked it up yet",
 }

@@ -100,6 +100,7 @@ class WaitReason(StrEnum):
     TRAININGS = "trainings"  # for the account's cap on trainings in flight
     PAUSED = "paused"  # for the account's pause, or that of its submits
     START = "start"  # for the time that its message set, by Celery's eta or countdown
+    WORKER = "worker"  # for a worker to pick it up; said of a job, and never stored in it
 
 
 class Visibility(StrEnum):

@@ -84,13 +84,14 @@ class Links(_Model):
 class WaitingView(_Model):
     """Why a job is not moving, how many are ahead of it and about how many seconds that takes, if known.
     ``submits_stopped``: the reason `spending` is the kill switch, and not the account's cap of submits for the day.
-    ``unserved``: whatever the reason, no running worker has its account's key."""
+    ``unserved``: whatever the reason, no running worker has its account's key. ``no_worker``: none is running."""
 
     reason: WaitReason
     ahead: int
     estimate_seconds: float | None = None
     submits_stopped: bool = False
     unserved: bool = False
+    no_worker: bool = False
 
     @classmethod
     def of(cls, waiting: Waiting) -> "WaitingView":
@@ -101,6 +102,7 @@ class WaitingView(_Model):
             estimate_seconds=waiting.estimate,
             submits_stopped=waiting.submits_stopped,
             unserved=waiting.unserved,
+            no_worker=waiting.no_worker,
         )
 
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -99,6 +100,7 @@ class Job:
                 trouble = f" It has not been seen since: {error}"
             if end is not None and time.monotonic() >= end:
                 then = "It waits for a person" if self.state is JobState.NEEDS_ATTENTION else "It goes on"
+                trouble = trouble or self._no_taker()
                 message = f"Job {self.id} was still {self.state} after {timeout:g} s. {then}.{trouble}"
                 raise WaitTimeoutError(message)
             time.sleep(FOLLOW_EVERY)
@@ -127,6 +129,16 @@ class Job:
         if self._record.weights is None:
             self.refresh()
         return fetch_weights(self._record, target, force=force, on_progress=on_progress)
+
+    def _no_taker(self) -> str:
+        """Say that no worker has the job; empty if one has, or if Redis has just gone away."""
+        with suppress(QueueUnavailableError):
+            waiting = self._queue.waiting(self)
+            if waiting is not None and waiting.no_worker:
+                return " No worker is running: it waits until one is started."
+            if waiting is not None and waiting.reason is WaitReason.WORKER:
+                return " No worker has picked it up yet."
+        return ""
 
     def cancel(self) -> Self:
         """Stop the job. What was submitted goes on at Segmind, which has no cancel.
@@ -188,18 +200,3 @@ class Page:
 
     jobs: list[Job]
     cursor: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """Why a job is not moving; ``estimate`` is in seconds, None where it is not ours to tell. ``submits_stopped`` tells
-    for the reason ``spending`` whether that is the kill switch, or else the account's cap of submits for the day.
-    ``unserved`` tells that it waits for ever, whatever the reason: no running worker has its account's key.
-    ``pause_reason`` says for the reason ``paused`` why its account is."""
-
-    reason: WaitReason
-    ahead: int
-    estimate: float | None
-    submits_stopped: bool = False
-    unserved: bool = False
-    pause_reason: str = ""

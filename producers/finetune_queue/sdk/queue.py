@@ -9,9 +9,7 @@ from finetune_queue.contract import (
     EventType,
     FineTuneRequest,
     JobState,
-    Stage,
     Visibility,
-    WaitReason,
     parse_sinks,
 )
 from finetune_queue.errors import (
@@ -31,9 +29,10 @@ from finetune_queue.sdk.arguments import (
     sink_named,
     state_named,
 )
-from finetune_queue.sdk.job import Job, Page, Submission, Waiting
+from finetune_queue.sdk.job import Job, Page, Submission
 from finetune_queue.sdk.submitting import Submitter
 from finetune_queue.sdk.translation import translated, whole_id
+from finetune_queue.sdk.waiting import Waiting, why_waiting
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.store import (
     Accounts,
@@ -49,7 +48,6 @@ from finetune_queue.store import (
     UnknownAccountError,
     Workers,
     connect,
-    unserved,
 )
 
 
@@ -192,36 +190,9 @@ class FineTuneQueue:
 
     def waiting(self, job: Job) -> Waiting | None:
         """Tell why the job, as it was last read, is not moving, how many are ahead of it and about how long that
-        takes; None if it moves."""
-        record = job.record
-        reason = record.waiting_for
-        if reason is None:
-            return None
-        if reason in (WaitReason.SPENDING, WaitReason.TRAININGS, WaitReason.PAUSED):  # for the account to say, below
-            reason = WaitReason.API_SLOT
+        takes; None if it moves, has ended or needs attention."""
         with translated():
-            if unserved(record.account, self._workers.alive()):
-                return Waiting(reason, 0, None, unserved=True)
-            if reason is WaitReason.START:
-                return Waiting(reason, 0, self._deadlines.left(record.id))
-            ahead = self._accounts.place(record)
-            if ahead is None:
-                return Waiting(reason, 0, None)
-            try:
-                account = self._accounts.status(record.account)
-            except UnknownAccountError:
-                return Waiting(reason, ahead, None)
-            paused_for = account.paused_for
-            if record.stage is Stage.SUBMIT:
-                if account.stopped or account.at_cap:
-                    return Waiting(WaitReason.SPENDING, ahead, None, submits_stopped=account.stopped)
-                if account.full:
-                    return Waiting(WaitReason.TRAININGS, ahead, None)
-                paused_for = max(paused_for, account.submits_paused_for)
-            seconds = max(paused_for, self._accounts.slot_in(account, ahead))
-        if paused_for:
-            return Waiting(WaitReason.PAUSED, ahead, seconds, pause_reason=account.pause_reason)
-        return Waiting(reason, ahead, seconds)
+            return why_waiting(job.record, self._accounts, self._workers, self._deadlines)
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job, see :meth:`Job.cancel`.

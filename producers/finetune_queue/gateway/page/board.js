@@ -16,6 +16,7 @@ const REASONS = {
   trainings: "waits for another training to end",
   paused: "the account is paused",
   start: "waits for the time that its message set",
+  worker: "no worker has picked it up yet",
 };
 
 const UNCLEAR = "waits: the submit had no clear answer, so Segmind is searched for its training";

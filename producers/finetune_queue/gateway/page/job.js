@@ -119,7 +119,8 @@ function now(found) {
   return [parts.map((text) => el("p", {}, text)), found.progress && el("p", {}, bar(found.progress))];
 }
 
-function sentence(state, { reason: why, ahead, estimate_seconds: estimate, submits_stopped: stopped, unserved }) {
+function sentence(state, { reason: why, ahead, estimate_seconds: estimate, submits_stopped: stopped, unserved, no_worker: none }) {
+  if (none && why === "worker") return "waits: no worker is running; it goes on when one is started";
   if (unserved) return "waits: no running worker has its account's key; add the account to SEGMIND_ACCOUNTS again, or cancel the job";
   const text = why === "spending" ? (stopped ? "the account's submits are stopped" : "the account has no submits left for today (UTC)") : reason(state, why);
   const before = ahead ? `, ${ahead} ahead` : "";

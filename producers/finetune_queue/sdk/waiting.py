@@ -1,0 +1,69 @@
+"""Why a job is not moving, as its record, its account and the workers that are there tell."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
+from finetune_queue.store import Accounts, Deadlines, UnknownAccountError, Workers, unserved
+
+TAKEN_UP = 5.0
+"""Seconds in which a free worker has taken up what it was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why a job is not moving; ``estimate`` is in seconds, None where it is not ours to tell. ``submits_stopped`` tells
+    for the reason ``spending`` whether that is the kill switch, or else the account's cap of submits for the day.
+    ``unserved`` tells that it waits for ever, whatever the reason: no running worker has its account's key.
+    ``no_worker`` tells that none is running at all. ``pause_reason`` says for the reason ``paused`` why its account
+    is."""
+
+    reason: WaitReason
+    ahead: int
+    estimate: float | None
+    submits_stopped: bool = False
+    unserved: bool = False
+    pause_reason: str = ""
+    no_worker: bool = False
+
+
+def why_waiting(record: JobRecord, accounts: Accounts, workers: Workers, deadlines: Deadlines) -> Waiting | None:
+    """Tell why a job is not moving; None if it moves, has ended or needs attention."""
+    reason = record.waiting_for
+    if reason is None and (record.state.terminal or record.state is JobState.NEEDS_ATTENTION or record.owner):
+        return None
+    alive = workers.alive()
+    no_worker = not alive and not record.state.terminal
+    if reason is None:
+        since = datetime.now(UTC).timestamp() - record.updated_ms / 1000
+        lies = no_worker or since > TAKEN_UP
+        return Waiting(WaitReason.WORKER, 0, None, no_worker=no_worker) if lies else None
+    if unserved(record.account, alive):
+        return Waiting(reason, 0, None, unserved=True)
+    if reason is WaitReason.START:
+        return Waiting(reason, 0, deadlines.left(record.id), no_worker=no_worker)
+    return replace(_parked(record, reason, accounts), no_worker=no_worker)
+
+
+def _parked(record: JobRecord, reason: WaitReason, accounts: Accounts) -> Waiting:
+    """Tell for what a job was parked, or what keeps its account from calls meanwhile."""
+    if reason in (WaitReason.SPENDING, WaitReason.TRAININGS, WaitReason.PAUSED):  # for the account to say, below
+        reason = WaitReason.API_SLOT
+    ahead = accounts.place(record)
+    if ahead is None:
+        return Waiting(reason, 0, None)
+    try:
+        account = accounts.status(record.account)
+    except UnknownAccountError:
+        return Waiting(reason, ahead, None)
+    paused_for = account.paused_for
+    if record.stage is Stage.SUBMIT:
+        if account.stopped or account.at_cap:
+            return Waiting(WaitReason.SPENDING, ahead, None, submits_stopped=account.stopped)
+        if account.full:
+            return Waiting(WaitReason.TRAININGS, ahead, None)
+        paused_for = max(paused_for, account.submits_paused_for)
+    seconds = max(paused_for, accounts.slot_in(account, ahead))
+    if paused_for:
+        return Waiting(WaitReason.PAUSED, ahead, seconds, pause_reason=account.pause_reason)
+    return Waiting(reason, ahead, seconds)
