@@ -1,1 +1,16 @@
-"""The worker. ``celery -A finetune_worker`` finds its application in :mod:`finetune_worker.celery`."""
+"""The worker. ``celery -A finetune_worker`` asks here for ``app``, which is in :mod:`finetune_worker.celery`."""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """Import the application for Celery. Its own search would hide which library is missing."""
+    if name != "app":
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    try:
+        from finetune_worker.celery import app
+    except ModuleNotFoundError as error:
+        message = f"A worker needs {error.name}, which is not installed: pip install 'finetune-queue[worker]'"
+        raise SystemExit(message) from None
+    return app
