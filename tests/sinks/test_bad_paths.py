@@ -81,6 +81,14 @@ def test_a_path_that_does_not_answer_delays_no_other_of_its_host(
     assert line.failures <= 1, "the failures in a row ended with a good answer"
 
 
+def test_what_took_the_request_and_hung_up_is_not_called_out_of_reach(make: MakeDeliveries, receiver: Receiver) -> None:
+    bench = make()
+    job = bench.job(reply_to=[receiver.url("/close")])
+    bench.deliver()
+    said = f"http://127.0.0.1:{receiver.port}/… broke the connection off without an answer"
+    assert [row.detail for row in bench.outbox.deliveries(job.id)] == [said]
+
+
 def test_a_job_that_comes_while_only_put_off_ones_wait_is_tried(make: MakeDeliveries, receiver: Receiver) -> None:
     bench = make()
     bench.jobs_in_lane(3, receiver.url("/busy"))
