@@ -52,7 +52,7 @@ class UnknownLetterError(FineTuneQueueError):
 
 
 class UnknownAccountNameError(FineTuneQueueError):
-    """No worker serves this account."""
+    """No worker has announced the account whose submits are to be stopped or resumed. A submit does not ask."""
 
 
 class UnknownStateError(FineTuneQueueError):

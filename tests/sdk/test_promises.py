@@ -23,7 +23,7 @@ from finetune_queue import (
     WaitTimeoutError,
     errors,
 )
-from finetune_queue.contract import JobState, derived_job_id
+from finetune_queue.contract import JobRecord, JobState, derived_job_id
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.messaging import QUEUE, Messenger, producer_app
 from finetune_queue.sdk import submitting
@@ -94,6 +94,12 @@ def test_every_error_is_told_of() -> None:
     # Dead letters are an operator's, who has the command line.
     assert kinds - {"UnknownLetterError"} <= set(finetune_queue.__all__)
     assert kinds - {"UnknownLetterError"} <= set(re.findall(r"`(\w+Error)`", PAGE))
+
+
+def test_the_page_names_attributes_that_a_record_has() -> None:
+    table = PAGE.partition("| attribute | what it is |")[2].partition("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert {"created_ms", "weights", "error"} <= named <= {*JobRecord.model_fields, "account"}
 
 
 def test_threads_share_one_queue(queue: FineTuneQueue, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_queue import FineTuneQueue, WaitTimeoutError, __version__
+from finetune_queue import FineTuneQueue, UnknownJobError, WaitTimeoutError, __version__
 from finetune_queue.contract import JobState, WaitReason
 from finetune_queue.sdk import Waiting, waiting
 from finetune_queue.store import LiveWorker, Workers, connect
@@ -57,3 +57,13 @@ def test_what_waits_for_no_worker_does_not_say_so(queue: FineTuneQueue, worker: 
     job = worker.bring(worker.accept(), JobState.SUBMITTING)
     job = worker.move(job, state, intent_ms=1) if state is JobState.NEEDS_ATTENTION else worker.bring(job, state)
     assert queue.waiting(queue.get(job.id)) is None
+
+
+def test_a_job_is_named_by_itself_or_by_its_id(queue: FineTuneQueue) -> None:
+    job = queue.submit(sample(reply_to=["list://x"]))
+    for name in (job, job.id, f" {job.id.upper()} "):
+        assert queue.waiting(name) == Waiting(WaitReason.WORKER, 0, None, no_worker=True)
+        assert queue.deliveries(name) == queue.deliveries(job.id)
+        assert queue.undelivered(name) == queue.undelivered(job.id)
+    with pytest.raises(UnknownJobError):
+        queue.waiting("x")

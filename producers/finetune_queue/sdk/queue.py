@@ -161,14 +161,14 @@ class FineTuneQueue:
         with translated():
             return self._jobs.events(whole_id(job_id), after=after)
 
-    def deliveries(self, job_id: str) -> list[Attempt]:
+    def deliveries(self, job: Job | str) -> list[Attempt]:
         """Return the latest attempts to deliver the job's events to its sinks, newest first."""
         with translated():
-            return self._outbox.deliveries(self._jobs.get(whole_id(job_id)).id)
+            return self._outbox.deliveries(self._jobs.get(_id_of(job)).id)
 
-    def undelivered(self, job_id: str) -> list[SinkWait]:
+    def undelivered(self, job: Job | str) -> list[SinkWait]:
         """Return which of the job's sinks lack events, when each is tried next, and why it was not done yet."""
-        job_id = whole_id(job_id)
+        job_id = _id_of(job)
         with translated():
             sinks = (*parse_sinks(self._settings.finetune_sinks), *self._jobs.get(job_id).request.sinks)
             return self._sinks.waits(self._outbox.subject(job_id), {sink.id: sink for sink in sinks}.values())
@@ -188,11 +188,12 @@ class FineTuneQueue:
             raise NotPossibleError(message)
         return len(found)
 
-    def waiting(self, job: Job) -> Waiting | None:
+    def waiting(self, job: Job | str) -> Waiting | None:
         """Tell why the job, as it was last read, is not moving, how many are ahead of it and about how long that
-        takes; None if it moves, has ended or needs attention."""
+        takes; None if it moves, has ended or needs attention. By its id, it is read first."""
         with translated():
-            return why_waiting(job.record, self._accounts, self._workers, self._deadlines)
+            record = job.record if isinstance(job, Job) else self._jobs.get(whole_id(job))
+            return why_waiting(record, self._accounts, self._workers, self._deadlines)
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job, see :meth:`Job.cancel`.
@@ -379,3 +380,7 @@ class FineTuneQueue:
             cursor = page.cursor
             if cursor is None:
                 return
+
+
+def _id_of(job: Job | str) -> str:
+    return job.id if isinstance(job, Job) else whole_id(job)
