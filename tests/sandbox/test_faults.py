@@ -349,3 +349,29 @@ def test_a_fault_that_makes_no_sense_is_refused(sandbox: LiveSandbox, fault: dic
         sandbox.control.add_fault(**fault)
     assert refusal.value.response.status_code == 400
     assert sandbox.control.faults() == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            {"op": "put", "kind": "explode"},
+            "put has no fault of the kind 'explode'; known: http_error, reply_lost, reset",
+        ),
+        ({"op": "training", "kind": "reset"}, "training has no fault of the kind 'reset'; known: fail_training, "),
+        ({"op": "nowhere", "kind": "reset"}, "there is no operation 'nowhere'; known: submit, details, list"),
+        ({"op": ["put"], "kind": "reset"}, "there is no operation ['put']; known: submit"),
+        ({"op": "submit", "kind": "slow"}, "seconds: Field required"),
+        ({"op": "submit", "kind": "reset", "status": 500}, "status: Extra inputs are not permitted"),
+    ],
+)
+def test_a_refusal_is_one_sentence(sandbox: LiveSandbox, fault: dict[str, Any], said: str) -> None:
+    with pytest.raises(httpx.HTTPStatusError) as refusal:
+        sandbox.control.add_fault(**fault)
+    assert str(refusal.value).startswith(said)
+    assert "\n" not in str(refusal.value)
+
+
+def test_so_is_that_of_a_change(sandbox: LiveSandbox) -> None:
+    with pytest.raises(httpx.HTTPStatusError, match=r"^link_seconds: Input should be greater than or equal to 1$"):
+        sandbox.control.change_settings(link_seconds=0)

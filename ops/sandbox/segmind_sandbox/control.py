@@ -6,12 +6,13 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from segmind_sandbox.faults import FAULT
+from segmind_sandbox.faults import read_fault
 from segmind_sandbox.sandbox import Sandbox
 from segmind_sandbox.settings import RateText, SandboxSettings
 from segmind_sandbox.trainings import STATUSES, Training
@@ -120,7 +121,7 @@ class Control:
 
     async def add_fault(self, request: Request) -> Response:
         """Arm a fault."""
-        return JSONResponse({"id": self._sandbox.faults.add(FAULT.validate_python(await _json(request)))})
+        return JSONResponse({"id": self._sandbox.faults.add(read_fault(await _json(request)))})
 
     async def clear_faults(self, _request: Request) -> Response:
         """Disarm all faults."""
@@ -187,13 +188,21 @@ def _describe(training: Training, now: float) -> dict[str, Any]:
     }
 
 
+def _sentence(found: ErrorDetails) -> str:
+    """Say what is wrong with one field: of a fault's, which lies below its kind, the last name is enough."""
+    said = found["msg"].removeprefix("Value error, ")
+    return f"{found['loc'][-1]}: {said}" if found["loc"] else said
+
+
 def _route(path: str, endpoint: Endpoint, method: str) -> Route:
     """A route under the control API's base; a wrong body or query is answered by 400."""
 
     async def guarded(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except ValueError as refusal:  # pydantic's and json's errors are ValueErrors
+        except ValidationError as refusal:
+            return JSONResponse({"error": "; ".join(map(_sentence, refusal.errors()))}, 400)
+        except ValueError as refusal:  # as json's errors are
             return JSONResponse({"error": str(refusal)}, 400)
 
     return Route(f"/_sandbox{path}", guarded, methods=[method])

@@ -217,6 +217,29 @@ AnyFault = Annotated[
 FAULT: TypeAdapter[AnyFault] = TypeAdapter(AnyFault)
 
 
+_KINDS: dict[str, type[Fault]] = {
+    get_args(each.model_fields["kind"].annotation)[0]: each for each in get_args(get_args(AnyFault)[0])
+}
+
+
+def read_fault(raw: Any) -> AnyFault:
+    """Read a fault as JSON has it.
+
+    Raises:
+        ValueError: it is none; the sentence names what is known in place of an unknown operation or kind.
+    """
+    if not isinstance(raw, dict):
+        raise ValueError("a fault is a JSON object with an op and a kind")  # noqa: TRY004 - a wrong value, not a defect
+    op, kind = raw.get("op"), raw.get("kind")
+    known = [*get_args(ApiOp), *get_args(StorageOp), "training", "api"]
+    if op not in known:
+        raise ValueError(f"there is no operation {op!r}; known: {', '.join(known)}")
+    fitting = [name for name, each in _KINDS.items() if op in each.ops]
+    if kind not in fitting:
+        raise ValueError(f"{op} has no fault of the kind {kind!r}; known: {', '.join(fitting)}")
+    return FAULT.validate_python(raw)
+
+
 class _Armed:
     """A fault in the book, with what is left of its count."""
 

@@ -51,7 +51,8 @@ class SandboxControl:
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None, **query: str) -> Any:
         reply = self._client.request(method, path, json=body, params=query)
         if reply.is_error:
-            raise httpx.HTTPStatusError(reply.text, request=reply.request, response=reply)
+            said = reply.json()["error"] if "json" in reply.headers.get("content-type", "") else reply.text
+            raise httpx.HTTPStatusError(said, request=reply.request, response=reply)
         return reply.json()
 
     def health(self) -> None:
