@@ -27,7 +27,7 @@ def stage(source: str, settings: Settings) -> str:
             raise InvalidRequestError([f"dataset: {error}"]) from None
         if not report.ok:
             raise InvalidRequestError(
-                [f"dataset: {_sentence(each)}" for each in report.findings if each.severity == "error"]
+                [f"dataset: {sentence(each)}" for each in report.findings if each.severity == "error"]
             )
         try:
             return Place(settings.finetune_staging_url).put_once(packed.path, f"{packed.sha256}.zip")
@@ -36,6 +36,7 @@ def stage(source: str, settings: Settings) -> str:
             raise StagingUnavailableError(message) from error
 
 
-def _sentence(finding: Finding) -> str:
+def sentence(finding: Finding) -> str:
+    """Say what was found, where, and what to do."""
     place = f"{finding.file}: " if finding.file else ""
     return f"{place}{finding.message} {finding.fix}"

@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from finetune_queue.errors import InvalidRequestError
 from finetune_queue.gateway import edge
 from finetune_queue.sdk import FineTuneQueue
 from gateway.serving import AUTH, MakeSettings, Start
-from support.images import make_dataset_zip
+from support.images import image_bytes, make_dataset_zip, make_zip
 from support.samples import sample
 from support.until import until
 
@@ -80,6 +81,40 @@ def test_what_is_no_zip_is_refused(
     reply = http.post("/v1/datasets", content=content, headers=headers)
     assert (reply.status_code, reply.json()["code"]) == expected
     assert not staging.exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{}, {"notes.txt": b"hello"}, {"__MACOSX/._a.jpg": image_bytes()}, {"a.jpg": b"no picture"}, {"a.jpg": b""}],
+    ids=["empty", "captions", "junk", "no-picture", "nothing"],
+)
+def test_a_zip_that_can_never_train_is_refused_in_the_sdk_s_words(
+    http: httpx.Client, queue: FineTuneQueue, staging: Path, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    path = make_zip(tmp_path / "useless.zip", files)
+    reply = http.post("/v1/datasets", content=path.read_bytes(), headers=ZIP)
+    assert (reply.status_code, reply.json()["code"]) == (422, "invalid-request")
+    assert ("The ZIP has no files in it." if not files else "It has no usable image.") in reply.json()["detail"]
+    with pytest.raises(InvalidRequestError) as refused:
+        queue.submit(sample(dataset=str(path)))
+    assert f"dataset: {reply.json()['detail']}" in refused.value.problems
+    assert not staging.exists()
+
+
+def test_an_image_is_one_by_its_content(http: httpx.Client, tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "odd.zip", {"notes.txt": b"hello", "broken": b"", "photo": image_bytes()})
+    assert http.post("/v1/datasets", content=path.read_bytes(), headers=ZIP).status_code == 201
+
+
+def test_a_truncated_zip_is_refused_in_the_sdk_s_words(
+    http: httpx.Client, queue: FineTuneQueue, tmp_path: Path, archive: bytes
+) -> None:
+    (tmp_path / "cut.zip").write_bytes(archive[:-100])
+    reply = http.post("/v1/datasets", content=archive[:-100], headers=ZIP)
+    assert reply.status_code == 422
+    with pytest.raises(InvalidRequestError) as refused:
+        queue.submit(sample(dataset=str(tmp_path / "cut.zip")))
+    assert refused.value.problems == [f"dataset: {reply.json()['detail']}"]
 
 
 @pytest.mark.parametrize("declared", [True, False])

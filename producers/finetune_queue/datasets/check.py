@@ -38,7 +38,7 @@ from finetune_queue.datasets.names import (
     stem_of,
     suffix_of,
 )
-from finetune_queue.datasets.report import Collector, DatasetReport
+from finetune_queue.datasets.report import Collector, DatasetReport, Finding
 from finetune_queue.datasets.trigger import Trigger
 from finetune_queue.plain_words import byte_size
 from finetune_queue.progress import OnProgress
@@ -53,6 +53,7 @@ _COMPARED = 200
 """Images that are compared with each other, so that very many take no time."""
 _PLACEHOLDER = "[trigger]"
 _JUNK_NAMED = 3
+NO_IMAGES = "It has no usable image."
 
 
 def check_archive(
@@ -84,6 +85,32 @@ def check_archive(
             "Check that it is a file and that this user may read it.",
             retryable=True,
         ) from error
+
+
+def glance(path: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[Finding, ...]:
+    """Return why a ZIP can never be trained on, as far as its list of files and the first bytes of some tell: it is no
+    ZIP, is damaged, or has no image. It takes little time; the whole check is :func:`check_archive`.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    collector = Collector(limits)
+    with path.open("rb") as file:
+        try:
+            entries = read_entries(file, os.fstat(file.fileno()).st_size, limits, collector)
+            meter = Meter(limits)
+            if not any(_begins_as_image(file, entry, meter) for entry in entries if not is_junk(entry.name)):
+                collector.add("no_images", NO_IMAGES)
+        except ArchiveRefusedError as refused:
+            collector.add(refused.code, refused.message, refused.file)
+    return tuple(each for each in collector.findings() if each.severity == "error")
+
+
+def _begins_as_image(file: io.BufferedReader, entry: Entry, meter: Meter) -> bool:
+    try:
+        return sniff(next(inflate(file, entry, meter), b"")[:HEAD_BYTES]) in READABLE_FORMATS
+    except EntryRefusedError:
+        return False
 
 
 @dataclass
@@ -272,7 +299,7 @@ class _Check:
     def _judge_images(self) -> None:
         count = len(self._seen.short_sides)
         if count == 0:
-            self._collector.add("no_images", "It has no usable image.")
+            self._collector.add("no_images", NO_IMAGES)
         elif count < FEW_IMAGES:
             self._collector.add("few_images", f"There {'is 1 image' if count == 1 else f'are {count} images'}.")
         elif count > MANY_IMAGES:

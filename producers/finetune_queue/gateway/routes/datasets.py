@@ -2,7 +2,6 @@
 
 import hashlib
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +38,8 @@ _BLOCK = 1 << 20
 )
 async def upload(request: Request, backend: BackendDep) -> Dataset:
     """Put a ZIP of images into the staging store; the reply's `dataset` is what a request then names. The body is the
-    ZIP itself, under 100 MB. The same content gives the same URL. What is inside is checked when the job runs.
+    ZIP itself, under 100 MB. The same content gives the same URL. What is no ZIP or has no image is refused; the rest
+    is checked when the job runs.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _TYPES:
@@ -74,8 +74,12 @@ def _spooling() -> Iterator[None]:
 def _store(path: Path, digest: str, size: int, settings: Settings) -> Dataset:
     if size >= MAX_ARCHIVE_BYTES:
         raise ProblemError("too-large", "Segmind takes datasets under 100 MB.")
-    if not zipfile.is_zipfile(path):
-        raise ProblemError("invalid-request", "The body is not a ZIP file.")
+    # Imported late: the check needs Pillow, which other calls do not pay for.
+    from finetune_queue.datasets.check import glance
+    from finetune_queue.staging import sentence
+
+    if wrong := glance(path):
+        raise ProblemError("invalid-request", "; ".join(map(sentence, wrong)))
     try:
         url = Place(settings.finetune_staging_url).put_once(path, f"{digest}.zip")
     except StorageError as error:
