@@ -6,7 +6,7 @@ Needs FINETUNE_REDIS_URL, and FINETUNE_STAGING_URL for local images.
 
 import sys
 
-from finetune_queue import FineTuneQueue
+from finetune_queue import FineTuneQueue, FineTuneQueueError, SettingsError
 
 if len(sys.argv) != 3:
     sys.exit(__doc__)
@@ -19,5 +19,8 @@ request = {
     "labels": {"order": order},
     "reply_to": ["celery://orders/orders.finetuned?events=succeeded,failed,cancelled"],
 }
-with FineTuneQueue.from_env() as queue:
-    print(queue.submit(request, idempotency_key=order).id)
+try:
+    with FineTuneQueue.from_env() as queue:
+        print(queue.submit(request, idempotency_key=order).id)
+except (FineTuneQueueError, SettingsError) as error:  # each says what is wrong, and what to do
+    sys.exit(str(error))

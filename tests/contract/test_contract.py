@@ -75,6 +75,8 @@ def test_a_number_is_no_deadline_nor_a_time_without_a_zone(deadline: object) -> 
         ("labels", {"a b": "x", "a": "y", "-\x1b": "z"}, rf"{LABELS} (not 'a b', '-\x1b')"),
         ("labels", {str(number): "x" for number in range(100)}, "should have at most 32 entries"),
         ("name", "my\nface", "should hold no line breaks or other control characters"),
+        ("name", "\u200b", "should hold a character that can be seen"),
+        ("trigger_word", " \ufeff\u2060", "should hold a character that can be seen"),
         ("trigger_word", "1MAN\x1b[2J", "should hold no line breaks or other control characters"),
         ("advance_parameters", {"steps": 0}, "steps should be a whole number, 1 or more"),
         ("advance_parameters", {"steps": -5}, "steps should be a whole number, 1 or more"),
@@ -107,6 +109,13 @@ def test_what_is_wrong_is_said_without_python_s_words(field: str, value: object,
 def test_what_the_api_may_mean_passes_as_it_is(fields: dict[str, Any]) -> None:
     assert validator("request").is_valid(sample(**fields))
     assert parse_request(sample(**fields)).model_dump().items() >= fields.items()
+
+
+@pytest.mark.parametrize("name", ["   ", "\u00a0", "\u200b", "a\nb"])
+def test_a_name_that_nobody_can_read_is_refused_by_the_schema_too(name: str) -> None:
+    assert not validator("request").is_valid(sample(name=name))
+    with pytest.raises(RequestError, match="name: "):
+        parse_request(sample(name=name))
 
 
 def test_a_job_that_was_accepted_before_a_check_was_made_is_read() -> None:

@@ -154,6 +154,15 @@ def test_without_what_it_needs_a_sample_says_how_it_is_called(stack: LocalStack,
     assert "Traceback" not in done.stderr
 
 
+def test_the_sdk_sample_says_what_is_wrong_with_a_dataset(stack: LocalStack) -> None:
+    env = {**os.environ, **stack.settings_env}
+    command = [sys.executable, "submit_sdk.py", "/nope", "A-1"]
+    done = subprocess.run(command, env=env, cwd=SAMPLES, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "dataset: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_sdk_sample_takes_images_and_may_be_repeated(stack: LocalStack, queue: FineTuneQueue, images: Path) -> None:
     first = run(stack, sys.executable, "submit_sdk.py", str(images), "A-7")
     assert run(stack, sys.executable, "submit_sdk.py", str(images), "A-7") == first

@@ -36,13 +36,21 @@ STORED = "stored"
 version that would no longer accept it."""
 
 _CONTROL = r"\x00-\x1f\x7f-\x9f"
-_NO_CONTROL: JsonDict = {"not": {"pattern": f"[{_CONTROL}]"}}
+_VISIBLE = r"[^\s\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
+"""A character that is neither a blank nor one that only steers others, as a zero-width space."""
+
+_READABLE: JsonDict = {"pattern": _VISIBLE, "not": {"pattern": f"[{_CONTROL}]"}}
 
 
 def _check_name(value: object, info: ValidationInfo) -> object:
-    """Refuse control characters, before the blanks around a name are taken away: some of those are such characters."""
-    if info.context != STORED and isinstance(value, str) and re.search(f"[{_CONTROL}]", value):
+    """Refuse control characters, before the blanks around a name are taken away: some of those are such characters. And
+    a name that nobody can see."""
+    if info.context == STORED or not isinstance(value, str):
+        return value
+    if re.search(f"[{_CONTROL}]", value):
         raise ValueError("should hold no line breaks or other control characters")
+    if value.strip() and not re.search(_VISIBLE, value):
+        raise ValueError("should hold a character that can be seen")
     return value
 
 
@@ -51,7 +59,7 @@ Name = Annotated[
     str,
     StringConstraints(strict=True, strip_whitespace=True, min_length=1, max_length=128),
     BeforeValidator(_check_name),
-    Field(json_schema_extra=_NO_CONTROL),
+    Field(json_schema_extra=_READABLE),
 ]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=2000)]
 USUAL_PRIORITY = 5
