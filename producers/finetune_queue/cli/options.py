@@ -19,7 +19,8 @@ class _Once:
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known: Any = super()
         _, _, order = self.make_parser(ctx).parse_args(args=[*args])  # type: ignore[attr-defined]
-        for param, count in Counter(order).items():
+        counts = {} if ctx.resilient_parsing else Counter(order)  # a shell may ask what can come next
+        for param, count in counts.items():
             if count > 1 and param.param_type_name == "option" and not (param.multiple or param.is_flag):
                 ctx.fail(f"{param.opts[0]} is given more than once")
         found: list[str] = known.parse_args(ctx, args)
