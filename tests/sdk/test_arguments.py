@@ -34,6 +34,7 @@ def test_only_true_and_false_are_true_and_false(queue: FineTuneQueue, redis_url:
             lambda: queue.stop_submits("default", stopped=word),
             lambda: job.resolve(resubmit=word),
             lambda: job.resolve(adopt="ft-1", resubmit=word),
+            lambda: job.download(force=word),
         ):
             with pytest.raises(InvalidArgumentError, match=r"^\w+: should be True or False, not of the type") as caught:
                 call()
