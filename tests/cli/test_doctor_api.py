@@ -194,6 +194,42 @@ def test_an_account_that_a_worker_is_just_trying_again_is_not_waited_for(
     assert api_calls(sandbox) == 0
 
 
+def test_a_call_that_failed_lets_another_try_the_paused_account_at_once(
+    run: Run, sandbox: LiveSandbox, queue_url: str
+) -> None:
+    out_of_a_pause(queue_url)
+    sandbox.control.add_fault(op="credits", kind="http_error", status=503)
+    sandbox.control.add_fault(op="webhook_get", kind="http_error", status=503)
+    assert asked(run("doctor", "--api", "--json"))["api default"]["status"] == "fail"
+    assert "status 503" in run("webhooks", "list").err
+    assert asked(run("doctor", "--api", "--json")).keys() == {*ASKED}
+
+
+def test_so_does_one_that_timed_out_and_its_slot_stays_taken(
+    run: Run, sandbox: LiveSandbox, queue_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_a_pause(queue_url)
+    monkeypatch.setenv("SEGMIND_READ_TIMEOUT", "0.5")
+    sandbox.control.add_fault(op="credits", kind="slow", seconds=2)
+    assert "was silent for 0.5 s" in asked(run("doctor", "--api", "--json"))["api default"]["message"]
+    with connect(queue_url) as client:
+        [(_, latest)] = client.zrange(keys.slots("default"), -1, -1, withscores=True)
+        assert latest / 1000 - client.time()[0] > 100  # the call's own time-out and the window: it may still arrive
+    monkeypatch.delenv("SEGMIND_READ_TIMEOUT")
+    assert asked(run("doctor", "--api", "--json")).keys() == {*ASKED}
+
+
+def out_of_a_pause(queue_url: str) -> None:
+    """Leave the account after a pause, with nobody who tries whether Segmind is well again."""
+    with connect(queue_url) as client:
+        Accounts(client).configure("default", AccountLimits(calls=50, window=60))
+        budget = Budget(client, call_timeout=60, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
+        first = budget.take("default", "a-job", 0.0)
+        assert isinstance(first, Slot)
+        budget.pause(first, "Segmind answered 503.", 0.01)
+        until(lambda: not Accounts(client).status("default").paused_for, seconds=5)
+
+
 def test_webhooks_that_cannot_be_read_fail_nothing(run: Run, sandbox: LiveSandbox) -> None:
     sandbox.control.add_fault(op="webhook_get", kind="http_error", status=503)
     found = asked(run("doctor", "--api", "--json"))

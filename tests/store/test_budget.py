@@ -171,6 +171,19 @@ def test_a_probe_that_was_not_sent_lets_one_other_go(budget: Budget, accounts: A
     assert refused(budget).reason is WaitReason.PAUSED
 
 
+def test_so_does_one_that_timed_out_though_its_own_slot_stays_taken(
+    budget: Budget, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0))
+    budget.pause(take(budget), "503", None)
+    over(client)
+    call = take(budget)
+    before = client.zscore(keys.slots("default"), call.token)
+    budget.end_without_news(call, under_way=True)
+    assert client.zscore(keys.slots("default"), call.token) == before
+    take(budget)
+
+
 def test_a_pause_is_one_account_s_own(budget: Budget, accounts: Accounts) -> None:
     accounts.configure("other", AccountLimits(calls=3, window=60.0))
     budget.pause(take(budget), "429", 120.0)

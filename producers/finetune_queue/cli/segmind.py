@@ -92,8 +92,10 @@ class Session:
                 self._budget.pause(slot, error.detail, error.retry_after, code=error.code)
             raise CliError(str(error), ExitCode.UNAVAILABLE, error.code) from None
         except SegmindError as error:
-            # The slot is left to its own time-out, and the account as it is: a key that is wrong here, or trouble of
-            # the host that has the webhooks, says nothing of the calls that workers make.
+            # The account is left as it is: a key that is wrong here, or trouble of the host that has the webhooks, says
+            # nothing of the calls that workers make.
+            with _left_to_its_time_out():
+                self._budget.end_without_news(slot, under_way=error.under_way)
             raise CliError(str(error), ExitCode.FAILED, error.code) from None
         with _left_to_its_time_out():
             end(slot)

@@ -166,9 +166,10 @@ class Budget:
         count."""
         self._finish(slot, "well", refund=refund)
 
-    def end_without_news(self, slot: Slot) -> None:
-        """End a call that shows nothing of the provider's health: it was not sent, or went to another host."""
-        self._finish(slot, "unsent", refund=slot.submit)
+    def end_without_news(self, slot: Slot, *, under_way: bool = False) -> None:
+        """End a call that shows nothing of the provider's health: it was not sent, or went to another host. If it tried
+        for all others, another may. ``under_way``: it was given up and may still reach the provider."""
+        self._finish(slot, "unsent", refund=slot.submit, under_way=under_way)
 
     def pause(
         self,
