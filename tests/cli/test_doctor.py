@@ -2,6 +2,7 @@
 
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,21 @@ def test_accounts_as_the_workers_know_them(run: Run, worker: Worker) -> None:
     assert account["message"] == "0 of 50 calls per 60 s in use, 0 jobs waiting, 1 training, 0 submits today"
 
 
-def test_an_account_that_is_paused(run: Run, worker: Worker, queue_url: str) -> None:
+@pytest.fixture
+def budget(worker: Worker, queue_url: str) -> Iterator[Budget]:
     worker.announce()
     with connect(queue_url) as client:
-        budget = Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
-        call = budget.take("default", "someone", float(CallClass.SUBMIT), submit=True)
-        assert isinstance(call, Slot)
-        budget.pause(call, "Segmind answered 429.", 30.0, code="rate_limited")
+        yield Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
+
+
+def a_call(budget: Budget, *, submit: bool = False) -> Slot:
+    call = budget.take("default", "someone", float(CallClass.SUBMIT), submit=submit)
+    assert isinstance(call, Slot)
+    return call
+
+
+def test_an_account_that_is_paused(run: Run, budget: Budget) -> None:
+    budget.pause(a_call(budget, submit=True), "Segmind answered 429.", 30.0, code="rate_limited")
     account = checks(run("doctor", "--json"))["account default"]
     assert account["status"] == "warn"
     assert "Segmind answered 429." in account["message"]
@@ -99,17 +108,44 @@ def test_an_account_that_is_paused(run: Run, worker: Worker, queue_url: str) -> 
     assert "lower its rate_limit" in account["action"]
 
 
-def test_an_account_whose_calls_are_refused_after_every_pause(run: Run, worker: Worker, queue_url: str) -> None:
-    worker.announce()
-    with connect(queue_url) as client:
-        budget = Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
-        call = budget.take("default", "someone", float(CallClass.SUBMIT))
-        assert isinstance(call, Slot)
-        budget.pause(call, "Segmind does not know the key.", 0.01, code="api_key_rejected")
-        until(lambda: not Accounts(client).status("default").paused_for, seconds=5)
+def test_an_account_whose_calls_are_refused_after_every_pause(run: Run, worker: Worker, budget: Budget) -> None:
+    budget.pause(a_call(budget), "Segmind does not know the key.", 0.01, code="api_key_rejected")
+    until(lambda: not worker.accounts.status("default").paused_for, seconds=5)
     account = checks(run("doctor", "--json"))["account default"]
     assert account["status"] == "warn"
     assert account["message"].startswith("no call has succeeded since: Segmind does not know the key.")
+
+    a_call(budget)
+    account = checks(run("doctor", "--json"))["account default"]
+    assert account["status"] == "warn"
+    assert account["message"].startswith("paused while one call tests it: Segmind does not know the key.")
+
+
+def test_an_account_whose_submits_alone_are_refused(run: Run, worker: Worker, budget: Budget) -> None:
+    budget.refuse_submits(a_call(budget, submit=True), "There are no credits left.", 0.01, code="credits_exhausted")
+    until(lambda: not worker.accounts.status("default").submits_paused_for, seconds=5)
+    budget.end(a_call(budget))  # shows nothing of submits
+    account = checks(run("doctor", "--json"))["account default"]
+    assert account["status"] == "warn"
+    assert account["message"].startswith("no submit has succeeded since: There are no credits left.")
+    assert account["action"].endswith("accepts clears this, or `finetune account resume default`.")
+
+    a_call(budget, submit=True)
+    account = checks(run("doctor", "--json"))["account default"]
+    assert account["message"].startswith("submits are paused while one tests whether Segmind takes them: There are no")
+
+
+def test_all_that_holds_an_account_back_is_named(run: Run, worker: Worker, budget: Budget) -> None:
+    capped = AccountLimits(calls=50, window=60, max_submits_per_day=1)
+    worker.accounts.configure("default", capped)
+    budget.end(a_call(budget, submit=True))
+    budget.pause(a_call(budget), "Segmind does not know the key.", 30.0, code="api_key_rejected")
+    worker.accounts.stop_submits("default", stopped=True)
+    account = checks(run("doctor", "--json"))["account default"]
+    assert account["message"].startswith("submits are stopped; no submits are left for today; paused for ")
+    assert account["message"].endswith("1 of 1 submits today")
+    for action in ("account resume default", "a higher cap", "It resumes by itself"):
+        assert action in account["action"]
 
 
 def test_a_server_that_may_lose_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

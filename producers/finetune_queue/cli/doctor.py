@@ -293,38 +293,46 @@ def _account(account: AccountStatus) -> Finding:
     cap = "" if limits.max_submits_per_day is None else f" of {limits.max_submits_per_day}"
     parts.append(f"{account.spent_today}{cap} {'submit' if account.spent_today == 1 and not cap else 'submits'} today")
     name, message = f"account {account.name}", ", ".join(parts)
+    troubles = [*_submits_held(account), *_pause(account)]
+    if not troubles:
+        return Finding(name, "ok", message)
+    said, actions = zip(*troubles, strict=True)
+    return Finding(name, "warn", "; ".join([*said, message]), " ".join(actions))
+
+
+def _submits_held(account: AccountStatus) -> Iterator[tuple[str, str]]:
+    """Say what holds the account's submits back by its settings or by hand, and what to do."""
     if account.stopped:
-        return Finding(
-            name,
-            "warn",
-            f"submits are stopped; {message}",
-            f"Nothing is charged until `finetune account resume {account.name}`.",
-        )
+        yield "submits are stopped", f"Nothing is charged until `finetune account resume {account.name}`."
     if account.at_cap:
-        if limits.max_submits_per_day == 0:
+        if account.limits.max_submits_per_day == 0:
             why, until = "its workers are set to submit nothing", ""
         else:
             why, until = "no submits are left for today", "the next day (UTC), or for "
-        action = f"Its jobs wait for {until}workers with a higher cap: {CAP}."
-        return Finding(name, "warn", f"{why}; {message}", action)
-    if account.paused_for:
-        why = words.printable(account.pause_reason)
-        message = f"paused for {words.duration(account.paused_for)}: {why}; {message}"
+        yield why, f"Its jobs wait for {until}workers with a higher cap: {CAP}."
+
+
+def _pause(account: AccountStatus) -> Iterator[tuple[str, str]]:
+    """Say that Segmind does not take the account's calls, or its submits, and what to do."""
+    why, resume = words.printable(account.pause_reason), f"`finetune account resume {account.name}`"
+    if account.paused_for or account.tested_for:
+        left = f"for {words.duration(account.paused_for)}" if account.paused_for else words.TESTED
         action = "It resumes by itself, unless the cause is yours to fix."
         if account.unwell == "rate_limited":
             action = "It resumes by itself. If this recurs, lower its rate_limit, or stop whatever else uses its key."
-        return Finding(name, "warn", message, action)
-    if account.submits_paused_for:
-        why = words.printable(account.pause_reason)
-        message = f"submits are paused for {words.duration(account.submits_paused_for)}: {why}; {message}"
-        resume = f"`finetune account resume {account.name}`"
-        action = f"Fix the cause. Submits then resume by themselves, or at once with {resume}."
-        return Finding(name, "warn", message, action)
-    if account.unwell:
-        why = words.printable(account.pause_reason)
+        yield f"paused {left}: {why}", action
+    elif account.probing:
         action = "Fix the cause if it is yours to fix; the next successful call clears this."
-        return Finding(name, "warn", f"no call has succeeded since: {why}; {message}", action)
-    return Finding(name, "ok", message)
+        yield f"no call has succeeded since: {why}", action
+    elif account.submits_paused_for:
+        action = f"Fix the cause. Submits then resume by themselves, or at once with {resume}."
+        yield f"submits are paused for {words.duration(account.submits_paused_for)}: {why}", action
+    elif account.submits_tested_for:
+        action = f"Fix the cause. Submits then resume by themselves, or at once with {resume}."
+        yield f"submits are paused while one tests whether Segmind takes them: {why}", action
+    elif account.submits_refused:
+        action = f"Fix the cause. The next submit that Segmind accepts clears this, or {resume}."
+        yield f"no submit has succeeded since: {why}", action
 
 
 def _sinks(client: "Redis") -> Iterator[Finding]:

@@ -130,7 +130,7 @@ class Session:
         found = self._budget.take(self.account, HOLDER, 0.0)
         if isinstance(found, NoSlot) and found.reason is WaitReason.PAUSED:
             status = self.status
-            left = f"for {words.duration(status.paused_for)}" if status.paused_for else "while one call tests it"
+            left = f"for {words.duration(status.paused_for)}" if status.paused_for else words.TESTED
             message = f"The account '{self.account}' is paused {left}: {status.pause_reason}"
             raise CliError(message, ExitCode.UNAVAILABLE, "account_paused")
         return found

@@ -105,6 +105,9 @@ NO_WORKERS = "No worker is running: jobs wait until one is started."
 NO_KEY = "no running worker has its account's key: add the account to SEGMIND_ACCOUNTS again, or cancel the job"
 """Said of a job whose account was taken out of the workers' settings, or renamed there."""
 
+TESTED = "while one call tests it"
+"""For how long an account is paused after its pause."""
+
 _STOPPED = "the account's submits are stopped (finetune account resume)"
 
 _REASONS = {

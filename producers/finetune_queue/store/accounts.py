@@ -70,7 +70,9 @@ class AccountStatus:
     """An account as ``finetune doctor`` and ``finetune status`` show it; times in seconds.
 
     ``unwell`` is the code of the error since which no call, or no submit if one was refused, has succeeded; empty if
-    all is well. ``pause_reason`` says it to people. ``unlooked`` is for how long no sweep saw the trainings, None
+    all is well. ``pause_reason`` says it to people. ``probing`` is since a call failed until one succeeds;
+    ``tested_for`` for how long, at most, all wait for the one call that tries after the pause. ``submits_refused`` and
+    ``submits_tested_for`` are the same for submits alone. ``unlooked`` is for how long no sweep saw the trainings, None
     without any.
     """
 
@@ -83,7 +85,11 @@ class AccountStatus:
     spent_today: int
     stopped: bool
     paused_for: float
+    tested_for: float
+    probing: bool
     submits_paused_for: float
+    submits_tested_for: float
+    submits_refused: bool
     pause_reason: str
     unwell: str
     unlooked: float | None
@@ -229,6 +235,12 @@ class Accounts:
         def number(name: str) -> int:
             return int(fields.get(name, "0"))
 
+        def left(name: str) -> float:
+            return max(0, number(name) - now) / 1000
+
+        paused_for, submits_paused_for = left("paused_until"), left("submits_paused_until")
+        probing, submits_refused = fields.get("probing") == "1", "submits_refused" in fields
+
         # Of the caps, as take_slot.lua and reserve.lua count: what is tracked for longer waits for a person.
         in_flight = tracked
         if fields.get("training_limit_ms"):
@@ -250,8 +262,12 @@ class Accounts:
             in_flight=in_flight,
             spent_today=number("spent") if number("spent_day") == now // 86_400_000 else 0,
             stopped=fields.get("stopped") == "1",
-            paused_for=max(0, number("paused_until") - now) / 1000,
-            submits_paused_for=max(0, number("submits_paused_until") - now) / 1000,
+            paused_for=paused_for,
+            tested_for=left("probe_until") if probing and not paused_for else 0.0,
+            probing=probing,
+            submits_paused_for=submits_paused_for,
+            submits_tested_for=left("submits_probe_until") if submits_refused and not submits_paused_for else 0.0,
+            submits_refused=submits_refused,
             pause_reason=fields.get("pause_reason", ""),
             unwell=fields.get("pause_code", ""),
             unlooked=max(0.0, now - max(number("looked_at"), first[0][1])) / 1000 if first else None,
