@@ -80,6 +80,24 @@ def test_status_says_why_the_account_is_paused(run: Run, worker: Worker, queue_u
     assert (waiting["reason"], waiting["pause_reason"]) == ("paused", "Segmind does not know the key.")
 
 
+def test_status_says_that_one_call_tests_the_paused_account(run: Run, worker: Worker, queue_url: str) -> None:
+    worker.announce()
+    waits = worker.park(worker.accept(), WaitReason.API_SLOT, score=1)
+    submits = worker.park(worker.bring(worker.accept(), JobState.SUBMITTING), WaitReason.PAUSED, score=2)
+    soon = int((time.time() + 70) * 1000)
+    with connect(queue_url) as client:
+        refused = {"submits_refused": 1, "submits_probe_until": soon, "pause_reason": "There are no credits left."}
+        client.hset(keys.account("default"), mapping=refused)
+        tested = "the account is paused while one call tests it: "
+        assert f"{tested}There are no credits left, 1 ahead" in run("status", submits.id).out
+        assert "paused" not in run("status", waits.id).out
+        down = {"probing": 1, "probe_until": soon, "pause_reason": "Segmind answered 503."}
+        client.hset(keys.account("default"), mapping=down)
+    assert f"{tested}Segmind answered 503" in run("status", waits.id).out
+    waiting = run("status", waits.id, "--json").json["waiting"]
+    assert (waiting["reason"], waiting["estimate_seconds"]) == ("paused", None)
+
+
 def test_a_pause_that_is_over_is_no_reason_to_wait(run: Run, worker: Worker) -> None:
     worker.announce()
     job = worker.park(worker.accept(), WaitReason.PAUSED, score=1)

@@ -78,6 +78,19 @@ def test_the_numbers_are_those_of_the_queue(
     assert found["finetune_overdue_seconds", ""] == 0
 
 
+def test_an_account_that_one_call_tests_counts_as_paused(
+    http: httpx.Client, client: redis.Redis, account: Accounts
+) -> None:
+    soon = str(int((time.time() + 70) * 1000))
+    tested: dict[Any, Any] = {"probing": "1", "probe_until": soon, "submits_refused": "1", "submits_probe_until": soon}
+    client.hset(keys.account("default"), mapping=tested)
+    found = scrape(http)
+    [seen] = http.get("/v1/overview").json()["accounts"]
+    for calls in ("paused_seconds", "submits_paused_seconds"):
+        assert found[f"finetune_account_{calls}", "default"] == pytest.approx(70, abs=5)
+        assert seen[calls] == pytest.approx(70, abs=5)
+
+
 def test_an_overdue_deadline_shows_that_no_worker_looks(
     http: httpx.Client, queue: FineTuneQueue, client: redis.Redis
 ) -> None:

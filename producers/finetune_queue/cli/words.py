@@ -85,6 +85,8 @@ def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
     if waiting.unserved:
         return NO_KEY
     text = _STOPPED if waiting.submits_stopped else _REASONS[waiting.reason]
+    if waiting.reason is WaitReason.PAUSED and waiting.estimate is None:
+        text += f" {TESTED}"
     if waiting.pause_reason:
         text += f": {printable(waiting.pause_reason).rstrip('.')}"
     if waiting.ahead:

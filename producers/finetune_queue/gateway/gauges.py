@@ -70,12 +70,12 @@ _ACCOUNTS: dict[Metric, Read[AccountStatus]] = {
     _gauge("account_stopped", "1 while the kill switch for submits is on", "account"): (
         lambda status: int(status.stopped)
     ),
-    _gauge("account_paused_seconds", "How long the account stays paused", "account"): (
-        lambda status: status.paused_for
-    ),
-    _gauge("account_submits_paused_seconds", "How long its submits stay paused, as Segmind refused one", "account"): (
-        lambda status: status.submits_paused_for
-    ),
+    _gauge(
+        "account_paused_seconds", "How long the account stays paused, or at most while one call tests it", "account"
+    ): lambda status: status.paused_for or status.tested_for,
+    _gauge(
+        "account_submits_paused_seconds", "The same of its submits, after Segmind refused one", "account"
+    ): lambda status: status.submits_paused_for or status.submits_tested_for,
     _gauge("account_unlooked_seconds", "For how long no sweep saw the trainings; 0 without any", "account"): (
         lambda status: status.unlooked or 0.0
     ),

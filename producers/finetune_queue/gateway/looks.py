@@ -91,8 +91,8 @@ class Looks:
             submits_today=status.spent_today,
             max_submits_per_day=status.limits.max_submits_per_day,
             stopped=status.stopped,
-            paused_seconds=status.paused_for,
-            submits_paused_seconds=status.submits_paused_for,
+            paused_seconds=status.paused_for or status.tested_for,
+            submits_paused_seconds=status.submits_paused_for or status.submits_tested_for,
             pause_reason=status.pause_reason,
             line=[
                 InLine(job_id=job.id, what="access" if job.wants_access else job.stage, name=job.request.name)

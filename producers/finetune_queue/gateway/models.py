@@ -240,7 +240,8 @@ class InLine(_Model):
 
 
 class AccountView(_Model):
-    """An account's budget, and who waits for it. ``calls`` in any ``window_seconds``, ``used`` of them now."""
+    """An account's budget, and who waits for it. ``calls`` in any ``window_seconds``, ``used`` of them now. It is
+    paused for ``paused_seconds``: at most, if one call tests just now whether Segmind is well again. So its submits."""
 
     name: str
     calls: int

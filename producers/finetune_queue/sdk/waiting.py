@@ -12,11 +12,11 @@ TAKEN_UP = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Why a job is not moving; ``estimate`` is in seconds, None where it is not ours to tell. ``submits_stopped`` tells
-    for the reason ``spending`` whether that is the kill switch, or else the account's cap of submits for the day.
-    ``unserved`` tells that it waits for ever, whatever the reason: no running worker has its account's key.
-    ``no_worker`` tells that none is running at all. ``pause_reason`` says for the reason ``paused`` why its account
-    is."""
+    """Why a job is not moving; ``estimate`` is in seconds, None where it is not ours to tell, and for the reason
+    ``paused`` while one call tests whether Segmind is well again. ``submits_stopped`` tells for the reason ``spending``
+    whether that is the kill switch, or else the account's cap of submits for the day. ``unserved`` tells that it waits
+    for ever, whatever the reason: no running worker has its account's key. ``no_worker`` tells that none is running at
+    all. ``pause_reason`` says for the reason ``paused`` why its account is."""
 
     reason: WaitReason
     ahead: int
@@ -56,14 +56,17 @@ def _parked(record: JobRecord, reason: WaitReason, accounts: Accounts) -> Waitin
         account = accounts.status(record.account)
     except UnknownAccountError:
         return Waiting(reason, ahead, None)
-    paused_for = account.paused_for
+    paused_for, tested_for = account.paused_for, account.tested_for
     if record.stage is Stage.SUBMIT:
         if account.stopped or account.at_cap:
             return Waiting(WaitReason.SPENDING, ahead, None, submits_stopped=account.stopped)
         if account.full:
             return Waiting(WaitReason.TRAININGS, ahead, None)
         paused_for = max(paused_for, account.submits_paused_for)
+        tested_for = max(tested_for, account.submits_tested_for)
     seconds = max(paused_for, accounts.slot_in(account, ahead))
     if paused_for:
         return Waiting(WaitReason.PAUSED, ahead, seconds, pause_reason=account.pause_reason)
+    if tested_for:
+        return Waiting(WaitReason.PAUSED, ahead, None, pause_reason=account.pause_reason)
     return Waiting(reason, ahead, seconds)
