@@ -2,6 +2,7 @@
 
 import re
 import time
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,22 @@ def test_status_says_that_one_call_tests_the_paused_account(run: Run, worker: Wo
     assert f"{tested}Segmind answered 503" in run("status", waits.id).out
     waiting = run("status", waits.id, "--json").json["waiting"]
     assert (waiting["reason"], waiting["estimate_seconds"]) == ("paused", None)
+
+
+def test_status_says_that_nobody_can_ask_after_a_training(run: Run, worker: Worker, queue_url: str) -> None:
+    worker.announce()
+    lost = worker.note(worker.bring(worker.accept(), JobState.SUBMITTING), waiting_for=WaitReason.PROVIDER)
+    job = worker.bring(worker.accept(), JobState.TRAINING)
+    with connect(queue_url) as client:
+        refused: dict[Any, Any] = {"submits_refused": 1, "pause_reason": "There are no credits left."}
+        client.hset(keys.account("default"), mapping=refused)
+        assert "paused" not in run("status", job.id).out  # a training goes on without submits
+        client.hset(keys.account("default"), mapping={"probing": 1, "pause_reason": "Segmind does not know the key."})
+    paused = "; the account is paused: Segmind does not know the key"
+    assert f"Segmind: REQUESTED{paused}" in run("status", job.id).out
+    assert f"before it may be sent again{paused}" in run("status", lost.id).out
+    waiting = run("status", job.id, "--json").json["waiting"]
+    assert (waiting["reason"], waiting["pause_reason"]) == ("provider", "Segmind does not know the key.")
 
 
 def test_a_pause_that_is_over_is_no_reason_to_wait(run: Run, worker: Worker) -> None:

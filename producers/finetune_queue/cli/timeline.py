@@ -92,14 +92,14 @@ def _access_line(access: dict[str, Any]) -> str:
 def _live_parts(record: JobRecord, waiting: Waiting | None) -> Iterator[str]:
     status = words.printable(record.provider_status) if record.provider_status else None
     for_segmind = waiting is not None and waiting.reason == "provider" and not waiting.unserved
+    said = waiting is not None and waiting.reason == "worker" and waiting.no_worker  # once, of all
     if status and record.state in {JobState.TRAINING, JobState.DEPLOYING}:
         yield f"Segmind: {status}"
-        # That it waits for Segmind is what the status says already.
-        if for_segmind:
-            return
-    if for_segmind and record.state is JobState.SUBMITTING:
+        said = said or for_segmind
+    elif for_segmind and record.state is JobState.SUBMITTING:
         yield "the submit had no clear answer: Segmind is searched for its training before it may be sent again"
-    elif waiting is not None and not (waiting.reason == "worker" and waiting.no_worker):  # which is said once, of all
+        said = True
+    if waiting is not None and (waiting.pause_reason or not said):
         yield words.waiting_line(waiting, record.error)
 
 

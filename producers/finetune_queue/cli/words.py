@@ -84,7 +84,8 @@ def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
     """Say why a job is not moving, how many are ahead of it, how long that may take and after which error."""
     if waiting.unserved:
         return NO_KEY
-    text = _STOPPED if waiting.submits_stopped else _REASONS[waiting.reason]
+    reason = WaitReason.PAUSED if waiting.pause_reason else waiting.reason  # also of what waits for Segmind
+    text = _STOPPED if waiting.submits_stopped else _REASONS[reason]
     if waiting.reason is WaitReason.PAUSED and waiting.estimate is None:
         text += f" {TESTED}"
     if waiting.pause_reason:

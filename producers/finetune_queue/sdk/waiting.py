@@ -16,7 +16,8 @@ class Waiting:
     ``paused`` while one call tests whether Segmind is well again. ``submits_stopped`` tells for the reason ``spending``
     whether that is the kill switch, or else the account's cap of submits for the day. ``unserved`` tells that it waits
     for ever, whatever the reason: no running worker has its account's key. ``no_worker`` tells that none is running at
-    all. ``pause_reason`` says for the reason ``paused`` why its account is."""
+    all. ``pause_reason`` says for the reason ``paused`` why its account is; for ``provider`` the same, where Segmind is
+    not asked for that long."""
 
     reason: WaitReason
     ahead: int
@@ -50,12 +51,14 @@ def _parked(record: JobRecord, reason: WaitReason, accounts: Accounts) -> Waitin
     if reason in (WaitReason.SPENDING, WaitReason.TRAININGS, WaitReason.PAUSED):  # for the account to say, below
         reason = WaitReason.API_SLOT
     ahead = accounts.place(record)
-    if ahead is None:
+    if ahead is None and reason is not WaitReason.PROVIDER:
         return Waiting(reason, 0, None)
     try:
         account = accounts.status(record.account)
     except UnknownAccountError:
-        return Waiting(reason, ahead, None)
+        return Waiting(reason, ahead or 0, None)
+    if ahead is None:  # what Segmind is asked about it, the account's sweeps ask
+        return Waiting(reason, 0, None, pause_reason=account.pause_reason if account.shut else "")
     paused_for, tested_for = account.paused_for, account.tested_for
     if record.stage is Stage.SUBMIT:
         if account.stopped or account.at_cap:

@@ -102,6 +102,11 @@ class AccountStatus:
         return cap is not None and self.spent_today >= cap
 
     @property
+    def shut(self) -> bool:
+        """Whether it is paused, or no call has succeeded since it was."""
+        return self.probing or self.paused_for > 0
+
+    @property
     def full(self) -> bool:
         """Whether it has as many trainings in flight as it may."""
         cap = self.limits.max_training
