@@ -7,7 +7,7 @@ import pytest
 
 from finetune_queue import __version__
 from finetune_queue.contract import JobState, WaitReason
-from finetune_queue.store import AccountLimits, LiveWorker, Workers, connect
+from finetune_queue.store import AccountLimits, LiveWorker, Workers, connect, keys
 from support.cli import Program, Run, Worker
 
 NO_KEY = "no running worker has its account's key"
@@ -62,6 +62,18 @@ def test_no_alarm_without_jobs_or_workers_or_beside_one_that_does_not_say(
         workers.left(each)
     assert account(run)["status"] == "ok"  # that nobody is there, another line says
     assert NO_KEY not in run("status", job.id).out
+
+
+def test_its_old_trouble_is_none_when_no_job_needs_it(
+    run: Run, worker: Worker, workers: Workers, queue_url: str
+) -> None:
+    worker.announce()
+    with connect(queue_url) as client:
+        client.hset(keys.account("default"), mapping={"probing": "1", "pause_reason": "Segmind does not know the key."})
+    assert account(run)["status"] == "warn"
+    workers.seen(LiveWorker("host-a:1", __version__, ("other",)))
+    found = account(run)
+    assert (found["status"], found["message"]) == ("ok", "no running worker has its key, and no job needs one")
 
 
 def test_a_list_of_jobs_says_once_that_no_worker_runs(run: Run, worker: Worker, workers: Workers) -> None:

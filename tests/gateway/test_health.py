@@ -23,9 +23,11 @@ from finetune_queue.store import (
     CallClass,
     Change,
     JobStore,
+    LiveWorker,
     Outbox,
     Rejections,
     TaskCall,
+    Workers,
     keys,
     room_score,
 )
@@ -89,6 +91,18 @@ def test_an_account_that_one_call_tests_counts_as_paused(
     for calls in ("paused_seconds", "submits_paused_seconds"):
         assert found[f"finetune_account_{calls}", "default"] == pytest.approx(70, abs=5)
         assert seen[calls] == pytest.approx(70, abs=5)
+
+
+def test_an_account_that_was_removed_and_that_no_job_needs_is_not_reported(
+    http: httpx.Client, client: redis.Redis, account: Accounts
+) -> None:
+    client.hset(keys.account("default"), mapping={"probing": "1", "pause_code": "api_key_rejected"})
+    unwell = ("finetune_account_unwell", "default,api_key_rejected")
+    assert scrape(http)[unwell] == 1  # without any worker it may just be restarted
+    Workers(client).seen(LiveWorker("a:1", "0.1.0", ("another",)))
+    assert not [name for name, labels in scrape(http) if labels.startswith("default") and "account" in name]
+    client.zadd(keys.tracked("default"), {"a-job": 1})
+    assert scrape(http)[unwell] == 1
 
 
 def test_an_overdue_deadline_shows_that_no_worker_looks(

@@ -253,8 +253,8 @@ def _accounts(settings: Settings, client: "Redis") -> Iterator[Finding]:
     paid = (noted_api(client) or ("sandbox" if settings.segmind_is_loopback else "paid")) == "paid"
     for account in known:
         away = unserved(account.name, alive)
-        if away and (held := accounts.held(account.name)):
-            yield _unserved(account.name, held)
+        if away:
+            yield _unserved(account.name, accounts.held(account.name))
         else:
             yield _account(account)
         if paid and not away and account.limits.max_submits_per_day is None:
@@ -276,6 +276,8 @@ def _uncapped(name: str) -> Finding:
 
 
 def _unserved(name: str, held: int) -> Finding:
+    if not held:
+        return Finding(f"account {name}", "ok", "no running worker has its key, and no job needs one")
     what, them = ("job waits", "it") if held == 1 else ("jobs wait", "them")
     message = f"no running worker has the key of account {name}: its {held:,} {what}"
     action = f"Add the account to the workers' SEGMIND_ACCOUNTS again, or cancel {them}."

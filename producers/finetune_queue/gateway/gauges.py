@@ -12,6 +12,7 @@ from finetune_queue.store import (
     Accounts,
     AccountStatus,
     Counters,
+    LiveWorker,
     Metric,
     Overview,
     ServerFacts,
@@ -21,6 +22,7 @@ from finetune_queue.store import (
     StoreView,
     UnknownAccountError,
     Workers,
+    unserved,
 )
 
 T = TypeVar("T")
@@ -135,11 +137,12 @@ def look(queue: Queue) -> dict[Metric, Samples]:
     store = queue.overview.look()
     _read(found, _STATES, [((view.state,), view) for view in store.states])
     _read(found, _STORE, [((), store)])
-    versions = Counter(worker.version for worker in queue.workers.alive())
+    alive = queue.workers.alive()
+    versions = Counter(worker.version for worker in alive)
     found[_WORKERS] = [((version,), count) for version, count in versions.items()]
     with suppress(QueueUnavailableError):  # a broker of its own: the jobs can still be seen
         found[_QUEUES] = [((name,), length) for name, length in queue.messenger.lengths().items()]
-    accounts = [((name,), status) for name in queue.accounts.names() if (status := _status(queue, name)) is not None]
+    accounts = [((name,), status) for name in queue.accounts.names() if (status := _status(queue, name, alive))]
     _read(found, _ACCOUNTS, accounts)
     found[_UNWELL] = [((status.name, status.unwell), float(bool(status.unwell))) for _, status in accounts]
     sinks = queue.sinks.view()
@@ -157,8 +160,11 @@ def _read(
         found[metric] = [(labels, float(value)) for labels, value in samples if value is not None]
 
 
-def _status(queue: Queue, name: str) -> AccountStatus | None:
+def _status(queue: Queue, name: str, alive: Sequence[LiveWorker]) -> AccountStatus | None:
+    """Read an account, unless it was taken out of all settings and no job needs it: nothing would end its trouble."""
     try:
+        if unserved(name, alive) and not queue.accounts.held(name):
+            return None
         return queue.accounts.status(name)
     except UnknownAccountError:
         return None
