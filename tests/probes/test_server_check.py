@@ -1,6 +1,7 @@
 """What a starting worker makes of the servers that it is to run on."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,12 +11,16 @@ from typing import Any
 
 import pytest
 import redis
+from celery.exceptions import WorkerShutdown
+from celery.worker import state
 from structlog.testing import capture_logs
 
 from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.settings import Settings
 from finetune_queue.store import LiveWorker, ServerFacts, Workers, keys, server_problems
 from finetune_worker import server_check
-from finetune_worker.server_check import check_api, check_clock, check_server
+from finetune_worker.celery import create_app
+from finetune_worker.server_check import MOST_WAIT, PatientConsumer, check_api, check_clock, check_server
 
 SOUND = ServerFacts(
     name="Redis",
@@ -160,3 +165,24 @@ def test_on_an_unfit_server_no_worker_starts(server: ValkeyServer, client: Any, 
     assert worker.returncode == 1
     assert "the server may drop jobs when full (volatile-lru)" in worker.stderr
     assert "dispatcher_started" not in worker.stderr
+
+
+def test_a_broker_that_was_away_for_long_is_soon_found_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    app = create_app(Settings(finetune_redis_url="redis://127.0.0.1:1/0"))
+    consumer = PatientConsumer.__new__(PatientConsumer)
+    vars(consumer).update(app=app, first_connection_attempt=False, broker_connection_retry_attempt=0)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if sum(slept) > 60:
+            monkeypatch.setattr(state, "should_stop", 0)
+
+    monkeypatch.setattr("kombu.utils.functional.sleep", sleep)
+    with pytest.raises(WorkerShutdown), app.connection_for_read() as connection:
+        consumer.ensure_connected(connection)
+    waits = [float(found) for found in re.findall(r"Trying again in (\S+) seconds", caplog.text)]
+    assert waits[:2] == [2, 4]
+    assert {*waits[2:]} == {MOST_WAIT}

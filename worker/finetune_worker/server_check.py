@@ -1,6 +1,7 @@
 """Looks at the Redis servers when a worker starts: on one that may drop jobs it does not start."""
 
 import time
+from functools import partial
 from typing import Any
 
 import structlog
@@ -26,6 +27,9 @@ log = structlog.get_logger(__name__)
 
 PAUSE = 1.0
 """Seconds between two tries to reach a server."""
+
+MOST_WAIT = 5.0
+"""Seconds between two tries to reach a broker that is away, at most."""
 
 FAILOVER = 60.0
 """Seconds in which a failover is over: one that is a replica for longer is the wrong server."""
@@ -53,8 +57,8 @@ class ServerCheckStep(bootsteps.StartStopStep):
 
 
 class PatientConsumer(Consumer):
-    """Celery's consumer, which connects only to a broker that takes writes. On a full one it would connect again and
-    again, five times a second, and log a traceback of each try."""
+    """Celery's consumer, which connects only to a broker that takes writes, and soon after it is back. On a full one it
+    would connect again and again, five times a second, and log a traceback of each try."""
 
     def connect(self) -> Any:
         """Wait until the broker takes writes, and connect.
@@ -76,6 +80,12 @@ class PatientConsumer(Consumer):
         if waiting:
             log.info("broker_takes_writes")
         return super().connect()
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, however long it takes. Celery's own wait grows by 2 s with each try, up to 30 s: after an outage of
+        minutes the dispatcher would be back long before the messages that it sends are taken."""
+        conn.ensure_connection = partial(conn.ensure_connection, interval_max=MOST_WAIT)
+        return super().ensure_connected(conn)
 
 
 def check_api(url: str, *, sandbox: bool) -> bool:

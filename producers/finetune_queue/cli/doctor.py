@@ -84,7 +84,8 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
     if server[0].status == "ok":
         yield from _read(settings, "clock", _clock)
         answered, found = _workers(settings)
-        yield found
+        silent = [] if answered != 0 else list(_read(settings, "workers", _silent))
+        yield from silent or [found]
         yield from _read(settings, "versions", partial(_versions, answered))
         yield from _read(settings, "worker clocks", _worker_clocks)
         yield from _read(settings, "accounts", partial(_accounts, settings))
@@ -170,6 +171,16 @@ def _workers(settings: Settings) -> tuple[int | None, Finding]:
         action = "Start one: celery -A finetune_worker worker. Jobs wait until then."
         return 0, Finding("workers", "fail", f"no worker answered within {PING_SECONDS:g} s{beside}", action)
     return len(answered.ours), Finding("workers", "ok", f"{len(answered.ours)} alive: {ours}{beside}")
+
+
+def _silent(client: "Redis") -> Iterator[Finding]:
+    """Say of workers none of which answered that they are there all the same, by their signs of life in Redis."""
+    if there := len(Workers(client).alive()):
+        count = words.count(there, "worker")
+        said = f"none answered within {PING_SECONDS:g} s, though {count} gave a sign of life in the last {GONE:g} s"
+        why = "not back at the broker yet, busy, or killed a moment ago"
+        action = "Run finetune doctor again in a minute. If it says this still, restart them one after the other."
+        yield Finding("workers", "warn", f"{said}: {why}", action)
 
 
 def _read(settings: Settings, name: str, look: Callable[["Redis"], Iterable[Finding]]) -> Iterator[Finding]:
