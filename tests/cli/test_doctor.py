@@ -335,6 +335,16 @@ def test_a_consumer_of_events_is_no_worker(run: Run, monkeypatch: pytest.MonkeyP
     assert (beside["status"], beside["message"]) == ("ok", f"1 alive: worker1@vm{not_counted}")
 
 
+def test_a_server_that_came_back_without_its_data(run: Run, queue_url: str) -> None:
+    assert "data" not in checks(run("doctor", "--json"))
+    with connect(queue_url) as client:
+        Workers(client).note_emptied()
+    found = checks(run("doctor", "--json"))["data"]
+    assert found["status"] == "fail"
+    assert found["message"].startswith("the server came back without its data 0.")
+    assert "FinetuneRedisEmptied" in found["action"]
+
+
 def test_workers_of_two_versions(run: Run, queue_url: str) -> None:
     with connect(queue_url) as client:
         workers = Workers(client)

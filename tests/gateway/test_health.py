@@ -80,6 +80,12 @@ def test_the_numbers_are_those_of_the_queue(
     assert found["finetune_overdue_seconds", ""] == 0
 
 
+def test_a_redis_that_came_back_without_its_data(http: httpx.Client, client: redis.Redis) -> None:
+    assert scrape(http)["finetune_redis_emptied", ""] == 0
+    Workers(client).note_emptied()
+    assert scrape(http)["finetune_redis_emptied", ""] == 1
+
+
 def test_an_account_that_one_call_tests_counts_as_paused(
     http: httpx.Client, client: redis.Redis, account: Accounts
 ) -> None:

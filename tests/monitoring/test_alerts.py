@@ -133,6 +133,7 @@ CASES: dict[str, tuple[Series, Series]] = {
         {"finetune_redis_used_bytes": "81", "finetune_redis_max_bytes": "0"},
     ),
     "FinetuneRedisEvicts": ({"finetune_redis_noeviction": "0"}, {"finetune_redis_evicted_keys_total": "4"}),
+    "FinetuneRedisEmptied": ({"finetune_redis_emptied": "1"}, {"finetune_redis_emptied": "0"}),
     "FinetuneRedisReplica": ({"finetune_redis_primary": "0"}, {"finetune_redis_primary": "1x88 0"}),
     "FinetuneRedisForgets": ({"finetune_redis_log_ok": "0"}, {"finetune_redis_log_ok": "1x86 0"}),
     "FinetuneGatewayErrors": (

@@ -1,6 +1,7 @@
 """The limits of an account where the settings of its workers differ: the strictest hold, so that none lifts a cap."""
 
 import pytest
+from structlog.testing import capture_logs
 
 from finetune_queue import __version__
 from finetune_queue.store import AccountLimits, LiveWorker, connect, keys
@@ -96,3 +97,21 @@ def test_a_worker_is_read_as_it_was_written(limits: AccountLimits) -> None:
 def test_what_did_not_change_is_not_written_again(container: Container) -> None:
     assert container.accounts.configure("default", OWN) is False
     assert container.accounts.configure("default", CAPPED) is True
+
+
+def test_a_redis_that_came_back_empty_is_announced_whoever_is_there_first(container: Container, redis_url: str) -> None:
+    with capture_logs() as logs:
+        container.announce_accounts()
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []
+    assert container.workers.emptied_ms() is None
+    with connect(redis_url) as client:
+        client.flushdb()
+    container.workers.seen(CAREFUL)  # a worker that just started announces itself before this one
+    container.accounts.configure("default", CAPPED)
+    with capture_logs() as logs:
+        container.announce_accounts()
+        container.announce_accounts()
+    [said] = [entry for entry in logs if entry["log_level"] == "error"]
+    assert said["event"] == "redis_came_back_empty"
+    assert "FinetuneRedisEmptied" in said["next"]
+    assert container.workers.emptied_ms() is not None

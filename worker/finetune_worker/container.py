@@ -55,6 +55,13 @@ SILENT_CALLS = 4
 and no other step more. None of them lasts longer than a lease (`finetune_queue.storage.drivers`)."""
 
 
+_LOST = "all jobs, and which trainings they have paid for"
+_AFTER_LOSS = (
+    "if there is a copy of its data, stop this worker and bring it back; else find the trainings at Segmind before "
+    "anything is submitted again (docs/runbook.md, FinetuneRedisEmptied)"
+)
+
+
 class UnknownAccountKeyError(Exception):
     """A job names an account that this worker has no key for."""
 
@@ -86,6 +93,7 @@ class Container:
     _clock_off: int = 0
     _announced_at: float = -math.inf
     _announced_since: float = -math.inf
+    _data: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -149,8 +157,12 @@ class Container:
         now = time.monotonic()
         if now - self._announced_at > GONE:
             self._announced_since = now
-        self.workers.seen(self.me, "sandbox" if self.settings.segmind_is_loopback else "paid")
+        data = self.workers.seen(self.me, "sandbox" if self.settings.segmind_is_loopback else "paid")
         self._announced_at = now
+        if self._data not in {"", data}:
+            log.error("redis_came_back_empty", lost=_LOST, next=_AFTER_LOSS)
+            self.workers.note_emptied()
+        self._data = data
         if now - self._announced_since >= GONE:
             self.workers.forget_gone()
         workers = self.workers.not_forgotten()

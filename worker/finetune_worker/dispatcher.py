@@ -115,8 +115,7 @@ class Dispatcher:
             self._seen_at = time.monotonic() + SEEN_EVERY
         waits = [LONGEST_SLEEP, self._start_due()]
         names = self._container.accounts.names()
-        if lost := self._container.settings.accounts.keys() - set(names):
-            log.warning("accounts_forgotten", accounts=sorted(lost))  # by a Redis that came back without its data
+        if self._container.settings.accounts.keys() - set(names):  # Redis may have come back without its data
             self._container.announce_accounts()
         for account in names:
             prepare = not self._transfers_are_crowded()

@@ -82,6 +82,7 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
     server = list(_server(settings))
     yield from server
     if server[0].status == "ok":
+        yield from _read(settings, "data", _emptied)
         yield from _read(settings, "clock", _clock)
         answered, found = _workers(settings)
         silent = [] if answered != 0 else list(_read(settings, "workers", _silent))
@@ -190,6 +191,13 @@ def _read(settings: Settings, name: str, look: Callable[["Redis"], Iterable[Find
             yield from look(client)
     except RedisError as error:
         yield Finding(name, "fail", f"cannot be read: {words.printable(error)}", "Run finetune doctor again.")
+
+
+def _emptied(client: "Redis") -> Iterator[Finding]:
+    """Say whether the server lost its data of late."""
+    if at := Workers(client).emptied_ms():
+        said = f"the server came back without its data {words.since(at)} ago: its jobs, and whose the trainings are"
+        yield Finding("data", "fail", said, "Before anything is submitted: docs/runbook.md, FinetuneRedisEmptied.")
 
 
 def _clock(client: "Redis") -> Iterator[Finding]:

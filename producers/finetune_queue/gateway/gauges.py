@@ -97,6 +97,7 @@ _SINKS: dict[Metric, Read[SinksView]] = {
         lambda view: view.lag
     ),
 }
+_EMPTIED = _gauge("redis_emptied", "1 for a day after a worker saw that it had come back without its data")
 _SERVER: dict[Metric, Read[ServerFacts]] = {
     _gauge("redis_used_bytes", "Memory that the jobs' Redis uses"): lambda facts: facts.used_bytes,
     _gauge("redis_max_bytes", "Memory that it may use (`maxmemory`); 0 without a limit"): lambda facts: facts.max_bytes,
@@ -111,7 +112,7 @@ _SERVER: dict[Metric, Read[ServerFacts]] = {
     ),
 }
 
-GAUGES = (UP, *_STATES, *_STORE, _WORKERS, _QUEUES, *_ACCOUNTS, _UNWELL, _LINES, *_SINKS, *_SERVER)
+GAUGES = (UP, *_STATES, *_STORE, _WORKERS, _QUEUES, *_ACCOUNTS, _UNWELL, _LINES, *_SINKS, _EMPTIED, *_SERVER)
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def look(queue: Queue) -> dict[Metric, Samples]:
     sinks = queue.sinks.view()
     found[_LINES] = [(("up",), sinks.up), (("down",), sinks.down)]
     _read(found, _SINKS, [((), sinks)])
+    found[_EMPTIED] = [((), float(queue.workers.emptied_ms() is not None))]
     _read(found, _SERVER, [((), queue.server())])
     return found
 

@@ -130,6 +130,16 @@ def write_check() -> str:
     return f"{TAG}:write_check"
 
 
+def data_id() -> str:
+    """A name for all that is in this Redis, given when there was none: another one shows that the data was lost."""
+    return f"{TAG}:data"
+
+
+def emptied() -> str:
+    """When (ms) a worker saw that this Redis had come back without its data; there for a day."""
+    return f"{TAG}:emptied"
+
+
 def workers() -> str:
     """Sorted set: ``VERSION NAME ACCOUNT...`` and more of each worker, scored by when it was last seen (ms)."""
     return f"{TAG}:workers"

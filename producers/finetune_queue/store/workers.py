@@ -1,5 +1,6 @@
 """Which workers are there: each says so now and then, and takes itself off when it stops."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal, Self, cast
@@ -17,6 +18,9 @@ GONE = 35.0
 """Seconds without a sign after which a worker counts as gone; it gives one every 10."""
 
 _GONE_MS = int(GONE * 1000)
+
+_NOTED = 86_400
+"""Seconds for which it is known that Redis came back without its data."""
 
 _CLOCK, _LIMITS = "clock=", "limits="
 """Mark a word of a member that is no account: no account's name has such a sign."""
@@ -82,13 +86,25 @@ class Workers:
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
-    def seen(self, worker: LiveWorker, api: Api | None = None) -> None:
-        """Say that the worker is there, and which API it calls, should Redis have lost that."""
+    def seen(self, worker: LiveWorker, api: Api | None = None) -> str:
+        """Say that the worker is there, and which API it calls, should Redis have lost that. Returns the name of the
+        data that this Redis has: another one than before if it came back without them."""
         pipe = self._redis.pipeline(transaction=False)
         if api is not None:
             pipe.set(keys.api(), api, nx=True)
         pipe.zadd(keys.workers(), {worker.member: server_ms(self._redis)})
-        pipe.execute()
+        pipe.set(keys.data_id(), uuid.uuid4().hex, nx=True)
+        pipe.get(keys.data_id())
+        return cast("str", pipe.execute()[-1])
+
+    def note_emptied(self) -> None:
+        """Note for a day that this Redis came back without its data."""
+        self._redis.set(keys.emptied(), server_ms(self._redis), nx=True, ex=_NOTED)
+
+    def emptied_ms(self) -> int | None:
+        """Return when it was noted that this Redis came back without its data, None if that is long ago or never."""
+        found = cast("str | None", self._redis.get(keys.emptied()))
+        return None if found is None else int(found)
 
     def left(self, worker: LiveWorker) -> None:
         """Say that the worker stops."""
