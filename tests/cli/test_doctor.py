@@ -413,6 +413,21 @@ def test_an_account_that_may_spend_without_end(
         assert "SEGMIND_MAX_SUBMITS_PER_DAY" in found["cap default"]["action"]
 
 
+def test_workers_with_other_keys_for_one_account(run: Run, worker: Worker, queue_url: str) -> None:
+    worker.announce()
+    with connect(queue_url) as client:
+        workers = Workers(client)
+        for name, key_print in (("a:1", "0a1b2c"), ("c:1", "0a1b2c"), ("old:1", "")):
+            prints = (("default", key_print),) if key_print else ()
+            workers.seen(LiveWorker(name, __version__, ("default",), key_prints=prints))
+        assert "keys default" not in checks(run("doctor", "--json"))
+        workers.seen(LiveWorker("b:1", __version__, ("default",), key_prints=(("default", "d3e4f5"),)))
+    found = checks(run("doctor", "--json"))["keys default"]
+    assert found["status"] == "warn"
+    assert found["message"] == "the workers have different keys for it, or call different APIs: a:1, c:1; b:1"
+    assert "not_found" in found["action"]
+
+
 def test_workers_whose_clock_was_off_when_they_started(run: Run, queue_url: str) -> None:
     with connect(queue_url) as client:
         workers = Workers(client)

@@ -1,9 +1,13 @@
 """The limits of an account where the settings of its workers differ: the strictest hold, so that none lifts a cap."""
 
+from typing import Any
+
 import pytest
+from celery import Celery
 from structlog.testing import capture_logs
 
 from finetune_queue import __version__
+from finetune_queue.settings import Settings
 from finetune_queue.store import AccountLimits, LiveWorker, connect, keys
 from finetune_queue.store.workers import GONE
 from finetune_worker.container import Container
@@ -115,3 +119,21 @@ def test_a_redis_that_came_back_empty_is_announced_whoever_is_there_first(contai
     assert said["event"] == "redis_came_back_empty"
     assert "FinetuneRedisEmptied" in said["next"]
     assert container.workers.emptied_ms() is not None
+
+
+def test_workers_show_whether_they_have_the_same_key_and_api_and_not_the_key(
+    container: Container, settings: Settings
+) -> None:
+    key = settings.accounts["default"].api_key.get_secret_value()
+
+    def shown(**changed: Any) -> str:
+        other = Container.build(Settings(**{**settings.model_dump(exclude_unset=True), **changed}), Celery())
+        try:
+            assert key not in other.me.member
+            return dict(LiveWorker.of_member(other.me.member).key_prints)["default"]
+        finally:
+            other.close()
+
+    assert shown() == dict(container.me.key_prints)["default"]
+    assert shown(segmind_api_key="SG_another_0123456789") != shown()
+    assert shown(segmind_base_url="http://127.0.0.1:9") != shown()

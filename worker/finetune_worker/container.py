@@ -1,5 +1,6 @@
 """The composition root: everything a worker process is made of, built once from the settings."""
 
+import hashlib
 import math
 import os
 import socket
@@ -129,7 +130,13 @@ class Container:
         accounts = tuple(sorted(self.settings.accounts))
         lasts = self.settings.finetune_training_limit
         limits = tuple((name, AccountLimits.of(self.settings.accounts[name], lasts)) for name in accounts)
-        return LiveWorker(self.name, __version__, accounts, self._clock_off, limits)
+        prints = tuple((name, self._key_print(name)) for name in accounts)
+        return LiveWorker(self.name, __version__, accounts, self._clock_off, limits, prints)
+
+    def _key_print(self, account: str) -> str:
+        # Too short to be worth guessing keys by: all that it can show is that two differ.
+        key = self.settings.accounts[account].api_key.get_secret_value()
+        return hashlib.sha256(f"finetune-queue {self.settings.segmind_base_url} {key}".encode()).hexdigest()[:6]
 
     def clock_was_off(self, seconds: int) -> None:
         """Show others by how many seconds this machine's clock is ahead of Redis'; said before they see this worker."""

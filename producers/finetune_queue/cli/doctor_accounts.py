@@ -11,6 +11,7 @@ from finetune_queue.store import (
     Accounts,
     AccountStatus,
     Workers,
+    key_prints_by_worker,
     limits_by_worker,
     noted_api,
     unserved,
@@ -46,12 +47,25 @@ def account_findings(settings: Settings, client: "Redis") -> Iterator[Finding]:
             yield _uncapped(account.name)
         if len(set((said := limits_by_worker(account.name, alive)).values())) > 1:
             yield _differing(account.name, said)
+        if len(set((prints := key_prints_by_worker(account.name, alive)).values())) > 1:
+            yield _other_keys(account.name, prints)
 
 
 def _differing(name: str, said: Mapping[str, AccountLimits]) -> Finding:
     each = "; ".join(f"{worker} has {limits}" for worker, limits in sorted(said.items()))
     action = "The strictest of each applies. Give all workers the same settings that begin with SEGMIND_."
     return Finding(f"limits {name}", "warn", f"the settings of the workers differ: {each}", action)
+
+
+def _other_keys(name: str, prints: Mapping[str, str]) -> Finding:
+    groups = [[worker for worker in sorted(prints) if prints[worker] == each] for each in sorted({*prints.values()})]
+    said = "; ".join(", ".join(map(words.printable, group)) for group in sorted(groups))
+    message = f"the workers have different keys for it, or call different APIs: {said}"
+    action = (
+        "Fine while a key is changed. Otherwise jobs fail with not_found: two accounts need two names, and two APIs a "
+        "Redis each."
+    )
+    return Finding(f"keys {name}", "warn", message, action)
 
 
 def _uncapped(name: str) -> Finding:

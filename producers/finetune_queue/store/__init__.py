@@ -64,7 +64,7 @@ from finetune_queue.store.server import (
 from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble, SinkWait
 from finetune_queue.store.sweep_clock import SweepClock
 from finetune_queue.store.which_api import OtherApi, note_api, noted_api
-from finetune_queue.store.workers import LiveWorker, Workers, limits_by_worker, unserved
+from finetune_queue.store.workers import LiveWorker, Workers, key_prints_by_worker, limits_by_worker, unserved
 from finetune_queue.store.write import Change
 
 __all__ = [
@@ -150,6 +150,7 @@ __all__ = [
     "connect",
     "database_of",
     "disk_trouble",
+    "key_prints_by_worker",
     "limits_by_worker",
     "note_api",
     "noted_api",

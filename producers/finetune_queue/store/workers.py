@@ -1,7 +1,7 @@
 """Which workers are there: each says so now and then, and takes itself off when it stops."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal, Self, cast
 
@@ -22,7 +22,7 @@ _GONE_MS = int(GONE * 1000)
 _NOTED = 86_400
 """Seconds for which it is known that Redis came back without its data."""
 
-_CLOCK, _LIMITS = "clock=", "limits="
+_CLOCK, _LIMITS, _KEY = "clock=", "limits=", "key="
 """Mark a word of a member that is no account: no account's name has such a sign."""
 
 
@@ -30,20 +30,23 @@ _CLOCK, _LIMITS = "clock=", "limits="
 class LiveWorker:
     """A worker as it shows itself to others. ``accounts`` are those that it has a key for; ``clock_off`` the seconds by
     which its clock was ahead of Redis' when it started, 0 if it was near enough; ``limits`` what its settings say of
-    its accounts."""
+    its accounts; ``key_prints`` a few letters for each account's key and API, which tell them from others and no more.
+    """
 
     name: str
     version: str
     accounts: tuple[str, ...] = ()
     clock_off: int = 0
     limits: tuple[tuple[str, AccountLimits], ...] = ()
+    key_prints: tuple[tuple[str, str], ...] = ()
 
     @property
     def member(self) -> str:
         """Its member of the sorted set."""
         clock = [f"{_CLOCK}{self.clock_off}"] if self.clock_off else []
         limits = [f"{_LIMITS}{account}:{_written(its)}" for account, its in self.limits]
-        return " ".join([self.version, self.name, *self.accounts, *clock, *limits])
+        prints = [f"{_KEY}{account}:{its}" for account, its in self.key_prints]
+        return " ".join([self.version, self.name, *self.accounts, *clock, *limits, *prints])
 
     @classmethod
     def of_member(cls, member: str) -> Self:
@@ -51,9 +54,16 @@ class LiveWorker:
         version, name, *rest = member.split(" ")
         accounts = tuple(each for each in rest if "=" not in each)
         clock_off = next((int(each.removeprefix(_CLOCK)) for each in rest if each.startswith(_CLOCK)), 0)
-        limits = [each.removeprefix(_LIMITS).partition(":") for each in rest if each.startswith(_LIMITS)]
-        pairs = tuple((account, _read(text)) for account, _, text in limits)
-        return cls(name, version, accounts, clock_off, pairs)
+        limits = tuple((account, _read(text)) for account, text in _said(_LIMITS, rest))
+        return cls(name, version, accounts, clock_off, limits, tuple(_said(_KEY, rest)))
+
+
+def _said(mark: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield what a member's words with the mark say, with the account that each is about."""
+    for word in words:
+        if word.startswith(mark):
+            account, _, text = word.removeprefix(mark).partition(":")
+            yield account, text
 
 
 def _written(limits: AccountLimits) -> str:
@@ -72,6 +82,11 @@ def limits_by_worker(account: str, workers: Sequence[LiveWorker]) -> dict[str, A
     """Return what the settings of each worker say of an account; of a process that was started again in its place, as a
     container is, what it says now."""
     return {worker.name: limits for worker in workers for name, limits in worker.limits if name == account}
+
+
+def key_prints_by_worker(account: str, workers: Sequence[LiveWorker]) -> dict[str, str]:
+    """Return by which letters each worker's key of an account, with its API, is told from others."""
+    return {worker.name: its for worker in workers for name, its in worker.key_prints if name == account}
 
 
 def unserved(account: str, workers: Sequence[LiveWorker]) -> bool:
