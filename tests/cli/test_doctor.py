@@ -314,6 +314,26 @@ def test_it_says_whether_trainings_would_be_paid(run: Run, monkeypatch: pytest.M
     assert "so a sandbox" in run("doctor").out
 
 
+def test_it_says_which_api_the_workers_call_whatever_these_settings_name(
+    run: Run, queue_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = LiveWorker("a:1", __version__)
+    with connect(queue_url) as client:
+        Workers(client).seen(here, "sandbox")
+        found = checks(run("doctor", "--json"))["worker api"]
+        assert found["status"] == "warn"
+        told = (
+            "the workers of this Redis call a sandbox: nothing is charged; these settings name https://api.segmind.com"
+        )
+        assert found["message"] == told
+        client.delete(keys.api())
+        Workers(client).seen(here, "paid")
+    assert checks(run("doctor", "--json"))["worker api"]["status"] == "ok"
+    monkeypatch.setenv("SEGMIND_BASE_URL", "http://127.0.0.1:9")
+    found = checks(run("doctor", "--json"))["worker api"]
+    assert (found["status"], "trainings are charged" in found["message"]) == ("warn", True)
+
+
 def test_a_clock_that_is_wrong(run: Run, queue_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(queue_url) as client:
         before = time.time()

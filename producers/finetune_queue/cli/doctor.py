@@ -31,6 +31,7 @@ from finetune_queue.store import (
     clock_skew,
     connect,
     disk_trouble,
+    noted_api,
     server_facts,
     server_problems,
 )
@@ -81,6 +82,7 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
         yield from silent or [found]
         yield from _read(settings, "versions", partial(_versions, answered))
         yield from _read(settings, "worker clocks", _worker_clocks)
+        yield from _read(settings, "worker api", partial(_worker_api, settings))
         yield from _read(settings, "accounts", partial(account_findings, settings))
         yield from _read(settings, "sinks", _sinks)
     if api:
@@ -227,6 +229,20 @@ def _worker_clocks(client: "Redis") -> Iterator[Finding]:
         said.append(f"{words.printable(worker.name)} is {words.duration(abs(worker.clock_off))} {side} {whose}")
     action = "Set their clocks by NTP and restart them: deadlines, event times and signatures depend on them."
     yield Finding("worker clocks", "warn", ", ".join(said), action)
+
+
+def _worker_api(settings: Settings, client: "Redis") -> Iterator[Finding]:
+    """Say which API the jobs on this Redis are for, if a worker has noted it: these settings may name another."""
+    api = noted_api(client)
+    if api is None:
+        return
+    said = "the real API: trainings are charged" if api == "paid" else "a sandbox: nothing is charged"
+    if (api == "sandbox") is settings.segmind_is_loopback:
+        yield Finding("worker api", "ok", f"the workers of this Redis call {said}")
+        return
+    message = f"the workers of this Redis call {said}; these settings name {settings.segmind_base_url}"
+    action = "What is submitted here goes where the workers call. Set SEGMIND_BASE_URL here as it is there."
+    yield Finding("worker api", "warn", message, action)
 
 
 def _remote(settings: Settings) -> list[Sink]:
