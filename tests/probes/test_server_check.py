@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
 from celery.exceptions import WorkerShutdown
 from celery.worker import state
+from celery.worker.consumer import Consumer
 from structlog.testing import capture_logs
 
 from finetune_queue.local.valkey import ValkeyServer
@@ -186,3 +188,29 @@ def test_a_broker_that_was_away_for_long_is_soon_found_again(
     waits = [float(found) for found in re.findall(r"Trying again in (\S+) seconds", caplog.text)]
     assert waits[:2] == [2, 4]
     assert {*waits[2:]} == {MOST_WAIT}
+
+
+def test_a_broker_whose_memory_wavers_is_one_trouble(
+    server: ValkeyServer, client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key, folder = "SG_0123456789abcdef", f"file://{tmp_path}"
+    app = create_app(Settings(finetune_redis_url=server.url, segmind_api_key=key, finetune_artifact_url=folder))
+    consumer = PatientConsumer.__new__(PatientConsumer)
+    vars(consumer).update(app=app)
+    rooms = [0, 0, 1, 0, 0, 0, 1]  # one limit for each wait; 1 byte refuses all writes
+    connected: list[int] = []
+    monkeypatch.setattr(Consumer, "connect", lambda _: connected.append(len(rooms)))
+
+    def sleep(_: float) -> None:
+        client.config_set("maxmemory", rooms.pop(0))
+
+    monkeypatch.setattr(server_check, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    client.config_set("maxmemory", 1)
+    try:
+        with capture_logs() as logs:
+            consumer.connect()
+    finally:
+        client.config_set("maxmemory", 0)
+        app.finetune.container.close()  # type: ignore[attr-defined]
+    assert [entry["event"] for entry in logs] == ["broker_refuses_writes", "broker_takes_writes"]
+    assert connected == [1]

@@ -28,6 +28,10 @@ log = structlog.get_logger(__name__)
 PAUSE = 1.0
 """Seconds between two tries to reach a server."""
 
+STEADY = 3
+"""How many times in a row a broker that refused writes has to take one: the memory of one that is at its limit wavers,
+and each time the worker would connect, fail and say the same again."""
+
 MOST_WAIT = 5.0
 """Seconds between two tries to reach a broker that is away, at most."""
 
@@ -68,12 +72,15 @@ class PatientConsumer(Consumer):
         """
         runtime = self.app.finetune  # type: ignore[attr-defined]
         url = runtime.settings.finetune_broker_url or runtime.settings.finetune_redis_url
-        waiting = False
+        waiting, well = False, 0
         with connect(url) as client:
-            while why := refuses_writes(client):
-                if not waiting:
+            while True:
+                why = refuses_writes(client)
+                if why and not waiting:
                     log.error("broker_refuses_writes", error=why, next="this worker waits until it takes them again")
-                waiting = True
+                waiting, well = waiting or bool(why), 0 if why else well + 1
+                if not waiting or well >= STEADY:
+                    break
                 runtime.container.pulse.excuse()
                 state.maybe_shutdown()
                 time.sleep(PAUSE)
