@@ -391,10 +391,10 @@ def test_workers_whose_settings_differ(run: Run, queue_url: str) -> None:
         workers.seen(LiveWorker("a:1", __version__, ("default",), limits=(("default", AccountLimits(5, 60)),)))
         assert "limits default" not in checks(run("doctor", "--json"))
         capped = AccountLimits(50, 60, max_training=10, max_submits_per_day=57)
-        workers.seen(LiveWorker("b:1", __version__, ("default",), limits=(("default", capped),)))
+        workers.seen(LiveWorker("b:1", __version__, ("default",), limits=(("default", capped),), node="w2@b"))
     found = checks(run("doctor", "--json"))["limits default"]
     assert found["status"] == "warn"
-    one, other = "a:1 has 5 calls per 60 s", "b:1 has 50 calls per 60 s, 10 trainings, 57 submits a day"
+    one, other = "a:1 has 5 calls per 60 s", "w2@b has 50 calls per 60 s, 10 trainings, 57 submits a day"
     assert found["message"] == f"the settings of the workers differ: {one}; {other}"
 
 

@@ -15,6 +15,7 @@ import pytest
 from finetune_queue.cli import demo
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.local.stack import LocalStack
+from finetune_queue.store import Workers, connect
 from segmind_sandbox.testing import SandboxControl
 from support.cli import Program, Run
 from support.images import make_dataset_folder
@@ -81,6 +82,9 @@ def test_the_doctor_finds_everything_well(
 
     until(well, seconds=30)
     assert found["workers"]["message"].startswith("1 alive: worker1@")
+    with connect(stack.valkey.url) as client:
+        [worker] = Workers(client).alive()
+    assert found["workers"]["message"] == f"1 alive: {worker.shown}"
     assert found["account default"]["message"].startswith("0 of 50 calls per 1 s")
     assert stack.valkey.url in found["redis"]["message"]
 

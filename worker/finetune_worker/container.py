@@ -92,6 +92,7 @@ class Container:
     _clients: dict[str, SegmindClient] = field(default_factory=dict)
     _stop_at: float | None = None
     _clock_off: int = 0
+    _node: str = ""
     _announced_at: float = -math.inf
     _announced_since: float = -math.inf
     _data: str = ""
@@ -131,12 +132,16 @@ class Container:
         lasts = self.settings.finetune_training_limit
         limits = tuple((name, AccountLimits.of(self.settings.accounts[name], lasts)) for name in accounts)
         prints = tuple((name, self._key_print(name)) for name in accounts)
-        return LiveWorker(self.name, __version__, accounts, self._clock_off, limits, prints)
+        return LiveWorker(self.name, __version__, accounts, self._clock_off, limits, prints, self._node)
 
     def _key_print(self, account: str) -> str:
         # Too short to be worth guessing keys by: all that it can show is that two differ.
         key = self.settings.accounts[account].api_key.get_secret_value()
         return hashlib.sha256(f"finetune-queue {self.settings.segmind_base_url} {key}".encode()).hexdigest()[:6]
+
+    def known_as(self, node: str) -> None:
+        """Show others by what name Celery knows this worker; said before they see it."""
+        self._node = node
 
     def clock_was_off(self, seconds: int) -> None:
         """Show others by how many seconds this machine's clock is ahead of Redis'; said before they see this worker."""

@@ -226,7 +226,7 @@ def _worker_clocks(client: "Redis") -> Iterator[Finding]:
     for worker in sorted(off, key=lambda worker: worker.name):
         side = "ahead of" if worker.clock_off > 0 else "behind"
         whose = "it" if said else "the Redis server"
-        said.append(f"{words.printable(worker.name)} is {words.duration(abs(worker.clock_off))} {side} {whose}")
+        said.append(f"{words.printable(worker.shown)} is {words.duration(abs(worker.clock_off))} {side} {whose}")
     action = "Set their clocks by NTP and restart them: deadlines, event times and signatures depend on them."
     yield Finding("worker clocks", "warn", ", ".join(said), action)
 

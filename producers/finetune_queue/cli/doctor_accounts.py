@@ -35,6 +35,7 @@ def account_findings(settings: Settings, client: "Redis") -> Iterator[Finding]:
     if not known:
         yield Finding("accounts", "warn", "no worker has announced an account yet", "Start a worker with an API key.")
     alive = Workers(client).alive()
+    shown = {worker.name: words.printable(worker.shown) for worker in alive}
     # The workers' API, if they have said which: a producer's settings may say nothing of it.
     paid = (noted_api(client) or ("sandbox" if settings.segmind_is_loopback else "paid")) == "paid"
     for account in known:
@@ -46,20 +47,20 @@ def account_findings(settings: Settings, client: "Redis") -> Iterator[Finding]:
         if paid and not away and account.limits.max_submits_per_day is None:
             yield _uncapped(account.name)
         if len(set((said := limits_by_worker(account.name, alive)).values())) > 1:
-            yield _differing(account.name, said)
+            yield _differing(account.name, said, shown)
         if len(set((prints := key_prints_by_worker(account.name, alive)).values())) > 1:
-            yield _other_keys(account.name, prints)
+            yield _other_keys(account.name, prints, shown)
 
 
-def _differing(name: str, said: Mapping[str, AccountLimits]) -> Finding:
-    each = "; ".join(f"{worker} has {limits}" for worker, limits in sorted(said.items()))
+def _differing(name: str, said: Mapping[str, AccountLimits], shown: Mapping[str, str]) -> Finding:
+    each = "; ".join(f"{shown[worker]} has {limits}" for worker, limits in sorted(said.items()))
     action = "The strictest of each applies. Give all workers the same settings that begin with SEGMIND_."
     return Finding(f"limits {name}", "warn", f"the settings of the workers differ: {each}", action)
 
 
-def _other_keys(name: str, prints: Mapping[str, str]) -> Finding:
+def _other_keys(name: str, prints: Mapping[str, str], shown: Mapping[str, str]) -> Finding:
     groups = [[worker for worker in sorted(prints) if prints[worker] == each] for each in sorted({*prints.values()})]
-    said = "; ".join(", ".join(map(words.printable, group)) for group in sorted(groups))
+    said = "; ".join(", ".join(shown[worker] for worker in group) for group in sorted(groups))
     message = f"the workers have different keys for it, or call different APIs: {said}"
     action = (
         "Fine while a key is changed. Otherwise jobs fail with not_found: two accounts need two names, and two APIs a "

@@ -22,7 +22,7 @@ _GONE_MS = int(GONE * 1000)
 _NOTED = 86_400
 """Seconds for which it is known that Redis came back without its data."""
 
-_CLOCK, _LIMITS, _KEY = "clock=", "limits=", "key="
+_CLOCK, _LIMITS, _KEY, _NODE = "clock=", "limits=", "key=", "node="
 """Mark a word of a member that is no account: no account's name has such a sign."""
 
 
@@ -30,7 +30,8 @@ _CLOCK, _LIMITS, _KEY = "clock=", "limits=", "key="
 class LiveWorker:
     """A worker as it shows itself to others. ``accounts`` are those that it has a key for; ``clock_off`` the seconds by
     which its clock was ahead of Redis' when it started, 0 if it was near enough; ``limits`` what its settings say of
-    its accounts; ``key_prints`` a few letters for each account's key and API, which tell them from others and no more.
+    its accounts; ``key_prints`` a few letters for each account's key and API, which tell them from others and no more;
+    ``node`` is what Celery calls it.
     """
 
     name: str
@@ -39,6 +40,12 @@ class LiveWorker:
     clock_off: int = 0
     limits: tuple[tuple[str, AccountLimits], ...] = ()
     key_prints: tuple[tuple[str, str], ...] = ()
+    node: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What people know it by: the name that Celery's answers, logs and Flower have, if it told it."""
+        return self.node or self.name
 
     @property
     def member(self) -> str:
@@ -46,7 +53,8 @@ class LiveWorker:
         clock = [f"{_CLOCK}{self.clock_off}"] if self.clock_off else []
         limits = [f"{_LIMITS}{account}:{_written(its)}" for account, its in self.limits]
         prints = [f"{_KEY}{account}:{its}" for account, its in self.key_prints]
-        return " ".join([self.version, self.name, *self.accounts, *clock, *limits, *prints])
+        node = [f"{_NODE}{self.node}"] if self.node and " " not in self.node else []
+        return " ".join([self.version, self.name, *self.accounts, *clock, *limits, *prints, *node])
 
     @classmethod
     def of_member(cls, member: str) -> Self:
@@ -55,7 +63,8 @@ class LiveWorker:
         accounts = tuple(each for each in rest if "=" not in each)
         clock_off = next((int(each.removeprefix(_CLOCK)) for each in rest if each.startswith(_CLOCK)), 0)
         limits = tuple((account, _read(text)) for account, text in _said(_LIMITS, rest))
-        return cls(name, version, accounts, clock_off, limits, tuple(_said(_KEY, rest)))
+        node = next((each.removeprefix(_NODE) for each in rest if each.startswith(_NODE)), "")
+        return cls(name, version, accounts, clock_off, limits, tuple(_said(_KEY, rest)), node)
 
 
 def _said(mark: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
