@@ -11,6 +11,7 @@ import pytest
 
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.store import AccountLimits, Accounts, Budget, Slot, connect, keys
+from finetune_worker.segmind.client import SegmindClient
 from segmind_sandbox.testing import LiveSandbox
 from support.cli import Result, Run
 from support.until import until
@@ -216,6 +217,19 @@ def test_so_does_one_that_timed_out_and_its_slot_stays_taken(
         [(_, latest)] = client.zrange(keys.slots("default"), -1, -1, withscores=True)
         assert latest / 1000 - client.time()[0] > 100  # the call's own time-out and the window: it may still arrive
     monkeypatch.delenv("SEGMIND_READ_TIMEOUT")
+    assert asked(run("doctor", "--api", "--json")).keys() == {*ASKED}
+
+
+def test_so_does_one_that_a_person_broke_off(
+    run: Run, sandbox: LiveSandbox, queue_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_off(_: SegmindClient) -> None:
+        raise KeyboardInterrupt
+
+    out_of_a_pause(queue_url)
+    with monkeypatch.context() as patched:
+        patched.setattr(SegmindClient, "credits", broken_off)
+        assert run("doctor", "--api").code == 130
     assert asked(run("doctor", "--api", "--json")).keys() == {*ASKED}
 
 

@@ -97,6 +97,10 @@ class Session:
             with _left_to_its_time_out():
                 self._budget.end_without_news(slot, under_way=error.under_way)
             raise CliError(str(error), ExitCode.FAILED, error.code) from None
+        except KeyboardInterrupt:
+            with _left_to_its_time_out():
+                self._budget.end_without_news(slot, under_way=True)
+            raise
         with _left_to_its_time_out():
             end(slot)
         return result
