@@ -63,6 +63,37 @@ def test_local_images_become_verified_weights(
     assert [event for event in mine if event.subject == job.id] == seen
 
 
+PAGE_SAMPLE = {  # Fast Flux API, section 1
+    "name": "fastfluxtest1",
+    "instance_prompt": "1MAN, running in brown suit",
+    "trigger_word": "1MAN",
+    "base_model": "FAST_FLUX",
+    "theme": "subject",
+    "segmind_public": False,
+    "advance_parameters": {"steps": 2000, "face_crop": False, "finetune_type": "LORA"},
+}
+NO_DEFAULTS = {
+    "name": "Faces of May",
+    "instance_prompt": "a Photo of ohwx Man",
+    "trigger_word": "ohwx Man",
+    "base_model": "FLUX_PRO",
+    "theme": "Style",
+    "segmind_public": True,
+    "advance_parameters": {"steps": 700, "face_crop": True, "finetune_type": "LORA", "lora_rank": 16},
+}
+
+
+@pytest.mark.parametrize("asked", [PAGE_SAMPLE, NO_DEFAULTS], ids=["the page's sample", "no defaults"])
+def test_what_is_paid_for_is_what_was_asked_for(
+    queue: FineTuneQueue, images: Path, control: SandboxControl, asked: dict[str, Any]
+) -> None:
+    job = queue.submit({**asked, "dataset": str(images)}).wait(SECONDS)
+
+    assert job.state is JobState.SUCCEEDED, job.record.error
+    [sent] = [row["request"] for row in control.trainings() if row["finetune_id"] == job.record.finetune_id]
+    assert sent == {**asked, "data_source_path": job.record.dataset_url}
+
+
 def test_the_same_key_gives_the_same_job(queue: FineTuneQueue, images: Path, control: SandboxControl) -> None:
     request = sample(dataset=str(images))
     first = queue.submit(request, idempotency_key="order-1")
