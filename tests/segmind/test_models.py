@@ -38,6 +38,24 @@ def test_what_a_status_says(status: str, error: str | None, known: bool, trained
     assert found.status == status
 
 
+@pytest.mark.parametrize("nothing", [None, "", " ", "null", "None", " NONE ", {}, [], False, 0], ids=repr)
+def test_an_error_message_that_says_nothing_fails_no_training(nothing: object) -> None:
+    found = item("TRAINING_INITIATED", nothing)
+    assert (found.error_message, found.failed) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "text"), [("None of the images shows a face", None), (["no face"], '["no face"]'), (True, "true")]
+)
+def test_an_error_message_of_any_type_that_says_something_fails_it(said: object, text: str | None) -> None:
+    found = item("TRAINING_INITIATED", said)
+    assert (found.error_message, found.failed) == (text or said, True)
+
+
+def test_a_name_like_a_word_for_null_is_a_name() -> None:
+    assert FinetuneItem.model_validate({"finetune_id": "a", "name": "none"}).name == "none"
+
+
 def test_details_without_their_wrapper_are_read_too() -> None:
     assert FinetuneDetails.model_validate({"finetune_id": "a"}).finetune_id == "a"
 

@@ -40,6 +40,14 @@ def _text_or_none(value: Any) -> Any:
     return json.dumps(value)
 
 
+def _said_or_none(value: Any) -> Any:
+    """Return what was said; None also for an empty value of another type and for the words that some programs write for
+    null: taken for an error, any of them would give up a paid training."""
+    if isinstance(value, str) and value.strip().lower() in {"null", "none"}:
+        return None
+    return _text_or_none(value or None)
+
+
 def _time_or_none(value: Any) -> datetime | None:
     try:
         found = _timestamp.validate_python(value)
@@ -53,6 +61,7 @@ def _status_word(value: Any) -> Any:
 
 
 LooseText = Annotated[str | None, BeforeValidator(_text_or_none)]
+SaidText = Annotated[str | None, BeforeValidator(_said_or_none)]
 LooseTime = Annotated[datetime | None, BeforeValidator(_time_or_none)]
 
 
@@ -93,8 +102,8 @@ class _Finetune(_Reply):
     status: Annotated[str, BeforeValidator(_status_word)] = ""
     data_source_path: LooseText = None
     base_model: LooseText = None
-    error_message: LooseText = None
-    cloud_storage_url: LooseText = None
+    error_message: SaidText = None
+    cloud_storage_url: SaidText = None
 
     @property
     def known(self) -> bool:
