@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sandbox.calls import Api, put, submit_body, zip_bytes
+from segmind_sandbox.faults import FailDeploy
 from segmind_sandbox.models import Submit
 from segmind_sandbox.testing import LiveSandbox
 from segmind_sandbox.trainings import STATUSES, Training, TrainingBook
@@ -41,6 +42,18 @@ def test_a_late_dataset_moves_all_that_follows() -> None:
     assert job.status(150) == "TRAINING_INITIATED"
     assert job.status(157.9) == "TRAINING_INITIATED"
     assert job.status(158) == "TRAINING_COMPLETED"
+
+
+def test_a_job_that_is_not_deployed_keeps_its_weights() -> None:
+    job = new_training()
+    job.apply(FailDeploy(op="training", kind="fail_deploy"))
+    job.dataset_was_read(100)
+    assert [job.status(at) for at in (109, 110, 111, 112.5, 9999)] == [*STATUSES[2:5], *["INFERENCE_FAILED"] * 2]
+    assert [job.said(at) for at in (111, 112.5)] == [None, "no GPU is free"]
+    assert job.details(9999)["cloud_storage_url"] == job.weights_url
+    assert job.updated_at(9999) - job.created_at == timedelta(seconds=12.5)
+    job.finish(9999)
+    assert (job.status(9999), job.said(9999)) == ("AVAILABLE", None)
 
 
 def test_a_held_job_goes_on_from_where_it_was() -> None:

@@ -65,6 +65,11 @@ SaidText = Annotated[str | None, BeforeValidator(_said_or_none)]
 LooseTime = Annotated[datetime | None, BeforeValidator(_time_or_none)]
 
 
+def is_trained(status: str) -> bool:
+    """Tell whether a status says that the training is over and gave weights."""
+    return status.strip().upper() in TRAINED_STATUSES
+
+
 class _Reply(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, coerce_numbers_to_str=True, hide_input_in_errors=True)
 
@@ -113,7 +118,7 @@ class _Finetune(_Reply):
     @property
     def trained(self) -> bool:
         """Whether the training is over and gave weights."""
-        return self._word in TRAINED_STATUSES
+        return is_trained(self.status)
 
     @property
     def available(self) -> bool:
@@ -122,13 +127,19 @@ class _Finetune(_Reply):
 
     @property
     def failed(self) -> bool:
-        """Whether the training failed: no word for it is documented, so ``error_message`` or a word like FAILED.
+        """Whether something failed: no word for it is documented, so ``error_message`` or a word like FAILED. It need
+        not be the training: the word may be of its deployment.
 
         A paid training that is over is not thrown away for a message: `trained` goes first.
         """
         if self.trained:
             return False
         return self.error_message is not None or any(part in self._word for part in _FAILED_WORDS)
+
+    @property
+    def undeployed(self) -> bool:
+        """Whether the deployment of a training that is over failed: then a message alone says so, too."""
+        return not self.available and (self.failed or self.error_message is not None)
 
     @property
     def _word(self) -> str:
