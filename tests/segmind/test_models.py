@@ -3,8 +3,9 @@
 from datetime import UTC, datetime
 
 import pytest
+from pydantic import ValidationError
 
-from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem, PresignedUpload
+from finetune_worker.segmind.models import Credits, FinetuneDetails, FinetuneItem, PresignedUpload
 
 
 def item(status: str, error_message: object = None) -> FinetuneItem:
@@ -63,6 +64,17 @@ def test_details_without_their_wrapper_are_read_too() -> None:
 def test_a_time_without_a_zone_is_utc() -> None:
     found = FinetuneDetails.model_validate({"finetune_id": "a", "created_ts": "2025-01-01T00:00:00"})
     assert found.created_ts == datetime(2025, 1, 1, tzinfo=UTC)
+
+
+def test_credits_are_what_says_so() -> None:
+    found = [Credits.model_validate(body).total for body in ({"credits": 1.5}, {"free-credits": 2}, {"credits": 0})]
+    assert found == [1.5, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("body", [{"error": "down"}, {}, {"free_credits": 1}])
+def test_an_object_without_credits_is_no_empty_account(body: object) -> None:
+    with pytest.raises(ValidationError, match="has no credits"):
+        Credits.model_validate(body)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,13 @@ class Credits(_Reply):
     credits: float = 0.0
     free_credits: float = Field(default=0.0, validation_alias="free-credits")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _says_credits(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not {"credits", "free-credits"} & value.keys():
+            raise ValueError("has no credits")  # an error with a success, which is not an empty account
+        return value
+
     @property
     def total(self) -> float:
         return self.credits + self.free_credits
