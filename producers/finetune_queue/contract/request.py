@@ -71,6 +71,22 @@ def _check_prompt(prompt: str, info: ValidationInfo) -> str:
     return prompt
 
 
+SERVED = ("FAST_FLUX", "FLUX_PRO")
+"""The models whose submit takes the fields that a request has; FLUX and QWEN need others (Segmind's pages of them)."""
+
+
+def _check_base_model(name: str, info: ValidationInfo) -> str:
+    if info.context != STORED and name not in SERVED:
+        raise ValueError(f"should be {' or '.join(SERVED)}")
+    return name
+
+
+BaseModelName = Annotated[
+    str,
+    StringConstraints(strict=True),
+    AfterValidator(_check_base_model),
+    Field(json_schema_extra={"enum": list(SERVED)}),
+]
 Prompt = Annotated[Text, AfterValidator(_check_prompt), Field(json_schema_extra={"pattern": _VISIBLE})]
 USUAL_PRIORITY = 5
 """The priority of a request that names none."""
@@ -273,7 +289,7 @@ class FineTuneRequest(BaseModel):
     name: Name = Field(description="The fine-tune's name at Segmind.")
     instance_prompt: Prompt = Field(description="The prompt that describes the subject, with the trigger word in it.")
     trigger_word: Name = Field(description="The rare word that will call up the subject.")
-    base_model: Name = Field(default="FAST_FLUX", description="Segmind's model to tune.")
+    base_model: BaseModelName = Field(default="FAST_FLUX", description="Segmind's model to tune.")
     theme: Name = Field(default="subject", description="Segmind's training theme.")
     segmind_public: StrictBool = Field(default=False, description="Whether the tuned model is public at Segmind.")
     advance_parameters: Annotated[
