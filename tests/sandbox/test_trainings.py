@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +163,12 @@ def test_a_job_goes_through_the_statuses_in_order(api: Api, sandbox: LiveSandbox
     assert seen == [status for status in STATUSES if status in seen]
 
 
-def test_updated_is_when_the_status_began(api: Api) -> None:
-    finetune_id = api.submit()
-    api.wait_for(finetune_id, "AVAILABLE")
-    job = api.details(finetune_id)
-    assert api.details(finetune_id)["updated_ts"] == job["updated_ts"] > job["created_ts"]
+def test_updated_is_when_the_status_began_in_whole_seconds_as_on_the_page() -> None:
+    job = new_training(created_at=datetime(2026, 1, 1, 0, 0, 0, 600_000, UTC))
+    job.dataset_was_read(100)
+    for now, updated in ((100, "00:00:00"), (110, "00:00:10"), (9999, "00:00:15")):
+        shown = job.details(now)
+        assert (shown["created_ts"], shown["updated_ts"]) == ("2026-01-01T00:00:00Z", f"2026-01-01T{updated}Z")
 
 
 @pytest.fixture
