@@ -45,6 +45,8 @@ def test_local_images_become_verified_weights(
     manifest = json.loads(path_of(weights.manifest_url).read_text())
     assert manifest["weights"]["sha256"] == weights.sha256
     assert manifest["dataset"]["images"] == 6
+    [slug] = [row["slug"] for row in control.trainings() if row["finetune_id"] == job.record.finetune_id]
+    assert manifest["slug"] == job.record.slug == seen[-1].data["slug"] == slug
     kinds = [event.kind for event in seen if event.kind is not EventType.PROGRESS]
     assert kinds == [
         EventType.ACCEPTED,

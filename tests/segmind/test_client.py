@@ -120,9 +120,10 @@ def test_details_is_a_get_with_a_json_body(client: SegmindClient, api: Api) -> N
     assert heard.headers["content-type"] == "application/json"
     assert (found.finetune_id, found.name) == ("ft-1", "job-1")
     assert found.available
+    assert found.slug == "model-slug"
     assert found.created_ts is not None
     assert found.created_ts.isoformat() == "2025-01-01T00:00:00+00:00"
-    assert found.model_extra == {"id": "row-9", "slug": "model-slug", "public_model": False}
+    assert found.model_extra == {"id": "row-9", "public_model": False}
     api.body["finetune"]["created_ts"] = "yesterday"
     assert client.details("ft-1").created_ts is None
 

@@ -89,6 +89,14 @@ def test_a_deployment_that_fails_ends_its_job_by_a_message_alone(bench: Bench, w
     assert f"ended as {word}: no GPU left" in bench.error(job).message
 
 
+def test_the_slug_is_known_where_only_the_look_at_the_deployed_model_had_it(bench: Bench, deploying: JobRecord) -> None:
+    job = bench.container.jobs.transition(deploying, Change(delay=60), slug=None)
+    bench.sandbox.control.change_training(bench.finetune_id(job), finish=True)
+    sweep(bench.container, "default")
+    assert bench.read(job).deployed
+    assert bench.read(job).slug == bench.sandbox.control.trainings()[0]["slug"]
+
+
 def test_a_message_beside_a_model_that_is_deployed_fails_nothing(deploying: JobRecord) -> None:
     item = {"finetune_id": deploying.finetune_id, "status": "AVAILABLE", "error_message": "a warning"}
     assert observe(deploying, FinetuneItem.model_validate(item)).fields["deployed"] is True

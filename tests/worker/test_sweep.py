@@ -163,6 +163,9 @@ def test_a_single_training_is_looked_at_by_its_details(bench: Bench) -> None:
     sweep(bench.container, "default")
     assert bench.read(job).state is JobState.DOWNLOADING
     assert (calls_of(bench, "list"), calls_of(bench, "details")) == (0, 1)
+    [training] = bench.sandbox.control.trainings()
+    assert bench.read(job).slug == training["slug"]
+    assert bench.container.jobs.events(job.id)[-1].data["slug"] == training["slug"]
 
 
 def test_a_running_training_parks_its_job_and_tells_of_its_status(bench: Bench) -> None:

@@ -153,6 +153,7 @@ class FinetuneItem(_Finetune):
 class FinetuneDetails(_Finetune):
     """One fine-tune's details (section 2)."""
 
+    slug: SaidText = None
     created_ts: LooseTime = None
     instance_prompt: LooseText = None
 

@@ -42,11 +42,11 @@ def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation
             failed = {"error": _not_deployed(job, seen), "failed_stage": Stage.POLL}
             return Observation(to=JobState.FAILED, fields={**fields, **failed})
         if seen.available:
-            fields["deployed"] = True
+            fields |= {"deployed": True, **_model(seen)}
         return Observation(fields=fields, unknown_status=unknown)
     over = seen.trained or seen.failed
     if over and seen.cloud_storage_url:
-        weights = {"weights_url": seen.cloud_storage_url, "wants_details": False}
+        weights = {"weights_url": seen.cloud_storage_url, "wants_details": False, **_model(seen)}
         return Observation(to=JobState.DOWNLOADING, fields={**fields, **weights}, unknown_status=unknown)
     wants_details = over and not job.wants_details
     if seen.failed and (isinstance(seen, FinetuneItem) or is_trained(job.provider_status or "")):
@@ -62,6 +62,11 @@ def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation
         )
         return Observation(to=JobState.FAILED, fields={**fields, "error": error, "failed_stage": Stage.SUBMIT})
     return Observation(fields=fields, wants_details=wants_details, unknown_status=unknown)
+
+
+def _model(seen: FinetuneItem | FinetuneDetails) -> dict[str, Any]:
+    """Return the model's name for inference, which only the details have: no call is made for it alone."""
+    return {"slug": seen.slug} if isinstance(seen, FinetuneDetails) and seen.slug else {}
 
 
 def _ended_as(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> str:
