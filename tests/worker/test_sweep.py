@@ -245,6 +245,7 @@ def test_a_training_that_was_over_is_not_paid_for_again_when_it_is_said_to_have_
     assert (bench.read(job).state, bench.read(job).failed_stage) == (JobState.FAILED, Stage.POLL)
     assert bench.error(job).code == "weights_missing"
     assert "FAILED (no GPU left)" in bench.error(job).message
+    assert "no cost" in bench.error(job).action
     to, fields = resume_at(bench.read(job))
     assert (to, fields["wants_details"]) == (JobState.TRAINING, True)  # a retry looks at the same one
 

@@ -79,7 +79,8 @@ def _weights_missing(seen: FinetuneDetails) -> JobError:
         code="weights_missing",
         stage=Stage.POLL,
         message=f"The training was over, but Segmind says {seen.status}{said} and gives no URL of the weights.",
-        action="Look at the fine-tune in Segmind's console; then `finetune retry JOB`.",
+        action="Look at the fine-tune in Segmind's console. `finetune retry JOB` asks for the same training again at "
+        "no cost; only a new request submits, and pays for, a new one.",
         retryable=True,
     )
 
