@@ -138,7 +138,7 @@ def jobs() -> dict[EventType, JobRecord]:
     )
     submitting = {"state": JobState.SUBMITTING, "dataset_report": report}
     training = {**submitting, "state": JobState.TRAINING, "finetune_id": "ft_8d2c41", "provider_status": "REQUESTED"}
-    trained = {**training, "provider_status": "TRAINING_COMPLETED"}
+    trained = {**training, "provider_status": "TRAINING_COMPLETED", "slug": "my-face-4f2a91c0"}
     after: dict[EventType, dict[str, Any]] = {
         EventType.ACCEPTED: {},
         EventType.UPLOADING: {"state": JobState.UPLOADING},

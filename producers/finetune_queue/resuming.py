@@ -17,7 +17,7 @@ def resume_at(record: JobRecord) -> tuple[JobState, dict[str, Any]]:
             # Whether it was submitted is not known: the intent stays, so the sweeps look for it before it may be sent.
             return JobState.SUBMITTING, {**_FRESH, "looks": 0, "waiting_for": WaitReason.PROVIDER}
         case Stage.SUBMIT:
-            training = {"finetune_id": None, "submitted_ms": None, "provider_status": None, "weights_url": None}
+            training = dict.fromkeys(("finetune_id", "submitted_ms", "provider_status", "weights_url", "slug"))
             # The failed training bears the job's mark for ever, and is not the one to find.
             failed = [*record.ruled_out, record.finetune_id] if record.finetune_id is not None else record.ruled_out
             # One that a person named is still the first to look at: a retry must not pay for another.

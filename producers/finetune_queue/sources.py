@@ -2,11 +2,11 @@
 
 | `dataset` | becomes |
 |---|---|
-| `https://` | `PublicArchive` after a guarded HEAD request, or a `LocalArchive` when it is to be fetched |
+| `https://` | `PublicArchive` after guarded HEAD and GET requests, or a `LocalArchive` when it is to be fetched |
 | `file://`, an absolute path | `LocalArchive` where it lies, under one of the allowed roots |
 | `s3://`, `gs://`, `az://` | `LocalArchive`, copied to the scratch folder |
 
-Nothing here looks inside the ZIP; that is `datasets.check`.
+Nothing here looks further into the ZIP than its first bytes; that is `datasets.check`.
 """
 
 import os
@@ -91,7 +91,7 @@ def resolve_dataset(
         return (
             _public(dataset, scratch, policy, max_bytes, on_progress)
             if fetch_public
-            else _head(dataset, policy, max_bytes)
+            else _probed(dataset, policy, max_bytes)
         )
     if (not scheme and not dataset.startswith("/")) or "\0" in dataset:
         raise DatasetError(
@@ -109,12 +109,12 @@ def resolve_dataset(
     return _local(address, roots, max_bytes)
 
 
-def _head(url: str, policy: AddressPolicy, max_bytes: int) -> PublicArchive:
+def _probed(url: str, policy: AddressPolicy, max_bytes: int) -> PublicArchive:
     # Late: `requests` belongs to the extra `worker`, and other addresses do not need it.
     from finetune_queue.public_fetch import fetch
 
     try:
-        size = fetch.head(url, max_bytes=max_bytes, policy=policy)
+        size = fetch.probe(url, max_bytes=max_bytes, policy=policy)
     except FetchError as error:
         raise _from_fetch(error) from error
     return PublicArchive(url=url, size=size)

@@ -86,6 +86,11 @@ def test_a_number_is_no_deadline_nor_a_time_without_a_zone(deadline: object) -> 
         ("advance_parameters", {"steps": None}, "steps should be a whole number, 1 or more"),
         ("advance_parameters", {"face_crop": "False"}, "face_crop should be true or false"),
         ("advance_parameters", {"finetune_type": 16}, 'finetune_type should be a text, like "LORA"'),
+        ("advance_parameters", {"finetune_type": "lora"}, 'finetune_type should be "LORA" for FAST_FLUX'),
+        ("instance_prompt", " \n\t", "should not be empty"),
+        ("base_model", "fast_flux", "should be FAST_FLUX or FLUX_PRO"),
+        ("base_model", "QWEN", "should be FAST_FLUX or FLUX_PRO"),
+        ("base_model", "", "should be FAST_FLUX or FLUX_PRO"),
         ("advance_parameters", "{}", "should be an object"),
         ("priority", 1.5, "should be a whole number"),
         ("fetch_dataset", "x", "should be true or false"),
@@ -104,6 +109,7 @@ def test_what_is_wrong_is_said_without_python_s_words(field: str, value: object,
         {"advance_parameters": {}},
         {"advance_parameters": {"steps": 1, "lora_rank": 16, "of_tomorrow": ["x"]}},
         {"advance_parameters": {"steps": 2000.0}},
+        {"advance_parameters": {"finetune_type": "full"}, "base_model": "FLUX_PRO"},
     ],
 )
 def test_what_the_api_may_mean_passes_as_it_is(fields: dict[str, Any]) -> None:
@@ -119,7 +125,7 @@ def test_a_name_that_nobody_can_read_is_refused_by_the_schema_too(name: str) -> 
 
 
 def test_a_job_that_was_accepted_before_a_check_was_made_is_read() -> None:
-    fields = {"name": "my\nface", "advance_parameters": {"steps": "many"}}
+    fields = {"name": "my\nface", "advance_parameters": {"steps": "many"}, "instance_prompt": " ", "base_model": "FLUX"}
     stored = {"state": "training", "request": json.dumps(sample(**fields)), "digest": ""}
     assert JobRecord.from_hash("j", stored).request.model_dump().items() >= fields.items()
 
@@ -248,8 +254,10 @@ def _read_as_number(error: ValidationError) -> bool:
     "wrong",
     [
         *({"datset": "x"}, {"priority": 10}, {"name": ""}, {"wait_for": "never"}, {"reply_to": ["list://x"] * 9}),
-        *({"name": "my\nface"}, {"labels": {"a b": "x"}}),
+        *({"name": "my\nface"}, {"labels": {"a b": "x"}}, {"instance_prompt": "  "}),
         *({"advance_parameters": wrong} for wrong in ({"steps": 0}, {"steps": "5"}, {"face_crop": 1})),
+        {"advance_parameters": {"finetune_type": "lora"}},
+        {"base_model": "QWEN"},
     ],
 )
 def test_what_the_schema_refuses_is_refused(wrong: dict[str, Any]) -> None:

@@ -136,7 +136,7 @@ def test_what_is_no_address(resolve: Resolve, dataset: str) -> None:
 def test_a_public_zip_is_passed_on(resolve: Resolve, scratch: Path) -> None:
     with Web({"/a.zip": Answer(b"PK" * 500, headers={"ETag": '"7"'})}) as web:
         assert resolve(web.url("/a.zip?sig=1")) == PublicArchive(web.url("/a.zip?sig=1"), 1000)
-        assert [method for method, _ in web.seen] == ["HEAD"]
+        assert [method for method, _ in web.seen] == ["HEAD", "GET"]
     assert list(scratch.iterdir()) == []
 
 

@@ -45,6 +45,8 @@ def test_local_images_become_verified_weights(
     manifest = json.loads(path_of(weights.manifest_url).read_text())
     assert manifest["weights"]["sha256"] == weights.sha256
     assert manifest["dataset"]["images"] == 6
+    [slug] = [row["slug"] for row in control.trainings() if row["finetune_id"] == job.record.finetune_id]
+    assert manifest["slug"] == job.record.slug == seen[-1].data["slug"] == slug
     kinds = [event.kind for event in seen if event.kind is not EventType.PROGRESS]
     assert kinds == [
         EventType.ACCEPTED,
@@ -61,6 +63,37 @@ def test_local_images_become_verified_weights(
         stream: Any = client.xrange(keys.events())
     mine = [Event.model_validate_json(fields["event"]) for _, fields in stream]
     assert [event for event in mine if event.subject == job.id] == seen
+
+
+PAGE_SAMPLE = {  # Fast Flux API, section 1
+    "name": "fastfluxtest1",
+    "instance_prompt": "1MAN, running in brown suit",
+    "trigger_word": "1MAN",
+    "base_model": "FAST_FLUX",
+    "theme": "subject",
+    "segmind_public": False,
+    "advance_parameters": {"steps": 2000, "face_crop": False, "finetune_type": "LORA"},
+}
+NO_DEFAULTS = {
+    "name": "Faces of May",
+    "instance_prompt": "a Photo of ohwx Man",
+    "trigger_word": "ohwx Man",
+    "base_model": "FLUX_PRO",
+    "theme": "Style",
+    "segmind_public": True,
+    "advance_parameters": {"steps": 700, "face_crop": True, "finetune_type": "LORA", "lora_rank": 16},
+}
+
+
+@pytest.mark.parametrize("asked", [PAGE_SAMPLE, NO_DEFAULTS], ids=["the page's sample", "no defaults"])
+def test_what_is_paid_for_is_what_was_asked_for(
+    queue: FineTuneQueue, images: Path, control: SandboxControl, asked: dict[str, Any]
+) -> None:
+    job = queue.submit({**asked, "dataset": str(images)}).wait(SECONDS)
+
+    assert job.state is JobState.SUCCEEDED, job.record.error
+    [sent] = [row["request"] for row in control.trainings() if row["finetune_id"] == job.record.finetune_id]
+    assert sent == {**asked, "data_source_path": job.record.dataset_url}
 
 
 def test_the_same_key_gives_the_same_job(queue: FineTuneQueue, images: Path, control: SandboxControl) -> None:

@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 
 from finetune_queue.public_fetch.addresses import AddressPolicy
 from finetune_queue.public_fetch.errors import FetchError
-from finetune_queue.public_fetch.fetch import fetch_to_file, head
+from finetune_queue.public_fetch.fetch import fetch_to_file, probe
 from support.names import Names
 from support.tls import trusting
 from support.web import Answer, Route, Web
 
 POLICY = AddressPolicy(allow_loopback=True)
 LIMIT = 1_000_000
-BODY = bytes(range(256)) * 1000
+BODY = b"PK\x03\x04" + bytes(range(252)) + bytes(range(256)) * 999
 ZIP = {"Content-Type": "application/zip"}
 
 
 def ask(web: Web, path: str = "/a.zip?X-Amz-Signature=hush") -> int:
-    return head(web.url(path), max_bytes=LIMIT, policy=POLICY)
+    return probe(web.url(path), max_bytes=LIMIT, policy=POLICY)
 
 
 def download(web: Web, target: Path, path: str = "/a.zip", seconds: float = 20) -> int:
@@ -35,7 +35,7 @@ def download(web: Web, target: Path, path: str = "/a.zip", seconds: float = 20) 
 def test_a_file_that_the_provider_can_use(web: Web) -> None:
     web.routes["/a.zip"] = Answer(BODY, headers={**ZIP, "ETag": '"1"'})
     assert ask(web) == len(BODY)
-    assert web.seen == [("HEAD", "/a.zip?X-Amz-Signature=hush")]
+    assert web.seen == [("HEAD", "/a.zip?X-Amz-Signature=hush"), ("GET", "/a.zip?X-Amz-Signature=hush")]
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,38 @@ def test_a_file_that_the_provider_cannot_use(web: Web, answer: Answer, code: str
     assert caught.value.fix.endswith(".")
 
 
-def test_just_under_the_limit(web: Web) -> None:
-    web.routes["/a.zip"] = Answer(BODY, length=LIMIT - 1)
+@pytest.mark.parametrize(
+    ("by_get", "code"),
+    [
+        (Answer(status=403), "forbidden"),
+        (Answer(status=404), "not_found"),
+        (Answer(status=503), "unavailable"),
+        (Answer(BODY[:-1]), "get_differs"),
+        (Answer(BODY, length=None), "get_differs"),
+        (Answer(BODY, headers={"Content-Type": "text/html"}), "not_a_file"),
+        (Answer(b"<html>" + BODY[6:]), "not_a_file"),
+        (Answer(b"P" + b"x" * (len(BODY) - 1)), "not_a_file"),
+        (Answer(b"P", length=len(BODY)), "incomplete"),
+    ],
+)
+def test_a_file_that_head_alone_would_let_pass(web: Web, by_get: Answer, code: str) -> None:
+    """Such as a login page, or a link that is signed for HEAD only: its training would be paid for, and fail."""
+
+    def route(handler: BaseHTTPRequestHandler) -> None:
+        web.routes["/a.zip"] = by_get
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(BODY)))
+        handler.end_headers()
+
+    web.routes["/a.zip"] = route
+    with pytest.raises(FetchError) as caught:
+        ask(web)
+    assert (caught.value.code, caught.value.retryable) == (code, code in {"unavailable", "incomplete"})
+    assert "hush" not in str(caught.value)
+
+
+def test_just_under_the_limit_only_the_first_bytes_are_read(web: Web) -> None:
+    web.routes["/a.zip"] = Answer(BODY, length=LIMIT - 1)  # the body ends before
     assert ask(web) == LIMIT - 1
 
 
@@ -214,25 +244,25 @@ def test_over_tls_the_name_is_still_the_name(tmp_path: Path, names: Names, tls: 
     with Web({"/a.zip": Answer(BODY)}, tls=server) as web:
         urls = {name: f"https://{name}:{web.port}/a.zip" for name in ("files.test", "other.test")}
         with pytest.raises(FetchError) as caught:
-            head(urls["files.test"], max_bytes=LIMIT, policy=POLICY)
+            probe(urls["files.test"], max_bytes=LIMIT, policy=POLICY)
         assert caught.value.code == "tls_failed"
         with trusting(authority):
-            assert head(urls["files.test"], max_bytes=LIMIT, policy=POLICY) == len(BODY)
+            assert probe(urls["files.test"], max_bytes=LIMIT, policy=POLICY) == len(BODY)
             authority.unlink()  # read once in a process
             assert fetch_to_file(urls["files.test"], tmp_path / "a", max_bytes=LIMIT, policy=POLICY) == len(BODY)
             assert web.headers[-1]["Host"] == f"files.test:{web.port}"
             trusted = AddressPolicy(trusted_origins=frozenset(f"https://{name}:{web.port}" for name in urls))
-            assert head(urls["files.test"], max_bytes=LIMIT, policy=trusted) == len(BODY)
+            assert probe(urls["files.test"], max_bytes=LIMIT, policy=trusted) == len(BODY)
             for policy in (POLICY, trusted):
                 with pytest.raises(FetchError) as caught:
-                    head(urls["other.test"], max_bytes=LIMIT, policy=policy)
+                    probe(urls["other.test"], max_bytes=LIMIT, policy=policy)
                 assert caught.value.code == "tls_failed"
 
 
 def test_a_handshake_that_never_ends(trap_port: int) -> None:
     started = time.monotonic()
     with pytest.raises(FetchError) as caught:
-        head(f"https://127.0.0.1:{trap_port}/", max_bytes=LIMIT, policy=POLICY, seconds=0.3)
+        probe(f"https://127.0.0.1:{trap_port}/", max_bytes=LIMIT, policy=POLICY, seconds=0.3)
     assert caught.value.code == "timed_out"
     assert time.monotonic() - started < 5
 

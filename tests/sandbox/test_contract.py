@@ -120,7 +120,6 @@ def test_the_weights_url_is_in_details_and_in_list_only_if_asked(api: Api, sandb
         ({"instance_prompt": None}, "instance_prompt"),
         ({"trigger_word": 7}, "trigger_word"),
         ({"base_model": "SLOW_FLUX"}, "base_model"),
-        ({"theme": None}, "theme"),
         ({"theme": ""}, "theme"),
         ({"segmind_public": "False"}, "segmind_public"),
         ({"advance_parameters": []}, "advance_parameters"),

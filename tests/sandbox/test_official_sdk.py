@@ -61,7 +61,8 @@ def test_the_readme_of_the_sdk(client: Any) -> None:
     assert any("lora_A" in name for name, _ in safetensors.deserialize(weights.content))  # type: ignore[no-untyped-call]
 
 
-def test_fast_flux(client: Any) -> None:
+@pytest.mark.parametrize("theme", [{"theme": "subject"}, {}], ids=["theme", "no theme"])
+def test_fast_flux(client: Any, theme: dict[str, str]) -> None:
     job = client.finetune.submit(
         name="fast",
         data_source_path="http://127.0.0.1:9/nothing.zip",
@@ -70,7 +71,7 @@ def test_fast_flux(client: Any) -> None:
         base_model="FAST_FLUX",
         train_type="LORA",
         machine_type="NVIDIA_A100_40GB",
-        theme="subject",
+        **theme,
     )
     assert job["status"] == "REQUESTED"
 

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sandbox.calls import Api, put, submit_body, zip_bytes
+from segmind_sandbox.faults import FailDeploy
 from segmind_sandbox.models import Submit
 from segmind_sandbox.testing import LiveSandbox
 from segmind_sandbox.trainings import STATUSES, Training, TrainingBook
@@ -41,6 +42,18 @@ def test_a_late_dataset_moves_all_that_follows() -> None:
     assert job.status(150) == "TRAINING_INITIATED"
     assert job.status(157.9) == "TRAINING_INITIATED"
     assert job.status(158) == "TRAINING_COMPLETED"
+
+
+def test_a_job_that_is_not_deployed_keeps_its_weights() -> None:
+    job = new_training()
+    job.apply(FailDeploy(op="training", kind="fail_deploy"))
+    job.dataset_was_read(100)
+    assert [job.status(at) for at in (109, 110, 111, 112.5, 9999)] == [*STATUSES[2:5], *["INFERENCE_FAILED"] * 2]
+    assert [job.said(at) for at in (111, 112.5)] == [None, "no GPU is free"]
+    assert job.details(9999)["cloud_storage_url"] == job.weights_url
+    assert job.updated_at(9999) - job.created_at == timedelta(seconds=12.5)
+    job.finish(9999)
+    assert (job.status(9999), job.said(9999)) == ("AVAILABLE", None)
 
 
 def test_a_held_job_goes_on_from_where_it_was() -> None:
@@ -150,11 +163,12 @@ def test_a_job_goes_through_the_statuses_in_order(api: Api, sandbox: LiveSandbox
     assert seen == [status for status in STATUSES if status in seen]
 
 
-def test_updated_is_when_the_status_began(api: Api) -> None:
-    finetune_id = api.submit()
-    api.wait_for(finetune_id, "AVAILABLE")
-    job = api.details(finetune_id)
-    assert api.details(finetune_id)["updated_ts"] == job["updated_ts"] > job["created_ts"]
+def test_updated_is_when_the_status_began_in_whole_seconds_as_on_the_page() -> None:
+    job = new_training(created_at=datetime(2026, 1, 1, 0, 0, 0, 600_000, UTC))
+    job.dataset_was_read(100)
+    for now, updated in ((100, "00:00:00"), (110, "00:00:10"), (9999, "00:00:15")):
+        shown = job.details(now)
+        assert (shown["created_ts"], shown["updated_ts"]) == ("2026-01-01T00:00:00Z", f"2026-01-01T{updated}Z")
 
 
 @pytest.fixture

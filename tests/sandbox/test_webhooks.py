@@ -11,6 +11,7 @@ import pytest
 from sandbox.calls import Api
 from segmind_sandbox.settings import SandboxSettings
 from segmind_sandbox.testing import LiveSandbox, run_sandbox
+from segmind_sandbox.trainings import STATUSES
 from support.until import until
 from support.web import Web
 
@@ -96,6 +97,17 @@ def test_a_failed_job_and_other_accounts_tell_nothing(
     other.wait_for(foreign, "AVAILABLE")
     last = api.submit(name="last")
     assert {receiver.received.get(timeout=WAIT)["finetune_id"] for _ in range(3)} == {last}
+
+
+def test_a_job_that_is_not_deployed_tells_of_its_weights(api: Api, sandbox: LiveSandbox, receiver: Receiver) -> None:
+    register(api, receiver.url)
+    sandbox.control.add_fault(op="training", kind="fail_deploy", match="undeployed")
+    undeployed = api.submit(name="undeployed")
+    api.wait_for(undeployed, "INFERENCE_FAILED")
+    last = api.submit(name="last")
+    told = [receiver.received.get(timeout=WAIT) for _ in range(5)]
+    assert {each["status"] for each in told if each["finetune_id"] == undeployed} == {*STATUSES[3:5]}
+    assert {each["status"] for each in told if each["finetune_id"] == last} == {*STATUSES[3:5], STATUSES[6]}
 
 
 def test_a_receiver_that_fails_or_is_away_is_tried_once(api: Api, receiver: Receiver) -> None:

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from finetune_worker.segmind.client import SegmindClient
-from finetune_worker.segmind.errors import MalformedReply, Rejected
+from finetune_worker.segmind.errors import MalformedReply, RateLimited, Rejected, SegmindError, Unavailable
 from finetune_worker.segmind.models import SubmitRequest
 from wire.rawserver import Heard, RawServer, Wire, answering
 
@@ -120,9 +120,10 @@ def test_details_is_a_get_with_a_json_body(client: SegmindClient, api: Api) -> N
     assert heard.headers["content-type"] == "application/json"
     assert (found.finetune_id, found.name) == ("ft-1", "job-1")
     assert found.available
+    assert found.slug == "model-slug"
     assert found.created_ts is not None
     assert found.created_ts.isoformat() == "2025-01-01T00:00:00+00:00"
-    assert found.model_extra == {"id": "row-9", "slug": "model-slug", "public_model": False}
+    assert found.model_extra == {"id": "row-9", "public_model": False}
     api.body["finetune"]["created_ts"] = "yesterday"
     assert client.details("ft-1").created_ts is None
 
@@ -158,8 +159,45 @@ def test_access_that_says_error_with_a_success_is_no_success(client: SegmindClie
     api.body = {"error": "not yours"}
     with pytest.raises(Rejected, match="not yours"):
         client.set_access("ft-1", public=True)
-    api.body = {"message": "updated", "error": None}
+    api.body = {"status": 200, "message": "updated", "error": None}
     client.set_access("ft-1", public=True)
+
+
+@pytest.mark.parametrize("body", [b"200", b" 201\n", b'"200"', b"", b'{"status": 200}', b'{"status": "200"}'], ids=repr)
+def test_access_is_changed_when_the_body_says_so_or_nothing(client: SegmindClient, api: Api, body: bytes) -> None:
+    api.body = body
+    client.set_access("ft-1", public=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "code"),
+    [
+        (b"404", Rejected, "not_found"),
+        (b'"404"', Rejected, "not_found"),
+        (b'{"status": 403}', Rejected, "forbidden"),
+        (b'{"status": "403", "message": "no"}', Rejected, "forbidden"),
+        (b"429", RateLimited, "rate_limited"),
+        (b"500", Unavailable, "server_error"),
+        (b"0", MalformedReply, "malformed_reply"),
+        (b"null", MalformedReply, "malformed_reply"),
+        (b"false", MalformedReply, "malformed_reply"),
+        (b"true", MalformedReply, "malformed_reply"),
+        (b"{}", MalformedReply, "malformed_reply"),
+        (b'{"message": "Unauthorized"}', MalformedReply, "malformed_reply"),
+        (b'{"status": "error"}', MalformedReply, "malformed_reply"),
+        (b"Unauthorized", MalformedReply, "malformed_reply"),
+    ],
+    ids=repr,
+)
+def test_a_body_that_does_not_confirm_it_is_no_change_of_access(
+    client: SegmindClient, api: Api, body: bytes, kind: type[SegmindError], code: str
+) -> None:
+    api.body = body
+    with pytest.raises(kind) as caught:
+        client.set_access("ft-1", public=False)
+    assert (type(caught.value), caught.value.code) == (kind, code)
+    if b"Unauthorized" in body:
+        assert "it said: Unauthorized" in caught.value.detail
 
 
 def test_a_web_page_in_place_of_the_answer_is_no_change_of_access(client: SegmindClient, api: Api) -> None:

@@ -3,8 +3,9 @@
 from datetime import UTC, datetime
 
 import pytest
+from pydantic import ValidationError
 
-from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem, PresignedUpload
+from finetune_worker.segmind.models import Credits, FinetuneDetails, FinetuneItem, PresignedUpload
 
 
 def item(status: str, error_message: object = None) -> FinetuneItem:
@@ -38,6 +39,24 @@ def test_what_a_status_says(status: str, error: str | None, known: bool, trained
     assert found.status == status
 
 
+@pytest.mark.parametrize("nothing", [None, "", " ", "null", "None", " NONE ", {}, [], False, 0], ids=repr)
+def test_an_error_message_that_says_nothing_fails_no_training(nothing: object) -> None:
+    found = item("TRAINING_INITIATED", nothing)
+    assert (found.error_message, found.failed) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "text"), [("None of the images shows a face", None), (["no face"], '["no face"]'), (True, "true")]
+)
+def test_an_error_message_of_any_type_that_says_something_fails_it(said: object, text: str | None) -> None:
+    found = item("TRAINING_INITIATED", said)
+    assert (found.error_message, found.failed) == (text or said, True)
+
+
+def test_a_name_like_a_word_for_null_is_a_name() -> None:
+    assert FinetuneItem.model_validate({"finetune_id": "a", "name": "none"}).name == "none"
+
+
 def test_details_without_their_wrapper_are_read_too() -> None:
     assert FinetuneDetails.model_validate({"finetune_id": "a"}).finetune_id == "a"
 
@@ -45,6 +64,17 @@ def test_details_without_their_wrapper_are_read_too() -> None:
 def test_a_time_without_a_zone_is_utc() -> None:
     found = FinetuneDetails.model_validate({"finetune_id": "a", "created_ts": "2025-01-01T00:00:00"})
     assert found.created_ts == datetime(2025, 1, 1, tzinfo=UTC)
+
+
+def test_credits_are_what_says_so() -> None:
+    found = [Credits.model_validate(body).total for body in ({"credits": 1.5}, {"free-credits": 2}, {"credits": 0})]
+    assert found == [1.5, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("body", [{"error": "down"}, {}, {"free_credits": 1}])
+def test_an_object_without_credits_is_no_empty_account(body: object) -> None:
+    with pytest.raises(ValidationError, match="has no credits"):
+        Credits.model_validate(body)
 
 
 @pytest.mark.parametrize(

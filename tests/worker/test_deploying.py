@@ -9,6 +9,8 @@ from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.storage import UnavailableError
 from finetune_queue.store import Change
+from finetune_worker.segmind.models import FinetuneItem
+from finetune_worker.stages.observe import observe
 from finetune_worker.stages.sweep import sweep
 from support.bench import Bench
 from support.driver import Message, Post
@@ -66,6 +68,38 @@ def test_a_training_that_fails_before_it_is_deployed_ends_its_job_at_once(
     assert "no GPU left" in error.message
     assert job.weights.url in error.message
     assert "at no cost" in error.action
+
+
+@pytest.mark.parametrize("look", [by_the_sweep, by_the_poll])
+@pytest.mark.parametrize("word", ["INFERENCE_FAILED", "INFERENCE_QUEUED"])
+def test_a_deployment_that_fails_ends_its_job_by_a_message_alone(bench: Bench, word: str, look: Any) -> None:
+    bench.sandbox.control.add_fault(op="training", kind="fail_deploy", word=word, message="no GPU left")
+    bench.sandbox.control.change_settings(deploy_seconds=0)
+    job = bench.submitting(wait_for="available")
+    bench.run(job)
+    until(lambda: bench.sandbox.control.trainings()[0]["status"] == word, seconds=8)
+    sweep(bench.container, "default")
+    bench.run(job)
+    assert (bench.read(job).state, bench.read(job).weights is not None) == (JobState.DEPLOYING, True)
+
+    look(bench, job)
+
+    assert (bench.read(job).state, bench.read(job).failed_stage) == (JobState.FAILED, Stage.POLL)
+    assert bench.error(job).code == "deploy_failed"
+    assert f"ended as {word}: no GPU left" in bench.error(job).message
+
+
+def test_the_slug_is_known_where_only_the_look_at_the_deployed_model_had_it(bench: Bench, deploying: JobRecord) -> None:
+    job = bench.container.jobs.transition(deploying, Change(delay=60), slug=None)
+    bench.sandbox.control.change_training(bench.finetune_id(job), finish=True)
+    sweep(bench.container, "default")
+    assert bench.read(job).deployed
+    assert bench.read(job).slug == bench.sandbox.control.trainings()[0]["slug"]
+
+
+def test_a_message_beside_a_model_that_is_deployed_fails_nothing(deploying: JobRecord) -> None:
+    item = {"finetune_id": deploying.finetune_id, "status": "AVAILABLE", "error_message": "a warning"}
+    assert observe(deploying, FinetuneItem.model_validate(item)).fields["deployed"] is True
 
 
 def test_the_time_that_its_training_took_is_not_taken_from_it(bench: Bench, deploying: JobRecord) -> None:

@@ -1,5 +1,6 @@
 """The submit: at most once, whatever happens to the call that costs money."""
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,15 @@ def test_an_accepted_submit_makes_the_job_a_training(bench: Bench) -> None:
     assert bench.finetune_id(job) in result.sentence
     assert job.owner == ""
     assert bench.submits() == 1
+
+
+def test_steps_from_a_caller_without_integers_are_sent_as_one(bench: Bench) -> None:
+    """JavaScript's clients may write 2000.0; the sandbox refuses it, as the API may."""
+    job = bench.submitting(advance_parameters={"steps": 700.0, "learning_rate": 1.0})
+    bench.run(job)
+    assert bench.read(job).state is JobState.TRAINING
+    [training] = bench.sandbox.control.trainings()
+    assert json.dumps(training["request"]["advance_parameters"]) == '{"steps": 700, "learning_rate": 1.0}'
 
 
 def test_a_submitted_job_waits_for_segmind_without_another_message(bench: Bench) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from finetune_queue.contract import EventType, JobError, JobRecord, JobState, WaitReason
+from finetune_queue.contract import EventType, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.messaging import TRANSFER_QUEUE
+from finetune_queue.resuming import resume_at
 from finetune_queue.store import SWEEP, CallClass, Change, keys
 from finetune_queue.store.room import room_score_floor
 from finetune_worker.stages.sweep import sweep, sweep_if_due
@@ -162,6 +163,9 @@ def test_a_single_training_is_looked_at_by_its_details(bench: Bench) -> None:
     sweep(bench.container, "default")
     assert bench.read(job).state is JobState.DOWNLOADING
     assert (calls_of(bench, "list"), calls_of(bench, "details")) == (0, 1)
+    [training] = bench.sandbox.control.trainings()
+    assert bench.read(job).slug == training["slug"]
+    assert bench.container.jobs.events(job.id)[-1].data["slug"] == training["slug"]
 
 
 def test_a_running_training_parks_its_job_and_tells_of_its_status(bench: Bench) -> None:
@@ -195,6 +199,55 @@ def test_a_failed_training_fails_its_job_with_segmind_s_words(bench: Bench) -> N
     assert job.error.code == "training_failed"
     assert not job.tracked
     assert bench.container.accounts.status("default").in_flight == 0
+
+
+def test_a_word_of_failure_in_the_list_is_believed_once_the_details_show_no_weights(bench: Bench) -> None:
+    failed, _ = trained(bench, 2, training_seconds=600)
+    bench.sandbox.control.change_training(bench.finetune_id(failed), fail="no faces found")
+
+    sweep(bench.container, "default")
+
+    job = bench.read(failed)
+    assert (job.state, job.wants_details, job.waiting_for) == (JobState.TRAINING, True, WaitReason.API_SLOT)
+    bench.run(failed)
+    job = bench.read(failed)
+    assert (job.state, job.failed_stage, job.provider_status) == (JobState.FAILED, Stage.SUBMIT, "FAILED")
+    assert (bench.error(failed).code, calls_of(bench, "details")) == ("training_failed", 1)
+
+
+@pytest.mark.parametrize("url_in_list", [True, False])
+@pytest.mark.parametrize("count", [1, 2], ids=["details", "list"])
+@pytest.mark.parametrize("word", ["INFERENCE_FAILED", "DEPLOYMENT_FAILED", "FAILED"])
+def test_weights_that_exist_are_fetched_though_the_deployment_failed(
+    bench: Bench, word: str, count: int, *, url_in_list: bool
+) -> None:
+    bench.sandbox.control.add_fault(op="training", kind="fail_deploy", word=word, count=None)
+    jobs = trained(bench, count, list_carries_weights_url=url_in_list, deploy_seconds=0)
+
+    sweep(bench.container, "default")
+    for job in jobs:
+        if bench.read(job).wants_details:
+            bench.run(job)
+
+    assert {(bench.read(job).state, bench.read(job).provider_status) for job in jobs} == {(JobState.DOWNLOADING, word)}
+    assert calls_of(bench, "details") == (0 if url_in_list and count > 1 else count)
+
+
+def test_a_training_that_was_over_is_not_paid_for_again_when_it_is_said_to_have_failed(bench: Bench) -> None:
+    job, _ = trained(bench, 2, list_carries_weights_url=False)
+    sweep(bench.container, "default")
+    assert bench.read(job).provider_status == "TRAINING_COMPLETED"
+    bench.sandbox.control.change_training(bench.finetune_id(job), fail="no GPU left")
+
+    for _ in range(bench.container.settings.finetune_max_attempts):
+        bench.run(job)
+
+    assert (bench.read(job).state, bench.read(job).failed_stage) == (JobState.FAILED, Stage.POLL)
+    assert bench.error(job).code == "weights_missing"
+    assert "FAILED (no GPU left)" in bench.error(job).message
+    assert "no cost" in bench.error(job).action
+    to, fields = resume_at(bench.read(job))
+    assert (to, fields["wants_details"]) == (JobState.TRAINING, True)  # a retry looks at the same one
 
 
 def test_a_training_that_the_list_lacks_is_asked_for_alone(bench: Bench) -> None:

@@ -118,6 +118,20 @@ CASES: dict[str, tuple[JobRecord, list[JobRecord], FinetuneDetails, dict[str, in
         known(later=3.0),
         (Verdict.NOT_NOW, "fits job twin better"),
     ),
+    "of the twin's, by a time without its fraction": (
+        job("me", 100.1),
+        [job("twin", 100.3)],
+        training(100.0),
+        {},
+        (Verdict.NOT_NOW, "fits job twin better"),
+    ),
+    "of mine, by a time without its fraction": (
+        job("me", 100.3),
+        [job("twin", 99.9)],
+        training(100.0),
+        {},
+        (Verdict.ITS, "was created at"),
+    ),
     "marked": (job("me", on=UPLOAD), [], training(None, on=UPLOAD), {}, (Verdict.ITS, "has its mark")),
     "marked and of another name": (
         job("me", on=UPLOAD),
@@ -179,10 +193,13 @@ def test_whose_a_training_is(
         pytest.param([0, 130], [131], {1: 0}, id="one of them never arrived"),
         pytest.param([100], [0], {0: 0}, id="by a clock that is behind"),
         pytest.param([0, 500], [-2000, 300], {}, id="strangers"),
+        pytest.param([0.2, 0.7], [0], {1: 0}, id="one of them never arrived, by a time without its fraction"),
+        pytest.param([0.2, 0.7, 1.4], [0, 0, 1], {0: 0, 1: 1, 2: 2}, id="each its own, by times without fractions"),
+        pytest.param([120.9], [0], {0: 0}, id="by a clock that is behind, without its fraction"),
     ],
 )
 def test_trainings_are_shared_out_so_that_none_is_left_over(
-    sent: list[int], created: list[int], expected: dict[int, int]
+    sent: list[float], created: list[float], expected: dict[int, int]
 ) -> None:
     jobs = [job(f"job-{number}", seconds) for number, seconds in enumerate(sent)]
     times = known(**{f"ft{number}": seconds for number, seconds in enumerate(created)})

@@ -31,7 +31,7 @@ def run(case: Case, key: str, folder: Path) -> Result:
         used = sum(proc.peak_of_session(worker.pid) for worker in on.workers)
         report = ask_sandbox(ground.api_url, "report")
         trainings = ask_sandbox(ground.api_url, "trainings")["trainings"]
-    started = {row["name"]: datetime.fromisoformat(row["created_ts"]).timestamp() for row in trainings}
+    started = {row["name"]: datetime.fromisoformat(row["created_at"]).timestamp() for row in trainings}
     return result(
         case,
         key,

@@ -180,6 +180,8 @@ async def _json(request: Request) -> Any:
 def _describe(training: Training, now: float) -> dict[str, Any]:
     return {
         **training.details(now),
+        "request": training.request.model_dump(mode="json", exclude_unset=True),
+        "created_at": training.created_at.isoformat(),
         "account": training.account,
         "model_id": training.model_id,
         "weights_url": training.weights_url,

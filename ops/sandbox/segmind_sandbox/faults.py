@@ -183,6 +183,15 @@ class FailTraining(_Fate):
     message: str = "training failed: CUDA out of memory"
 
 
+class FailDeploy(_Fate):
+    """The training ends well, but its model is never deployed: its weights stay, beside a status and an error message.
+    No page names a word for it; with ``word`` INFERENCE_QUEUED, only the message tells."""
+
+    kind: Literal["fail_deploy"]
+    word: str = "INFERENCE_FAILED"
+    message: str = "no GPU is free"
+
+
 class UnknownStatus(_Fate):
     """While it trains, the job shows a status that no page documents."""
 
@@ -211,7 +220,7 @@ class Hold(_Fate):
 
 AnyFault = Annotated[
     HttpError | ReplyLost | Reset | Slow | RateLimited | MalformedJson | Html200 | PartialList | SlowDown | Truncated
-    | Corrupted | Stall | IgnoreRange | FailTraining | UnknownStatus | ListLag | Hidden | Hold,
+    | Corrupted | Stall | IgnoreRange | FailTraining | FailDeploy | UnknownStatus | ListLag | Hidden | Hold,
     Field(discriminator="kind"),
 ]  # fmt: skip
 FAULT: TypeAdapter[AnyFault] = TypeAdapter(AnyFault)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 BaseModelName = Literal["FAST_FLUX", "FLUX", "FLUX_PRO", "QWEN"]
 _NEEDED: dict[str, tuple[str, ...]] = {
-    "FAST_FLUX": ("theme",),
+    "FAST_FLUX": (),  # the page's sample has a theme, and the official SDK may leave it out
     "FLUX": ("train_type", "machine_type"),
     "FLUX_PRO": (),
     "QWEN": ("train_type", "machine_type"),

@@ -77,7 +77,8 @@ class SandboxControl:
         return dict(self._call("GET", "/report", None, **query))
 
     def trainings(self) -> list[dict[str, Any]]:
-        """All jobs, oldest first: the fields of details, and account, model_id, weights_url, hidden, held."""
+        """All jobs, oldest first: the fields of details, and request (the submit's body), created_at (to the
+        microsecond), account, model_id, weights_url, hidden, held."""
         return list(self._call("GET", "/trainings")["trainings"])
 
     def change_training(self, finetune_id: str, **change: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from segmind_sandbox.faults import AnyFault, FailTraining, Hidden, Hold, ListLag, UnknownStatus
+from segmind_sandbox.faults import AnyFault, FailDeploy, FailTraining, Hidden, Hold, ListLag, UnknownStatus
 from segmind_sandbox.models import Submit
 
 STATUSES = (
@@ -30,7 +30,7 @@ STATUSES = (
     "AVAILABLE",
 )
 FAILED = "FAILED"
-_PROCESSING, _INITIATED, _COMPLETED = 1, 2, 3
+_PROCESSING, _INITIATED, _COMPLETED, _DEPLOYING = 1, 2, 3, 5
 NOTIFIED = (3, 4, 6)  # TRAINING_COMPLETED, INFERENCE_QUEUED, AVAILABLE (Fast Flux API, Webhooks)
 _BUCKET = "segmind-finetune-sandbox"
 
@@ -63,6 +63,7 @@ class Training:
     fails_with: str | None = None
     error_message: str | None = None
     failed_at: float | None = None
+    undeployed: FailDeploy | None = None
     weights_version: int = 0
     told: set[int] = field(default_factory=set)
     _item: tuple[object, str] | None = None
@@ -97,10 +98,15 @@ class Training:
         """Seconds since the origin, by the job's own clock: a hold stops it."""
         return (now if self.held_at is None else self.held_at) - self.origin
 
+    @property
+    def last(self) -> int:
+        """The index of the last status that the job can reach."""
+        return len(STATUSES) - 1 if self.undeployed is None else _DEPLOYING
+
     def stage(self, now: float) -> int:
         """The index of the status in STATUSES, failures aside."""
         elapsed = self.elapsed(now)
-        last = len(STATUSES) - 1
+        last = self.last
         if not self.dataset_read:
             last = _PROCESSING
         elif self.hold_in_training:
@@ -118,7 +124,15 @@ class Training:
             return FAILED
         if self.word is not None and stage == _INITIATED:
             return self.word
+        if self.undeployed is not None and stage == _DEPLOYING:
+            return self.undeployed.word
         return STATUSES[stage]
+
+    def said(self, now: float) -> str | None:
+        """The ``error_message`` that belongs to the status."""
+        if self.undeployed is not None and self.status(now) == self.undeployed.word:
+            return self.undeployed.message
+        return self.error_message
 
     def fail(self, message: str, at: float) -> None:
         """Let the job be failed from then on, with this error in place of an earlier one."""
@@ -127,7 +141,8 @@ class Training:
 
     def has_weights(self, now: float) -> bool:
         """Whether the weights can be downloaded."""
-        return self.status(now) in STATUSES[_COMPLETED:]
+        self.status(now)  # notices a failure
+        return self.error_message is None and self.stage(now) >= _COMPLETED
 
     def dataset_was_read(self, now: float) -> None:
         """Let the job go on; if its data took longer than planned, everything after it moves."""
@@ -151,7 +166,8 @@ class Training:
 
     def finish(self, now: float) -> None:
         """Move the job to AVAILABLE at once, unless it has failed."""
-        self.held_at, self.hold_in_training, self.dataset_read, self.fails_with = None, False, True, None
+        self.held_at, self.hold_in_training, self.dataset_read = None, False, True
+        self.fails_with, self.undeployed = None, None
         self.origin = now - self.milestone(len(STATUSES) - 1)
 
     def apply(self, fate: AnyFault) -> None:
@@ -159,6 +175,8 @@ class Training:
         match fate:
             case FailTraining():
                 self.fails_with = fate.message
+            case FailDeploy():
+                self.undeployed = fate
             case UnknownStatus():
                 self.word = fate.word
             case ListLag():
@@ -188,7 +206,7 @@ class Training:
             "base_model": self.request.base_model,
             "slug": self.slug,
             "public_model": self.public,
-            "error_message": self.error_message,
+            "error_message": self.said(now),
             "cloud_storage_url": self.weights_url if self.has_weights(now) else None,
             "created_ts": _timestamp(self.created_at),
             "updated_ts": _timestamp(self.updated_at(now)),
@@ -197,15 +215,15 @@ class Training:
     def list_item(self, now: float) -> str:
         """One element of the list (section 3) as JSON; kept until something in it changes."""
         status = self.status(now)
-        state = (status, self.public, self.error_message)
+        state = (status, self.public, self.said(now))
         if self._item is None or self._item[0] != state:
-            carries = self.list_url and status in STATUSES[_COMPLETED:]
+            carries = self.list_url and self.has_weights(now)
             item = {
                 "id": self.id,
                 "data_source_path": self.request.data_source_path,
                 "name": self.request.name,
                 "status": status,
-                "error_message": self.error_message,
+                "error_message": self.said(now),
                 "segmind_model_path": None,
                 "advance_parameters": self.request.parameters(),
                 "segmind_public_model": self.public,
@@ -222,7 +240,7 @@ class Training:
 
 
 def _timestamp(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class TrainingBook:
@@ -296,7 +314,7 @@ class TrainingBook:
     def _reach(self, training: Training, stage: int) -> None:
         now = self._clock()
         held = training.held_at is not None or training.hold_in_training
-        if stage in training.told or held or training.status(now) == FAILED:
+        if stage in training.told or stage > training.last or held or training.status(now) == FAILED:
             return
         if training.stage(now) >= stage:
             training.told.add(stage)

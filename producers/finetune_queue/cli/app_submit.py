@@ -35,7 +35,10 @@ def submit(
         typer.Option("--param", metavar="KEY=JSON", help="Another training parameter. May be repeated."),
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option("--base-model", metavar="NAME", help="Default: FAST_FLUX.", rich_help_panel=_MORE)
+        str | None,
+        typer.Option(
+            "--base-model", metavar="NAME", help="FAST_FLUX (the default) or FLUX_PRO.", rich_help_panel=_MORE
+        ),
     ] = None,
     theme: Annotated[
         str | None, typer.Option("--theme", metavar="NAME", help="Default: subject.", rich_help_panel=_MORE)

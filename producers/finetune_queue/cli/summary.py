@@ -52,6 +52,8 @@ def facts(seen: Snapshot) -> Facts:
     found.append(("job", record.id))
     if record.finetune_id is not None:
         found.append(("training", words.printable(record.finetune_id)))
+    if record.slug is not None:
+        found.append(("slug", words.printable(record.slug)))
     if seen.events and seen.job.done:
         ended = next(event for event in reversed(seen.events) if event.kind == record.state.value)
         took = (ended.time - seen.events[0].time).total_seconds()

@@ -81,6 +81,8 @@ def job_event(job: JobRecord, kind: EventType, previous: JobState | None) -> Eve
         data["error"] = job.error.model_dump(mode="json")
     if job.weights is not None:
         data["weights"] = job.weights.model_dump(mode="json")
+    if job.slug is not None:
+        data["slug"] = job.slug
     if kind is EventType.SUBMITTING or (job.state is JobState.FAILED and job.finetune_id is None):
         data["dataset_report"] = job.dataset_report
     if kind is EventType.NEEDS_ATTENTION:

@@ -223,6 +223,7 @@ class JobRecord(BaseModel):
     submitted_ms: int | None = None
     provider_status: str | None = None
     weights_url: str | None = None
+    slug: str | None = None
     wants_details: bool = False
     deployed: bool = False
     # download

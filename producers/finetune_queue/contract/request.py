@@ -62,6 +62,32 @@ Name = Annotated[
     Field(json_schema_extra=_READABLE),
 ]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=2000)]
+
+
+def _check_prompt(prompt: str, info: ValidationInfo) -> str:
+    """Refuse blanks alone, which the API would refuse once the dataset has been uploaded."""
+    if info.context != STORED and not re.search(_VISIBLE, prompt):
+        raise ValueError("should not be empty")
+    return prompt
+
+
+SERVED = ("FAST_FLUX", "FLUX_PRO")
+"""The models whose submit takes the fields that a request has; FLUX and QWEN need others (Segmind's pages of them)."""
+
+
+def _check_base_model(name: str, info: ValidationInfo) -> str:
+    if info.context != STORED and name not in SERVED:
+        raise ValueError(f"should be {' or '.join(SERVED)}")
+    return name
+
+
+BaseModelName = Annotated[
+    str,
+    StringConstraints(strict=True),
+    AfterValidator(_check_base_model),
+    Field(json_schema_extra={"enum": list(SERVED)}),
+]
+Prompt = Annotated[Text, AfterValidator(_check_prompt), Field(json_schema_extra={"pattern": _VISIBLE})]
 USUAL_PRIORITY = 5
 """The priority of a request that names none."""
 
@@ -124,6 +150,8 @@ def _check_parameters(parameters: dict[str, Any], info: ValidationInfo) -> dict[
         raise ValueError("face_crop should be true or false")  # noqa: TRY004 - pydantic takes no other kind
     if not isinstance(kind := parameters.get("finetune_type", "LORA"), str) or not kind:
         raise ValueError('finetune_type should be a text, like "LORA"')
+    if kind != "LORA" and info.data.get("base_model") == "FAST_FLUX":
+        raise ValueError('finetune_type should be "LORA" for FAST_FLUX')
     return parameters
 
 
@@ -133,6 +161,10 @@ _PARAMETERS: JsonDict = {
         "face_crop": {"type": "boolean"},
         "finetune_type": {"type": "string", "minLength": 1},
     }
+}
+_FAST_FLUX: JsonDict = {
+    "if": {"properties": {"base_model": {"const": "FAST_FLUX"}}},
+    "then": {"properties": {"advance_parameters": {"properties": {"finetune_type": {"const": "LORA"}}}}},
 }
 """What ``_check_parameters`` refuses, as JSON Schema says it."""
 
@@ -252,12 +284,12 @@ class FineTuneRequest(BaseModel):
     """
 
     # Errors show no input: URLs may hold passwords.
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, json_schema_extra=_FAST_FLUX)
 
     name: Name = Field(description="The fine-tune's name at Segmind.")
-    instance_prompt: Text = Field(description="The prompt that describes the subject, with the trigger word in it.")
+    instance_prompt: Prompt = Field(description="The prompt that describes the subject, with the trigger word in it.")
     trigger_word: Name = Field(description="The rare word that will call up the subject.")
-    base_model: Name = Field(default="FAST_FLUX", description="Segmind's model to tune.")
+    base_model: BaseModelName = Field(default="FAST_FLUX", description="Segmind's model to tune.")
     theme: Name = Field(default="subject", description="Segmind's training theme.")
     segmind_public: StrictBool = Field(default=False, description="Whether the tuned model is public at Segmind.")
     advance_parameters: Annotated[

@@ -11,6 +11,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 from finetune_queue.contract.job import Access, JobError, JobState, Progress, Stage, WaitReason, Weights
 from finetune_queue.contract.kinds import EventType
 
+_SLUG = "Segmind's name of the model for inference; left out where no call that the job needed told it."
+
 
 class PublicJob(BaseModel):
     """A job as callers see it. What is not known yet, or does not apply, is left out."""
@@ -40,6 +42,7 @@ class PublicJob(BaseModel):
     finetune_id: str | None = Field(default=None, description="Segmind's id of the training.")
     provider_status: str | None = Field(default=None, description="Segmind's own word for where the training is.")
     weights_url: str | None = Field(default=None, description="Where Segmind keeps the weights.")
+    slug: str | None = Field(default=None, description=_SLUG)
     weights: Weights | None = Field(default=None, description="The result in this service's own store.")
     access: Access | None = Field(default=None, description="What was asked for with set_public, if anything.")
     traceparent: str | None = Field(default=None, description="The job's trace (W3C Trace Context), if it is traced.")
@@ -60,6 +63,7 @@ class JobEventData(BaseModel):
     provider_status: str | None = Field(description="Segmind's own word for where the training is.")
     error: JobError | None = Field(default=None, description="Why the job, or its latest try, did not succeed.")
     weights: Weights | None = Field(default=None, description="The stored result, once there is one.")
+    slug: str | None = Field(default=None, description=_SLUG)
 
 
 class SubmittingData(JobEventData):

@@ -14,9 +14,10 @@ FetchErrorCode = Literal[
     "refused",  # another 4xx or an unexpected status
     "unavailable",  # 429, 5xx
     "no_head",  # GET may work, HEAD does not
+    "get_differs",  # GET says another length than HEAD, or none
     "no_length",  # no Content-Length, or none that can be relied on
     "too_large",
-    "not_a_file",  # a web page, or nothing
+    "not_a_file",  # a web page, or anything else that is not a ZIP
     "incomplete",  # fewer or more bytes than Content-Length said
 ]
 

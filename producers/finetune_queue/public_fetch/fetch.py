@@ -11,19 +11,40 @@ from finetune_queue.public_fetch.errors import FetchError
 from finetune_queue.public_fetch.guard import opened, too_slow
 from finetune_queue.timed_sockets import Deadline
 
-HEAD_SECONDS = 30.0
+PROBE_SECONDS = 30.0
 GET_SECONDS = 900.0
 _CHUNK = 1 << 16
+_ZIP = b"PK"
 _PUBLIC = "Make the link public, or have the file fetched and uploaded by us."
 
 
-def head(url: str, *, max_bytes: int, policy: AddressPolicy, seconds: float = HEAD_SECONDS) -> int:
+def probe(url: str, *, max_bytes: int, policy: AddressPolicy, seconds: float = PROBE_SECONDS) -> int:
     """Asks whether the provider can take this file by its URL ("must support GET & HEAD requests", with Content-Length,
-    and under its limit: Fast Flux API, section 1), and returns its size in bytes, as its server says.
+    and under its limit: Fast Flux API, section 1), and returns its size in bytes, as its server says. Of the file only
+    the first bytes are read, by one GET; each of the two requests may take ``seconds``.
 
     Raises:
         FetchError: it cannot, for the reason in its code.
     """
+    size = _head(url, max_bytes, policy, seconds)
+    with opened("GET", url, policy, seconds=seconds) as (response, deadline):
+        where = shown_url(url)
+        _raise_for_status(response, where)
+        got = _length(response)
+        _check_is_a_file(response, where, got)
+        if got != size:
+            said = "no length" if got is None else f"{got} bytes"
+            raise FetchError("get_differs", f"{where} has {size} bytes by HEAD and {said} by GET.", _PUBLIC)
+        begins = b""
+        while len(begins) < len(_ZIP) and (chunk := _read(response, where, deadline)):
+            begins += chunk
+        if not begins.startswith(_ZIP):
+            fix = "Give the address of the ZIP itself: a direct link."
+            raise FetchError("not_a_file", f"{where} is not a ZIP file.", fix)
+    return size
+
+
+def _head(url: str, max_bytes: int, policy: AddressPolicy, seconds: float) -> int:
     with opened("HEAD", url, policy, seconds=seconds) as (response, _):
         where = shown_url(url)
         if response.status_code in (405, 501):

@@ -30,6 +30,7 @@ from finetune_worker.segmind.replies import (
     TooLargeError,
     error_message,
     parse_json,
+    said_status,
     says_error,
 )
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
@@ -169,16 +170,26 @@ class Call:
             return found
         raise self._logged(failure)
 
-    def done(self, method: str, path: str, **request: Any) -> None:
-        """Call for the status alone. A success that says ``error`` in its body is none, nor is a web page: it comes
-        from something in front of the API that did not let the call through."""
+    def done(self, method: str, path: str, *, confirmed: bool = False, **request: Any) -> None:
+        """Call for the status alone. A success whose body says ``error`` or another status is none, nor is a web page:
+        it comes from something in front of the API that did not let the call through.
+
+        With ``confirmed``, a body that is not empty must say that it is done, as ``200`` does: one that says anything
+        else, though not clearly no, is not believed.
+        """
         body = self._body_of(method, path, **request)
+        said = said_status(body)
         if body.lstrip().startswith(b"<"):
             raise self._logged(self._unreadable("a web page"))
         if says_error(body):
             detail = f"Segmind rejected the request. It said: {error_message(body, self._endpoint.key)}"
             failure = Rejected("request_rejected", detail=detail, status=self._status)
             raise self._logged(failure)
+        if said is not None and not 200 <= said < 300:
+            raise self._logged(from_status(said, {}, error_message(body, self._endpoint.key), repeatable=True))
+        if confirmed and said is None and body.strip():
+            words = error_message(body, self._endpoint.key)
+            raise self._logged(self._unreadable("no confirmation" + (f"; it said: {words}" if words else "")))
         self.log(None)
 
     def open(self, method: str, path: str, **request: Any) -> requests.Response:

@@ -118,13 +118,15 @@ class SegmindClient:
         return call.model(PresignedUpload, "GET", "/finetune/request/upload/pre-signed-url", json=body)
 
     def set_access(self, finetune_id: str, *, public: bool) -> None:
-        """Make a fine-tuned model public or private (section 5: a multipart form; the reply is only a status).
+        """Make a fine-tuned model public or private (section 5: a multipart form; the reply is ``200``). A reply that
+        does not say so is an error: a model taken for private that is public would be the greater harm.
 
         Raises:
             SegmindError: any leaf but OutcomeUnknown.
         """
         form = {"request_id": (None, finetune_id), "segmind_public": (None, str(public))}
-        Call(self._endpoint, "set_access").done("PUT", "/finetune/request/access-update", files=form)
+        call = Call(self._endpoint, "set_access")
+        call.done("PUT", "/finetune/request/access-update", confirmed=True, files=form)
 
     def private_link(self, cloud_storage_url: str) -> str:
         """Return a link to weights that are not public (the sibling APIs' operation). Its query is a password.

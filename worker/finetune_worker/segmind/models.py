@@ -40,6 +40,14 @@ def _text_or_none(value: Any) -> Any:
     return json.dumps(value)
 
 
+def _said_or_none(value: Any) -> Any:
+    """Return what was said; None also for an empty value of another type and for the words that some programs write for
+    null: taken for an error, any of them would give up a paid training."""
+    if isinstance(value, str) and value.strip().lower() in {"null", "none"}:
+        return None
+    return _text_or_none(value or None)
+
+
 def _time_or_none(value: Any) -> datetime | None:
     try:
         found = _timestamp.validate_python(value)
@@ -53,7 +61,13 @@ def _status_word(value: Any) -> Any:
 
 
 LooseText = Annotated[str | None, BeforeValidator(_text_or_none)]
+SaidText = Annotated[str | None, BeforeValidator(_said_or_none)]
 LooseTime = Annotated[datetime | None, BeforeValidator(_time_or_none)]
+
+
+def is_trained(status: str) -> bool:
+    """Tell whether a status says that the training is over and gave weights."""
+    return status.strip().upper() in TRAINED_STATUSES
 
 
 class _Reply(BaseModel):
@@ -93,8 +107,8 @@ class _Finetune(_Reply):
     status: Annotated[str, BeforeValidator(_status_word)] = ""
     data_source_path: LooseText = None
     base_model: LooseText = None
-    error_message: LooseText = None
-    cloud_storage_url: LooseText = None
+    error_message: SaidText = None
+    cloud_storage_url: SaidText = None
 
     @property
     def known(self) -> bool:
@@ -104,7 +118,7 @@ class _Finetune(_Reply):
     @property
     def trained(self) -> bool:
         """Whether the training is over and gave weights."""
-        return self._word in TRAINED_STATUSES
+        return is_trained(self.status)
 
     @property
     def available(self) -> bool:
@@ -113,13 +127,19 @@ class _Finetune(_Reply):
 
     @property
     def failed(self) -> bool:
-        """Whether the training failed: no word for it is documented, so ``error_message`` or a word like FAILED.
+        """Whether something failed: no word for it is documented, so ``error_message`` or a word like FAILED. It need
+        not be the training: the word may be of its deployment.
 
         A paid training that is over is not thrown away for a message: `trained` goes first.
         """
         if self.trained:
             return False
         return self.error_message is not None or any(part in self._word for part in _FAILED_WORDS)
+
+    @property
+    def undeployed(self) -> bool:
+        """Whether the deployment of a training that is over failed: then a message alone says so, too."""
+        return not self.available and (self.failed or self.error_message is not None)
 
     @property
     def _word(self) -> str:
@@ -133,6 +153,7 @@ class FinetuneItem(_Finetune):
 class FinetuneDetails(_Finetune):
     """One fine-tune's details (section 2)."""
 
+    slug: SaidText = None
     created_ts: LooseTime = None
     instance_prompt: LooseText = None
 
@@ -176,6 +197,13 @@ class Credits(_Reply):
 
     credits: float = 0.0
     free_credits: float = Field(default=0.0, validation_alias="free-credits")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_credits(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not {"credits", "free-credits"} & value.keys():
+            raise ValueError("has no credits")  # an error with a success, which is not an empty account
+        return value
 
     @property
     def total(self) -> float:

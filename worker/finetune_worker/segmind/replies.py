@@ -89,6 +89,18 @@ def says_error(body: bytes) -> bool:
     return isinstance(found, dict) and bool(found.get("error"))
 
 
+def said_status(body: bytes) -> int | None:
+    """Return the HTTP status that a body says, as a number alone or as an object's ``status``; None if it says none."""
+    try:
+        found = parse_json(body)
+    except ValueError:
+        return None
+    said = found.get("status") if isinstance(found, dict) else found
+    if isinstance(said, str) and re.fullmatch("[1-5][0-9]{2}", said.strip()):
+        return int(said)
+    return said if isinstance(said, int) and not isinstance(said, bool) else None
+
+
 def _tidy(text: str, secret: str) -> str:
     text = without_queries(text).replace(secret, "***")
     text = re.sub(r"\s+", " ", "".join(char if char.isprintable() else " " for char in text)).strip()

@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 
 from finetune_queue.contract import JobError, JobRecord, JobState, Stage
-from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem
+from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem, is_trained
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +28,8 @@ class Observation:
 
 
 def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation:
-    """Read a job's training as Segmind shows it. The weights are taken as soon as their URL is known."""
+    """Read a job's training as Segmind shows it. The weights are taken as soon as their URL is known, whatever the
+    status: a word like FAILED is a guess, and may be about the deployment."""
     fields: dict[str, Any] = {}
     unknown = False
     if seen.status and seen.status != job.provider_status:
@@ -37,12 +38,21 @@ def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation
         if unknown:
             log.warning("unknown_provider_status", job_id=job.id, status=seen.status)
     if job.state is JobState.DEPLOYING:
-        if seen.failed:
+        if seen.undeployed:
             failed = {"error": _not_deployed(job, seen), "failed_stage": Stage.POLL}
             return Observation(to=JobState.FAILED, fields={**fields, **failed})
         if seen.available:
-            fields["deployed"] = True
+            fields |= {"deployed": True, **_model(seen)}
         return Observation(fields=fields, unknown_status=unknown)
+    over = seen.trained or seen.failed
+    if over and seen.cloud_storage_url:
+        weights = {"weights_url": seen.cloud_storage_url, "wants_details": False, **_model(seen)}
+        return Observation(to=JobState.DOWNLOADING, fields={**fields, **weights}, unknown_status=unknown)
+    wants_details = over and not job.wants_details
+    if seen.failed and (isinstance(seen, FinetuneItem) or is_trained(job.provider_status or "")):
+        # The list may lack the URL of weights that exist, and a new training would be paid for. The job's status stays
+        # what it was: the next look has to know that the training was over.
+        return Observation(wants_details=wants_details)
     if seen.failed:
         error = JobError(
             code="training_failed",
@@ -51,11 +61,12 @@ def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation
             action="`finetune retry JOB` submits a new training, which is charged again.",
         )
         return Observation(to=JobState.FAILED, fields={**fields, "error": error, "failed_stage": Stage.SUBMIT})
-    if seen.trained and seen.cloud_storage_url:
-        weights = {"weights_url": seen.cloud_storage_url, "wants_details": False}
-        return Observation(to=JobState.DOWNLOADING, fields={**fields, **weights}, unknown_status=unknown)
-    wants_details = seen.trained and not job.wants_details
     return Observation(fields=fields, wants_details=wants_details, unknown_status=unknown)
+
+
+def _model(seen: FinetuneItem | FinetuneDetails) -> dict[str, Any]:
+    """Return the model's name for inference, which only the details have: no call is made for it alone."""
+    return {"slug": seen.slug} if isinstance(seen, FinetuneDetails) and seen.slug else {}
 
 
 def _ended_as(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> str:

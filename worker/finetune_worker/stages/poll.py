@@ -49,7 +49,7 @@ def _act_on(container: Container, claim: Claim, seen: FinetuneDetails) -> Outcom
         return Done("deployed for inference", fields=found.fields)
     if found.fields:
         claim.write(event=EventType.PROGRESS, **found.fields)
-    if seen.trained and job.state is JobState.TRAINING:
+    if (seen.trained or seen.failed) and job.state is JobState.TRAINING:
         return Retry(_weights_missing(seen))
     return None
 
@@ -74,11 +74,13 @@ def _wait(container: Container, claim: Claim, **fields: object) -> Wait:
 
 
 def _weights_missing(seen: FinetuneDetails) -> JobError:
+    said = f" ({seen.error_message})" if seen.error_message else ""
     return JobError(
         code="weights_missing",
         stage=Stage.POLL,
-        message=f"Segmind says {seen.status} but gives no URL of the weights.",
-        action="Look at the fine-tune in Segmind's console; then `finetune retry JOB`.",
+        message=f"The training was over, but Segmind says {seen.status}{said} and gives no URL of the weights.",
+        action="Look at the fine-tune in Segmind's console. `finetune retry JOB` asks for the same training again at "
+        "no cost; only a new request submits, and pays for, a new one.",
         retryable=True,
     )
 

@@ -43,6 +43,7 @@ def manifest(job: JobRecord) -> dict[str, Any]:
         "request": {**request, "dataset": redact_text(job.request.dataset)},
         "finetune_id": job.finetune_id,
         "provider_status": job.provider_status,
+        "slug": job.slug,
         "dataset": job.dataset_report,
         "weights": job.weights.model_dump(mode="json") if job.weights else None,
         "accepted_at": iso_time(job.created_ms),

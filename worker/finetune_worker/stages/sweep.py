@@ -204,7 +204,9 @@ def _ended(job: _Watched, seen: FinetuneItem | FinetuneDetails | None) -> bool:
     """Tell whether what the job waits for was seen to be over, so that no sweep need come for it."""
     if seen is None:
         return False
-    return seen.failed or (seen.available if job.state is JobState.DEPLOYING else seen.trained)
+    if job.state is JobState.DEPLOYING:
+        return seen.available or seen.undeployed
+    return seen.trained or seen.failed
 
 
 def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, looked: bool) -> None:

@@ -1,5 +1,7 @@
 """What Segmind is asked for when a job is submitted (Fast Flux API, section 1)."""
 
+from pydantic import JsonValue
+
 from finetune_queue.contract import JobRecord
 from finetune_worker.segmind.models import SubmitRequest
 
@@ -15,5 +17,12 @@ def training_request(job: JobRecord) -> SubmitRequest:
         base_model=request.base_model,
         theme=request.theme,
         segmind_public=request.segmind_public,
-        advance_parameters=request.advance_parameters,
+        advance_parameters=_whole_steps(request.advance_parameters),
     )
+
+
+def _whole_steps(parameters: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the parameters with ``steps`` as the page has them: JavaScript knows no difference between 2000 and
+    2000.0, an API that wants an integer may."""
+    steps = parameters.get("steps")
+    return {**parameters, "steps": int(steps)} if isinstance(steps, float) and steps.is_integer() else parameters

@@ -176,7 +176,7 @@ def allot(trainings: Mapping[str, int], jobs: Sequence[JobRecord], *, call_timeo
     whose: dict[str, str] = {}
     for finetune_id, created_ms in sorted(trainings.items(), key=lambda found: (found[1], found[0]), reverse=True):
         fit = [job for job in left if not _off(job, created_ms, call_timeout)]
-        before = [job for job in fit if (job.intent_ms or 0) <= created_ms]
+        before = [job for job in fit if (job.intent_ms or 0) <= _at_latest(created_ms)]
         if fit:
             chosen = before[-1] if before else fit[0]  # the clocks differ
             whose[finetune_id] = chosen.id
@@ -207,8 +207,16 @@ def _has_prompt(job: JobRecord, details: FinetuneDetails) -> bool:
 
 def _off(job: JobRecord, created_ms: int, call_timeout: float) -> timedelta:
     """Return how far a training was created from when the job's submit was on its way; nothing if it was then."""
-    after_intent = timedelta(milliseconds=created_ms - (job.intent_ms or 0))
-    return max(-CLOCK_SKEW - after_intent, after_intent - timedelta(seconds=call_timeout) - CLOCK_SKEW, timedelta(0))
+    intent_ms = job.intent_ms or 0
+    early = timedelta(milliseconds=intent_ms - _at_latest(created_ms)) - CLOCK_SKEW
+    late = timedelta(milliseconds=created_ms - intent_ms) - timedelta(seconds=call_timeout) - CLOCK_SKEW
+    return max(early, late, timedelta(0))
+
+
+def _at_latest(created_ms: int) -> int:
+    """Return when a training may have been created at the latest: the page's times have whole seconds (Fast Flux API,
+    section 2), and what is left out would make it older than its submit."""
+    return created_ms + 999 if created_ms % 1000 == 0 else created_ms
 
 
 def _milliseconds(moment: datetime) -> int:

@@ -138,6 +138,7 @@ function about(found) {
     ["manifest", weights?.manifest_url],
     ["model", accessWords(found)],
     ["training", found.finetune_id],
+    ["slug", found.slug],
     ["Segmind says", found.provider_status],
     ["job", found.job_id],
     ["account", found.account],
