@@ -157,3 +157,22 @@ def test_a_job_that_is_made_again_from_its_key_does_not_get_its_predecessor_s_tr
 
     assert job.finetune_id == "ft-2"
     assert history.segmind.accepted.total() == 2
+
+
+def test_a_job_that_redis_lost_and_its_key_made_again_is_given_its_training_by_hand(history: History) -> None:
+    dataset = f"file://{history.world.dataset}"
+    history.add(dataset=dataset)
+    history.until(told, hours=1)
+    history.segmind.finish()
+    history.until(lambda jobs: jobs[0].state.terminal, hours=1)
+    history.clock.advance(31 * 24 * HOUR)
+    history.container.retention.forget_finished()  # as much as an empty server
+    history.jobs.clear()
+    history.container.accounts.stop_submits("default", stopped=True)
+
+    job_id = history.add(dataset=dataset)
+    history.until(lambda jobs: jobs[0].state is JobState.SUBMITTING and not jobs[0].owner, hours=1)
+    history.world.queue.resolve(job_id, adopt="ft-1")
+    [job] = history.until(told, hours=1)
+
+    assert (job.finetune_id, history.segmind.accepted.total()) == ("ft-1", 1)

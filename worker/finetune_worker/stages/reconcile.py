@@ -18,13 +18,12 @@ from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.errors import again
 from finetune_worker.stages.outcome import Attention, Done, Outcome, Wait
 from finetune_worker.stages.whose import (
-    Likeness,
     Sightings,
     Verdict,
     allot,
     asked_alike,
     judge,
-    likeness,
+    may_be_named,
     same_prompt,
 )
 
@@ -236,7 +235,7 @@ def examine_named(container: Container, job: JobRecord, finetune_id: str) -> Out
     details = _look_at(container, job, finetune_id)
     if not isinstance(details, FinetuneDetails):
         return details
-    if likeness(job, details) in {None, Likeness.MISNAMED}:
+    if not may_be_named(job, details):
         said = f"named '{details.name}', trained on {redact_text(details.data_source_path or 'no dataset')}"
         return Attention(
             f"needs attention: training {finetune_id}, which was named by hand, is not this job's: it is {said}",

@@ -70,6 +70,14 @@ def likeness(job: JobRecord, item: FinetuneItem | FinetuneDetails) -> Likeness |
     return Likeness.ALIKE
 
 
+def may_be_named(job: JobRecord, details: FinetuneDetails) -> bool:
+    """Tell whether a training that a person names can be the job's. One on an upload of the same id is, if its name is:
+    a job that Redis lost and its key made again has another time in its mark."""
+    if likeness(job, details) in {Likeness.MARKED, Likeness.ALIKE}:
+        return True
+    return details.name == job.request.name and job.id in unquote(details.data_source_path or "")
+
+
 @dataclass(slots=True)
 class Sightings:
     """The trainings in one list that may be the job's, in the list's order: the newest first, as far as was seen."""
