@@ -222,9 +222,9 @@ class Messenger:
             OperationalError, RedisError: the broker is out of reach.
         """
         with self._app.producer_or_acquire() as producer:
-            channel: Any = producer.channel
-            lists = [channel._q_for_pri(queue, step) for step in channel.priority_steps if step <= priority]  # noqa: SLF001
-            with channel.conn_or_acquire() as client:
+            # Its client puts the prefix before each key.
+            lists = [name.removeprefix(BROKER_PREFIX) for step, name in queue_lists(queue).items() if step <= priority]
+            with producer.channel.conn_or_acquire() as client:
                 return sum(client.llen(name) for name in lists)
 
     def lengths(self) -> dict[str, int]:

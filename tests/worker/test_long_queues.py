@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 from kombu.exceptions import OperationalError
 
-from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
+from finetune_queue.contract import JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.messaging import BEGIN, CALL, CONTINUE, QUEUE, TRANSFER_QUEUE
 from finetune_queue.store import CallClass, Change, keys, room_score
 from finetune_worker import dispatcher as dispatcher_module
@@ -88,16 +88,25 @@ def test_a_job_whose_time_is_up_ends_however_long_the_queues_are(bench: Bench, d
     assert args[0] == job.id
 
 
-def test_tries_that_have_failed_do_not_go_before_what_is_new(bench: Bench, dispatcher: Dispatcher) -> None:
-    """As where a batch names a host that is away: each try may hold a thread for seconds."""
+UNREACHED = JobError(code="dataset_unreachable", stage="upload", message="h.example cannot be reached.")
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_first_tries_that_have_failed_do_not_go_before_what_is_new(
+    bench: Bench, dispatcher: Dispatcher, *, checked: bool
+) -> None:
+    """As where a batch names a host that is away: each try may hold a thread for seconds. An upload goes on."""
     jobs, failing = bench.container.jobs, bench.job()
     failing = jobs.transition(failing, Change(delay=60), to=JobState.UPLOADING)
-    failing = jobs.transition(failing, Change(delay=60), waiting_for=WaitReason.BACKOFF, attempts=1)
+    report = {"ok": True} if checked else None
+    fields: dict[str, Any] = {"attempts": 1, "error": UNREACHED, "dataset_report": report}
+    failing = jobs.transition(failing, Change(delay=60), waiting_for=WaitReason.BACKOFF, **fields)
     overdue(bench, failing, 16)
     dispatcher.step()
     bench.container.messenger.start("new", [Stage.UPLOAD], priority=BEGIN)
 
-    assert [args[0] for args, _, _ in messages(bench, TRANSFER_QUEUE, 2)] == ["new", failing.id]
+    order = [args[0] for args, _, _ in messages(bench, TRANSFER_QUEUE, 2)]
+    assert order == ([failing.id, "new"] if checked else ["new", failing.id])
 
 
 def in_the_room(bench: Bench, **request: Any) -> JobRecord:

@@ -191,8 +191,13 @@ def test_a_job_whose_account_this_worker_does_not_have_is_left_to_one_that_has_i
     assert (job.state, job.waiting_for, job.attempts) == (JobState.UPLOADING, WaitReason.BACKOFF, 0)
     assert result.sentence.endswith("A worker that has it takes over")
 
+    # Nor after an outage of Redis, from which the other one has not come back yet.
+    container.workers._redis.zadd(keys.workers(), {other.member: 1})
+    container.jobs.transition(container.jobs.get(job.id), Change(delay=60), waiting_for=None)
+    assert run_stage(container, job.stage, STAGES[job.stage], job.id, "task-2").sentence.startswith("parked")
+
     container.workers.left(other)
-    run_stage(container, job.stage, STAGES[job.stage], job.id, "task-2")
+    run_stage(container, job.stage, STAGES[job.stage], job.id, "task-3")
     assert container.jobs.get(job.id).state is JobState.FAILED
 
 

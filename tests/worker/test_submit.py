@@ -250,3 +250,15 @@ def test_the_intent_is_written_before_the_call(bench: Bench) -> None:
     bench.run(job)
     kinds = [event.kind for event in bench.container.jobs.events(job.id)]
     assert kinds[-1] is EventType.TRAINING
+
+
+def test_a_training_that_waited_long_for_its_submit_is_looked_at_no_sooner(bench: Bench) -> None:
+    """Its limit begins when it does: else each one of a backlog behind a day's cap would be due again at once."""
+    bench.sandbox.control.change_settings(training_seconds=600)
+    job = bench.submitting()
+    bench.let_stay(job, bench.container.settings.finetune_training_limit)
+    bench.run(job)
+    job = bench.read(job)
+    assert job.state is JobState.TRAINING
+    due_in = (bench.due_ms(job) - job.updated_ms) / 1000
+    assert due_in == pytest.approx(bench.container.settings.finetune_unseen_limit, abs=5)

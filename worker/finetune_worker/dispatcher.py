@@ -294,7 +294,8 @@ def _priority_of(job: JobRecord) -> int:
     """Return the priority of the message with which a job that was due goes on."""
     if job.request.expired(datetime.now(UTC)):
         return CALL  # it only ends: its caller was promised when
-    if job.stage is Stage.UPLOAD and job.waiting_for is WaitReason.BACKOFF:
+    tried = job.waiting_for is WaitReason.BACKOFF and job.error is not None
+    if job.stage is Stage.UPLOAD and tried and job.dataset_report is None:
         return ACCEPT  # nothing of it is started: a batch whose host is away must not stand in front of what is new
     if job.waiting_for is WaitReason.START:
         return BEGIN  # it is as new as one that starts at once

@@ -52,11 +52,12 @@ STATE_CHANGES = frozenset(EventType) - {EventType.PROGRESS, EventType.ACCESS}
 RESERVED_QUEUES = frozenset(
     {
         *("finetune", "finetune.transfer", "celeryev", "unacked", "unacked_index", "unacked_mutex"),
-        *("accounts", "api", "counters", "data", "dead", "deadlines", "emptied", "events", "jobs", "lines", "outbox"),
-        *("owners", "reached", "sink_kinds", "wake", "wake_outbox", "workers", "write_check"),
+        *("accounts", "api", "counters", "dead", "deadlines", "events", "jobs", "lines", "outbox", "owners", "reached"),
+        *("sink_kinds", "wake", "wake_outbox", "workers", "write_check"),
     }
 )
-"""Names that a Celery queue cannot have here: those of our queues, of kombu's and the store's own keys."""
+"""Names that a Celery queue cannot have here: those of our queues, of kombu's and the store's own keys. A queue that an
+earlier version took must stay one: a new key gets a name with a colon."""
 
 _KINDS = frozenset(EventType)
 _LANES = 4

@@ -1,5 +1,6 @@
 """What is done with a public URL: ask whether the provider can use it, or download it."""
 
+import time
 from pathlib import Path
 
 import requests
@@ -21,13 +22,15 @@ _PUBLIC = "Make the link public, or have the file fetched and uploaded by us."
 def probe(url: str, *, max_bytes: int, policy: AddressPolicy, seconds: float = PROBE_SECONDS) -> int:
     """Asks whether the provider can take this file by its URL ("must support GET & HEAD requests", with Content-Length,
     and under its limit: Fast Flux API, section 1), and returns its size in bytes, as its server says. Of the file only
-    the first bytes are read, by one GET; each of the two requests may take ``seconds``.
+    the first bytes are read, by one GET; both requests together may take ``seconds``.
 
     Raises:
         FetchError: it cannot, for the reason in its code.
     """
+    began = time.monotonic()
     size = _head(url, max_bytes, policy, seconds)
-    with opened("GET", url, policy, seconds=seconds) as (response, deadline):
+    left = max(1.0, seconds - (time.monotonic() - began))
+    with opened("GET", url, policy, seconds=left) as (response, deadline):
         where = shown_url(url)
         _raise_for_status(response, where)
         got = _length(response)

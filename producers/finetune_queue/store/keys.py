@@ -132,12 +132,12 @@ def write_check() -> str:
 
 def data_id() -> str:
     """A name for all that is in this Redis, given when there was none: another one shows that the data was lost."""
-    return f"{TAG}:data"
+    return f"{TAG}:redis:data"
 
 
 def emptied() -> str:
     """When (ms) a worker saw that this Redis had come back without its data; there for a day."""
-    return f"{TAG}:emptied"
+    return f"{TAG}:redis:emptied"
 
 
 def workers() -> str:

@@ -46,6 +46,8 @@ def _ended(job: JobRecord, sentence: str) -> tuple[JobRecord, StageResult]:
 def _done(container: Container, job: JobRecord, stage: Stage, outcome: Done) -> tuple[JobRecord, StageResult]:
     fields = {**MOVED_ON, **outcome.fields}
     then = job.model_copy(update={**fields, "state": outcome.to or job.state})
+    if outcome.to is not None:
+        then = then.model_copy(update={"entered_ms": job.updated_ms})
     delay: float | None = container.settings.finetune_handover
     if then.state.terminal:
         delay = None

@@ -175,7 +175,8 @@ def guarded(
 
 def _without_key(container: Container, job: JobRecord, doing: str, error: UnknownAccountKeyError) -> Wait | Fail:
     """Leave the job to a worker that has its account's key: while one is added, the workers get it one by one."""
-    if not any(job.account in worker.accounts for worker in container.workers.alive()):
+    # Those that may come back among them: after an outage of Redis, nobody's last sign of life is young.
+    if not any(job.account in worker.accounts for worker in container.workers.not_forgotten()):
         return Fail(_account_unknown(doing, error))
     log.warning("account_of_others", detail=str(error))
     return Wait(f"parked: {error} A worker that has it takes over", WaitReason.BACKOFF, OTHERS_TURN)
