@@ -286,7 +286,7 @@ class LoadView(_Model):
 
     queued: int = Field(description="Messages waiting in its queue, of all priorities.")
     running: int = Field(description="Running stages.")
-    due: int = Field(description="Retries due within the next few seconds.")
+    due: int = Field(description="Retries and starts due within the next few seconds.")
     total: int
 
     @classmethod
