@@ -79,7 +79,8 @@ RULES: dict[str, Rule] = {
     "prompt_without_trigger": Rule("warning", "Put the trigger word into the instance prompt."),
     "trigger_common": Rule(
         "warning",
-        "Use one made-up word, such as 1MAN: a word that the model already knows brings its own meaning into every prompt.",
+        "Use one made-up word, such as 1MAN: a word that the model already knows brings its own meaning into every "
+        "prompt.",
     ),
     # the rest
     "file_ignored": Rule("warning", "Leave it out: only images and .txt captions are used."),
