@@ -188,6 +188,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             ("min(finetune_redis_append_only)", "keeps a log"),
             ("min(finetune_redis_log_ok)", "the log can be written"),
             ("min(finetune_redis_noeviction)", "never evicts"),
+            ("max(finetune_redis_emptied)", "came back without its data within a day"),
             ("max(increase(finetune_redis_evicted_keys_total[1h]))", "keys dropped within an hour"),
         ),
         graph(

@@ -128,8 +128,8 @@ class Settings(BaseSettings):
     )
     finetune_redis_replicas: Annotated[NonNegativeInt, Shown("number")] = _setting(
         0,
-        "How many of the server's replicas must have on disk that a job is to be submitted, before it is: all that a "
-        "failover may choose, and none is paid twice by one.",
+        "How many replicas must have a submit's intent on disk before it is sent. Set it to the number that a failover "
+        "may promote; then no failover makes a job pay twice.",
         example="1",
     )
     finetune_broker_url: Annotated[RedisUrl | None, Shown("URL")] = _setting(

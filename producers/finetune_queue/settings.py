@@ -113,7 +113,8 @@ def _contradictions(settings: Settings, given: Iterable[str], wrong: set[str]) -
     named = set(given)
     if "segmind_accounts" in named:
         for name in sorted(named & {"segmind_api_key", "segmind_rate_limit", "segmind_max_submits_per_day"}):
-            yield f"{name.upper()}: set together with SEGMIND_ACCOUNTS, which holds keys and limits. Remove one of them"
+            held = "which holds keys, limits and caps"
+            yield f"{name.upper()}: set together with SEGMIND_ACCOUNTS, {held}. Remove one of them"
     keys = [account.api_key.get_secret_value() for account in settings.segmind_accounts.values()]
     if len(set(keys)) != len(keys):
         yield "SEGMIND_ACCOUNTS: two accounts have the same api_key, so together they would exceed its rate limit"

@@ -384,6 +384,50 @@ def test_workers_of_two_versions(run: Run, queue_url: str) -> None:
     )
 
 
+def test_workers_of_another_broker_are_not_said_to_come_back(
+    run: Run, queue_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong FINETUNE_BROKER_URL of a producer looks like that for ever."""
+    monkeypatch.setattr(Messenger, "workers", lambda *_: Answered([], ["celery@vm"]))
+    with connect(queue_url) as client:
+        Workers(client).seen(LiveWorker("host-a:1", __version__))
+        same = checks(run("doctor", "--json"))["workers"]
+        monkeypatch.setenv("FINETUNE_BROKER_URL", queue_url)
+        assert checks(run("doctor", "--json"))["workers"] == same
+        monkeypatch.setenv("FINETUNE_BROKER_URL", f"{queue_url}?socket_timeout=7")
+        other = checks(run("doctor", "--json"))["workers"]
+    assert (same["status"], other["status"]) == ("warn", "fail")
+    assert "FINETUNE_BROKER_URL" not in same["message"]
+    assert ", or their FINETUNE_BROKER_URL is another than here" in other["message"]
+    for found in (same, other):
+        assert found["message"].endswith("; without this service's tasks, so not counted: celery@vm")
+
+
+def test_fewer_replicas_than_a_submit_waits_for(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with (
+        ValkeyServer(tmp_path / "one") as one,
+        ValkeyServer(tmp_path / "two") as two,
+        redis.Redis(port=one.port) as first,
+        redis.Redis(port=two.port) as second,
+    ):
+        monkeypatch.setenv("FINETUNE_REDIS_URL", one.url)
+        assert "replicas" not in checks(run("doctor", "--json"))
+        monkeypatch.setenv("FINETUNE_REDIS_REPLICAS", "1")
+        alone = checks(run("doctor", "--json"))["replicas"]
+        assert (alone["status"], alone["message"].split(":")[0]) == ("warn", "0 of 1 connected")
+        assert "FINETUNE_REDIS_REPLICAS" in alone["action"]
+
+        first.config_set("repl-diskless-sync-delay", 0)  # or it waits 5 s for more replicas
+        second.replicaof("127.0.0.1", str(one.port))
+        until(lambda: first.info("replication")["connected_slaves"] == 1, seconds=20)
+        found = checks(run("doctor", "--json"))["replicas"]
+        assert (found["status"], found["message"]) == ("ok", "1 connected; a submit waits for 1")
+
+        first.config_set("appendonly", "no")
+        found = checks(run("doctor", "--json"))["replicas"]
+        assert (found["status"], "keeps no append-only log" in found["message"]) == ("warn", True)
+
+
 def test_workers_whose_settings_differ(run: Run, queue_url: str) -> None:
     with connect(queue_url) as client:
         Accounts(client).configure("default", AccountLimits(calls=5, window=60))

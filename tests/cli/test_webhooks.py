@@ -120,6 +120,8 @@ def test_a_webhook_is_removed_once_it_is_confirmed(run: Run, gateway: str) -> No
     [webhook] = listed(run)
     assert webhook["status"] == "inactive"
     assert run("webhooks", "remove", "--yes", "--json").error["code"] == "no_webhook"
+    assert "register" not in run("webhooks", "remove", "--yes").err  # there is nothing left to do
+    assert "webhooks register --help" in run("webhooks", "test").err
 
     assert run("webhooks", "register", gateway).code == 0
     removed = run("webhooks", "remove", "--yes", "--json").json

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,9 @@ def test_a_local_path_reaches_no_file_of_the_gateway(http: httpx.Client, staging
     assert not staging.exists()
 
 
-def test_a_job_says_why_it_waits(http: httpx.Client, queue: FineTuneQueue, account: Accounts) -> None:
+def test_a_job_says_why_it_waits(
+    http: httpx.Client, queue: FineTuneQueue, account: Accounts, client: redis.Redis
+) -> None:
     job = queue.get(submit(http)["job_id"])
     store: JobStore = queue._jobs
     change = Change(delay=60, room_score=1.0)
@@ -288,6 +291,11 @@ def test_a_job_says_why_it_waits(http: httpx.Client, queue: FineTuneQueue, accou
         "unserved": False,
         "no_worker": True,
     }
+    reason = "Segmind does not know the key."
+    until = str(int((time.time() + 300) * 1000))
+    client.hset(keys.account("default"), mapping={"paused_until": until, "pause_reason": reason})
+    waiting = http.get(f"/v1/jobs/{job.id}").json()["waiting"]
+    assert (waiting["reason"], waiting["pause_reason"]) == ("paused", reason)
 
 
 @pytest.mark.parametrize(

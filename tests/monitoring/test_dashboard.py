@@ -35,5 +35,5 @@ def test_each_panel_asks_the_chosen_prometheus_and_is_of_a_known_kind(dashboard:
         assert panel["type"] in {"stat", "timeseries"}
         assert panel["datasource"]["uid"] == "${datasource}"
         assert panel["fieldConfig"]["defaults"]["unit"] in {"short", "s", "bytes", "Bps"}
-        assert [target["refId"] for target in panel["targets"]] == list("ABCDE"[: len(panel["targets"])])
+        assert [target["refId"] for target in panel["targets"]] == list("ABCDEF"[: len(panel["targets"])])
         assert all(target["expr"] for target in panel["targets"])

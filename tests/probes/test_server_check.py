@@ -35,6 +35,7 @@ SOUND = ServerFacts(
     max_bytes=0,
     evicted=0,
     log_ok=True,
+    replicas=0,
 )
 
 

@@ -92,6 +92,21 @@ def test_a_wait_that_means_nothing_does_not_begin(queue: FineTuneQueue, argument
         job.wait(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"target": 5}, "target: should be a path, not of the type int"),
+        ({"target": None}, "target: should be a path, not of the type NoneType"),
+        ({"target": b"x"}, "target: should be a path, not of the type bytes"),
+        ({"on_progress": "x"}, "on_progress: should be a function, not of the type str"),
+    ],
+)
+def test_a_download_that_means_nothing_does_not_begin(queue: FineTuneQueue, arguments: Any, said: str) -> None:
+    job = queue.submit(sample())
+    with pytest.raises(InvalidArgumentError, match=said):
+        job.download(**arguments)
+
+
 def test_a_request_made_of_its_fields_is_refused_in_words() -> None:
     make: Any = FineTuneRequest
     with pytest.raises(InvalidRequestError) as caught:

@@ -78,8 +78,7 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
         yield from _read(settings, "data", _emptied)
         yield from _read(settings, "clock", _clock)
         answered, found = _workers(settings)
-        silent = [] if answered != 0 else list(_read(settings, "workers", _silent))
-        yield from silent or [found]
+        yield from found
         yield from _read(settings, "versions", partial(_versions, answered))
         yield from _read(settings, "worker clocks", _worker_clocks)
         yield from _read(settings, "worker api", partial(_worker_api, settings))
@@ -135,7 +134,22 @@ def _server(settings: Settings) -> Iterator[Finding]:
             yield Finding(about, status, f"{problem.message}{place}", problem.action)
         else:
             yield Finding(about, "ok", f"{message}{place}")
+    if settings.finetune_redis_replicas:
+        yield _replicas(facts, settings.finetune_redis_replicas)
     yield _memory(facts)
+
+
+def _replicas(facts: ServerFacts, wanted: int) -> Finding:
+    """Say whether there can be as many replicas' confirmations as a submit waits for."""
+    if facts.append_only and facts.replicas >= wanted:
+        return Finding("replicas", "ok", f"{facts.replicas} connected; a submit waits for {wanted}")
+    said = f"{facts.replicas} of {wanted} connected"
+    if not facts.append_only:
+        said = "the server keeps no append-only log, so no replica confirms a write"
+    action = (
+        "Connect as many replicas, each with `appendonly yes` as the server itself, or lower FINETUNE_REDIS_REPLICAS."
+    )
+    return Finding("replicas", "warn", f"{said}: until then, workers with this setting submit nothing", action)
 
 
 def _memory(facts: ServerFacts) -> Finding:
@@ -151,31 +165,42 @@ def _memory(facts: ServerFacts) -> Finding:
     return Finding("memory", "fail", f"{said}: it refuses new jobs and changes to jobs; none is lost", action)
 
 
-def _workers(settings: Settings) -> tuple[int | None, Finding]:
+def _workers(settings: Settings) -> tuple[int | None, list[Finding]]:
     """Return how many workers answer, None if they could not be asked, and what to say of that."""
     try:
         answered = Messenger(producer_app(settings)).workers(PING_SECONDS)
     except QueueUnavailableError as error:
         action = "See the lines redis, persistence and memory: the broker is the jobs' server."
-        if settings.broker_url != settings.finetune_redis_url:
+        if _other_broker(settings):
             action = "Check FINETUNE_BROKER_URL, and the server's memory."
-        return None, Finding("workers", "fail", f"they could not be asked. {words.printable(error)}", action)
+        return None, [Finding("workers", "fail", f"they could not be asked. {words.printable(error)}", action)]
     ours, others = (", ".join(map(words.printable, names)) for names in (answered.ours, answered.others))
     beside = f"; without this service's tasks, so not counted: {others}" if others else ""
     if not ours:
         action = "Start one: celery -A finetune_worker worker. Jobs wait until then."
-        return 0, Finding("workers", "fail", f"no worker answered within {PING_SECONDS:g} s{beside}", action)
-    return len(answered.ours), Finding("workers", "ok", f"{len(answered.ours)} alive: {ours}{beside}")
+        none = Finding("workers", "fail", f"no worker answered within {PING_SECONDS:g} s{beside}", action)
+        return 0, list(_read(settings, "workers", partial(_silent, settings, beside))) or [none]
+    return len(answered.ours), [Finding("workers", "ok", f"{len(answered.ours)} alive: {ours}{beside}")]
 
 
-def _silent(client: "Redis") -> Iterator[Finding]:
-    """Say of workers none of which answered that they are there all the same, by their signs of life in Redis."""
+def _other_broker(settings: Settings) -> bool:
+    return settings.finetune_broker_url not in {None, settings.finetune_redis_url}
+
+
+def _silent(settings: Settings, beside: str, client: "Redis") -> Iterator[Finding]:
+    """Say of workers none of which answered that they are there all the same, by their signs of life in Redis. With a
+    broker of its own that may stay so: it may not be theirs."""
     if there := len(Workers(client).alive()):
         count = words.count(there, "worker")
         said = f"none answered within {PING_SECONDS:g} s, though {count} gave a sign of life in the last {GONE:g} s"
         why = "not back at the broker yet, busy, or killed a moment ago"
         action = "Run finetune doctor again in a minute. If it says this still, restart them one after the other."
-        yield Finding("workers", "warn", f"{said}: {why}", action)
+        if not _other_broker(settings):
+            yield Finding("workers", "warn", f"{said}: {why}{beside}", action)
+            return
+        why += ", or their FINETUNE_BROKER_URL is another than here"
+        action = action.replace("still, ", "still, make FINETUNE_BROKER_URL the same here and there, or ")
+        yield Finding("workers", "fail", f"{said}: {why}{beside}", action)
 
 
 def _read(settings: Settings, name: str, look: Callable[["Redis"], Iterable[Finding]]) -> Iterator[Finding]:

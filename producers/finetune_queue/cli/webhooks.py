@@ -158,7 +158,7 @@ def try_out(account: str, *, as_json: bool) -> ExitCode:
         CliError: there is none, or it is not a gateway's with this secret.
     """
     with _open(account) as session:
-        current = _required(session)
+        current = _required(session, f" See: {output.program()} webhooks register --help")
         if not is_ours(session, current.webhook_url):
             message = "The webhook is not one that `finetune webhooks register` made with this FINETUNE_HOOK_SECRET."
             raise CliError(message, ExitCode.CONFLICT, "not_ours", webhook_id=current.webhook_id)
@@ -197,15 +197,15 @@ def _current(session: Session) -> "Webhook | None":
     return next((each for each in session.call_webhooks(session.hooks.webhooks) if each.for_finetunes), None)
 
 
-def _required(session: Session) -> "Webhook":
-    """Return the account's webhook for fine-tunes.
+def _required(session: Session, advice: str = "") -> "Webhook":
+    """Return the account's webhook for fine-tunes. ``advice`` is added where there is none.
 
     Raises:
         CliError: it has none.
     """
     current = _current(session)
     if current is None:
-        message = f"The account '{session.account}' has no webhook. See: {output.program()} webhooks register --help"
+        message = f"The account '{session.account}' has no webhook.{advice}"
         raise CliError(message, ExitCode.NOT_FOUND, "no_webhook")
     return current
 

@@ -121,7 +121,7 @@ class JobError(BaseModel):
     action: str = ""
     retryable: bool = False
     upstream_status: int | None = Field(
-        default=None, description="The HTTP status of Segmind's answer; null if the error is none."
+        default=None, description="The HTTP status of Segmind's answer; null if the error did not come from one."
     )
 
 

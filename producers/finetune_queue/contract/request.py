@@ -162,11 +162,13 @@ _PARAMETERS: JsonDict = {
         "finetune_type": {"type": "string", "minLength": 1},
     }
 }
+"""What ``_check_parameters`` refuses whatever the model, as JSON Schema says it."""
+
 _FAST_FLUX: JsonDict = {
     "if": {"properties": {"base_model": {"const": "FAST_FLUX"}}},
     "then": {"properties": {"advance_parameters": {"properties": {"finetune_type": {"const": "LORA"}}}}},
 }
-"""What ``_check_parameters`` refuses, as JSON Schema says it."""
+"""What it refuses for one of them."""
 
 
 def _check_json(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,9 @@ RULES: dict[str, Rule] = {
     "no_captions": Rule("note", "That is fine; captions (photo1.txt beside photo1.jpg) give you more control."),
     "prompt_without_trigger": Rule("warning", "Put the trigger word into the instance prompt."),
     "trigger_common": Rule(
-        "warning", "Use one made-up word, such as 1MAN: what the model knows already, every prompt with it calls up."
+        "warning",
+        "Use one made-up word, such as 1MAN: a word that the model already knows brings its own meaning into every "
+        "prompt.",
     ),
     # the rest
     "file_ignored": Rule("warning", "Leave it out: only images and .txt captions are used."),

@@ -84,7 +84,8 @@ class Links(_Model):
 class WaitingView(_Model):
     """Why a job is not moving, how many are ahead of it and about how many seconds that takes, if known.
     ``submits_stopped``: the reason `spending` is the kill switch, and not the account's cap of submits for the day.
-    ``unserved``: whatever the reason, no running worker has its account's key. ``no_worker``: none is running."""
+    ``unserved``: whatever the reason, no running worker has its account's key. ``no_worker``: none is running.
+    ``pause_reason``: why the account is paused, if that holds the job back."""
 
     reason: WaitReason
     ahead: int
@@ -92,6 +93,7 @@ class WaitingView(_Model):
     submits_stopped: bool = False
     unserved: bool = False
     no_worker: bool = False
+    pause_reason: str | None = None
 
     @classmethod
     def of(cls, waiting: Waiting) -> "WaitingView":
@@ -103,6 +105,7 @@ class WaitingView(_Model):
             submits_stopped=waiting.submits_stopped,
             unserved=waiting.unserved,
             no_worker=waiting.no_worker,
+            pause_reason=waiting.pause_reason or None,
         )
 
 
@@ -286,7 +289,7 @@ class LoadView(_Model):
 
     queued: int = Field(description="Messages waiting in its queue, of all priorities.")
     running: int = Field(description="Running stages.")
-    due: int = Field(description="Retries due within the next few seconds.")
+    due: int = Field(description="Retries and starts due within the next few seconds.")
     total: int
 
     @classmethod

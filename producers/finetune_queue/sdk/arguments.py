@@ -1,12 +1,11 @@
 """What the arguments of a call must be. Python takes any value for any argument, and any text for true."""
 
-import re
+import os
 from collections.abc import Mapping
 
 from finetune_queue.contract import JobState, parse_sink
 from finetune_queue.contract.request import check_label_keys
 from finetune_queue.errors import InvalidArgumentError, UnknownStateError
-from finetune_queue.store import CURSOR
 
 
 def check_flag(name: str, value: object) -> None:
@@ -67,6 +66,16 @@ def check_call(name: str, value: object) -> None:
         _refuse(name, "a function", value)
 
 
+def check_path(name: str, value: object) -> None:
+    """Refuse what names no file or folder.
+
+    Raises:
+        InvalidArgumentError: it is neither a text nor a path.
+    """
+    if not isinstance(value, str | os.PathLike):
+        _refuse(name, "a path", value)
+
+
 def check_filter(account: object, labels: object) -> None:
     """Refuse an account or labels that no job can have: they would only ever match nothing.
 
@@ -87,20 +96,6 @@ def check_filter(account: object, labels: object) -> None:
         raise InvalidArgumentError(message) from None
     for key, text in labels.items():
         check_text(f"labels.{key}", text)
-
-
-def check_cursor(value: object) -> None:
-    """Refuse what is neither None nor a cursor that a page can have given.
-
-    Raises:
-        InvalidArgumentError: it is neither.
-    """
-    if value is None:
-        return
-    check_text("cursor", value)
-    if not re.fullmatch(CURSOR, str(value)):
-        message = "cursor: is not one that a page gave"
-        raise InvalidArgumentError(message)
 
 
 def sink_named(sink: object) -> str:

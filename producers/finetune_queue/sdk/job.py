@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from finetune_queue.contract import Event, JobRecord, JobState, WaitReason
 from finetune_queue.errors import FineTuneQueueError, QueueUnavailableError, WaitTimeoutError
 from finetune_queue.progress import OnProgress
-from finetune_queue.sdk.arguments import check_call, check_flag, check_seconds
+from finetune_queue.sdk.arguments import check_call, check_flag, check_path, check_seconds
 
 if TYPE_CHECKING:
     from finetune_queue.sdk.queue import FineTuneQueue
@@ -119,7 +119,8 @@ class Job:
         it is named after the job's id. ``on_progress`` is called with the bytes done and in all.
 
         Raises:
-            InvalidArgumentError: ``force`` is neither True nor False.
+            InvalidArgumentError: ``target`` is no path, ``force`` neither True nor False, or ``on_progress`` no
+                function.
             NotPossibleError: the job has no weights, or none yet.
             WeightsUnavailableError: they are not there any more, or cannot be read from here.
             WeightsDamagedError: what is stored is not what the job stored; nothing is kept.
@@ -127,7 +128,9 @@ class Job:
         """
         from finetune_queue.sdk.fetching import fetch_weights  # late: nothing else here needs the storage
 
+        check_path("target", target)
         check_flag("force", force)
+        check_call("on_progress", on_progress)
         if self._record.weights is None:
             self.refresh()
         return fetch_weights(self._record, target, force=force, on_progress=on_progress)

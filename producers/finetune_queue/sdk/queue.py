@@ -22,7 +22,6 @@ from finetune_queue.messaging import Messenger
 from finetune_queue.resuming import resubmitted, resume_at, to_adopt, with_access
 from finetune_queue.sdk.arguments import (
     check_count,
-    check_cursor,
     check_filter,
     check_flag,
     check_text,
@@ -39,6 +38,7 @@ from finetune_queue.store import (
     Attempt,
     Change,
     ConflictError,
+    CursorError,
     Deadlines,
     JobPages,
     JobStore,
@@ -345,10 +345,15 @@ class FineTuneQueue:
         """
         check_filter(account, labels)
         check_count("limit", limit, least=1)
-        check_cursor(cursor)
+        if cursor is not None:
+            check_text("cursor", cursor)
         chosen = None if state is None else state_named(state)
         with translated():
-            found = self._pages.page(state=chosen, account=account, labels=labels, limit=limit, cursor=cursor)
+            try:
+                found = self._pages.page(state=chosen, account=account, labels=labels, limit=limit, cursor=cursor)
+            except CursorError as error:
+                message = f"cursor: {error}"
+                raise InvalidArgumentError(message) from None
         return Page([Job(self, record) for record in found.jobs], found.cursor)
 
     def list(

@@ -98,6 +98,6 @@ class JobPages:
 def _parse(cursor: str) -> tuple[int, str]:
     found = re.fullmatch(CURSOR, cursor)
     if found is None:
-        message = "the cursor is not one that a page gave"
+        message = "is not one that a page gave"
         raise CursorError(message)
     return int(found[1]), found[2]

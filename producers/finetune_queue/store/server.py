@@ -22,7 +22,7 @@ class ServerFacts:
     """What a server says of itself in INFO, which managed services allow where they refuse CONFIG.
 
     ``max_bytes`` is 0 without a limit, ``evicted`` how many keys it dropped for want of memory, ``log_ok`` whether its
-    last write to the append-only log went well."""
+    last write to the append-only log went well, ``replicas`` how many are connected."""
 
     name: str
     version: str
@@ -34,6 +34,7 @@ class ServerFacts:
     max_bytes: int
     evicted: int
     log_ok: bool
+    replicas: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ def server_facts(client: redis.Redis) -> ServerFacts:
         max_bytes=int(info.get("maxmemory", 0)),
         evicted=int(info.get("evicted_keys", 0)),
         log_ok=info.get("aof_last_write_status", "ok") == "ok",
+        replicas=int(info.get("connected_slaves", 0)),
     )
 
 

@@ -1,12 +1,13 @@
 """A job's page: its steps, its cancel, its model, with a mouse or without."""
 
+import time
 from itertools import pairwise
 
 import redis
 from playwright.sync_api import Page, expect
 
 from finetune_queue.contract import EventType, JobState, WaitReason
-from finetune_queue.store import CallClass, Change, room_score
+from finetune_queue.store import CallClass, Change, LiveWorker, Workers, keys, room_score
 from support.browser import Seen, let_pass
 from support.cli import Worker
 
@@ -27,7 +28,8 @@ REPORT = {
 }
 
 
-def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worker: Worker) -> None:
+def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worker: Worker, client: redis.Redis) -> None:
+    Workers(client).seen(LiveWorker("a:1", "0.1.0"))
     job = worker.bring(worker.accept(name="my-face", labels={"team": "a"}), JobState.UPLOADING)
     job = worker.note(job, dataset_report=REPORT)
     job = worker.move(job, JobState.SUBMITTING)
@@ -56,6 +58,26 @@ def test_a_job_s_timeline_with_its_progress_dataset_and_error(board: Page, worke
     expect(board.get_by_text("Free some space.")).to_be_visible()
     board.get_by_role("button", name="Retry").click()
     expect(board.get_by_role("heading", name="my-face downloading")).to_be_focused()  # the button is gone
+
+
+def test_a_job_says_that_no_worker_runs_or_why_its_account_is_paused(
+    board: Page, worker: Worker, client: redis.Redis
+) -> None:
+    worker.announce()
+    worker.park(worker.accept(name="my-face"), WaitReason.API_SLOT, score=1)
+    board.get_by_role("link", name="my-face").first.click()
+    steps = board.get_by_role("region", name="Timeline").get_by_role("listitem")
+    expect(steps.nth(0)).to_contain_text("It waits: no worker is running; it goes on when one is started.")
+
+    Workers(client).seen(LiveWorker("a:1", "0.1.0"))
+    until = str(int((time.time() + 3000) * 1000))
+    client.hset(keys.account("default"), mapping={"paused_until": until, "pause_reason": "No such key."})
+    board.reload()
+    expect(steps.nth(0)).to_contain_text("It waits: the account is paused: No such key, about")
+    worker.bring(worker.accept(name="another"), JobState.TRAINING)
+    board.get_by_role("link", name="Back to the board").click()
+    board.get_by_role("link", name="another").click()
+    expect(board.get_by_text("It waits for Segmind; the account is paused: No such key.")).to_be_visible()
 
 
 def test_a_cancel_is_confirmed_first(board: Page, worker: Worker) -> None:

@@ -119,13 +119,16 @@ function now(found) {
   return [parts.map((text) => el("p", {}, text)), found.progress && el("p", {}, bar(found.progress))];
 }
 
-function sentence(state, { reason: why, ahead, estimate_seconds: estimate, submits_stopped: stopped, unserved, no_worker: none }) {
-  if (none && why === "worker") return "waits: no worker is running; it goes on when one is started";
+function sentence(state, waiting) {
+  const { reason: why, ahead, estimate_seconds: estimate, submits_stopped: stopped, unserved, no_worker: none, pause_reason: pause } = waiting;
+  if (none) return "waits: no worker is running; it goes on when one is started";
   if (unserved) return "waits: no running worker has its account's key; add the account to SEGMIND_ACCOUNTS again, or cancel the job";
   const text = why === "spending" ? (stopped ? "the account's submits are stopped" : "the account has no submits left for today (UTC)") : reason(state, why);
+  const shut = why === "paused" ? "" : "; the account is paused";  // for what waits for Segmind, too
+  const paused = pause ? `${shut}: ${pause.replace(/[.]$/, "")}` : "";
   const before = ahead ? `, ${ahead} ahead` : "";
   const long = estimate >= 1 ? `, about ${duration(estimate)}` : "";
-  return `${text.startsWith("waits") ? text : `waits: ${text}`}${before}${long}`;
+  return `${text.startsWith("waits") ? text : `waits: ${text}`}${paused}${before}${long}`;
 }
 
 function about(found) {
