@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from contract.published import validator
 from finetune_queue.contract import FineTuneRequest, RequestError, parse_request
-from finetune_queue.contract.request import missing_part
+from finetune_queue.contract.dataset_url import missing_part
 from finetune_queue.place_url import read_place
 from support.samples import sample
 

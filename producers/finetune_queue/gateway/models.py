@@ -16,8 +16,9 @@ from pydantic import (
 )
 
 from finetune_queue.contract import Event, FineTuneRequest, JobState, Stage, WaitReason
+from finetune_queue.contract.dataset_url import DATASET_SCHEMA, WHOLE_DATASET_URL, check_dataset, missing_part
 from finetune_queue.contract.job import Progress
-from finetune_queue.contract.request import DATASET_SCHEMA, WHOLE_DATASET_URL, AccountName, check_dataset, missing_part
+from finetune_queue.contract.request import AccountName
 from finetune_queue.contract.views import PublicJob
 from finetune_queue.load import Load
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE

@@ -17,7 +17,7 @@ from finetune_queue.contract import (
     new_job_id,
     parse_request,
 )
-from finetune_queue.contract.request import is_url, missing_part
+from finetune_queue.contract.dataset_url import is_url, missing_part
 from finetune_queue.errors import (
     FineTuneQueueError,
     InvalidArgumentError,
