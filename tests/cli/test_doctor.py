@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +10,26 @@ import redis
 
 from finetune_queue import __version__
 from finetune_queue.cli.output import ExitCode
-from finetune_queue.contract import JobState, new_job_id, parse_sink
-from finetune_queue.local.valkey import ValkeyServer, free_port
+from finetune_queue.contract import new_job_id, parse_sink
+from finetune_queue.local.valkey import free_port
 from finetune_queue.messaging import Answered, Messenger
 from finetune_queue.store import (
-    AccountLimits,
-    Accounts,
     Attempt,
-    Budget,
-    CallClass,
     Hold,
     LiveWorker,
     Outbox,
     SinkLines,
-    Slot,
     Workers,
     clock_skew,
     connect,
     keys,
-    note_api,
 )
-from finetune_queue.store.workers import Api
-from support.cli import Run, Worker
-from support.full_disk import fill_disk
-from support.until import until
-from wire.certificates import server_context
-from wire.rawserver import RawServer
+from support.cli import Run, Worker, checks
 
 
-def checks(result: Any) -> dict[str, dict[str, str]]:
-    return {check["name"]: check for check in result.json["checks"]}
+def _version(url: str) -> str:
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        return str(client.info("server")["valkey_version"])
 
 
 def test_a_server_without_workers(run: Run, queue_url: str) -> None:
@@ -71,206 +60,6 @@ def test_the_same_as_text_has_a_line_for_each_check(run: Run, queue_url: str) ->
     assert len(lines) == 12
     assert lines[2] == f"ok    redis: Valkey {_version(queue_url)} at {queue_url}"
     assert next(line for line in lines if line.startswith("fail")).endswith("Jobs wait until then.")
-
-
-def _version(url: str) -> str:
-    with redis.Redis.from_url(url, decode_responses=True) as client:
-        return str(client.info("server")["valkey_version"])
-
-
-def test_accounts_as_the_workers_know_them(run: Run, worker: Worker) -> None:
-    worker.announce(calls=50, window=60)
-    worker.bring(worker.accept(), JobState.TRAINING)
-    account = checks(run("doctor", "--json"))["account default"]
-    assert account["status"] == "ok"
-    assert account["message"] == "0 of 50 calls per 60 s in use, 0 jobs waiting, 1 training, 0 submits today"
-
-
-@pytest.fixture
-def budget(worker: Worker, queue_url: str) -> Iterator[Budget]:
-    worker.announce()
-    with connect(queue_url) as client:
-        yield Budget(client, call_timeout=5, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
-
-
-def a_call(budget: Budget, *, submit: bool = False) -> Slot:
-    call = budget.take("default", "someone", float(CallClass.SUBMIT), submit=submit)
-    assert isinstance(call, Slot)
-    return call
-
-
-def test_an_account_that_is_paused(run: Run, budget: Budget) -> None:
-    budget.pause(a_call(budget, submit=True), "Segmind answered 429.", 30.0, code="rate_limited")
-    account = checks(run("doctor", "--json"))["account default"]
-    assert account["status"] == "warn"
-    assert "Segmind answered 429." in account["message"]
-    assert account["message"].endswith("1 submit today")
-    assert "lower its rate_limit" in account["action"]
-
-
-def test_an_account_whose_calls_are_refused_after_every_pause(run: Run, worker: Worker, budget: Budget) -> None:
-    budget.pause(a_call(budget), "Segmind does not know the key.", 0.01, code="api_key_rejected")
-    until(lambda: not worker.accounts.status("default").paused_for, seconds=5)
-    account = checks(run("doctor", "--json"))["account default"]
-    assert account["status"] == "warn"
-    assert account["message"].startswith("no call has succeeded since: Segmind does not know the key.")
-
-    a_call(budget)
-    account = checks(run("doctor", "--json"))["account default"]
-    assert account["status"] == "warn"
-    assert account["message"].startswith("paused while one call tests it: Segmind does not know the key.")
-
-
-def test_an_account_whose_submits_alone_are_refused(run: Run, worker: Worker, budget: Budget) -> None:
-    budget.refuse_submits(a_call(budget, submit=True), "There are no credits left.", 0.01, code="credits_exhausted")
-    until(lambda: not worker.accounts.status("default").submits_paused_for, seconds=5)
-    budget.end(a_call(budget))  # shows nothing of submits
-    account = checks(run("doctor", "--json"))["account default"]
-    assert account["status"] == "warn"
-    assert account["message"].startswith("no submit has succeeded since: There are no credits left.")
-    assert account["action"].endswith("accepts clears this, or `finetune account resume default`.")
-
-    a_call(budget, submit=True)
-    account = checks(run("doctor", "--json"))["account default"]
-    assert account["message"].startswith("submits are paused while one tests whether Segmind takes them: There are no")
-
-
-def test_all_that_holds_an_account_back_is_named(run: Run, worker: Worker, budget: Budget) -> None:
-    capped = AccountLimits(calls=50, window=60, max_submits_per_day=1)
-    worker.accounts.configure("default", capped)
-    budget.end(a_call(budget, submit=True))
-    budget.pause(a_call(budget), "Segmind does not know the key.", 30.0, code="api_key_rejected")
-    worker.accounts.stop_submits("default", stopped=True)
-    account = checks(run("doctor", "--json"))["account default"]
-    assert account["message"].startswith("submits are stopped; no submits are left for today; paused for ")
-    assert account["message"].endswith("1 of 1 submits today")
-    for action in ("account resume default", "a higher cap", "It resumes by itself"):
-        assert action in account["action"]
-
-
-def test_a_server_that_may_lose_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with ValkeyServer(tmp_path / "valkey") as server:
-        with redis.Redis.from_url(server.url) as client:
-            client.config_set("appendonly", "no")
-            client.config_set("maxmemory-policy", "allkeys-lru")
-        monkeypatch.setenv("FINETUNE_REDIS_URL", server.url)
-        found = checks(run("doctor", "--json"))
-    assert found["persistence"]["status"] == "warn"
-    assert found["eviction"]["status"] == "fail"
-    assert "allkeys-lru" in found["eviction"]["message"]
-    assert "noeviction" in found["eviction"]["action"]
-
-
-def test_a_server_that_is_full(run: Run, queue_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with ValkeyServer(tmp_path / "valkey") as server:
-        monkeypatch.setenv("FINETUNE_REDIS_URL", server.url)
-        with redis.Redis.from_url(server.url) as client:
-            client.setrange("much", 20_000_000, "x")
-            client.config_set("maxmemory", 100_000_000)
-            assert checks(run("doctor", "--json"))["memory"]["status"] == "ok"
-            client.config_set("maxmemory", 25_000_000)
-            assert checks(run("doctor", "--json"))["memory"]["status"] == "warn"
-            client.config_set("maxmemory", 20_000_000)
-            found = checks(run("doctor", "--json"))
-            refused = run("submit", "-d", "https://example.com/x.zip", "-n", "x", "-p", "a T", "-t", "T")
-        monkeypatch.setenv("FINETUNE_REDIS_URL", queue_url)
-        monkeypatch.setenv("FINETUNE_BROKER_URL", server.url)
-        broker = checks(run("doctor", "--json"))["workers"]
-    assert found["memory"]["status"] == "fail"
-    assert "(maxmemory) in use: it refuses new jobs" in found["memory"]["message"]
-    assert found["workers"]["message"].startswith("they could not be asked. The broker refused a command")
-    assert "FINETUNE_BROKER_URL" not in found["workers"]["action"]  # which is not set
-    assert "FINETUNE_BROKER_URL" in broker["action"]
-    assert refused.code == ExitCode.UNAVAILABLE
-    assert "The queue's Redis is full (maxmemory)" in refused.err
-
-
-def test_a_server_whose_disk_is_full(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with ValkeyServer(tmp_path / "valkey", appendfsync="no") as server:
-        monkeypatch.setenv("FINETUNE_REDIS_URL", server.url)
-        with connect(server.url) as client:
-            job = Worker(client).accept()
-            fill_disk(server)
-        found = checks(run("doctor", "--json"))
-        shown = [run("status", job.id).code, run("list").code, run("events", job.id).code]
-        refused = run("cancel", job.id).err
-    assert found["redis"]["status"] == "ok"
-    assert found["persistence"]["status"] == "fail"
-    assert found["persistence"]["message"].startswith(
-        "the server refuses every write: MISCONF Errors writing to the AOF"
-    )
-    assert found["persistence"]["action"].startswith("Check the server's disk")
-    assert (found["clock"]["status"], found["accounts"]["status"]) == ("ok", "warn")
-    assert "persistence" in found["workers"]["action"]
-    assert shown == [ExitCode.OK] * 3
-    assert "MISCONF" in refused
-
-
-def test_a_replica_takes_no_jobs(
-    run: Run, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    with ValkeyServer(tmp_path / "valkey") as server:
-        with redis.Redis.from_url(server.url) as client:
-            client.replicaof("127.0.0.1", str(valkey.port))
-        monkeypatch.setenv("FINETUNE_REDIS_URL", server.url)
-        found = checks(run("doctor", "--json"))
-    assert found["redis"]["status"] == "fail"
-    assert "is a replica" in found["redis"]["message"]
-    assert "workers" not in found
-
-
-def test_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FINETUNE_REDIS_URL", "redis://user:secret@127.0.0.1:1/0")
-    result = run("doctor", "--json")
-    found = checks(result)
-    assert result.code == ExitCode.FAILED
-    assert found["redis"]["message"].startswith("redis://127.0.0.1:1/0 does not answer")
-    assert "secret" not in result.out
-    assert "workers" not in found
-    assert found["staging"]["status"] == "ok"
-
-
-def test_a_server_whose_certificate_is_not_trusted(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    context, _ = server_context(tmp_path)
-    with RawServer(lambda wire: None, tls=context) as server:
-        monkeypatch.setenv("FINETUNE_REDIS_URL", server.url.replace("https:", "rediss:"))
-        found = checks(run("doctor", "--json"))["redis"]
-    assert found["status"] == "fail"
-    assert "?ssl_ca_certs=FILE" in found["action"]
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("redis://:wrong@{place}/0", "username-password"),
-        ("redis://{place}/0", "Authentication"),
-        ("redis://:secret@{place}/99", "DB index"),
-    ],
-)
-def test_a_server_that_refuses_is_not_said_to_be_away(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, said: str
-) -> None:
-    with ValkeyServer(tmp_path / "valkey") as server:
-        with redis.Redis.from_url(server.url) as client:
-            client.config_set("requirepass", "secret")
-        monkeypatch.setenv("FINETUNE_REDIS_URL", url.format(place=f"127.0.0.1:{server.port}"))
-        check = checks(run("doctor", "--json"))["redis"]
-        listed = run("list").err
-    assert check["status"] == "fail"
-    assert "answers, and refuses: " in check["message"]
-    assert said in check["message"]
-    assert check["action"].startswith("Correct the user, password or database number in FINETUNE_REDIS_URL")
-    assert "The queue's Redis refused a command" in listed
-
-
-@pytest.mark.usefixtures("queue_url")
-def test_another_broker_that_is_away(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FINETUNE_BROKER_URL", "redis://127.0.0.1:1/0")
-    found = checks(run("doctor", "--json"))
-    assert found["redis"]["status"] == "ok"
-    assert found["workers"]["status"] == "fail"
-    assert found["workers"]["message"].startswith("they could not be asked. The broker is out of reach")
-    assert found["workers"]["action"].startswith("Check FINETUNE_BROKER_URL")
 
 
 @pytest.mark.usefixtures("queue_url")
@@ -355,16 +144,6 @@ def test_a_consumer_of_events_is_no_worker(run: Run, monkeypatch: pytest.MonkeyP
     assert (beside["status"], beside["message"]) == ("ok", f"1 alive: worker1@vm{not_counted}")
 
 
-def test_a_server_that_came_back_without_its_data(run: Run, queue_url: str) -> None:
-    assert "data" not in checks(run("doctor", "--json"))
-    with connect(queue_url) as client:
-        Workers(client).note_emptied()
-    found = checks(run("doctor", "--json"))["data"]
-    assert found["status"] == "fail"
-    assert found["message"].startswith("the server came back without its data 0.")
-    assert "FinetuneRedisEmptied" in found["action"]
-
-
 def test_workers_of_two_versions(run: Run, queue_url: str) -> None:
     with connect(queue_url) as client:
         workers = Workers(client)
@@ -401,95 +180,6 @@ def test_workers_of_another_broker_are_not_said_to_come_back(
     assert ", or their FINETUNE_BROKER_URL is another than here" in other["message"]
     for found in (same, other):
         assert found["message"].endswith("; without this service's tasks, so not counted: celery@vm")
-
-
-def test_fewer_replicas_than_a_submit_waits_for(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with (
-        ValkeyServer(tmp_path / "one") as one,
-        ValkeyServer(tmp_path / "two") as two,
-        redis.Redis(port=one.port) as first,
-        redis.Redis(port=two.port) as second,
-    ):
-        monkeypatch.setenv("FINETUNE_REDIS_URL", one.url)
-        assert "replicas" not in checks(run("doctor", "--json"))
-        monkeypatch.setenv("FINETUNE_REDIS_REPLICAS", "1")
-        alone = checks(run("doctor", "--json"))["replicas"]
-        assert (alone["status"], alone["message"].split(":")[0]) == ("warn", "0 of 1 connected")
-        assert "FINETUNE_REDIS_REPLICAS" in alone["action"]
-
-        first.config_set("repl-diskless-sync-delay", 0)  # or it waits 5 s for more replicas
-        second.replicaof("127.0.0.1", str(one.port))
-        until(lambda: first.info("replication")["connected_slaves"] == 1, seconds=20)
-        found = checks(run("doctor", "--json"))["replicas"]
-        assert (found["status"], found["message"]) == ("ok", "1 connected; a submit waits for 1")
-
-        first.config_set("appendonly", "no")
-        found = checks(run("doctor", "--json"))["replicas"]
-        assert (found["status"], "keeps no append-only log" in found["message"]) == ("warn", True)
-
-
-def test_workers_whose_settings_differ(run: Run, queue_url: str) -> None:
-    with connect(queue_url) as client:
-        Accounts(client).configure("default", AccountLimits(calls=5, window=60))
-        workers = Workers(client)
-        workers.seen(LiveWorker("a:1", __version__, ("default",), limits=(("default", AccountLimits(5, 60)),)))
-        assert "limits default" not in checks(run("doctor", "--json"))
-        capped = AccountLimits(50, 60, max_training=10, max_submits_per_day=57)
-        workers.seen(LiveWorker("b:1", __version__, ("default",), limits=(("default", capped),), node="w2@b"))
-    found = checks(run("doctor", "--json"))["limits default"]
-    assert found["status"] == "warn"
-    one, other = "a:1 has 5 calls per 60 s", "w2@b has 50 calls per 60 s, 10 trainings, 57 submits a day"
-    assert found["message"] == f"the settings of the workers differ: {one}; {other}"
-
-
-@pytest.mark.parametrize(
-    ("api", "workers_api", "cap", "bounded"),
-    [
-        ("https://api.segmind.com", "paid", None, False),
-        ("https://api.segmind.com", "paid", 20, True),
-        ("https://api.segmind.com", "paid", 0, True),
-        ("https://api.segmind.com", None, None, False),
-        ("http://127.0.0.1:8000", None, None, True),
-        ("https://api.segmind.com", "sandbox", None, True),
-        ("http://127.0.0.1:8000", "paid", None, False),
-    ],
-)
-def test_an_account_that_may_spend_without_end(
-    *,
-    run: Run,
-    queue_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    api: str,
-    workers_api: Api | None,
-    cap: int | None,
-    bounded: bool,
-) -> None:
-    monkeypatch.setenv("SEGMIND_BASE_URL", api)
-    with connect(queue_url) as client:
-        if workers_api is not None:
-            note_api(client, workers_api)
-        Accounts(client).configure("default", AccountLimits(calls=5, window=60, max_submits_per_day=cap))
-        Workers(client).seen(LiveWorker("a:1", __version__, ("default",)))
-    found = checks(run("doctor", "--json"))
-    assert ("cap default" not in found) == bounded
-    if not bounded:
-        assert found["cap default"]["status"] == "warn"
-        assert "SEGMIND_MAX_SUBMITS_PER_DAY" in found["cap default"]["action"]
-
-
-def test_workers_with_other_keys_for_one_account(run: Run, worker: Worker, queue_url: str) -> None:
-    worker.announce()
-    with connect(queue_url) as client:
-        workers = Workers(client)
-        for name, key_print in (("a:1", "0a1b2c"), ("c:1", "0a1b2c"), ("old:1", "")):
-            prints = (("default", key_print),) if key_print else ()
-            workers.seen(LiveWorker(name, __version__, ("default",), key_prints=prints))
-        assert "keys default" not in checks(run("doctor", "--json"))
-        workers.seen(LiveWorker("b:1", __version__, ("default",), key_prints=(("default", "d3e4f5"),)))
-    found = checks(run("doctor", "--json"))["keys default"]
-    assert found["status"] == "warn"
-    assert found["message"] == "the workers have different keys for it, or call different APIs: a:1, c:1; b:1"
-    assert "not_found" in found["action"]
 
 
 def test_workers_whose_clock_was_off_when_they_started(run: Run, queue_url: str) -> None:

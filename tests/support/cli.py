@@ -169,3 +169,7 @@ class Program:
 def _read(stream: IO[str], lines: list[str]) -> None:
     with stream:
         lines.extend(stream)
+
+
+def checks(result: Any) -> dict[str, dict[str, str]]:
+    return {check["name"]: check for check in result.json["checks"]}
