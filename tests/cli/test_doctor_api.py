@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.store import AccountLimits, Accounts, Budget, Slot, connect, keys
@@ -179,15 +180,28 @@ def test_a_pause_of_seconds_is_told_of_at_once(run: Run, sandbox: LiveSandbox) -
     assert api_calls(sandbox) == 0
 
 
+def failed_once(client: redis.Redis) -> Budget:
+    """Return the budget of an account that has just had a call without an answer, and so a short pause."""
+    Accounts(client).configure("default", AccountLimits(calls=50, window=60))
+    budget = Budget(client, call_timeout=60, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
+    first = budget.take("default", "a-job", 0.0)
+    assert isinstance(first, Slot)
+    budget.pause(first, "Segmind answered 503.", 0.01)
+    return budget
+
+
+def out_of_a_pause(queue_url: str) -> None:
+    """Leave the account after a pause, with nobody who tries whether Segmind is well again."""
+    with connect(queue_url) as client:
+        failed_once(client)
+        until(lambda: not Accounts(client).status("default").paused_for, seconds=5)
+
+
 def test_an_account_that_a_worker_is_just_trying_again_is_not_waited_for(
     run: Run, sandbox: LiveSandbox, queue_url: str
 ) -> None:
     with connect(queue_url) as client:
-        Accounts(client).configure("default", AccountLimits(calls=50, window=60))
-        budget = Budget(client, call_timeout=60, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
-        first = budget.take("default", "a-job", 0.0)
-        assert isinstance(first, Slot)
-        budget.pause(first, "Segmind answered 503.", 0.01)
+        budget = failed_once(client)
         until(lambda: isinstance(budget.take("default", "a-job", 0.0), Slot), seconds=5)
     found = asked(run("doctor", "--api", "--json"))
     assert list(found) == ["api default"]
@@ -231,17 +245,6 @@ def test_so_does_one_that_a_person_broke_off(
         patched.setattr(SegmindClient, "credits", broken_off)
         assert run("doctor", "--api").code == 130
     assert asked(run("doctor", "--api", "--json")).keys() == {*ASKED}
-
-
-def out_of_a_pause(queue_url: str) -> None:
-    """Leave the account after a pause, with nobody who tries whether Segmind is well again."""
-    with connect(queue_url) as client:
-        Accounts(client).configure("default", AccountLimits(calls=50, window=60))
-        budget = Budget(client, call_timeout=60, handover=5, first_sweep=5, backoff_base=1, backoff_max=8)
-        first = budget.take("default", "a-job", 0.0)
-        assert isinstance(first, Slot)
-        budget.pause(first, "Segmind answered 503.", 0.01)
-        until(lambda: not Accounts(client).status("default").paused_for, seconds=5)
 
 
 def test_webhooks_that_cannot_be_read_fail_nothing(run: Run, sandbox: LiveSandbox) -> None:

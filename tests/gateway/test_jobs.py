@@ -15,25 +15,8 @@ from finetune_queue.errors import InvalidRequestError
 from finetune_queue.messaging import QUEUE
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import Accounts, Change, JobStore, keys
+from support.http_api import problem, submit
 from support.samples import sample, sample_request
-
-
-def submit(http: httpx.Client, **fields: Any) -> dict[str, Any]:
-    reply = http.post("/v1/jobs", json=sample(**fields))
-    assert reply.status_code == 202, reply.text
-    body: dict[str, Any] = reply.json()
-    return body
-
-
-def problem(reply: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    body: dict[str, Any] = reply.json()
-    assert (reply.status_code, body["status"], body["code"]) == (status, status, code), body
-    assert reply.headers["content-type"] == "application/problem+json"
-    assert body["type"] == f"urn:finetune-queue:problem:{code}"
-    assert body["instance"] == f"urn:uuid:{reply.headers['x-request-id']}"
-    assert body["title"]
-    assert body["detail"]
-    return body
 
 
 def test_a_submitted_job_is_accepted_and_says_where_to_go_on(http: httpx.Client, queue: FineTuneQueue) -> None:
@@ -342,30 +325,6 @@ def test_a_model_is_made_public_once_its_job_has_ended(http: httpx.Client, queue
     )
 
 
-def test_list_filters_and_pages(http: httpx.Client, queue: FineTuneQueue) -> None:
-    ids = [submit(http, account="team-a", labels={"n": str(number)})["job_id"] for number in range(5)]
-    submit(http)
-    queue.cancel(ids[0])
-    page = http.get("/v1/jobs", params={"account": "team-a", "limit": 2}).json()
-    assert [job["job_id"] for job in page["jobs"]] == ids[:2:-1]
-    seen = [job["job_id"] for job in page["jobs"]]
-    while page.get("next"):
-        page = http.get("/v1/jobs", params={"account": "team-a", "limit": 2, "cursor": page["next"]}).json()
-        seen += [job["job_id"] for job in page["jobs"]]
-    assert seen == ids[::-1]
-    assert [job["job_id"] for job in http.get("/v1/jobs?state=cancelled").json()["jobs"]] == ids[:1]
-    assert [job["job_id"] for job in http.get("/v1/jobs?label=n%3D3").json()["jobs"]] == ids[3:4]
-    assert http.get("/v1/jobs?label=n%3D3&label=n%3D4").json()["jobs"] == []
-
-
-@pytest.mark.parametrize(
-    "query", ["state=done", "limit=0", "limit=201", "cursor=abc", "label=x", "account=a%20b", "stat=failed", "limit=x"]
-)
-def test_a_query_with_a_typo_is_refused(http: httpx.Client, query: str) -> None:
-    body = problem(http.get(f"/v1/jobs?{query}"), 422, "invalid-request")
-    assert body["errors"][0]["where"].split(".")[0] == query.partition("=")[0]
-
-
 def test_a_failed_job_is_retried_at_its_stage(http: httpx.Client, queue: FineTuneQueue) -> None:
     job = queue.get(submit(http)["job_id"]).record
     store: JobStore = queue._jobs
@@ -391,18 +350,3 @@ def test_what_is_not_there_or_not_allowed(http: httpx.Client) -> None:
     reply = http.delete("/v1/jobs")
     problem(reply, 405, "method-not-allowed")
     assert set(reply.headers["allow"].replace(" ", "").split(",")) <= {"GET", "POST"}
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/v1/jobs?state=failed&state=cancelled",
-        "/v1/jobs?limit=1&label=a%3Db&label=c%3Dd&limit=1",
-        "/v1/jobs/01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21/events?after=1&after=2",
-        "/v1/events?limit=1&limit=2",
-    ],
-)
-def test_of_a_repeated_parameter_none_is_taken(http: httpx.Client, path: str) -> None:
-    body = problem(http.get(path), 422, "invalid-request")
-    name = path.partition("?")[2].partition("=")[0]
-    assert body["errors"] == [{"where": name, "detail": "is given more than once"}]

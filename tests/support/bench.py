@@ -112,6 +112,17 @@ class Bench:
         words = {"REQUESTED", "DATA_PROCESSING", "TRAINING_INITIATED"}
         until(lambda: not words & {row["status"] for row in self.sandbox.control.trainings()}, seconds=8)
 
+    def trained(self, count: int, **settings: Any) -> list[JobRecord]:
+        """Return so many submitted jobs, by the given settings of the sandbox: in training if these say how long one
+        takes, else with their trainings over."""
+        self.sandbox.control.change_settings(**settings)
+        jobs = [self.submitting() for _ in range(count)]
+        for job in jobs:
+            self.run(job)
+        if not settings.get("training_seconds"):
+            self.until_trained()
+        return jobs
+
     def submits(self) -> int:
         """Return how many paid submits the sandbox accepted."""
         return sum(self.sandbox.control.report()["submits"]["by_name"].values())

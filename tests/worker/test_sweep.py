@@ -11,8 +11,7 @@ from kombu.exceptions import OperationalError
 from finetune_queue.contract import EventType, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.messaging import TRANSFER_QUEUE
 from finetune_queue.resuming import resume_at
-from finetune_queue.store import SWEEP, CallClass, Change, keys
-from finetune_queue.store.room import room_score_floor
+from finetune_queue.store import SWEEP, Change, keys
 from finetune_worker.stages.sweep import sweep, sweep_if_due
 from support.bench import Bench, make_settings
 from support.until import until
@@ -22,19 +21,8 @@ def calls_of(bench: Bench, operation: str) -> int:
     return sum(bench.sandbox.control.report()["calls"].get(operation, {}).values())
 
 
-def trained(bench: Bench, count: int, **settings: Any) -> list[JobRecord]:
-    bench.sandbox.control.change_settings(**settings)
-    jobs = [bench.submitting() for _ in range(count)]
-    for job in jobs:
-        bench.run(job)
-    if settings.get("training_seconds"):
-        return jobs
-    bench.until_trained()
-    return jobs
-
-
 def test_one_list_call_moves_every_finished_training(bench: Bench) -> None:
-    jobs = trained(bench, 5, list_carries_weights_url=True)
+    jobs = bench.trained(5, list_carries_weights_url=True)
 
     sentence = sweep(bench.container, "default")
 
@@ -49,7 +37,7 @@ def test_one_list_call_moves_every_finished_training(bench: Bench) -> None:
 
 
 def test_a_broker_out_of_reach_does_not_end_a_look(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = trained(bench, 3, list_carries_weights_url=True)
+    jobs = bench.trained(3, list_carries_weights_url=True)
 
     def out_of_reach(*_: Any, **__: Any) -> None:
         raise OperationalError
@@ -62,7 +50,7 @@ def test_a_broker_out_of_reach_does_not_end_a_look(bench: Bench, monkeypatch: py
 
 
 def test_what_moves_on_leaves_the_trouble_of_earlier_tries_behind(bench: Bench) -> None:
-    [job] = trained(bench, 1)
+    [job] = bench.trained(1)
     trouble = JobError(code="weights_missing", stage="poll", message="No URL.", retryable=True)
     bench.container.jobs.transition(bench.read(job), Change(delay=60), attempts=2, error=trouble)
 
@@ -73,7 +61,7 @@ def test_what_moves_on_leaves_the_trouble_of_earlier_tries_behind(bench: Bench) 
 
 
 def test_of_the_messages_that_piled_up_while_no_thread_was_free_one_makes_the_look(bench: Bench) -> None:
-    trained(bench, 2, training_seconds=600)
+    bench.trained(2, training_seconds=600)
     for _ in range(3):
         bench.container.sweep_clock.sweep_now("default")
         assert bench.container.budget.reserve("default", 5)[0] == [SWEEP]
@@ -86,13 +74,13 @@ def test_of_the_messages_that_piled_up_while_no_thread_was_free_one_makes_the_lo
 
 
 def test_a_message_that_came_after_its_slot_lapsed_still_makes_the_look(bench: Bench) -> None:
-    trained(bench, 2, training_seconds=600)
+    bench.trained(2, training_seconds=600)
     bench.container.sweep_clock.sweep_now("default")
     assert sweep_if_due(bench.container, "default").startswith("saw 2 of 2")
 
 
 def test_a_worker_without_the_account_s_key_takes_no_slot_for_its_sweep(bench: Bench) -> None:
-    trained(bench, 1, training_seconds=600)
+    bench.trained(1, training_seconds=600)
     used = bench.container.accounts.status("default").used
     elsewhere = make_settings(
         bench.sandbox,
@@ -108,7 +96,7 @@ def test_a_worker_without_the_account_s_key_takes_no_slot_for_its_sweep(bench: B
 
 
 def test_a_sweep_does_not_put_off_the_lease_of_a_worker_that_holds_the_job(bench: Bench) -> None:
-    jobs = trained(bench, 2, training_seconds=600)
+    jobs = bench.trained(2, training_seconds=600)
     sweep(bench.container, "default")
     held = bench.container.jobs.transition(bench.read(jobs[0]), Change(delay=30), owner="died")
     deadlines = bench.container.jobs._redis
@@ -123,7 +111,7 @@ def test_a_sweep_does_not_put_off_the_lease_of_a_worker_that_holds_the_job(bench
 def test_more_trainings_than_a_page_all_move(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_worker.stages.sweep.PAGE", 2)
     monkeypatch.setattr("finetune_queue.store.jobs._PAGE", 2)
-    jobs = trained(bench, 5, list_carries_weights_url=True)
+    jobs = bench.trained(5, list_carries_weights_url=True)
     assert sweep(bench.container, "default") == "saw 5 of 5 trainings, 5 moved"
     assert {bench.read(job).state for job in jobs} == {JobState.DOWNLOADING}
 
@@ -131,7 +119,7 @@ def test_more_trainings_than_a_page_all_move(bench: Bench, monkeypatch: pytest.M
 def test_a_job_that_went_on_while_the_list_was_on_its_way_is_left_alone(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs = trained(bench, 2, list_carries_weights_url=True)
+    jobs = bench.trained(2, list_carries_weights_url=True)
     store, read = bench.container.jobs, bench.container.jobs.tracked
 
     def tracked(account: str) -> list[JobRecord]:
@@ -145,7 +133,7 @@ def test_a_job_that_went_on_while_the_list_was_on_its_way_is_left_alone(
 
 
 def test_a_list_without_urls_costs_one_details_call_for_each_job(bench: Bench) -> None:
-    jobs = trained(bench, 3, list_carries_weights_url=False)
+    jobs = bench.trained(3, list_carries_weights_url=False)
 
     sweep(bench.container, "default")
     assert bench.container.accounts.status("default").waiting == 3
@@ -159,7 +147,7 @@ def test_a_list_without_urls_costs_one_details_call_for_each_job(bench: Bench) -
 
 
 def test_a_single_training_is_looked_at_by_its_details(bench: Bench) -> None:
-    [job] = trained(bench, 1, list_carries_weights_url=False)
+    [job] = bench.trained(1, list_carries_weights_url=False)
     sweep(bench.container, "default")
     assert bench.read(job).state is JobState.DOWNLOADING
     assert (calls_of(bench, "list"), calls_of(bench, "details")) == (0, 1)
@@ -169,7 +157,7 @@ def test_a_single_training_is_looked_at_by_its_details(bench: Bench) -> None:
 
 
 def test_a_running_training_parks_its_job_and_tells_of_its_status(bench: Bench) -> None:
-    [job] = trained(bench, 1, training_seconds=5)
+    [job] = bench.trained(1, training_seconds=5)
     result = bench.run(job)
     assert not result.proceed
     assert "waiting for Segmind to train" in result.sentence
@@ -187,7 +175,7 @@ def test_a_running_training_parks_its_job_and_tells_of_its_status(bench: Bench) 
 
 
 def test_a_failed_training_fails_its_job_with_segmind_s_words(bench: Bench) -> None:
-    [job] = trained(bench, 1, training_seconds=600)
+    [job] = bench.trained(1, training_seconds=600)
     bench.sandbox.control.change_training(bench.finetune_id(job), fail="no faces found")
 
     sweep(bench.container, "default")
@@ -202,7 +190,7 @@ def test_a_failed_training_fails_its_job_with_segmind_s_words(bench: Bench) -> N
 
 
 def test_a_word_of_failure_in_the_list_is_believed_once_the_details_show_no_weights(bench: Bench) -> None:
-    failed, _ = trained(bench, 2, training_seconds=600)
+    failed, _ = bench.trained(2, training_seconds=600)
     bench.sandbox.control.change_training(bench.finetune_id(failed), fail="no faces found")
 
     sweep(bench.container, "default")
@@ -222,7 +210,7 @@ def test_weights_that_exist_are_fetched_though_the_deployment_failed(
     bench: Bench, word: str, count: int, *, url_in_list: bool
 ) -> None:
     bench.sandbox.control.add_fault(op="training", kind="fail_deploy", word=word, count=None)
-    jobs = trained(bench, count, list_carries_weights_url=url_in_list, deploy_seconds=0)
+    jobs = bench.trained(count, list_carries_weights_url=url_in_list, deploy_seconds=0)
 
     sweep(bench.container, "default")
     for job in jobs:
@@ -234,7 +222,7 @@ def test_weights_that_exist_are_fetched_though_the_deployment_failed(
 
 
 def test_a_training_that_was_over_is_not_paid_for_again_when_it_is_said_to_have_failed(bench: Bench) -> None:
-    job, _ = trained(bench, 2, list_carries_weights_url=False)
+    job, _ = bench.trained(2, list_carries_weights_url=False)
     sweep(bench.container, "default")
     assert bench.read(job).provider_status == "TRAINING_COMPLETED"
     bench.sandbox.control.change_training(bench.finetune_id(job), fail="no GPU left")
@@ -251,7 +239,7 @@ def test_a_training_that_was_over_is_not_paid_for_again_when_it_is_said_to_have_
 
 
 def test_a_training_that_the_list_lacks_is_asked_for_alone(bench: Bench) -> None:
-    first, second = trained(bench, 2, training_seconds=600)
+    first, second = bench.trained(2, training_seconds=600)
     for job in (first, second):
         bench.run(job)
     bench.sandbox.control.change_training(bench.finetune_id(first), hidden=True)
@@ -263,7 +251,7 @@ def test_a_training_that_the_list_lacks_is_asked_for_alone(bench: Bench) -> None
 
 
 def test_a_training_that_segmind_forgot_fails_its_job(bench: Bench) -> None:
-    [job] = trained(bench, 1, training_seconds=600)
+    [job] = bench.trained(1, training_seconds=600)
     bench.container.jobs.transition(bench.read(job), Change(delay=60), wants_details=True, finetune_id="never-was")
 
     bench.run(job)
@@ -275,7 +263,7 @@ def test_a_training_that_segmind_forgot_fails_its_job(bench: Bench) -> None:
 
 
 def test_a_training_that_never_ends_fails_its_job(bench: Bench) -> None:
-    [job] = trained(bench, 1, training_seconds=600)
+    [job] = bench.trained(1, training_seconds=600)
     bench.let_stay(job, bench.container.settings.finetune_training_limit)
 
     bench.run(job)
@@ -288,7 +276,7 @@ def test_a_training_that_never_ends_fails_its_job(bench: Bench) -> None:
 
 
 def test_a_training_that_ended_while_nobody_could_look_is_fetched_however_late(bench: Bench) -> None:
-    [job] = trained(bench, 1)
+    [job] = bench.trained(1)
     bench.let_stay(job, bench.container.settings.finetune_training_limit)
 
     bench.run(job)
@@ -297,7 +285,7 @@ def test_a_training_that_ended_while_nobody_could_look_is_fetched_however_late(b
 
 
 def test_sweeps_that_see_a_training_do_not_put_off_its_limit(bench: Bench) -> None:
-    jobs = trained(bench, 2, training_seconds=600)
+    jobs = bench.trained(2, training_seconds=600)
     for job in jobs:
         bench.run(job)
     late, well = (bench.read(job) for job in jobs)
@@ -326,7 +314,7 @@ def test_sweeps_that_see_a_training_do_not_put_off_the_caller_s_deadline(bench: 
 
 @pytest.mark.parametrize("fault", [{"kind": "rate_limited"}, {"kind": "http_error", "status": 503}, {"kind": "reset"}])
 def test_a_sweep_that_fails_moves_nobody_and_pauses_the_account(bench: Bench, fault: dict[str, Any]) -> None:
-    jobs = trained(bench, 2, list_carries_weights_url=True)
+    jobs = bench.trained(2, list_carries_weights_url=True)
     bench.sandbox.control.add_fault(op="list", **fault)
 
     sweep(bench.container, "default")
@@ -337,7 +325,7 @@ def test_a_sweep_that_fails_moves_nobody_and_pauses_the_account(bench: Bench, fa
 
 @pytest.mark.parametrize(("kind", "slot_in"), [("slow", 72), ("reset", 60)])
 def test_a_call_that_timed_out_may_still_arrive_and_keeps_its_slot(bench: Bench, kind: str, slot_in: float) -> None:
-    [job] = trained(bench, 1, training_seconds=600)
+    [job] = bench.trained(1, training_seconds=600)
     redis: Any = bench.container.jobs._redis
     redis.delete(keys.slots("default"))
     bench.sandbox.control.add_fault(op="details", kind=kind, **({"seconds": 1.5} if kind == "slow" else {}))
@@ -352,7 +340,7 @@ def test_a_call_that_timed_out_may_still_arrive_and_keeps_its_slot(bench: Bench,
 
 
 def test_a_list_cut_short_still_moves_whom_it_showed(bench: Bench) -> None:
-    jobs = trained(bench, 4, list_carries_weights_url=True)
+    jobs = bench.trained(4, list_carries_weights_url=True)
     bench.sandbox.control.add_fault(op="list", kind="malformed_json")
 
     sweep(bench.container, "default")
@@ -363,7 +351,7 @@ def test_a_list_cut_short_still_moves_whom_it_showed(bench: Bench) -> None:
 
 
 def test_a_training_seen_in_time_is_put_off(bench: Bench) -> None:
-    jobs = trained(bench, 2, training_seconds=600)
+    jobs = bench.trained(2, training_seconds=600)
     for job in jobs:
         bench.run(job)
     client = bench.container.jobs._redis
@@ -371,54 +359,3 @@ def test_a_training_seen_in_time_is_put_off(bench: Bench) -> None:
         client.zadd(keys.deadlines(), {job.id: 0})
     sweep(bench.container, "default")
     assert bench.container.deadlines.due(10, handover=1)[0] == {}
-
-
-def next_sweep_in(bench: Bench) -> float:
-    client = bench.container.jobs._redis
-    seconds, micros = client.time()
-    return float(client.hget(keys.account("default"), "sweep_at") or 0) / 1000 - seconds - micros / 1e6
-
-
-def test_a_busy_budget_is_looked_at_less_often(bench: Bench) -> None:
-    trained(bench, 2, training_seconds=600)
-    sweep(bench.container, "default")
-    assert next_sweep_in(bench) < 3  # half of 50 calls a minute
-    client = bench.container.jobs._redis
-    client.zadd(keys.room("default"), {"somebody": room_score_floor(CallClass.SUBMIT)})
-    sweep(bench.container, "default")
-    assert next_sweep_in(bench) < 3
-    free = 50 - client.zcard(keys.slots("default"))
-    client.zadd(keys.slots("default"), {f"call-{number}": 9e15 for number in range(free - 1)})
-    sweep(bench.container, "default")
-    assert 55 < next_sweep_in(bench) <= 61  # 2 % of them, see the settings
-
-    accounts = bench.container.accounts
-    limits = accounts.status("default").limits
-    accounts.configure("default", replace(limits, max_training=2))
-    client.zrem(keys.slots("default"), "call-0")  # for the look itself
-    sweep(bench.container, "default")
-    assert next_sweep_in(bench) < 3  # it waits for a training to end, which only a look shows
-
-
-def test_the_usual_training_time_is_learned_and_used(bench: Bench) -> None:
-    jobs = trained(bench, 2, list_carries_weights_url=True)
-    client = bench.container.jobs._redis
-    for job in jobs:
-        client.hset(keys.job(job.id), "submitted_ms", str(int(job.created_ms - 1_200_000)))
-    sweep(bench.container, "default")
-    usual = bench.container.accounts.status("default").usual_training
-    assert usual == pytest.approx(1200, abs=30)
-
-    trained(bench, 2, training_seconds=1200)
-    sweep(bench.container, "default")
-    assert 140 < next_sweep_in(bench) <= 155  # an eighth of it: nothing ends so early
-
-
-def test_nothing_is_learned_from_a_training_that_a_person_named(bench: Bench) -> None:
-    """It may have begun long before it became the job's."""
-    jobs = trained(bench, 2, list_carries_weights_url=True)
-    for job in jobs:
-        bench.container.jobs._redis.hdel(keys.job(job.id), "submitted_ms", "intent_ms")
-    sweep(bench.container, "default")
-    assert {bench.read(job).state for job in jobs} == {JobState.DOWNLOADING}
-    assert bench.container.accounts.status("default").usual_training is None

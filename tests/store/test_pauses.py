@@ -1,0 +1,176 @@
+"""An account's pauses: of all its calls, with one probe after it, and of its submits alone."""
+
+from typing import Any
+
+from finetune_queue.contract import WaitReason
+from finetune_queue.store import (
+    SWEEP,
+    AccountLimits,
+    Accounts,
+    Budget,
+    CallClass,
+    JobStore,
+    Slot,
+    keys,
+)
+from support.calls import ANYTIME, parked, refused, take
+
+
+def test_a_pause_stops_all_then_lets_one_probe_go_first(budget: Budget, client: Any) -> None:
+    call = take(budget)
+    assert budget.pause(call, "429", 30.0) >= 30.0
+    assert refused(budget).reason is WaitReason.PAUSED
+
+    client.hset(keys.account("default"), "paused_until", "0")
+    probe = take(budget)
+    assert refused(budget).reason is WaitReason.PAUSED
+    budget.end(probe)
+    take(budget)
+
+
+def over(client: Any) -> None:
+    """Let the account's pause be over."""
+    client.hset(keys.account("default"), "paused_until", "0")
+
+
+def test_a_call_from_before_the_pause_that_went_well_does_not_spare_the_probe(budget: Budget, client: Any) -> None:
+    refused_one, good_one = take(budget), take(budget)
+    budget.pause(refused_one, "429", 30.0)
+    budget.end(good_one)
+    client.delete(keys.slots("default"))
+    over(client)
+    take(budget)
+    assert refused(budget).reason is WaitReason.PAUSED
+
+
+def test_slots_reserved_before_a_pause_do_not_go_as_probes_after_it(
+    budget: Budget, jobs: JobStore, client: Any
+) -> None:
+    call = take(budget)
+    handed_out = [parked(jobs) for _ in range(2)]
+    assert len(budget.reserve("default", 10)[0]) == 2
+    budget.pause(call, "503", None)
+    over(client)
+    take(budget, handed_out[0].id)
+    assert refused(budget, handed_out[1].id).reason is WaitReason.PAUSED
+
+
+def test_a_probe_that_was_not_sent_lets_one_other_go(budget: Budget, accounts: Accounts, client: Any) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0))
+    budget.pause(take(budget), "503", None)
+    over(client)
+    budget.end_without_news(take(budget))
+    take(budget)
+    assert refused(budget).reason is WaitReason.PAUSED
+
+
+def test_so_does_one_that_timed_out_though_its_own_slot_stays_taken(
+    budget: Budget, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0))
+    budget.pause(take(budget), "503", None)
+    over(client)
+    call = take(budget)
+    before = client.zscore(keys.slots("default"), call.token)
+    budget.end_without_news(call, under_way=True)
+    assert client.zscore(keys.slots("default"), call.token) == before
+    take(budget)
+
+
+def test_a_pause_is_one_account_s_own(budget: Budget, accounts: Accounts) -> None:
+    accounts.configure("other", AccountLimits(calls=3, window=60.0))
+    budget.pause(take(budget), "429", 120.0)
+    assert refused(budget).reason is WaitReason.PAUSED
+    assert isinstance(budget.take("other", "h", ANYTIME), Slot)
+
+
+def test_pauses_without_a_retry_after_grow_and_are_capped(budget: Budget, client: Any) -> None:
+    lengths = []
+    for _ in range(6):
+        client.delete(keys.slots("default"))
+        client.hset(keys.account("default"), "paused_until", "0")
+        client.hdel(keys.account("default"), "probe_until")
+        lengths.append(budget.pause(take(budget), "503", None))
+    assert 1.0 <= lengths[0] <= 1.25
+    assert 2.0 <= lengths[1] <= 2.5
+    assert 8.0 <= lengths[5] <= 10.0
+
+
+def test_calls_that_fail_together_count_as_one_failure(budget: Budget) -> None:
+    calls = [take(budget) for _ in range(3)]
+    first = budget.pause(calls[0], "503", None)
+    assert budget.pause(calls[1], "503", None) <= first
+    assert budget.pause(calls[2], "503", None) <= first
+
+
+def test_one_probe_is_reserved_after_a_pause(budget: Budget, jobs: JobStore, client: Any) -> None:
+    call = take(budget)
+    waiting = [parked(jobs) for _ in range(3)]
+    budget.pause(call, "503", None)
+    holders, wait = budget.reserve("default", 10)
+    assert holders == []
+    assert wait is not None
+    assert 0.5 < wait <= 1.25
+
+    client.hset(keys.account("default"), "paused_until", "0")
+    holders, _ = budget.reserve("default", 10)
+    assert holders == [waiting[0].id]
+    assert budget.reserve("default", 10)[0] == []
+    budget.end(take(budget, waiting[0].id))
+    assert budget.reserve("default", 10)[0] == [waiting[1].id]
+
+
+def test_refused_submits_pause_submits_alone_and_one_tries_at_a_time(
+    budget: Budget, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=20, window=60.0))
+
+    def pause_over() -> None:
+        client.hset(keys.account("default"), "submits_paused_until", "0")
+
+    lengths = [budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted")]
+    for _ in range(2):
+        assert refused(budget, "b", submit=True).reason is WaitReason.PAUSED
+        budget.end(take(budget, "c"))  # a presign, or a sweep
+        assert refused(budget, "b", submit=True).reason is WaitReason.PAUSED
+        status = accounts.status("default")
+        assert (status.unwell, status.pause_reason, status.paused_for) == ("credits_exhausted", "no credits", 0)
+        pause_over()
+        trying = take(budget, "b", submit=True)
+        assert refused(budget, "d", submit=True).reason is WaitReason.PAUSED
+        lengths.append(budget.refuse_submits(trying, "no credits", None, code="credits_exhausted"))
+    assert lengths[0] * 1.5 < lengths[1] < lengths[2]
+
+    pause_over()
+    budget.end_without_news(take(budget, "b", submit=True))  # shows nothing: another may try
+    budget.end(take(budget, "d", submit=True))
+    assert accounts.status("default").unwell == ""
+    for holder in ("e", "f"):
+        take(budget, holder, submit=True)
+
+
+def test_of_refused_submits_one_is_handed_out_at_a_time_and_all_else(
+    budget: Budget, jobs: JobStore, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=20, window=60.0))
+    submits = [parked(jobs) for _ in range(2)]
+    budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted")
+    prepares = [parked(jobs, CallClass.PREPARE) for _ in range(2)]
+    handed_out, wait = budget.reserve("default", 10)
+    assert [each for each in handed_out if each != SWEEP] == [job.id for job in prepares]
+    assert wait is not None
+    assert 0.0 < wait <= 1.25
+
+    client.hset(keys.account("default"), "submits_paused_until", "0")
+    assert budget.reserve("default", 10)[0] == [submits[0].id]
+    assert budget.reserve("default", 10)[0] == []
+    budget.end(take(budget, submits[0].id, submit=True))
+    assert budget.reserve("default", 10)[0] == [submits[1].id]
+
+
+def test_to_resume_an_account_ends_what_was_refused_it(budget: Budget, accounts: Accounts) -> None:
+    budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted")
+    accounts.stop_submits("default", stopped=False)
+    assert accounts.status("default").unwell == ""
+    for holder in ("b", "c"):
+        take(budget, holder, submit=True)
