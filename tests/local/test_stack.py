@@ -98,8 +98,7 @@ def test_make_up_says_what_is_where_and_ends_on_ctrl_c(up: Child) -> None:
 def test_make_up_starts_a_worker_again_that_was_killed(up: Child) -> None:
     up.wait_for_line(lambda line: line == "Ctrl-C ends everything.", timeout=60)
     before = _children(up.pid)
-    [worker] = [pid for pid in before if "worker" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
-    os.kill(worker, signal.SIGKILL)
+    os.kill(_child_with(up.pid, "worker"), signal.SIGKILL)
     up.wait_for_line(lambda line: line.startswith("worker1 was killed. Starting it again"), timeout=30)
     up.wait_until(lambda: len([line for line in up.lines() if "dispatcher_started" in line]) == 2, timeout=60)
     assert len(_children(up.pid)) == len(before)
@@ -120,16 +119,26 @@ def test_make_up_ends_what_it_has_started_so_far_on_a_signal_during_the_start(up
 def test_make_up_ends_when_one_of_its_parts_does(up: Child) -> None:
     up.wait_for_line(lambda line: line == "Ctrl-C ends everything.", timeout=60)
     children = _children(up.pid)
-    os.kill(children[1], signal.SIGKILL)
+    os.kill(_child_with(up.pid, "segmind_sandbox"), signal.SIGKILL)
     assert up.wait(timeout=30) == 1
-    assert any("sandbox was killed by SIGKILL" in line for line in up.lines())
+    said = up.lines()
+    assert any("sandbox was killed by SIGKILL" in line for line in said), said
     assert not any(map(_runs, children))
 
 
 def _children(parent: int) -> list[int]:
-    """The ids of a process's children, oldest first."""
-    return sorted(
-        int(stat.parent.name)
-        for stat in Path("/proc").glob("[0-9]*/stat")
-        if stat.read_text().rpartition(")")[2].split()[1] == str(parent)
-    )
+    """The ids of a process's children, in no order: ids wrap around, so the highest need not be the youngest."""
+    return [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if _parent(stat) == parent]
+
+
+def _parent(stat: Path) -> int | None:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):  # some other process, which ended meanwhile
+        return None
+
+
+def _child_with(parent: int, argument: str) -> int:
+    """The one child that has `argument` in its command line."""
+    [child] = [pid for pid in _children(parent) if argument in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
+    return child
