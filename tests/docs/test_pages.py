@@ -5,11 +5,24 @@ from pathlib import Path
 
 import pytest
 
+from finetune_queue.settings import Settings, load_settings
+from finetune_worker.celery import worker_config
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-SOURCES = ("producers", "worker", "ops/sandbox")
-OTHERS = {"redis_exporter", "aof_last_write_status", "rdb_last_bgsave_status"}
+CODE = "".join(
+    file.read_text(encoding="utf-8")
+    for part in ("producers", "worker", "ops")
+    for file in (ROOT / part).rglob("*")
+    if file.suffix in {".py", ".lua", ".yaml", ".json"}
+)
+OTHERS = {
+    *("redis_exporter", "aof_last_write_status", "rdb_last_bgsave_status", "sum_over_time"),
+    *("task_send_sent_event", "parentbased_traceidratio"),
+}
 """Words of other programs."""
+NO_SETTINGS = {"FINETUNE_ID", "FINETUNE_REDIS_ULR"}
+"""The id of a training, and a mistake that a program points out."""
 
 
 def anchors(page: Path) -> set[str]:
@@ -30,10 +43,30 @@ def test_each_link_leads_to_a_file_and_a_heading_of_it(page: Path) -> None:
         assert not anchor or anchor in anchors(file), target
 
 
-@pytest.mark.parametrize("name", ["runbook", "settings"])
-def test_codes_and_events_that_a_page_names_are_in_the_code(name: str) -> None:
-    code = "".join(file.read_text(encoding="utf-8") for part in SOURCES for file in (ROOT / part).rglob("*.py"))
-    page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)[`:]", page)) - OTHERS
-    assert named
-    assert {word for word in named if not re.search(rf"\b{word}\b", code)} == set()
+def test_the_readme_leads_to_every_page() -> None:
+    targets = re.findall(r"\]\(([^)\s#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    named = {(ROOT / target).resolve() for target in targets if ":" not in target}
+    others = {page for page in PAGES if not {page, page.parent, *page.parent.glob("README.md")} & named}
+    assert others - {ROOT / "README.md"} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_settings_targets_files_and_words_that_a_page_names_are_in_the_code(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    settings = {name.upper() for name in Settings.model_fields}
+    assert set(re.findall(r"\b(?:FINETUNE|SEGMIND)_[A-Z_]+\b", text)) - settings - NO_SETTINGS == set()
+    targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"`make ([a-z0-9-]+)", text)) <= set(targets)
+    files = re.findall(r"`((?:tests|worker|producers|ops|docker|docs|\.ci)/[\w./-]+)", text)
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    words = (
+        set(re.findall(r"`(?!finetune_)([a-z]+(?:_[a-z]+)+)[`:]", text)) - OTHERS
+    )  # metrics: tests/e2e/test_metrics.py
+    assert {word for word in words if not re.search(rf"\b{word}\b", CODE)} == set()
+
+
+def test_each_celery_setting_of_a_worker_has_its_reason() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").partition("## How Celery is configured")[2]
+    config = worker_config(load_settings({}))
+    names = {*config, *config["broker_transport_options"]}
+    assert {name for name in names if not re.search(rf"`[^`]*\b{name}\b[^`]*`", page)} == set()
