@@ -1,4 +1,4 @@
-"""The page on the sandbox: its test file runs as it is shown, and the extras that pages name are there."""
+"""The page on the sandbox: its test file runs as it is shown, its tables name all that there is, as do the extras."""
 
 import os
 import re
@@ -6,6 +6,10 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+from segmind_sandbox.control import TrainingChange
+from segmind_sandbox.faults import READS, STORAGE_OPS, read_fault
+from segmind_sandbox.settings import SandboxSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/sandbox.md").read_text(encoding="utf-8")
@@ -20,6 +24,27 @@ def test_the_test_file_for_another_service_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
+
+
+def named(heading: str, column: int) -> set[str]:
+    """The words in code of one column of the first table below a heading."""
+    table = PAGE.partition(f"\n## {heading}\n")[2].partition("\n| ")[2].partition("\n\n")[0]
+    return {word for row in table.splitlines()[2:] for word in re.findall(r"`(\w+)`", row.split("|")[column])}
+
+
+def test_the_tables_name_every_option_operation_fault_and_change() -> None:
+    assert named("Options", 1) == set(SandboxSettings.model_fields)
+    assert named("Faults", 1) >= STORAGE_OPS | {"api", "submit", "list", "training"}
+    assert named("Faults", 2) >= {kind for op in ("api", "list", "training", *READS) for kind in kinds(op)}
+    assert named("Control API", 2) >= set(TrainingChange.model_fields)
+
+
+def kinds(op: str) -> list[str]:
+    try:
+        read_fault({"op": op, "kind": ""})
+    except ValueError as refusal:
+        return str(refusal).partition("known: ")[2].split(", ")
+    return []
 
 
 def test_the_extras_are_those_of_the_package() -> None:
