@@ -1,6 +1,7 @@
 """The OpenAPI document: complete, and true of what the gateway does. schemathesis tries to find out otherwise."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,15 @@ def test_every_parameter_and_field_of_a_request_is_described(document: dict[str,
             assert parameter.get("description") or parameter["name"] in {"limit", "account", "token"}, (name, parameter)
     fields = document["components"]["schemas"]["SubmitBody"]["properties"]
     assert [name for name, field in fields.items() if not field.get("description")] == []
+
+
+def test_the_page_in_docs_names_every_call(document: dict[str, Any]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(/[\w/]+)`", page))
+    for path in document["paths"]:
+        if not path.startswith("/hooks/"):  # Segmind's alone
+            call = path.replace("{job_id}", "JOB")
+            assert {call, f"/{call.rpartition('/')[2]}"} & named, path
 
 
 def test_no_page_of_the_framework_loads_scripts_from_elsewhere(http: httpx.Client) -> None:
