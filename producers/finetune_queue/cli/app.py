@@ -307,7 +307,7 @@ def check(
 def doctor(
     *,
     api: Annotated[
-        bool, typer.Option("--api", metavar="", help="Ask Segmind too: key, credits, limit, clock, webhook. Two calls.")
+        bool, typer.Option("--api", metavar="", help="Ask Segmind too: key, credits, limit, clock, webhook. Two calls an account.")
     ] = False,
     as_json: AsJson = False,
 ) -> ExitCode:

@@ -84,7 +84,7 @@ _ACCOUNTS: dict[Metric, Read[AccountStatus]] = {
 }
 _UNWELL = _gauge(
     "account_unwell",
-    "1 with the code of the error since which no call of the account, or no submit if one was refused, succeeded; 0 "
+    "1, with the code of the last error, while no call of the account succeeds, or after a refused submit no submit; 0 "
     "with an empty code if all is well",
     *("account", "code"),
 )
@@ -93,9 +93,7 @@ _QUEUES = _gauge("queue_messages", "Messages that wait in a Celery queue; none w
 _LINES = _gauge("sink_lines", "Places of sinks that events wait for: up, or down (out of reach)", "condition")
 _SINKS: dict[Metric, Read[SinksView]] = {
     _gauge("sink_waiting", "Jobs whose events wait in those lines"): lambda view: view.waiting,
-    _gauge("sink_lag_seconds", "For how long the line that is longest late, refused or down, has been so"): (
-        lambda view: view.lag
-    ),
+    _gauge("sink_lag_seconds", "For how long the worst line has been late, refused or down"): lambda view: view.lag,
 }
 _EMPTIED = _gauge("redis_emptied", "1 for a day after a worker saw that it had come back without its data")
 _SERVER: dict[Metric, Read[ServerFacts]] = {
