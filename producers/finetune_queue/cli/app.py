@@ -307,7 +307,8 @@ def check(
 def doctor(
     *,
     api: Annotated[
-        bool, typer.Option("--api", metavar="", help="Ask Segmind too: key, credits, limit, clock, webhook. Two calls an account.")
+        bool,
+        typer.Option("--api", metavar="", help="Ask Segmind: key, credits, limit, clock, webhook; 2 calls an account."),
     ] = False,
     as_json: AsJson = False,
 ) -> ExitCode:
