@@ -19,7 +19,10 @@ from finetune_queue import (
     FineTuneRequest,
     IdempotencyConflictError,
     InvalidRequestError,
+    Job,
     Settings,
+    Submission,
+    Waiting,
     WaitTimeoutError,
     errors,
 )
@@ -94,6 +97,11 @@ def test_every_error_is_told_of() -> None:
     # Dead letters are an operator's, who has the command line.
     assert kinds - {"UnknownLetterError"} <= set(finetune_queue.__all__)
     assert kinds - {"UnknownLetterError"} <= set(re.findall(r"`(\w+Error)`", PAGE))
+
+
+@pytest.mark.parametrize("kind", [FineTuneQueue, Job, Submission, Waiting])
+def test_the_page_names_all_that_a_caller_can_use(kind: type) -> None:
+    assert [name for name in dir(kind) if not name.startswith("_") and not re.search(rf"\b{name}\b", PAGE)] == []
 
 
 def test_the_page_names_attributes_that_a_record_has() -> None:
