@@ -26,7 +26,7 @@ from finetune_queue import (
     WaitTimeoutError,
     errors,
 )
-from finetune_queue.contract import JobRecord, JobState, derived_job_id
+from finetune_queue.contract import JobRecord, JobState, WaitReason, derived_job_id
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.messaging import QUEUE, Messenger, producer_app
 from finetune_queue.sdk import submitting
@@ -102,6 +102,7 @@ def test_every_error_is_told_of() -> None:
 @pytest.mark.parametrize("kind", [FineTuneQueue, Job, Submission, Waiting])
 def test_the_page_names_all_that_a_caller_can_use(kind: type) -> None:
     assert [name for name in dir(kind) if not name.startswith("_") and not re.search(rf"\b{name}\b", PAGE)] == []
+    assert [reason for reason in WaitReason if f"`{reason}`" not in PAGE] == []
 
 
 def test_the_page_names_attributes_that_a_record_has() -> None:
