@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from finetune_queue.gateway import hub
+from finetune_queue.gateway.backend import MAX_UPLOADS
+from finetune_queue.gateway.edge import MAX_JSON, MAX_RUNNING
 from finetune_queue.gateway.problems import TITLES
 from gateway.serving import TOKEN
 
@@ -64,6 +66,8 @@ def test_the_page_in_docs_names_every_call(document: dict[str, Any]) -> None:
         if not path.startswith("/hooks/"):  # Segmind's alone
             call = path.replace("{job_id}", "JOB")
             assert {call, f"/{call.rpartition('/')[2]}"} & named, path
+    told = f"{MAX_RUNNING} requests, {MAX_UPLOADS} uploads", f"{hub.MAX_FOLLOWERS} streams", f"{MAX_JSON // 1024} kB"
+    assert [text for text in told if text not in " ".join(page.split())] == []
 
 
 def test_no_page_of_the_framework_loads_scripts_from_elsewhere(http: httpx.Client) -> None:
