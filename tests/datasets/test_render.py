@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from finetune_queue.datasets.check import check_archive
+from finetune_queue.datasets.check import FEW_IMAGES, LONG_CAPTION, MANY_IMAGES, check_archive
+from finetune_queue.datasets.limits import DEFAULT_LIMITS
 from finetune_queue.datasets.render import render_report
 from finetune_queue.datasets.report import RULES, DatasetReport, finding
 from support.images import image_bytes, make_dataset_zip, make_zip
@@ -73,3 +74,13 @@ def test_the_page_in_docs_has_every_finding_and_its_fix() -> None:
     for severity in ("error", "warning", "note"):
         rows = [f"| `{code}` | {rule.fix} |" for code, rule in RULES.items() if rule.severity == severity]
         assert "\n".join([f"| {severity} | what to do |", "|---|---|", *rows]) in page
+
+
+def test_the_page_in_docs_has_the_limits() -> None:
+    page = " ".join((Path(__file__).resolve().parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8").split())
+    most = DEFAULT_LIMITS
+    sizes = f"{most.max_entry_bytes // 10**6} MB each and {most.max_inflated_bytes // 10**6} MB in all"
+    assert f"may have {most.max_entries:,} files, which inflate to {sizes}" in page
+    assert f"an image {most.max_pixels // 10**6} million pixels" in page
+    assert f"Fewer than {FEW_IMAGES} images are few, more than {MANY_IMAGES} many" in page
+    assert f"more than {LONG_CAPTION:,} characters is long" in page
