@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_queue.contract import TRANSITIONS, JobState
 from finetune_queue.settings import Settings, load_settings
 from finetune_worker.celery import worker_config
 
@@ -63,6 +64,17 @@ def test_settings_targets_files_and_words_that_a_page_names_are_in_the_code(page
         set(re.findall(r"`(?!finetune_)([a-z]+(?:_[a-z]+)+)[`:]", text)) - OTHERS
     )  # metrics: tests/e2e/test_metrics.py
     assert {word for word in words if not re.search(rf"\b{word}\b", CODE)} == set()
+
+
+def test_the_diagram_of_a_job_s_life_is_the_table_of_the_code() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"^    (\w+) --> (\w+)$", page.partition("stateDiagram-v2")[2].partition("```")[0], re.MULTILINE)
+    ends = {JobState.FAILED, JobState.CANCELLED}  # the page says in words that every live state leads to them
+    table = {(str(source), str(to)) for source, targets in TRANSITIONS.items() for to in targets - ends}
+    assert set(drawn) == table
+    assert {source for source in JobState if TRANSITIONS[source] >= ends} == {
+        state for state in JobState if not state.terminal
+    }
 
 
 def test_each_celery_setting_of_a_worker_has_its_reason() -> None:
