@@ -144,3 +144,9 @@ def test_what_is_not_counted_is_the_same_everywhere_and_exists() -> None:
         literal = re.compile(f'"{code.replace(".*", "[a-z_]+")}"')
         sources = (path for part in ("producers", "worker") for path in (ROOT / part).rglob("*.py"))
         assert any(literal.search(path.read_text(encoding="utf-8")) for path in sources), code
+    table = (ROOT / "docs" / "events.md").read_text(encoding="utf-8").partition("## Why a job failed")[2]
+    *theirs, ours = re.findall(r"^\| ([^|]*`[^|]*) \|", table.partition("\n## ")[0], re.MULTILINE)
+    codes = {code for row in theirs for code in re.findall(r"`(\w+)(?:\.\.\.)?`", row)}
+    assert len(codes) > 6
+    assert [code for code in codes if not re.fullmatch(left_out, code)] == []
+    assert [code for code in re.findall(r"`(\w+)`", ours) if re.fullmatch(left_out, code)] == []
