@@ -1,9 +1,12 @@
 """What the pages say of others: links lead somewhere, and words of the program are ones that it has."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+from finetune_queue.store import keys
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -37,3 +40,11 @@ def test_codes_and_events_that_a_page_names_are_in_the_code(name: str) -> None:
     named = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)[`:]", page)) - OTHERS
     assert named
     assert {word for word in named if not re.search(rf"\b{word}\b", code)} == set()
+
+
+def test_keys_that_commands_of_the_runbook_name_are_those_of_the_store() -> None:
+    makers = [maker for _, maker in inspect.getmembers(keys, inspect.isfunction) if maker.__module__ == keys.__name__]
+    known = {maker(*["ACCOUNT"] * len(inspect.signature(maker).parameters)) for maker in makers}
+    named = set(re.findall(r"'(\{finetune\}:[^' ]+)'", (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")))
+    assert len(named) > 2
+    assert named <= known
