@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -110,10 +111,11 @@ def transport_config(settings: Settings) -> dict[str, Any]:
 @dataclass(frozen=True, slots=True)
 class Answered:
     """The names of the Celery workers that answered: ``ours`` have this service's tasks, ``others`` have only their
-    own, as the consumers of events."""
+    own, as the consumers of events. ``untaken`` are the queues that none of ours takes from."""
 
     ours: list[str]
     others: list[str]
+    untaken: tuple[str, ...] = ()
 
 
 class Messenger:
@@ -238,7 +240,7 @@ class Messenger:
             return {queue: _length(channel, queue) for queue in (QUEUE, TRANSFER_QUEUE)}
 
     def workers(self, timeout: float) -> Answered:
-        """Return the Celery workers that answer within ``timeout`` seconds; it always takes that long.
+        """Return the Celery workers that answer within ``timeout`` seconds; it always takes at least that long.
 
         Asked for their tasks and not only for a sign of life: a consumer of events is a worker on this broker, too.
 
@@ -246,10 +248,16 @@ class Messenger:
             QueueUnavailableError: the broker is out of reach; said at once, or after 3 s of silence.
         """
         with _broker_errors(), self._asking() as connection:
-            replies = self._app.control.broadcast("registered", reply=True, timeout=timeout, connection=connection)
-        tasks = {name: known for reply in replies or () for name, known in reply.items()}
-        ours = sorted(name for name, known in tasks.items() if RUN in known)
-        return Answered(ours, sorted(tasks.keys() - set(ours)))
+            ask = partial(self._app.control.broadcast, reply=True, timeout=timeout, connection=connection)
+            replies = ask("registered")
+            tasks = {name: known for reply in replies or () for name, known in reply.items()}
+            ours = sorted(name for name, known in tasks.items() if RUN in known)
+            told = ask("active_queues", destination=ours) if ours else None
+        takes = [{queue["name"] for queue in queues} for reply in told or () for queues in reply.values()]
+        # One that says nothing may take from any.
+        heard = ours and len(takes) == len(ours) and all(takes)
+        untaken = {QUEUE, TRANSFER_QUEUE}.difference(*takes) if heard else set()
+        return Answered(ours, sorted(tasks.keys() - set(ours)), tuple(sorted(untaken)))
 
     @contextmanager
     def _asking(self) -> Iterator["Connection"]:

@@ -16,9 +16,10 @@ import pytest
 from finetune_queue.cli import demo
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.local.stack import LocalStack
+from finetune_queue.messaging import TRANSFER_QUEUE, producer_app
 from finetune_queue.store import Workers, connect
 from segmind_sandbox.testing import SandboxControl
-from support.cli import Program, Run
+from support.cli import Program, Run, checks
 from support.images import make_dataset_folder
 from support.until import until
 
@@ -88,6 +89,29 @@ def test_the_doctor_finds_everything_well(
     assert found["workers"]["message"] == f"1 alive: {worker.shown}"
     assert re.match(r"\d of 50 calls per 1 s", found["account default"]["message"])
     assert stack.valkey.url in found["redis"]["message"]
+
+
+def test_the_doctor_misses_the_workers_of_one_queue(
+    run: Run, stack: LocalStack, submit: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when no pod of transfers gets its volume."""
+    del submit  # its variables
+    monkeypatch.setattr("finetune_queue.cli.doctor.PING_SECONDS", 0.5)
+
+    def workers() -> dict[str, str]:
+        return checks(run("doctor", "--json"))["workers"]
+
+    until(lambda: workers()["status"] == "ok", seconds=30)
+    with producer_app(stack.settings) as app:
+        try:
+            app.control.cancel_consumer(TRANSFER_QUEUE, reply=True)
+            until(lambda: workers()["status"] == "fail", seconds=10)
+            found = workers()
+        finally:
+            app.control.add_consumer(TRANSFER_QUEUE, reply=True)
+    assert re.fullmatch(r"1 alive: worker1@\S+, and none takes from the queue finetune\.transfer", found["message"])
+    assert "celery -A finetune_worker worker -Q finetune.transfer" in found["action"]
+    until(lambda: workers()["status"] == "ok", seconds=10)
 
 
 def _leftovers(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What the pages say of others: links lead somewhere, and words of the program are ones that it has."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from finetune_queue.contract import TRANSITIONS, JobState
 from finetune_queue.settings import Settings, load_settings
+from finetune_queue.store import keys
 from finetune_worker.celery import worker_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,3 +84,11 @@ def test_each_celery_setting_of_a_worker_has_its_reason() -> None:
     config = worker_config(load_settings({}))
     names = {*config, *config["broker_transport_options"]}
     assert {name for name in names if not re.search(rf"`[^`]*\b{name}\b[^`]*`", page)} == set()
+
+
+def test_keys_that_commands_of_the_runbook_name_are_those_of_the_store() -> None:
+    makers = [maker for _, maker in inspect.getmembers(keys, inspect.isfunction) if maker.__module__ == keys.__name__]
+    known = {maker(*["ACCOUNT"] * len(inspect.signature(maker).parameters)) for maker in makers}
+    named = set(re.findall(r"'(\{finetune\}:[^' ]+)'", (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")))
+    assert len(named) > 2
+    assert named <= known

@@ -78,6 +78,23 @@ def test_on_a_replica_nothing_can_be_submitted_and_the_gateway_says_so(
         assert http.get("/readyz").status_code == 200
 
 
+@pytest.mark.parametrize("trouble", ["memory", "disk"])
+def test_on_a_full_server_the_gateway_is_not_ready(
+    trouble: str, make_settings: MakeSettings, start: Start, server: ValkeyServer
+) -> None:
+    url = start(make_settings(finetune_redis_url=server.url))
+    with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as http:
+        if trouble == "disk":
+            fill_disk(server)
+        else:
+            with redis.Redis.from_url(server.url, socket_timeout=5) as client:
+                client.config_set("maxmemory", "1mb")
+        assert http.post("/v1/jobs", json=sample()).status_code == 503
+        reply = http.get("/readyz")
+        assert (reply.status_code, reply.json()["code"]) == (503, "queue-unavailable")
+        assert "full" in reply.json()["detail"]
+
+
 def test_after_a_failover_behind_one_name_the_new_primary_is_found_by_reading_alone(
     make_settings: MakeSettings, start: Start, server: ValkeyServer, valkey: ValkeyServer
 ) -> None:

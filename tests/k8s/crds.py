@@ -95,7 +95,7 @@ SCHEMAS = {
                 "endpoints": several(
                     closed(
                         {"port": TEXT, "path": TEXT, "interval": DURATION},
-                        {"authorization": closed({"credentials": _KEY})},
+                        {"authorization": closed({"credentials": _KEY}), "honorLabels": {"type": "boolean"}},
                     )
                 ),
             }

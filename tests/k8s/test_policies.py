@@ -10,14 +10,19 @@ import pytest
 import yaml
 from tornado.options import options as flower_options
 
+from finetune_queue.gateway.gauges import GAUGES
+from finetune_queue.gateway.metrics import OF_PROCESS
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.settings import Settings, describe, load_settings
+from finetune_queue.store import COUNTED
 from k8s.conftest import ROOT, Manifest, Rendered
 from k8s.pods import WORKERS, chosen, options, port_names, selects
 from monitoring.rules import ALERTS, DASHBOARD
 from segmind_sandbox.settings import DEFAULT_API_KEY
 
 OURS = ("FINETUNE_", "SEGMIND_")
+OPERATOR_S = {"container", "endpoint", "instance", "job", "namespace", "node", "pod", "service"}
+"""Labels that the Prometheus operator gives what it scrapes."""
 JOB = re.compile(r'\bjob\s*(?:=~|!~|!=|=)\s*\\?"([^"\\]*)')
 SECRET_SETTINGS = {row.env for row in describe() if row.secret}
 SAMPLES = {
@@ -67,6 +72,13 @@ def test_each_monitor_reads_a_port_of_a_service(everything: Rendered) -> None:
         assert len(services) == 1
         ports = {port["name"] for port in services[0]["spec"]["ports"]}
         assert {endpoint["port"] for endpoint in monitor["spec"]["endpoints"]} <= ports
+
+
+def test_labels_of_metrics_keep_their_names_beside_those_of_the_operator(everything: Rendered) -> None:
+    ours = {label for metric in (*GAUGES, *COUNTED, *OF_PROCESS) for label in metric.labels}
+    assert ours & OPERATOR_S == {"endpoint"}
+    (endpoint,) = everything.get("ServiceMonitor", "finetune-gateway")["spec"]["endpoints"]
+    assert endpoint.get("honorLabels"), "without it ours would be `exported_endpoint`, and no query find it"
 
 
 def test_what_prometheus_is_to_take_has_the_label_that_it_chooses_by_and_nothing_else_has(everything: Rendered) -> None:

@@ -238,6 +238,22 @@ def test_what_is_no_client_s_is_a_route_of_the_gateway() -> None:
 
 
 @needs_promtool
+@pytest.mark.parametrize(
+    ("changes", "fires"), [(IDLE, True), ({**IDLE, 'finetune_account_waiting{account="a"}': "0"}, False)]
+)
+def test_an_account_that_no_job_needs_any_more_is_not_unwell_for_ever(
+    changes: Series, fires: bool, tmp_path: Path
+) -> None:
+    """Its last call failed, and nobody makes another; while jobs wait for one, that is no excuse."""
+    name = "FinetuneAccountUnwell"
+    unwell = {'finetune_account_unwell{account="a",code="server_error"}': "1"}
+    test = rule_test(name, changes | unwell, f'alertname="{name}"', fires=fires)
+    file = tmp_path / "tests.yaml"
+    file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "5m", "tests": [test]}))
+    promtool("test", "rules", str(file))
+
+
+@needs_promtool
 def test_a_flower_that_is_there_and_does_not_answer_is_down_too(tmp_path: Path) -> None:
     name = "FinetuneFlowerDown"
     test = rule_test(name, {'up{job="finetune-flower",instance="a"}': "0"}, f'alertname="{name}"', fires=True)

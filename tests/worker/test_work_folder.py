@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
@@ -12,6 +13,7 @@ from structlog.testing import capture_logs
 from finetune_queue.contract import JobState, Stage
 from finetune_queue.store import Change
 from finetune_worker.dispatcher import Dispatcher
+from finetune_worker.transfer.limits import TransferLimits
 from finetune_worker.work_folder import WorkFolder, WorkFolderError
 from support.bench import Bench
 
@@ -91,6 +93,19 @@ def test_a_folder_that_cannot_be_cleaned_stops_no_job(bench: Bench) -> None:
     assert bench.read(job).version > job.version
 
 
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the disk has free, one number for each look and the last one for all that follow."""
+    left = [TransferLimits().max_bytes]
+
+    def usage(_: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=left.pop(0) if len(left) > 1 else left[0])
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    return left
+
+
+@pytest.mark.usefixtures("free")
 def test_what_downloads_of_ended_jobs_left_is_removed_and_what_may_go_on_is_kept(bench: Bench) -> None:
     container = bench.container
     live, failed, cancelled = (bench.job() for _ in range(3))
@@ -106,6 +121,28 @@ def test_what_downloads_of_ended_jobs_left_is_removed_and_what_may_go_on_is_kept
         f"{failed.id}.part",
     }
     for job in (live, failed):
+        container.work_folder.part_of(job.id).unlink()
+
+
+def test_parts_of_failed_jobs_do_not_keep_the_disk_full_for_as_long_as_the_jobs(bench: Bench, free: list[int]) -> None:
+    """A bucket that was gone for an hour leaves as many whole files as jobs failed by it."""
+    container = bench.container
+    live, oldest, older, newest = (bench.job() for _ in range(4))
+    for age, job in enumerate((live, oldest, older, newest)):
+        part = container.work_folder.part_of(job.id)
+        part.write_bytes(b"part")
+        os.utime(part, (age, age))
+        if job is not live:
+            container.jobs.transition(job, Change(), to=JobState.FAILED, failed_stage=Stage.DOWNLOAD)
+    free[:] = [0, 0, *free]
+
+    assert container.work_folder.clean() == 2
+
+    assert {path.name for path in container.work_folder.ready().glob("*.part")} == {
+        f"{live.id}.part",
+        f"{newest.id}.part",
+    }
+    for job in (live, newest):
         container.work_folder.part_of(job.id).unlink()
 
 

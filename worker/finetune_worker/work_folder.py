@@ -15,11 +15,15 @@ from pathlib import Path
 from finetune_queue.contract import JobState
 from finetune_queue.store import JobStore, database_of
 from finetune_worker.transfer.download import discard
+from finetune_worker.transfer.limits import TransferLimits
 
 _PART = ".part"
 
 _LEFT_AFTER = 24 * 3600.0
 """Seconds after which a scratch folder is one that a killed worker left: no transfer takes more than an hour."""
+
+_ROOM = TransferLimits().max_bytes
+"""Bytes of the disk that parts of failed jobs must leave free: as many as the largest file has."""
 
 
 class WorkFolderError(Exception):
@@ -94,11 +98,32 @@ class WorkFolder:
 
     def _clean_parts(self) -> int:
         parts = {path.name.removesuffix(_PART): path for path in self.ready().glob(f"*{_PART}")}
-        # A failed download may be retried, so its part is kept as long as the job.
+        # A failed download may be retried, so its part is kept as long as the job, where there is room.
         over = {JobState.SUCCEEDED, JobState.CANCELLED}
         jobs, unreadable = self._jobs.read_many(list(parts))
         kept = {job.id for job in jobs if job.state not in over} | unreadable  # a newer worker goes on with those
         gone = [path for job_id, path in parts.items() if job_id not in kept]
         for path in gone:
             discard(path)
-        return len(gone)
+        return len(gone) + self._make_room({job.id: parts[job.id] for job in jobs if job.state is JobState.FAILED})
+
+    def _make_room(self, failed: dict[str, Path]) -> int:
+        """Remove parts of failed jobs, the oldest first, until the largest file has room: they spare a retry its
+        download, and nothing else."""
+        gone = 0
+        for job_id, part in sorted(failed.items(), key=lambda each: _written(each[1])):
+            if shutil.disk_usage(self._path).free >= _ROOM:
+                break
+            still = self._jobs.get_many([job_id])  # somebody may have retried it meanwhile
+            if still and still[0].state is JobState.FAILED:
+                discard(part)
+                gone += 1
+        return gone
+
+
+def _written(path: Path) -> float:
+    """Return when a file was last written; long ago if another worker has removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

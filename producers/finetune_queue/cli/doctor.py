@@ -180,7 +180,12 @@ def _workers(settings: Settings) -> tuple[int | None, list[Finding]]:
         action = "Start one: celery -A finetune_worker worker. Jobs wait until then."
         none = Finding("workers", "fail", f"no worker answered within {PING_SECONDS:g} s{beside}", action)
         return 0, list(_read(settings, "workers", partial(_silent, settings, beside))) or [none]
-    return len(answered.ours), [Finding("workers", "ok", f"{len(answered.ours)} alive: {ours}{beside}")]
+    alive = f"{len(answered.ours)} alive: {ours}"
+    if answered.untaken:
+        action = f"Start one: celery -A finetune_worker worker -Q {','.join(answered.untaken)}. Jobs wait until then."
+        said = f"{alive}, and none takes from the queue {' or '.join(answered.untaken)}{beside}"
+        return len(answered.ours), [Finding("workers", "fail", said, action)]
+    return len(answered.ours), [Finding("workers", "ok", f"{alive}{beside}")]
 
 
 def _other_broker(settings: Settings) -> bool:

@@ -29,6 +29,7 @@ from finetune_queue.store import (
     SweepClock,
     Workers,
     connect,
+    refuses_writes,
     server_facts,
 )
 
@@ -49,6 +50,7 @@ class Backend:
     jobs: JobStore
     feed: Feed
     facts: Callable[[], ServerFacts]
+    refusal: Callable[[], str]
     clients: Clients
     hub: Hub
     hints: Hints
@@ -74,6 +76,7 @@ class Backend:
             jobs=jobs,
             feed=feed,
             facts=facts,
+            refusal=partial(refuses_writes, quick),
             clients=Clients(settings.finetune_gateway_tokens, settings.finetune_gateway_rate_limit),
             hub=Hub(feed),
             hints=Hints(SweepClock(client).hint),

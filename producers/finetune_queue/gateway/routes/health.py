@@ -32,6 +32,8 @@ async def ready(backend: BackendDep) -> Health:
     facts = await run_in_threadpool(backend.facts)
     if facts.replica:
         raise later("queue-unavailable", "The queue's Redis is a replica, as during a failover: it accepts no jobs.")
+    if await run_in_threadpool(backend.refusal):
+        raise later("queue-unavailable", "The queue's Redis is full, or its disk is: it accepts no jobs.")
     return Health(status="ok")
 
 
