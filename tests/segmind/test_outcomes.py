@@ -55,6 +55,15 @@ def test_a_name_server_that_does_not_answer_sent_nothing(monkeypatch: pytest.Mon
     assert (type(error), error.code) == (NotSent, "connect_timeout")
 
 
+def test_a_name_that_no_thread_is_left_to_look_up_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")  # as Python says it
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    error = failure("https://api.segmind.invalid", submit)
+    assert (type(error), error.code) == (NotSent, "dns_failed")
+
+
 def test_an_impossible_name_sent_nothing() -> None:
     assert failure(f"https://{'a' * 64}.localhost", submit).code == "dns_failed"
 
@@ -246,9 +255,10 @@ def test_an_unreadable_success_leaves_a_submit_unknown(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])
-def test_any_success_with_an_id_is_one(status: int) -> None:
+@pytest.mark.parametrize("date", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 99999999999999999999 08:49:37 GMT"])
+def test_any_success_with_an_id_is_one(status: int, date: str) -> None:
     with (
-        RawServer(replying(status, b'{"finetune_id": 77}')) as server,
+        RawServer(replying(status, b'{"finetune_id": 77}', Date=date)) as server,
         SegmindClient(server.url, SecretStr(KEY)) as client,
     ):
         assert client.submit(REQUEST).finetune_id == "77"
