@@ -120,6 +120,23 @@ def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(benc
     assert not bench.container.work_folder.part_of(job.id).exists()
 
 
+@pytest.mark.parametrize(
+    "fault", [{"kind": "http_error", "status": 503}, {"kind": "reset"}], ids=lambda each: each["kind"]
+)
+def test_an_outage_of_segmind_s_storage_ends_no_paid_job(bench: Bench, fault: dict[str, Any]) -> None:
+    bench.change_settings(finetune_max_attempts=2)
+    job = downloading(bench)
+    bench.sandbox.control.add_fault(op="download", count=4, **fault)
+
+    for outages in range(1, 5):
+        bench.run(job)
+        waiting = bench.read(job)
+        assert (waiting.state, waiting.attempts, waiting.outages) == (JobState.DOWNLOADING, 0, outages)
+    bench.run(job)
+
+    assert bench.read(job).weights is not None
+
+
 def test_an_outage_of_the_store_ends_no_paid_job(bench: Bench, s3: Any, bucket: str) -> None:
     bench.change_settings(finetune_max_attempts=2)
     object.__setattr__(bench.container, "artifacts", Place(f"s3://{bucket}/weights"))

@@ -18,7 +18,7 @@ from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.download import download as fetch
-from finetune_worker.transfer.errors import NeedNewUrl, PartBusy, Refused, SafetensorsError, TransferError
+from finetune_worker.transfer.errors import NeedNewUrl, NoAnswer, PartBusy, Refused, SafetensorsError, TransferError
 from finetune_worker.transfer.safetensors import verify_safetensors
 
 log = structlog.get_logger(__name__)
@@ -72,7 +72,9 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
     except Refused as error:
         return Fail(from_transfer(error, Stage.DOWNLOAD))
     except TransferError as error:
-        return Retry(from_transfer(error, Stage.DOWNLOAD), after=error.retry_after)
+        # The weights are paid for, so an outage is sat out.
+        outage = isinstance(error, NoAnswer)
+        return Retry(from_transfer(error, Stage.DOWNLOAD), after=error.retry_after, outage=outage)
     name = f"{job.id}/weights.safetensors"
     stored = _store(container, claim, part, name)
     if stored is not None:

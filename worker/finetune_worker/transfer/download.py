@@ -18,7 +18,7 @@ from finetune_queue import tracing
 from finetune_queue.progress import OnProgress
 from finetune_queue.timed_sockets import Deadline
 from finetune_worker.transfer.digests import checksum_of
-from finetune_worker.transfer.errors import NeedNewUrl, Refused, StartOver, TransferError, TryAgain
+from finetune_worker.transfer.errors import NeedNewUrl, NoAnswer, Refused, StartOver, TransferError, TryAgain
 from finetune_worker.transfer.limits import TransferLimits, TransferMeter
 from finetune_worker.transfer.partfile import Known, PartFile, discard
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
@@ -66,7 +66,8 @@ def download(
         allow_loopback: Let the URL be on this machine, with plain http (the sandbox).
 
     Raises:
-        TryAgain: the connection broke or the storage is busy; what came is kept.
+        TryAgain: the connection broke; what came is kept.
+        NoAnswer: the storage is away or busy; what came is kept.
         NeedNewUrl: the storage refuses the URL (401, 403); what came is kept.
         StartOver: the object changed or came damaged; what came is deleted.
         NoRoom: the disk is full; what came is kept. Or it fails, and nobody knows what it has.
@@ -150,7 +151,7 @@ class _Downloader:
         except WIRE_ERRORS as error:
             failure = explain(error, self._host, self._deadline)
         # Raised out here: the library's error holds the URL, which may be signed, and must not be chained to ours.
-        raise TryAgain(failure.code, failure.sentence)
+        raise NoAnswer(failure.code, failure.sentence)
 
     def _restart(self, part: PartFile, response: requests.Response) -> int | None:
         """Take the whole object from its first byte."""
@@ -226,7 +227,7 @@ def _classify(part: PartFile, response: requests.Response, host: str) -> Transfe
         return StartOver("object_changed", f"{said}: the object is shorter than what was kept of it.", status=status)
     if status in {408, 425, 429} or status >= 500:
         wait = retry_after(response.headers)
-        return TryAgain("storage_busy", f"{said}: it cannot send the file now.", status=status, retry_after=wait)
+        return NoAnswer("storage_busy", f"{said}: it cannot send the file now.", status=status, retry_after=wait)
     return Refused("unexpected_status", f"{said} to a plain download.", status=status)
 
 
