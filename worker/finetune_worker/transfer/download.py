@@ -30,6 +30,10 @@ __all__ = ["Download", "discard", "download"]
 
 MAX_REDIRECTS = 3
 
+LONGEST_ANSWER = 1.5
+"""How many times as long as a connection may be silent it may take until a reply begins, redirects and all: until then
+the job shows no sign of life."""
+
 BLOCK = 1024 * 1024
 """Bytes that are taken from the connection at most at a time."""
 
@@ -128,6 +132,8 @@ class _Downloader:
 
     def _open(self, session: requests.Session, part: PartFile) -> requests.Response:
         url, headers = self._url, {}
+        stall = self._limits.stall_timeout
+        answer = Deadline(min(LONGEST_ANSWER * stall, self._deadline.remaining), idle=stall)
         if part.known is not None and part.size:
             headers = {"Range": f"bytes={part.size}-", "If-Range": part.known.etag}
         for _ in range(MAX_REDIRECTS + 1):
@@ -136,7 +142,7 @@ class _Downloader:
             except UnsafeUrlError as error:
                 raise Refused("url_not_allowed", str(error)) from None
             self._host = urlsplit(url).hostname or ""
-            response = self._get(session, url, headers)
+            response = self._get(session, url, headers, answer)
             target = response.headers.get("Location")
             if response.status_code not in {301, 302, 303, 307, 308} or not target:
                 return response
@@ -144,12 +150,13 @@ class _Downloader:
             url = urljoin(url, target)
         raise Refused("too_many_redirects", f"{self._host} redirects more than {MAX_REDIRECTS} times.")
 
-    def _get(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+    def _get(self, session: requests.Session, url: str, headers: dict[str, str], answer: Deadline) -> requests.Response:
         timeouts = (self._limits.connect_timeout, self._limits.stall_timeout)
         try:
-            return session.get(url, headers=headers, timeout=timeouts, stream=True)
+            with answer.running():
+                return session.get(url, headers=headers, timeout=timeouts, stream=True)
         except WIRE_ERRORS as error:
-            failure = explain(error, self._host, self._deadline)
+            failure = explain(error, self._host, answer)
         # Raised out here: the library's error holds the URL, which may be signed, and must not be chained to ours.
         raise NoAnswer(failure.code, failure.sentence)
 
