@@ -8,6 +8,7 @@ import socket
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,18 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@pytest.fixture
+def deaf_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that answers no attempt to connect."""
+    with ExitStack() as opened:
+        full = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # the kernel takes one or two into the queue and then drops what knocks
+            filler = opened.enter_context(socket.socket())
+            filler.settimeout(0)
+            filler.connect_ex(full.getsockname())
+        yield full.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

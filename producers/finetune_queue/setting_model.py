@@ -113,7 +113,11 @@ class Settings(BaseSettings):
         "loopback address: the sandbox has its own.",
         example="https://api.spotprod.segmind.com/webhook",
     )
-    segmind_connect_timeout: Seconds = _setting(5.0, "How long opening an API connection may take.", example="5")
+    segmind_connect_timeout: Seconds = _setting(
+        5.0,
+        "How long opening an API connection may take; to a host with several addresses three times as long at most.",
+        example="5",
+    )
     segmind_read_timeout: Seconds = _setting(
         30.0, "How long an API connection may be silent while an answer is awaited.", example="30"
     )

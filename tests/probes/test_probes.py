@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import socket
+import struct
 import sys
+import threading
 import urllib.error
 import urllib.request
 import uuid
@@ -28,7 +30,7 @@ from finetune_queue.settings import Settings, load_settings
 from finetune_queue.store import Workers, connect
 from finetune_worker.celery import create_app
 from finetune_worker.container import Container
-from finetune_worker.probes import Probes, ProbeStep
+from finetune_worker.probes import Probes, ProbeServer, ProbeStep
 from finetune_worker.pulse import Loop, Pulse
 from support.until import until
 
@@ -257,3 +259,34 @@ def test_a_port_that_is_taken_ends_the_worker(tmp_path: Path, redis_url: str) ->
         with pytest.raises(WorkerShutdown), capture_logs() as logs:
             ProbeStep(parent).start(parent)
     assert [(entry["event"], entry["port"]) for entry in logs] == [("probe_port_not_free", port)]
+
+
+def test_who_hangs_up_leaves_no_traceback_outside_the_log(
+    redis_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(finetune_redis_url=redis_url, segmind_api_key=KEY)
+    probes = Probes(Container.build(settings, producer_app(settings)))
+    server = ProbeServer(0, probes)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threads = threading.active_count()
+
+    def ask(path: bytes, *, hang_up: bool) -> None:
+        with socket.create_connection(("127.0.0.1", server.server_address[1])) as client:
+            if hang_up:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            else:
+                client.sendall(b"GET " + path + b" HTTP/1.0\r\n\r\n")
+                client.recv(1000)
+        until(lambda: threading.active_count() == threads, seconds=SECONDS)
+
+    with capture_logs() as logs:
+        ask(b"", hang_up=True)  # as a load balancer that looks for an open port
+        assert logs == []
+        monkeypatch.setattr(probes, "ready", lambda: 1 // 0)  # a defect
+        ask(b"/readyz", hang_up=False)
+    server.shutdown()
+    server.server_close()
+    probes.close()
+
+    assert [entry["event"] for entry in logs] == ["probe_crashed"]
+    assert "Traceback" not in capsys.readouterr().err

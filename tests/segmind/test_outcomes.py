@@ -55,6 +55,15 @@ def test_a_name_server_that_does_not_answer_sent_nothing(monkeypatch: pytest.Mon
     assert (type(error), error.code) == (NotSent, "connect_timeout")
 
 
+def test_a_name_that_no_thread_is_left_to_look_up_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")  # as Python says it
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    error = failure("https://api.segmind.invalid", submit)
+    assert (type(error), error.code) == (NotSent, "dns_failed")
+
+
 def test_an_impossible_name_sent_nothing() -> None:
     assert failure(f"https://{'a' * 64}.localhost", submit).code == "dns_failed"
 
@@ -81,21 +90,22 @@ def test_a_tls_handshake_that_never_ends_sent_nothing() -> None:
     assert error.code in {"read_timeout", "connect_timeout"}
 
 
-def test_a_connection_that_is_never_accepted_sent_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
-        port = full.getsockname()[1]
-        fillers = []
-        try:
-            for _ in range(4):  # the kernel takes one or two into the queue and then drops what knocks
-                filler = socket.socket()
-                filler.settimeout(0)
-                filler.connect_ex(("127.0.0.1", port))
-                fillers.append(filler)
-            error = failure(f"http://127.0.0.1:{port}", submit, connect_timeout=0.3)
-        finally:
-            for filler in fillers:
-                filler.close()
+def test_a_connection_that_is_never_accepted_sent_nothing(deaf_port: int) -> None:
+    error = failure(f"http://127.0.0.1:{deaf_port}", submit, connect_timeout=0.3)
     assert (type(error), error.code) == (NotSent, "connect_timeout")
+
+
+def test_of_many_addresses_each_has_its_turn(deaf_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def at(port: int) -> tuple[object, ...]:
+        return socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port)
+
+    with RawServer(replying(200, b'{"finetune_id": "a"}')) as server:
+        found = [*[at(deaf_port)] * 11, at(int(server.url.rpartition(":")[2]))]
+        monkeypatch.setattr("finetune_worker.wire.session.resolve", lambda *_: found)
+        began = time.monotonic()
+        with SegmindClient("http://127.0.0.1:1", SecretStr(KEY), connect_timeout=0.8) as client:
+            assert client.submit(REQUEST).finetune_id == "a"
+    assert time.monotonic() - began < 5
 
 
 def test_a_connection_lost_while_the_headers_leave_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,9 +256,10 @@ def test_an_unreadable_success_leaves_a_submit_unknown(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])
-def test_any_success_with_an_id_is_one(status: int) -> None:
+@pytest.mark.parametrize("date", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 99999999999999999999 08:49:37 GMT"])
+def test_any_success_with_an_id_is_one(status: int, date: str) -> None:
     with (
-        RawServer(replying(status, b'{"finetune_id": 77}')) as server,
+        RawServer(replying(status, b'{"finetune_id": 77}', Date=date)) as server,
         SegmindClient(server.url, SecretStr(KEY)) as client,
     ):
         assert client.submit(REQUEST).finetune_id == "77"

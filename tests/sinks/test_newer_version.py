@@ -48,3 +48,26 @@ def test_a_job_that_cannot_be_read_keeps_its_place_until_it_can(make: MakeDelive
         client.hset(keys.job(job.id), "state", "accepted")
     bench.until_done()
     assert client.llen("mine") == client.llen("all") == 2
+
+
+def test_events_for_a_sink_of_an_unknown_kind_keep_their_place_and_keep_nobody_up(
+    make: MakeDeliveries, client: redis.Redis
+) -> None:
+    """As of a dead letter of a newer version that somebody sends again."""
+    bench = make(FINETUNE_LEASE="0.2")
+    job = bench.job(reply_to=["list://mine"])
+    event = str(client.lindex(keys.job_events(job.id), 0))
+    bench.outbox.send_loose("0-new", [event], "kafka://host/topic")
+    bench.outbox.send_loose("0-lined-up", [event], "list://mine")
+    bench.notifier._line_up()
+    client.hset(keys.job_sinks("0-lined-up"), "only", "kafka://host/topic")
+    bench.deliver()
+
+    assert read(client, "mine") == ["accepted"]
+    assert client.zscore(keys.outbox(), "0-new") is not None
+    assert [line.waiting for line in bench.lines.all()] == [1]
+
+    for name in ("0-new", "0-lined-up"):
+        client.hset(keys.job_sinks(name), "only", "list://mine")
+    bench.until_done()
+    assert read(client, "mine") == ["accepted"] * 3

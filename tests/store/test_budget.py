@@ -150,6 +150,17 @@ def test_looks_that_never_go_well_keep_no_job_from_trying(
     assert "".join("L" if turn == SWEEP else "J" for turn in turns) == "LLJLLJL"
 
 
+def test_a_job_that_came_by_itself_and_tried_had_its_turn(budget: Budget, jobs: JobStore, client: Any) -> None:
+    client.zadd(keys.tracked("default"), {"a-training": 1})
+    parked(jobs)
+    for holder in (SWEEP, SWEEP, "a job whose backoff is over", SWEEP):
+        client.hset(keys.account("default"), mapping={"paused_until": "0", "sweep_at": "0"})
+        client.delete(keys.slots("default"))
+        if holder == SWEEP:
+            assert budget.reserve("default", 1)[0] == [SWEEP]
+        budget.pause(take(budget, holder, 0.0), "503", None)
+
+
 def test_with_nobody_else_looks_go_on_trying(budget: Budget, client: Any) -> None:
     client.zadd(keys.tracked("default"), {"a-training": 1})
     for _ in range(3):

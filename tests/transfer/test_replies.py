@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_worker.transfer.errors import NeedNewUrl, Refused, StartOver, TransferError, TryAgain
+from finetune_worker.transfer.errors import NeedNewUrl, NoAnswer, Refused, StartOver, TransferError
 from finetune_worker.transfer.limits import TransferLimits
 from transfer.bucket import CONTENT, SIGNATURE, Bucket, digest, failure, get, google_hash
 from wire.rawserver import Heard, RawServer, Wire
@@ -20,10 +20,10 @@ from wire.rawserver import Heard, RawServer, Wire
         (403, (NeedNewUrl, "weights_url_refused")),
         (404, (Refused, "weights_gone")),
         (410, (Refused, "weights_gone")),
-        (408, (TryAgain, "storage_busy")),
-        (429, (TryAgain, "storage_busy")),
-        (500, (TryAgain, "storage_busy")),
-        (503, (TryAgain, "storage_busy")),
+        (408, (NoAnswer, "storage_busy")),
+        (429, (NoAnswer, "storage_busy")),
+        (500, (NoAnswer, "storage_busy")),
+        (503, (NoAnswer, "storage_busy")),
         (204, (Refused, "unexpected_status")),
         (304, (Refused, "unexpected_status")),
         (302, (Refused, "unexpected_status")),

@@ -80,6 +80,20 @@ def downloads(bench: Bench) -> int:
     return sum(bench.sandbox.control.report()["calls"]["download"].values())
 
 
+def test_to_find_out_that_the_weights_need_a_link_uses_no_try(bench: Bench) -> None:
+    """Those of FLUX_PRO always do, and nothing says so before."""
+    bench.change_settings(finetune_max_attempts=1)
+    bench.sandbox.control.change_settings(private_weights=True)
+    job = downloading(bench)
+
+    bench.run(job)
+    waiting = bench.read(job)
+    assert (waiting.state, waiting.attempts, waiting.error) == (JobState.DOWNLOADING, 0, None)
+    bench.run(job)
+
+    assert bench.read(job).weights is not None
+
+
 def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(bench: Bench, s3: Any, bucket: str) -> None:
     object.__setattr__(bench.container, "artifacts", Place(f"s3://{bucket}/weights"))
     job = downloading(bench)
@@ -104,6 +118,23 @@ def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(benc
     assert s3.head_object(Bucket=bucket, Key=f"weights/{job.id}/weights.safetensors")["ContentLength"] == 65536
     assert (downloads(bench), bench.submits()) == (1, 1)
     assert not bench.container.work_folder.part_of(job.id).exists()
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "http_error", "status": 503}, {"kind": "reset"}], ids=lambda each: each["kind"]
+)
+def test_an_outage_of_segmind_s_storage_ends_no_paid_job(bench: Bench, fault: dict[str, Any]) -> None:
+    bench.change_settings(finetune_max_attempts=2)
+    job = downloading(bench)
+    bench.sandbox.control.add_fault(op="download", count=4, **fault)
+
+    for outages in range(1, 5):
+        bench.run(job)
+        waiting = bench.read(job)
+        assert (waiting.state, waiting.attempts, waiting.outages) == (JobState.DOWNLOADING, 0, outages)
+    bench.run(job)
+
+    assert bench.read(job).weights is not None
 
 
 def test_an_outage_of_the_store_ends_no_paid_job(bench: Bench, s3: Any, bucket: str) -> None:

@@ -1,5 +1,8 @@
 """A job is held for as long as each call of its stages can last, so that a living worker is not taken for dead."""
 
+import json
+import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -92,3 +95,27 @@ def test_a_job_that_is_held_for_long_enough_is_not_written_again(impatient: Benc
     assert claim.job.version == claimed + 1
     claim.hold(90.0)
     assert claim.job.version == claimed + 2
+
+
+@pytest.mark.parametrize("state", [JobState.UPLOADING, JobState.DOWNLOADING])
+def test_a_storage_none_of_whose_many_addresses_answers_is_given_up_before_its_job_is(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaf_port: int, state: JobState
+) -> None:
+    """As that of S3, which has eight, behind a firewall that drops what goes there."""
+    redis_url = bench.container.settings.finetune_redis_url
+    values = make_settings(bench.sandbox, redis_url, tmp_path, finetune_lease=3, segmind_connect_timeout=0.5)
+    bench.container = replace(bench.container, settings=values)
+    url = f"http://127.0.0.1:{deaf_port}/x"
+    fields: dict[str, Any] = {"dataset_report": REPORT}
+    if state is JobState.DOWNLOADING:
+        fields = {"weights_url": url}
+    job = brought(bench, state, **fields)
+    bench.container.jobs.save_upload_url(job.id, json.dumps({"presigned_url": url, "s3_url": url}), 60)
+    address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", deaf_port))
+    monkeypatch.setattr("finetune_worker.wire.session.resolve", lambda *_: [address] * 8)
+
+    began = time.monotonic()
+    bench.run(job)
+
+    assert time.monotonic() - began < values.finetune_lease
+    assert bench.error(job).code == "connect_timeout"

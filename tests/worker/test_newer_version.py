@@ -7,8 +7,13 @@ from finetune_queue.store import Change, Retention, UnreadableJobError, keys
 from support.bench import Bench
 from support.driver import Driver, Message
 
-TOO_NEW = [("state", "grading"), ("waiting_for", "grader"), ("request", '{"name": "x", "grade": "A"}')]
-"""A state, a reason to wait and a field of the request that this version does not know."""
+TOO_NEW = [
+    ("state", "grading"),
+    ("waiting_for", "grader"),
+    ("request", '{"name": "x", "grade": "A"}'),
+    ("progress", "half of it"),
+]
+"""A state, a reason to wait and a field of the request that this version does not know; a text where it has JSON."""
 
 
 @pytest.fixture

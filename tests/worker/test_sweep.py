@@ -108,6 +108,15 @@ def test_a_sweep_does_not_put_off_the_lease_of_a_worker_that_holds_the_job(bench
     assert deadlines.zscore(keys.deadlines(), held.id) == lease
 
 
+def test_while_only_a_submit_is_on_its_way_no_call_is_made(bench: Bench) -> None:
+    job = bench.container.jobs.transition(bench.submitting(), Change(delay=30), owner="w", intent_ms=1)
+    assert [each.id for each in bench.container.jobs.tracked("default")] == [job.id]
+
+    assert sweep(bench.container, "default") == "no trainings to look at"
+
+    assert "list" not in bench.sandbox.control.report()["calls"]
+
+
 def test_more_trainings_than_a_page_all_move(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_worker.stages.sweep.PAGE", 2)
     monkeypatch.setattr("finetune_queue.store.jobs._PAGE", 2)

@@ -231,9 +231,11 @@ class Container:
 
     @property
     def transfer_limits(self) -> TransferLimits:
-        """Bounds of one upload or download: a stall ends it before the job's lease does."""
+        """Bounds of one upload or download: a stall, or a host that does not answer, ends it before the job's lease
+        does."""
+        lease = self.settings.finetune_lease
         return TransferLimits(
-            connect_timeout=self.settings.segmind_connect_timeout, stall_timeout=self.settings.finetune_lease / 2
+            connect_timeout=min(self.settings.segmind_connect_timeout, lease / 6), stall_timeout=lease / 2
         )
 
     @property

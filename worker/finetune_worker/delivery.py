@@ -119,10 +119,10 @@ class _Delivery:
             return subject, None
         return subject, self._in_line(subject, found[0].request if found else None)
 
-    def _in_line(self, subject: Subject, request: FineTuneRequest | None) -> list[Sink]:
-        """Return those of a job's sinks that wait in this line."""
+    def _in_line(self, subject: Subject, request: FineTuneRequest | None) -> list[Sink] | None:
+        """Return those of a job's sinks that wait in this line, None if this version cannot know them."""
         sinks = self._container.sinks.of(request, subject.only)
-        return [sink for sink in sinks if sink.line(subject.id) == self._hold.line]
+        return None if sinks is None else [sink for sink in sinks if sink.line(subject.id) == self._hold.line]
 
     def _deliver_to(self, subject: Subject, sink: Sink) -> float | None:
         """Deliver a job's events to one sink; returns in how many seconds to go on, None when it has all."""
@@ -271,7 +271,7 @@ class _Delivery:
         for subject in self._outbox.subjects_without_events(ids):
             if subject.id in unreadable:
                 continue
-            sinks = self._in_line(subject, requests.get(subject.id))
+            sinks = self._in_line(subject, requests.get(subject.id)) or []
             times = [self._put_off_until(sink, now) for sink in sinks]
             known = [each for each in times if each is not None]
             if not known or len(known) < len(times):

@@ -88,7 +88,8 @@ class Notifier:
                 continue  # this worker cannot know its sinks: it stays in the outbox, for a newer one
             only = None if subject_id in requests else self._outbox.subject(subject_id).only
             sinks = self._container.sinks.of(requests.get(subject_id), only)
-            self._outbox.line_up(subject_id, sinks)
+            if sinks is not None:  # else the same
+                self._outbox.line_up(subject_id, sinks)
         if len(ids) == BATCH:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait

@@ -8,6 +8,7 @@ import json
 import math
 import socket
 import socketserver
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -107,6 +108,12 @@ class ProbeServer(socketserver.ThreadingTCPServer):
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
+        """Log a defect, and say nothing of who hung up. A traceback on stderr would be no line of the log."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            log.error("probe_crashed", exc_info=error)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -351,7 +351,10 @@ def encode_field(value: object) -> str:
 
 
 def _decode(name: str, value: str) -> Any:
-    return json.loads(value) if name in _JSON_FIELDS else value
+    try:
+        return json.loads(value) if name in _JSON_FIELDS else value
+    except ValueError:
+        return value  # which the model refuses, as it does all that only a newer version can read
 
 
 def iso_time(milliseconds: int) -> str:

@@ -1,4 +1,4 @@
-"""Everything that the service keeps in Redis:  keys, scripts, the job store and the accounts' budget."""
+"""Everything that the service keeps in Redis: keys, scripts, the job store and the accounts' budget."""
 
 from redis import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
 

@@ -25,7 +25,7 @@ class SegmindClient:
     Args:
         base_url: Where the API is; https, or anything on loopback.
         api_key: Sent as ``x-api-key`` to that host only.
-        connect_timeout: Seconds to open a connection (for each address of the host).
+        connect_timeout: Seconds to open a connection; three times that for all of a host's addresses together.
         read_timeout: Seconds that a connection may be silent.
         call_timeout: Seconds for a whole call with its reply's body.
         pool_size: Connections kept open; more are opened when more threads call.

@@ -41,10 +41,14 @@ class Senders:
         """How long one delivery may take: less than the hold of a line, so that nobody takes it over meanwhile."""
         return min(LONGEST, self._settings.finetune_lease / 2)
 
-    def of(self, request: FineTuneRequest | None, only: str | None = None) -> tuple[Sink, ...]:
-        """Return a job's sinks, those of the service first, each once. ``only`` stands for all of them."""
+    def of(self, request: FineTuneRequest | None, only: str | None = None) -> tuple[Sink, ...] | None:
+        """Return a job's sinks, those of the service first, each once. ``only`` stands for all of them; None if another
+        version wrote it, and this one cannot read it."""
         if only is not None:
-            return (parse_sink(only),)
+            try:
+                return (parse_sink(only),)
+            except ValueError:
+                return None
         named = request.sinks if request is not None else ()
         return tuple({sink.id: sink for sink in (*self.own, *named)}.values())
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import structlog
 
-from finetune_queue.contract import JobRecord, JobState, Stage
+from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.contract.job import Weights
 from finetune_queue.storage import StorageError
 from finetune_queue.store import TRANSFERRED_BYTES, CallClass
@@ -13,12 +13,12 @@ from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.stages.calls import ask, longest_call
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_transfer
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error, after_storage
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait, after_error, after_storage
 from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.download import download as fetch
-from finetune_worker.transfer.errors import NeedNewUrl, PartBusy, Refused, SafetensorsError, TransferError
+from finetune_worker.transfer.errors import NeedNewUrl, NoAnswer, PartBusy, Refused, SafetensorsError, TransferError
 from finetune_worker.transfer.safetensors import verify_safetensors
 
 log = structlog.get_logger(__name__)
@@ -63,7 +63,8 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
     except NeedNewUrl as error:
         if job.weights_private:
             return Retry(from_transfer(error, Stage.DOWNLOAD))
-        return Retry(from_transfer(error, Stage.DOWNLOAD), after=0.0, fields={"weights_private": True})
+        sentence = f"parked: {error.detail} Next: ask for a link"
+        return Wait(sentence, WaitReason.BACKOFF, 0.0, fields={"weights_private": True})
     except SafetensorsError as error:
         # What came is whole and still no weights: perhaps Segmind replaces it, so it is fetched anew.
         discard(part)
@@ -71,7 +72,9 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
     except Refused as error:
         return Fail(from_transfer(error, Stage.DOWNLOAD))
     except TransferError as error:
-        return Retry(from_transfer(error, Stage.DOWNLOAD), after=error.retry_after)
+        # The weights are paid for, so an outage is sat out.
+        outage = isinstance(error, NoAnswer)
+        return Retry(from_transfer(error, Stage.DOWNLOAD), after=error.retry_after, outage=outage)
     name = f"{job.id}/weights.safetensors"
     stored = _store(container, claim, part, name)
     if stored is not None:

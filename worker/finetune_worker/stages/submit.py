@@ -49,7 +49,7 @@ def submit(container: Container, claim: Claim) -> Outcome:
         if job.candidates:
             claim.hold(longest_call(container))
             return examine_candidate(container, claim.job)
-        return _look_for_it(container, job, "the worker that was to send it did not come back")
+        return _look_for_it(container, job, "no worker has a clear answer")
     client = container.segmind(job.account)  # before the intent, as this worker may have no key for the account
     slot = container.budget.take(job.account, job.id, room_score(CallClass.SUBMIT, job), submit=True, claimed=job)
     if isinstance(slot, NoSlot):

@@ -113,7 +113,7 @@ def sweep(container: Container, account: str) -> str:
             # One that a worker holds is in the middle of its submit, or of its own look: it is left alone.
             look.unsure.append(job)
             look.sightings[job.id] = Sightings()
-    if not tracked:
+    if not (look.by_finetune_id or look.unsure):
         return "no trainings to look at"
     slot = container.budget.take_to_sweep(account, longest_call(container) + ACTING)
     if isinstance(slot, NoSlot):

@@ -18,7 +18,7 @@ from finetune_queue import tracing
 from finetune_queue.progress import OnProgress
 from finetune_queue.timed_sockets import Deadline
 from finetune_worker.transfer.digests import checksum_of
-from finetune_worker.transfer.errors import NeedNewUrl, Refused, StartOver, TransferError, TryAgain
+from finetune_worker.transfer.errors import NeedNewUrl, NoAnswer, Refused, StartOver, TransferError, TryAgain
 from finetune_worker.transfer.limits import TransferLimits, TransferMeter
 from finetune_worker.transfer.partfile import Known, PartFile, discard
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
@@ -29,6 +29,10 @@ from finetune_worker.wire.urls import UnsafeUrlError, require_callable
 __all__ = ["Download", "discard", "download"]
 
 MAX_REDIRECTS = 3
+
+LONGEST_ANSWER = 1.5
+"""How many times as long as a connection may be silent it may take until a reply begins, redirects and all: until then
+the job shows no sign of life."""
 
 BLOCK = 1024 * 1024
 """Bytes that are taken from the connection at most at a time."""
@@ -66,7 +70,8 @@ def download(
         allow_loopback: Let the URL be on this machine, with plain http (the sandbox).
 
     Raises:
-        TryAgain: the connection broke or the storage is busy; what came is kept.
+        TryAgain: the connection broke; what came is kept.
+        NoAnswer: the storage is away or busy; what came is kept.
         NeedNewUrl: the storage refuses the URL (401, 403); what came is kept.
         StartOver: the object changed or came damaged; what came is deleted.
         NoRoom: the disk is full; what came is kept. Or it fails, and nobody knows what it has.
@@ -127,6 +132,8 @@ class _Downloader:
 
     def _open(self, session: requests.Session, part: PartFile) -> requests.Response:
         url, headers = self._url, {}
+        stall = self._limits.stall_timeout
+        answer = Deadline(min(LONGEST_ANSWER * stall, self._deadline.remaining), idle=stall)
         if part.known is not None and part.size:
             headers = {"Range": f"bytes={part.size}-", "If-Range": part.known.etag}
         for _ in range(MAX_REDIRECTS + 1):
@@ -135,7 +142,7 @@ class _Downloader:
             except UnsafeUrlError as error:
                 raise Refused("url_not_allowed", str(error)) from None
             self._host = urlsplit(url).hostname or ""
-            response = self._get(session, url, headers)
+            response = self._get(session, url, headers, answer)
             target = response.headers.get("Location")
             if response.status_code not in {301, 302, 303, 307, 308} or not target:
                 return response
@@ -143,14 +150,15 @@ class _Downloader:
             url = urljoin(url, target)
         raise Refused("too_many_redirects", f"{self._host} redirects more than {MAX_REDIRECTS} times.")
 
-    def _get(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+    def _get(self, session: requests.Session, url: str, headers: dict[str, str], answer: Deadline) -> requests.Response:
         timeouts = (self._limits.connect_timeout, self._limits.stall_timeout)
         try:
-            return session.get(url, headers=headers, timeout=timeouts, stream=True)
+            with answer.running():
+                return session.get(url, headers=headers, timeout=timeouts, stream=True)
         except WIRE_ERRORS as error:
-            failure = explain(error, self._host, self._deadline)
+            failure = explain(error, self._host, answer)
         # Raised out here: the library's error holds the URL, which may be signed, and must not be chained to ours.
-        raise TryAgain(failure.code, failure.sentence)
+        raise NoAnswer(failure.code, failure.sentence)
 
     def _restart(self, part: PartFile, response: requests.Response) -> int | None:
         """Take the whole object from its first byte."""
@@ -226,7 +234,7 @@ def _classify(part: PartFile, response: requests.Response, host: str) -> Transfe
         return StartOver("object_changed", f"{said}: the object is shorter than what was kept of it.", status=status)
     if status in {408, 425, 429} or status >= 500:
         wait = retry_after(response.headers)
-        return TryAgain("storage_busy", f"{said}: it cannot send the file now.", status=status, retry_after=wait)
+        return NoAnswer("storage_busy", f"{said}: it cannot send the file now.", status=status, retry_after=wait)
     return Refused("unexpected_status", f"{said} to a plain download.", status=status)
 
 

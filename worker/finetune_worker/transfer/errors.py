@@ -2,6 +2,7 @@
 
 TransferError
 ├── TryAgain          the same call again after a pause: an upload starts over, a download goes on where it broke
+│   ├── NoAnswer      a download's storage is away or busy: the same, however long it lasts
 │   └── PartBusy      another worker holds the part: at once into another one
 ├── NeedNewUrl        ask Segmind for another URL first: this one ended or its signature is refused
 ├── StartOver         a download's object is not the one it began with, or arrived damaged: the part is gone
@@ -41,6 +42,10 @@ class TryAgain(TransferError):
     """Nothing is wrong that time does not heal."""
 
     retryable = True
+
+
+class NoAnswer(TryAgain):
+    """The storage cannot be reached, or cannot answer now. The weights there are paid for."""
 
 
 class PartBusy(TryAgain):

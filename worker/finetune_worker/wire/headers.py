@@ -45,6 +45,6 @@ def clock_skew(headers: Mapping[str, str], left: float, back: float) -> float | 
 def _date(text: str) -> datetime | None:
     try:
         found = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)

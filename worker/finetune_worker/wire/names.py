@@ -29,11 +29,14 @@ def resolve(host: str, port: int, patience: float) -> list[Address]:
     """Return the addresses of ``host``, best first.
 
     Raises:
-        socket.gaierror: it has none.
+        socket.gaierror: it has none, or nobody can be asked now.
         TimeoutError: the answer took longer than ``patience`` seconds.
     """
     lookup = _Lookup(host, port)
-    lookup.start()
+    try:
+        lookup.start()
+    except RuntimeError as error:  # the system has no thread left
+        raise socket.gaierror(socket.EAI_AGAIN, str(error)) from None
     lookup.join(patience)
     if lookup.is_alive():
         raise TimeoutError("name resolution")

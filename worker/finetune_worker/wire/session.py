@@ -27,6 +27,11 @@ BLOCK = 256 * 1024
 """Bytes of a body that are read from a file and sent at a time."""
 
 
+MOST_CONNECTING = 3
+"""How many times as long as to one address it may take to connect to a host with many, none of which answers: a storage
+has eight. Each of them has its turn, a shorter one."""
+
+
 class _Timed(HTTPConnection):
     """Opens sockets that keep to the running call's deadline."""
 
@@ -37,14 +42,16 @@ class _Timed(HTTPConnection):
             raise NameResolutionError(self.host, self, error) from None
         except TimeoutError:
             raise ConnectTimeoutError(self, f"Resolving {self.host} timed out.") from None
+        share = min(1.0, MOST_CONNECTING / max(1, len(found)))
         last: OSError = OSError("the name has no address")
         for family, kind, protocol, _, address in found:
             sock = TimedSocket(family, kind, protocol)
             try:
                 for option in self.socket_options or ():
                     sock.setsockopt(*option)
-                sock.settimeout(self._patience())
+                sock.settimeout(share * self._patience())
                 sock.connect(address)
+                sock.settimeout(self._patience())  # for a handshake
             except OSError as error:
                 sock.close()
                 last = error

@@ -52,7 +52,7 @@ if not reserved and redis.call('ZCARD', KEYS[1]) + ahead >= number('limit') then
 -- clocks that run at different speeds.
 local window = number('window_ms')
 redis.call('ZADD', KEYS[1], now + ARGV[4] + window + math.ceil(window / 1000) + 1, ARGV[2])
-if probing then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[4]) end
+if probing then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[4], 'probed_by', ARGV[1]) end
 if ARGV[1] == 'sweep' then
   -- No other while it may run: its end plans the next one.
   redis.call('HSET', KEYS[3], 'sweep_at', math.max(number('sweep_at'), now + ARGV[8]), 'sweeping_until', now + ARGV[8])
