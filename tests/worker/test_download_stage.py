@@ -199,7 +199,7 @@ def test_failures_between_outages_of_the_store_count_together(bench: Bench, monk
     assert (bench.read(job).state, bench.error(job).code) == (JobState.FAILED, "disk_full")
 
 
-def test_a_full_disk_keeps_what_came_and_the_job_tries_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_what_came_and_ends_no_paid_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     job = downloading(bench)
 
     def full(*_args: object) -> None:
@@ -207,9 +207,10 @@ def test_a_full_disk_keeps_what_came_and_the_job_tries_again(bench: Bench, monke
 
     with monkeypatch.context() as patch:
         patch.setattr("finetune_worker.transfer.partfile.PartFile.require_room", full)
-        bench.run(job)
+        for _ in range(bench.container.settings.finetune_max_attempts + 2):
+            bench.run(job)
     waiting = bench.read(job)
-    assert (waiting.state, waiting.attempts) == (JobState.DOWNLOADING, 1)
+    assert (waiting.state, waiting.attempts) == (JobState.DOWNLOADING, 0)
     assert (bench.error(job).code, bench.error(job).retryable) == ("disk_full", True)
 
     bench.run(job)

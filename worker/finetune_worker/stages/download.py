@@ -72,8 +72,8 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
     except Refused as error:
         return Fail(from_transfer(error, Stage.DOWNLOAD))
     except TransferError as error:
-        # The weights are paid for, so an outage is sat out.
-        outage = isinstance(error, NoAnswer)
+        # The weights are paid for, so an outage is sat out; so is a disk that fills up while their store is away.
+        outage = isinstance(error, NoAnswer) or error.code == "disk_full"
         return Retry(from_transfer(error, Stage.DOWNLOAD), after=error.retry_after, outage=outage)
     name = f"{job.id}/weights.safetensors"
     stored = _store(container, claim, part, name)
