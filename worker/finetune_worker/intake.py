@@ -137,6 +137,14 @@ def _put_off(container: Container, job: JobRecord, seconds: float) -> str:
     return f"parked: job {job.id} is to start in {round(seconds):,} s"
 
 
+def named_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """Return the job that a message names and no more; None for any other, which may be a raw client's request."""
+    match args:
+        case [str(job_id)] if is_job_id(job_id) and not kwargs:
+            return job_id
+    return None
+
+
 def set_aside(
     container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str, problems: list[str]
 ) -> str:
