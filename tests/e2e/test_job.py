@@ -248,6 +248,14 @@ def test_a_message_that_is_no_json_is_kept(queue: FineTuneQueue, stack: LocalSta
         until(kept, seconds=SECONDS)
 
 
+def test_a_message_that_is_pickled_is_kept_and_told_what_is_read(queue: FineTuneQueue, stack: LocalStack) -> None:
+    sent = producer_app(stack.settings).send_task(RUN, [sample()], queue=QUEUE, serializer="pickle")
+    with DeadLetterBox(stack.settings) as letters:
+        until(lambda: sent.id in [each.message_id for each in letters.newest(5)], seconds=SECONDS)
+        [letter] = [each for each in letters.newest(5) if each.message_id == sent.id]
+    assert letter.problems == ["its content is application/x-python-serialize: only application/json is read"]
+
+
 def test_an_unknown_task_is_kept(queue: FineTuneQueue, stack: LocalStack) -> None:
     sent = producer_app(stack.settings).send_task("finetune.nonsense", [1], queue=QUEUE)
     with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
