@@ -125,6 +125,7 @@ def test_every_command_has_help(run: Run, command: str) -> None:
     result = run(*command.split(), "--help")
     assert result.code == ExitCode.OK
     assert "usage: " in result.out.lower()
+    assert "<bool>" not in result.out  # of a flag, as if a value followed
 
 
 def test_the_help_and_the_docs_have_every_exit_code(run: Run) -> None:
