@@ -9,6 +9,7 @@ import pytest
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import FineTuneRequest, JobState, new_job_id
 from finetune_queue.contract.request import STORED
+from finetune_queue.datasets.report import DatasetReport, finding
 from finetune_queue.store import connect, keys
 from support.cli import Run, Worker
 from support.images import make_dataset_folder
@@ -77,6 +78,29 @@ def test_submit_packs_and_stages_a_local_folder(run: Run, tmp_path: Path) -> Non
     request = run(*SUBMIT[:2], folder, *SUBMIT[3:], "--json").json["request"]
     assert request["dataset"].startswith("file://")
     assert request["dataset"].endswith(".zip")
+
+
+def test_submit_and_status_say_what_trains_badly(run: Run, worker: Worker, tmp_path: Path) -> None:
+    folder = make_dataset_folder(tmp_path / "images", count=2)
+    few = "There are 2 images. Use 10 to 30 images with different backgrounds, poses and light."
+    prompt = 'The instance prompt does not have the trigger word "zxq". Put the trigger word into the instance prompt.'
+    submitted = run(*SUBMIT[:2], folder, *SUBMIT[3:-1], "zxq")
+    said = submitted.err.splitlines()
+    assert f"Warning: {few}" in said
+    assert f"Warning: {prompt}" in said
+
+    findings = [
+        finding("few_images", "There are 2 images."),
+        *(finding("image_small", "300 x 300 pixels.", file) for file in ("a.jpg", "b.jpg")),
+        finding("no_captions", "No image has a caption."),
+    ]
+    report = DatasetReport(ok=True, images=2, findings=tuple(findings), omitted={"image_small": 3})
+    job = worker.note(worker.accept(), dataset_report=report.model_dump(mode="json"))
+    lines = [line.split(maxsplit=1)[1] for line in run("status", job.id).out.splitlines() if "  warning" in line]
+    assert lines == [
+        few,
+        "a.jpg: 300 x 300 pixels. (4 more like this) Use a larger original: scaling a small picture up adds no detail.",
+    ]
 
 
 def test_the_same_key_and_request_find_the_job(run: Run, worker: Worker) -> None:
@@ -299,7 +323,7 @@ def test_a_dataset_that_is_staged_where_nobody_said_is_told_of(
         assert note not in result.out
     assert run(*SUBMIT).err == ""  # nothing was staged
     monkeypatch.setenv("FINETUNE_STAGING_URL", f"file://{tmp_path}/var/staging")
-    assert run(*local).err == ""
+    assert note not in run(*local).err
 
 
 @pytest.mark.parametrize(

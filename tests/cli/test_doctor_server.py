@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import redis
+from celery import Celery
 
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.local.valkey import ValkeyServer
+from finetune_queue.messaging import QUEUE, RUN
 from finetune_queue.store import Workers, connect
 from support.cli import Run, Worker, checks
 from support.full_disk import fill_disk
@@ -173,3 +175,29 @@ def test_fewer_replicas_than_a_submit_waits_for(run: Run, monkeypatch: pytest.Mo
         first.config_set("appendonly", "no")
         found = checks(run("doctor", "--json"))["replicas"]
         assert (found["status"], "keeps no append-only log" in found["message"]) == ("warn", True)
+
+
+def test_requests_that_were_sent_to_where_no_worker_looks(run: Run, queue_url: str) -> None:
+    prefix = {"global_keyprefix": "{finetune}:"}
+    for options, queue in [({}, QUEUE), (prefix, "celery"), (prefix, QUEUE)]:
+        app = Celery(broker=queue_url, set_as_current=False)
+        app.conf.broker_transport_options = options
+        app.send_task(RUN, [{}], queue=queue, priority=9)
+        app.close()
+    found = checks(run("doctor", "--json"))["strays"]
+    assert found["status"] == "warn"
+    assert found["message"] == (
+        "2 messages for this service where no worker looks: finetune\\x06\\x169, {finetune}:celery\\x06\\x169"
+    )
+    assert "`finetune`" in found["action"]
+
+
+def test_what_others_keep_in_lists_of_those_names_is_no_stray(run: Run, queue_url: str) -> None:
+    app = Celery(broker=queue_url, set_as_current=False)
+    app.conf.broker_transport_options = {"global_keyprefix": "{finetune}:"}
+    app.send_task("orders.finetuned", [{}])
+    app.close()
+    with redis.Redis.from_url(queue_url) as client:
+        client.set("finetune", "theirs")
+        client.lpush("finetune\x06\x163", b"\xff")
+    assert "strays" not in checks(run("doctor", "--json"))

@@ -125,6 +125,7 @@ def test_every_command_has_help(run: Run, command: str) -> None:
     result = run(*command.split(), "--help")
     assert result.code == ExitCode.OK
     assert "usage: " in result.out.lower()
+    assert "<bool>" not in result.out  # of a flag, as if a value followed
 
 
 def test_the_help_and_the_docs_have_every_exit_code(run: Run) -> None:
@@ -213,11 +214,23 @@ def test_a_job_on_a_terminal_is_drawn_until_it_ends(worker: Worker) -> None:
         job = worker.bring(job, JobState.TRAINING)
         screen.expect("Segmind: REQUESTED")
         worker.bring(job, JobState.SUCCEEDED)
-        screen.expect("╰")
+        screen.expect("took")
         assert screen.end() == ExitCode.OK
     assert "✓" in screen.shown
     assert "ab" * 32 in screen.shown
     assert SHOW_CURSOR in screen.shown
+
+
+def test_what_is_copied_from_a_terminal_is_in_one_piece_and_a_sentence_is_wrapped(worker: Worker) -> None:
+    done = worker.bring(worker.accept(), JobState.SUCCEEDED)
+    with terminal("status", done.id, columns=40) as screen:
+        assert screen.end() == ExitCode.OK
+    assert "/srv/weights/job/weights.safetensors\r\n" in screen.shown
+    failed = worker.fail(worker.bring(worker.accept(), JobState.DOWNLOADING), message="word " * 20)
+    with terminal("status", failed.id, columns=40) as screen:
+        assert screen.end() == ExitCode.OK
+    assert f"retry {failed.id}\r\n" in screen.shown
+    assert "\r\n            word word" in screen.shown
 
 
 def test_ctrl_c_on_a_terminal_gives_the_cursor_back(worker: Worker) -> None:

@@ -92,7 +92,8 @@ def test_a_field_that_is_not_known_is_refused(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("{", "is not JSON"),
-        ("[1]", "one JSON object"),
+        ("1", "one JSON object"),
+        ('[{"a": 1}, {"a": 2}]', "fields, not a list: --jsonl takes many, one per line"),
         ('{"a": 1}\n{"a": 2}\n', "more than one JSON document"),
         ("[" * 100_000, "nested too deeply"),
         ('{"priority": ' + "9" * 5000 + "}", "cannot be read"),

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from finetune_queue.contract import Access, Event, EventType, JobState, Visibility, WaitReason, new_job_id
+from finetune_queue.contract import Access, Event, EventType, JobState, Stage, Visibility, WaitReason, new_job_id
 from finetune_queue.errors import IdempotencyConflictError, InvalidRequestError
 from finetune_queue.local.stack import LocalStack
-from finetune_queue.messaging import QUEUE, RUN, producer_app
+from finetune_queue.messaging import ACCESS, QUEUE, RUN, producer_app, stage_task
 from finetune_queue.replaying import DeadLetterBox
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import keys
@@ -199,6 +199,23 @@ def test_a_request_that_was_revoked_is_kept_and_may_be_sent_again(
     assert queue.get(message_id).wait(SECONDS).state is JobState.SUCCEEDED
 
 
+@pytest.mark.parametrize("task", [stage_task(Stage.SUBMIT), ACCESS])
+def test_a_request_that_was_sent_to_another_task_is_kept_and_may_be_sent_again(
+    queue: FineTuneQueue, stack: LocalStack, images: Path, task: str
+) -> None:
+    staged = queue.submit(sample(dataset=str(images))).wait(SECONDS).record.request.dataset
+    request = sample(dataset=staged, labels={"note": f"hidden-{task}"})
+    sent = producer_app(stack.settings).send_task(task, [request], queue=QUEUE)
+    with DeadLetterBox(stack.settings) as letters:
+        until(lambda: sent.id in [each.message_id for each in letters.newest(5)], seconds=SECONDS)
+        [letter] = [each for each in letters.newest(5) if each.message_id == sent.id]
+        assert letter.problems == [f"{task} is the workers' own and takes a job's id: send requests to finetune.run"]
+        letters.replay(letter.id)
+    until(lambda: any(job.id == sent.id for job in queue.list()), seconds=SECONDS)
+    assert queue.get(sent.id).wait(SECONDS).state is JobState.SUCCEEDED
+    assert not [worker for worker in stack.workers if f"hidden-{task}" in worker.log.read_text()]
+
+
 def test_a_message_of_10_mb_is_kept(queue: FineTuneQueue, stack: LocalStack, images: Path) -> None:
     body = "x" * 10_000_000
     sent = producer_app(stack.settings).send_task(RUN, [sample(name=body)], queue=QUEUE)
@@ -229,6 +246,14 @@ def test_a_message_that_is_no_json_is_kept(queue: FineTuneQueue, stack: LocalSta
             return any("{ not json" in fields["body"] for _, fields in rows)
 
         until(kept, seconds=SECONDS)
+
+
+def test_a_message_that_is_pickled_is_kept_and_told_what_is_read(queue: FineTuneQueue, stack: LocalStack) -> None:
+    sent = producer_app(stack.settings).send_task(RUN, [sample()], queue=QUEUE, serializer="pickle")
+    with DeadLetterBox(stack.settings) as letters:
+        until(lambda: sent.id in [each.message_id for each in letters.newest(5)], seconds=SECONDS)
+        [letter] = [each for each in letters.newest(5) if each.message_id == sent.id]
+    assert letter.problems == ["its content is application/x-python-serialize: only application/json is read"]
 
 
 def test_an_unknown_task_is_kept(queue: FineTuneQueue, stack: LocalStack) -> None:

@@ -65,7 +65,7 @@ def test_a_task_that_cannot_begin_is_not_told_of_as_the_one_before_it(configured
     logs = configured()
     app = create_app(Settings())
     with structlog.contextvars.bound_contextvars(job_id="j1", stage="submit"):  # as the last task on a thread left them
-        failed = app.tasks["finetune.upload"].apply(args=())
+        failed = app.tasks["finetune.sweep"].apply(args=())
     assert isinstance(failed.result, TypeError)
     assert "raised unexpected" in logs.last["event"]
     assert logs.last["task_id"] == failed.id

@@ -88,6 +88,14 @@ def test_a_private_address_that_the_operator_named_is_reached(make: MakeDeliveri
     assert receiver.verified() == 1
 
 
+def test_https_where_plain_http_is_served_is_not_blamed_on_a_certificate_alone(make: MakeDeliveries) -> None:
+    bench = make(FINETUNE_REPLY_TO="https://", FINETUNE_SINK_LIMIT="0.01")
+    with Receiver() as receiver:
+        job = bench.job(reply_to=[receiver.url("/hook").replace("http:", "https:")])
+        bench.until_done()
+    assert bench.outbox.deliveries(job.id)[0].detail.endswith("serves no https there, or has no valid certificate")
+
+
 def test_what_is_not_allowed_fails_before_anything_is_paid(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_REPLY_TO="list://")
     job = bench.go(bench.job(reply_to=["list://x", "stream://y"]), JobState.UPLOADING)

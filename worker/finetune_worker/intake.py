@@ -43,6 +43,10 @@ PUT_BACK_AFTER = 1.0
 """Seconds before a message that could not be written down goes back to the queue."""
 
 
+_READ = "application/json"
+"""The one type of content that a worker takes from a message (``accept_content``)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What a message says, beside its request, of when that may become a job, and when the job is to start."""
@@ -137,6 +141,14 @@ def _put_off(container: Container, job: JobRecord, seconds: float) -> str:
     return f"parked: job {job.id} is to start in {round(seconds):,} s"
 
 
+def named_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """Return the job that a message names and no more; None for any other, which may be a raw client's request."""
+    match args:
+        case [str(job_id)] if is_job_id(job_id) and not kwargs:
+            return job_id
+    return None
+
+
 def set_aside(
     container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str, problems: list[str]
 ) -> str:
@@ -222,6 +234,8 @@ class DeadLetterStep(bootsteps.StartStopStep):
         problems = [f"Celery could not take the message ({why.removeprefix('on_')}, task {task})"]
         if problem is not None:
             problems = [f"not a valid Celery message: {problem}"]
+        elif raw.content_type != _READ:
+            problems = [f"its content is {raw.content_type}: only {_READ} is read"]
         try:
             container.rejections.add(message_id, raw, why.removeprefix("on_"), problems)
         except RedisError:

@@ -1,5 +1,4 @@
-"""A message of ``finetune.run`` as Celery has it in hand: where Celery would show, drop or lose a raw client's request,
-this does not."""
+"""Messages as Celery has them in hand: where Celery would show, drop or lose a raw client's request, these do not."""
 
 from collections import Counter
 from typing import Any
@@ -9,10 +8,9 @@ from billiard.exceptions import WorkerLostError
 from celery.worker import state
 from celery.worker.request import Request
 
-from finetune_queue.contract.ids import is_job_id
 from finetune_queue.messaging import REPLAYED
 from finetune_queue.store import RedisError
-from finetune_worker.intake import set_aside
+from finetune_worker.intake import named_job, set_aside
 
 log = structlog.get_logger(__name__)
 
@@ -24,19 +22,27 @@ _deaths: Counter[str] = Counter()
 """How many died over each message, by its id; in the parent process, which outlives them."""
 
 
-class RunRequest(Request):
-    """A message of ``finetune.run``. All that Flower and Celery's own log lines see of it is the job's id, or that it
-    is a request: that holds prompts, perhaps a signed URL, and Celery shows arguments to all who ask."""
+class JobRequest(Request):
+    """A message about a job. All that Flower and Celery's own log lines see of it is the job's id, or that it is a
+    request: that holds prompts, perhaps a signed URL, and Celery shows arguments to all who ask."""
 
     def __init__(self: Any, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
-        match self._args:
-            case [str(job_id)] if is_job_id(job_id):
-                self._names_job, shown = True, f"('{job_id}',)"
-            case _:
-                self._names_job, shown = False, "(a request)"
-        self._argsrepr = self._request_dict["argsrepr"] = shown
+        job_id = named_job(self._args, {})
+        self._names_job = job_id is not None
+        self._argsrepr = self._request_dict["argsrepr"] = f"('{job_id}',)" if self._names_job else "(a request)"
         self._kwargsrepr = self._request_dict["kwargsrepr"] = "{}"
+
+    def info(self, safe: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002 - Celery's signature
+        """Return what ``inspect`` is told."""
+        return super().info(safe=True)
+
+
+class RunRequest(JobRequest):
+    """A message of ``finetune.run``."""
+
+    def __init__(self: Any, message: Any, **options: Any) -> None:
+        super().__init__(message, **options)
         self._request_dict["expires"] = self._expires  # as the moment that Celery read in it
         # Celery would keep it in memory until then, where nobody sees it; the task makes a job of it that waits.
         self._request_dict["eta"], self._eta = self._eta, None
@@ -76,7 +82,3 @@ class RunRequest(Request):
             return
         del _deaths[self.id]
         self.acknowledge()
-
-    def info(self, safe: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002 - Celery's signature
-        """Return what ``inspect`` is told."""
-        return super().info(safe=True)

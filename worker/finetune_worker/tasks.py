@@ -13,8 +13,8 @@ from finetune_queue import tracing
 from finetune_queue.contract import Stage
 from finetune_queue.messaging import ACCESS, PRESIGN, RUN, SWEEP, short_name, stage_task
 from finetune_queue.store import RedisError
-from finetune_worker.intake import PUT_BACK_AFTER, Terms, accept
-from finetune_worker.run_request import RunRequest
+from finetune_worker.intake import PUT_BACK_AFTER, Terms, accept, named_job, set_aside
+from finetune_worker.run_request import JobRequest, RunRequest
 from finetune_worker.runtime import Runtime
 from finetune_worker.stages.access import change_access
 from finetune_worker.stages.download import download
@@ -89,21 +89,32 @@ def register(app: Celery, runtime: Runtime) -> None:
         with tracing.span(SWEEP, kind="consumer", attributes={tracing.ACCOUNT: account}):
             return sweep_if_due(runtime.container, account)
 
-    @app.task(name=ACCESS, base=Recovered, shared=False, bind=True)
-    def access(self: Task[..., str], job_id: str) -> str:
+    @app.task(name=ACCESS, base=Recovered, shared=False, bind=True, Request=JobRequest)
+    def access(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
+        if (job_id := named_job(args, kwargs)) is None:
+            return _misdirected(self, runtime, args, kwargs)
         _bind("access", job_id=job_id)
         return change_access(runtime.container, job_id, self.request.id or "")
 
 
 def _register_stage(app: Celery, runtime: Runtime, name: str, stage: Stage, function: StageFunction) -> None:
     # Acks early: a stage's recovery is its job's deadline, and a redelivery would only be refused by the claim.
-    @app.task(name=name, base=Recovered, shared=False, bind=True)
-    def run(self: Task[..., str], job_id: str) -> str:
+    @app.task(name=name, base=Recovered, shared=False, bind=True, Request=JobRequest)
+    def run(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
+        if (job_id := named_job(args, kwargs)) is None:
+            return _misdirected(self, runtime, args, kwargs)
         _bind(short_name(name), job_id=job_id)
         result = run_stage(runtime.container, stage, function, job_id, self.request.id or "", task=name)
         if not result.proceed:
             self.request.chain = None
         return result.sentence
+
+
+def _misdirected(task: Task[..., str], runtime: Runtime, args: Any, kwargs: Any) -> str:
+    """Keep what a raw client sent to a task of the workers' own: ``finetune.submit`` is easily taken for the way in."""
+    task.request.chain = None
+    problem = f"{task.name} is the workers' own and takes a job's id: send requests to {RUN}"
+    return set_aside(runtime.container, args, kwargs, task.request.id or "", [problem])
 
 
 def _bind(stage: str, **fields: str) -> None:

@@ -73,10 +73,8 @@ def _unexpected(error: Exception, *, show: bool) -> CliError:
 def start(
     context: typer.Context,
     *,
-    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version and exit.")] = False,
-    _traceback: Annotated[
-        bool, typer.Option("--traceback", metavar="", help="Show where an unexpected error came from.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    _traceback: Annotated[bool, typer.Option("--traceback", help="Show where an unexpected error came from.")] = False,
 ) -> None:
     if version:
         from finetune_queue import __version__
@@ -137,7 +135,7 @@ def watch(
 def events(
     job: JobId,
     *,
-    follow: Annotated[bool, typer.Option("--follow", metavar="", help="Stay until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Stay until the job has ended.")] = False,
     as_json: AsJson = False,
 ) -> ExitCode:
     """Show a job's events; as JSON, one CloudEvent per line."""
@@ -153,7 +151,7 @@ def download(
         str, typer.Argument(metavar="TARGET", help="A file, or a folder for JOB.safetensors.", show_default=False)
     ] = ".",
     *,
-    force: Annotated[bool, typer.Option("--force", metavar="", help="Replace another file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace another file that is there.")] = False,
     as_json: AsJson = False,
 ) -> ExitCode:
     """Copy a job's verified weights to this machine, by default into the current folder."""
@@ -204,7 +202,7 @@ def resolve(
     ] = None,
     resubmit: Annotated[
         bool,
-        typer.Option("--resubmit", metavar="", help="Segmind has no training for it: submit, and pay for, a new one."),
+        typer.Option("--resubmit", help="Segmind has no training for it: submit, and pay for, a new one."),
     ] = False,
     as_json: AsJson = False,
 ) -> ExitCode:
@@ -307,8 +305,7 @@ def check(
 def doctor(
     *,
     api: Annotated[
-        bool,
-        typer.Option("--api", metavar="", help="Ask Segmind: key, credits, limit, clock, webhook; 2 calls an account."),
+        bool, typer.Option("--api", help="Ask Segmind: key, credits, limit, clock, webhook; 2 calls an account.")
     ] = False,
     as_json: AsJson = False,
 ) -> ExitCode:
@@ -324,7 +321,7 @@ def demo(
     folder: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the weights go.", show_default=True)
     ] = Path("var/demo"),
-    keep: Annotated[bool, typer.Option("--keep", metavar="", help="Also keep logs, images and Redis's data.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Also keep logs, images and Redis's data.")] = False,
     as_json: AsJson = False,
 ) -> ExitCode:
     """Run one fine-tune from images to verified weights, on this machine and at no cost."""

@@ -80,7 +80,7 @@ def replace(url: GatewayUrl, *, account: Account = DEFAULT_ACCOUNT, as_json: AsJ
 @webhooks.command()
 def remove(
     *,
-    yes: Annotated[bool, typer.Option("--yes", metavar="", help="Do it; without this it says what would end.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it says what would end.")] = False,
     account: Account = DEFAULT_ACCOUNT,
     as_json: AsJson = False,
 ) -> ExitCode:

@@ -45,17 +45,15 @@ def submit(
     ] = None,
     public: Annotated[
         bool,
-        typer.Option("--public", metavar="", help="Anybody may use the model at Segmind.", rich_help_panel=_MORE),
+        typer.Option("--public", help="Anybody may use the model at Segmind.", rich_help_panel=_MORE),
     ] = False,
     private: Annotated[
         bool,
-        typer.Option("--private", metavar="", help="Only the account may (the default).", rich_help_panel=_MORE),
+        typer.Option("--private", help="Only the account may (the default).", rich_help_panel=_MORE),
     ] = False,
     fetch: Annotated[
         bool | None,
-        typer.Option(
-            "--fetch-dataset", metavar="", help="Download, check and upload a URL's ZIP.", rich_help_panel=_MORE
-        ),
+        typer.Option("--fetch-dataset", help="Download, check and upload a URL's ZIP.", rich_help_panel=_MORE),
     ] = None,
     label: Annotated[
         list[str] | None,
@@ -109,11 +107,9 @@ def submit(
         ),
     ] = None,
     jsonl: Annotated[
-        bool, typer.Option("--jsonl", metavar="", help="The file has one request per line, whatever its name.")
+        bool, typer.Option("--jsonl", help="The file has one request per line, whatever its name.")
     ] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", "-w", metavar="", help="Stay until the job has ended and show it.")
-    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Stay until the job has ended and show it.")] = False,
     timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> ExitCode:

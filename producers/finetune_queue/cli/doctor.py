@@ -1,8 +1,10 @@
 """``finetune doctor``: is everything there that a job needs, and if not, what to do."""
 
+import json
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,7 +19,7 @@ from finetune_queue.cli.session import quiet_logs
 from finetune_queue.contract import Sink, SinkKind, parse_sinks
 from finetune_queue.contract.sink import USUAL_PORTS
 from finetune_queue.errors import QueueUnavailableError
-from finetune_queue.messaging import Messenger, producer_app
+from finetune_queue.messaging import QUEUE, Messenger, producer_app, queue_lists
 from finetune_queue.plain_words import byte_size
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.storage import Place, StorageError
@@ -35,6 +37,7 @@ from finetune_queue.store import (
     server_facts,
     server_problems,
 )
+from finetune_queue.store.keys import BROKER_PREFIX
 from finetune_queue.store.workers import GONE
 
 if TYPE_CHECKING:
@@ -84,6 +87,7 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
         yield from _read(settings, "worker api", partial(_worker_api, settings))
         yield from _read(settings, "accounts", partial(account_findings, settings))
         yield from _read(settings, "sinks", _sinks)
+        yield from _strays(settings)
     if api:
         from finetune_queue.cli.doctor_api import api_findings
 
@@ -313,6 +317,35 @@ def _sinks(client: "Redis") -> Iterator[Finding]:
         waits = "1 job waits" if each.waiting == 1 else f"{each.waiting} jobs wait"
         message = f"{words.printable(each.sink)} has been out of reach for {since}, {waits}: {why}"
         yield Finding("sinks", "warn", message, "It is retried automatically.")
+
+
+def _strays(settings: Settings) -> Iterator[Finding]:
+    """Find what raw clients sent to where no worker looks: without the key prefix, or to Celery's own default queue."""
+    lists = [name.removeprefix(BROKER_PREFIX) for name in queue_lists(QUEUE).values()]
+    lists += queue_lists("celery").values()
+    found: dict[str, int] = {}
+    with suppress(RedisError), connect(settings.broker_url) as client:  # of a broker that is away, `workers` tells
+        for name in lists:
+            # Another's key of that name, or one that this user may not read, is none of ours.
+            with suppress(ResponseError, UnicodeDecodeError):
+                if _is_ours(client.lindex(name, -1)):
+                    found[name] = int(client.llen(name))
+    if found:
+        where = ", ".join(map(words.printable, found))
+        message = f"{words.count(sum(found.values()), 'message')} for this service where no worker looks: {where}"
+        action = (
+            f"Give their sender the queue `{QUEUE}` and the transport options of docs/contract/README.md, and have it "
+            "send them again; then delete these lists."
+        )
+        yield Finding("strays", "warn", message, action)
+
+
+def _is_ours(message: object) -> bool:
+    """Tell whether a list's oldest message is for a task of this service; other services may use these lists."""
+    try:
+        return str(json.loads(str(message))["headers"]["task"]).startswith("finetune.")
+    except (ValueError, TypeError, LookupError):
+        return False
 
 
 def _store(name: str, setting: str, url: str, *, needed: bool) -> Finding:

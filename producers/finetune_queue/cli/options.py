@@ -14,7 +14,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Once:
-    """A command that refuses an option with one value that is given twice: the last would silently win."""
+    """A command that refuses an option with one value that is given twice: the last would silently win. Its help does
+    not call a flag a ``<bool>``, as if a value followed."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        known: Any = super()
+        found: list[Any] = known.get_params(ctx)
+        for param in found:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return found
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known: Any = super()
@@ -67,10 +76,10 @@ def public_or_private(*, public: bool, private: bool) -> bool | None:
 # That of `finetune_queue.contract`, which would load pydantic to read a command line.
 DEFAULT_ACCOUNT: Final = "default"
 
-AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON for programs, and nothing else.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
 Timeout = Annotated[
     float | None,
     typer.Option(metavar="SECONDS", callback=_check_seconds, help="Stop waiting after this time. The job goes on."),
 ]
-Public = Annotated[bool, typer.Option("--public", metavar="", help="Anybody may use the model at Segmind.")]
-Private = Annotated[bool, typer.Option("--private", metavar="", help="Only the account may use it.")]
+Public = Annotated[bool, typer.Option("--public", help="Anybody may use the model at Segmind.")]
+Private = Annotated[bool, typer.Option("--private", help="Only the account may use it.")]

@@ -131,7 +131,8 @@ def parse_object(text: str, name: str) -> dict[str, Any]:
     except RecursionError:
         raise usage_error(f"{name} is nested too deeply.") from None
     if not isinstance(body, dict):
-        raise usage_error(f"{name} should hold one JSON object with the request's fields.")
+        many = ", not a list: --jsonl takes many, one per line" if isinstance(body, list) else ""
+        raise usage_error(f"{name} should hold one JSON object with the request's fields{many}.")
     return body
 
 

@@ -54,8 +54,6 @@ def _status_facts(seen: Snapshot) -> Facts:
     if record.state is JobState.NEEDS_ATTENTION:
         found += [("because", words.printable(line)) for line in record.evidence]
     found += facts(seen)
-    if record.dataset_report:
-        found.append(("dataset", words.report_line(record.dataset_report)))
     if record.account != DEFAULT_ACCOUNT:
         found.append(("account", record.account))
     if record.request.labels:

@@ -10,9 +10,10 @@ from finetune_queue.cli.output import CliError, ExitCode
 from finetune_queue.cli.session import note_default_staging, open_queue
 from finetune_queue.cli.summary import exit_code, print_summary
 from finetune_queue.contract import FineTuneRequest, JobState
+from finetune_queue.contract.dataset_url import is_url
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.sdk import FineTuneQueue, Job
-from finetune_queue.settings import load_settings
+from finetune_queue.settings import Settings, load_settings
 
 
 def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_json: bool) -> ExitCode:
@@ -24,7 +25,7 @@ def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_js
     settings = load_settings()
     with open_queue(settings) as queue, tracing.running("finetune-cli"):
         try:
-            job = queue.submit(request)
+            job = queue.submit(request if as_json else _staged(request, settings))
         except KeyboardInterrupt:
             message = f"The request may be on the queue already; see: {output.program()} list --limit 3"
             raise CliError(message, ExitCode.INTERRUPTED, "interrupted") from None
@@ -42,6 +43,20 @@ def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_js
         else:  # the idempotency key found a job from before
             output.say(f"Job {job.id} was submitted before and {job.state.sentence}.")
         return ExitCode.OK
+
+
+def _staged(request: FineTuneRequest, settings: Settings) -> FineTuneRequest:
+    """Stage a local dataset, as the SDK would, and say what trains badly: it is about to be paid for."""
+    if is_url(request.dataset):
+        return request
+    # Imported late: packing needs Pillow, which a URL does not.
+    from finetune_queue.staging import stage_checked
+
+    texts = {"trigger_word": request.trigger_word, "instance_prompt": request.instance_prompt}
+    url, report = stage_checked(request.dataset, settings, **texts)
+    for line in words.report_warnings(report.model_dump(mode="json")):
+        output.note(f"Warning: {line}")
+    return request.model_copy(update={"dataset": url})
 
 
 def stay(queue: FineTuneQueue, job: Job, *, timeout: float | None, as_json: bool) -> ExitCode:

@@ -1,6 +1,4 @@
-"""What a job came to, as a panel on a terminal and as plain lines elsewhere."""
-
-from typing import TYPE_CHECKING
+"""What a job came to, in lines."""
 
 from finetune_queue.cli import output, words
 from finetune_queue.cli.follow import Snapshot
@@ -8,10 +6,10 @@ from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import RETRY_IS_USELESS, Access, JobState
 from finetune_queue.plain_words import byte_size
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 Facts = list[tuple[str, str]]
+
+_COPIED = frozenset({"weights", "manifest", "again"})
+"""What a person copies from a terminal: a path or command that is broken into two lines would come along as two."""
 
 
 def exit_code(state: JobState) -> ExitCode:
@@ -58,6 +56,9 @@ def facts(seen: Snapshot) -> Facts:
         ended = next(event for event in reversed(seen.events) if event.kind == record.state.value)
         took = (ended.time - seen.events[0].time).total_seconds()
         found += [("event", ended.id), ("took", words.duration(took))]
+    if record.dataset_report:
+        found.append(("dataset", words.report_line(record.dataset_report)))
+        found += [("warning", line) for line in words.report_warnings(record.dataset_report)]
     return found
 
 
@@ -73,27 +74,20 @@ def _access_facts(access: Access, seen: Snapshot) -> Facts:
 
 
 def print_facts(title: str, found: Facts, *, style: str) -> None:
-    """Print labels and values: in a panel on a terminal, as lines that can be searched elsewhere."""
-    console = output.out()
-    if not console.is_terminal:
-        output.say(title)
-        for label, value in found:
-            output.say(f"  {label:<9} {value}")
-        return
-    from rich.panel import Panel
+    """Print labels and values as lines; on a terminal, sentences that are too long for one go on below themselves."""
+    from rich.table import Table
     from rich.text import Text
 
-    heading = Text(title, style=f"bold {style}")
-    console.print(Panel(facts_table(found), title=heading, title_align="left", border_style=style, expand=False))
-
-
-def facts_table(found: Facts) -> "Table":
-    """Return labels and values as two columns; long values go on in the next line."""
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    console = output.out()
+    console.print(Text(title, style=f"bold {style}"), soft_wrap=True)
     for label, value in found:
-        table.add_row(label, value)
-    return table
+        head = Text(f"  {label:<9} ", style="dim", end="")
+        if label in _COPIED or not console.is_terminal:
+            console.print(head, end="")
+            console.print(Text(value), soft_wrap=True)
+            continue
+        row = Table.grid()
+        row.add_column(no_wrap=True)
+        row.add_column(overflow="fold")
+        row.add_row(head, value)
+        console.print(row)

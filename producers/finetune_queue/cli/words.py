@@ -75,6 +75,22 @@ def report_line(report: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def report_warnings(report: dict[str, Any]) -> list[str]:
+    """Return what a dataset report warns of, one line for each kind of warning."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for each in report.get("findings") or []:
+        if each.get("severity") == "warning":
+            kinds.setdefault(str(each.get("code")), []).append(each)
+    return [_warning(same, (report.get("omitted") or {}).get(code, 0)) for code, same in kinds.items()]
+
+
+def _warning(same: list[dict[str, Any]], omitted: int) -> str:
+    first, more = same[0], len(same) - 1 + omitted
+    place = f"{first['file']}: " if first.get("file") else ""
+    others = f" ({more} more like this)" if more else ""
+    return printable(f"{place}{first.get('message', '')}{others} {first.get('fix', '')}")
+
+
 def count(number: int, what: str) -> str:
     """Return how many of something there are, ``what`` being the word for one: ``1 job``, ``2,000 jobs``."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

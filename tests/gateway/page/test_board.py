@@ -95,11 +95,11 @@ def test_a_sink_that_does_not_take_its_events_is_named(board: Page, worker: Work
     board.get_by_role("link", name="A job whose event it refuses").click()
     expect(board.get_by_role("heading", name="my-face")).to_be_visible()
     board.get_by_role("link", name="Back to the board").click()
-    expect(board.get_by_text(f"No events have reached {sink.shown} for")).to_contain_text(why)
+    expect(board.get_by_text(f"No events have reached {sink.shown} for")).to_contain_text(f"{why}. A job")
 
     outbox.settle(Hold(sink.line(job.id), SinkLines(client).all()[0].next_ms), down_for=100, reason="cannot be reached")
     let_pass(board, 5)
-    expect(board.get_by_text("No events have reached https://sink.example for")).to_contain_text("cannot be reached")
+    expect(board.get_by_text("No events have reached https://sink.example for")).to_contain_text("cannot be reached.")
 
 
 def test_a_state_with_many_jobs_has_a_list_of_its_own(board: Page, worker: Worker) -> None:

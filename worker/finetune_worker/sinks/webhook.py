@@ -21,7 +21,7 @@ _GONE = 410
 # Our own words: those of the error name the URL, and its path may be a secret.
 _WHY = {
     "timed_out": "gave no answer in time",
-    "tls_failed": "has no valid certificate for its name",
+    "tls_failed": "serves no https there, or has no valid certificate",
     "address_refused": "does not lead to an address that may be reached",
     "bad_url": "has a URL that cannot be used",
 }

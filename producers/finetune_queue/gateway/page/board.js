@@ -56,7 +56,7 @@ function warnings(overview) {
     late && el("p", { class: "alert" },
       `A job has been due for ${duration(overview.overdue_seconds)} and no worker took it: is one running?`),
     overview.sinks.map(({ sink, trouble_seconds: seconds, waiting, reason: why, refused_job: job }) => el("p", { class: "alert", "data-key": sink },
-      `No events have reached ${sink} for ${duration(seconds)}: ${why} `, waiting > 1 ? `${waiting} jobs wait. ` : "",
+      `No events have reached ${sink} for ${duration(seconds)}: ${why.replace(/\.?$/, ".")} `, waiting > 1 ? `${waiting} jobs wait. ` : "",
       job && el("a", { href: `#job=${job}` }, "A job whose event it refuses"))),
     overview.dead_letters > 0 && el("p", { class: "alert" },
       `${overview.dead_letters} set aside as dead letters. See: finetune dead list`));
