@@ -87,17 +87,18 @@ class Job:
         end = None if timeout is None else time.monotonic() + timeout
         seen = 0
         while True:
-            trouble = ""
+            trouble, news = "", list[Event]()
             try:
                 self.refresh()
-                for event in self.events(after=seen):
-                    seen += 1
-                    if on_event is not None:
-                        on_event(event)
-                if self.done and seen >= self._record.event_seq:
-                    return self
+                news = self.events(after=seen)
             except QueueUnavailableError as error:  # a restart, or a failover: the job is in its log
                 trouble = f" It has not been seen since: {error}"
+            for event in news:
+                seen += 1
+                if on_event is not None:
+                    on_event(event)
+            if self.done and seen >= self._record.event_seq:
+                return self
             if end is not None and time.monotonic() >= end:
                 then = "It waits for a person" if self.state is JobState.NEEDS_ATTENTION else "It goes on"
                 trouble = trouble or self._no_taker()
