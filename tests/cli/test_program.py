@@ -92,6 +92,23 @@ def test_an_output_that_is_full_is_no_defect(worker: Worker, unbuffered: str) ->
     assert json.loads(done.stderr)["error"]["message"] == "Nothing more can be written: No space left on device."
 
 
+@pytest.mark.parametrize(
+    ("closed", "command", "code"),
+    [
+        ("<&-", "submit --file -", ExitCode.USAGE),
+        ("<&-", "submit --file - --jsonl", ExitCode.USAGE),
+        (">&-", "list --json", ExitCode.OK),
+        ("2>&-", "list", ExitCode.OK),
+        ("2>&-", "status nothing --json", ExitCode.NOT_FOUND),
+        ("<&- >&- 2>&-", "status nothing", ExitCode.NOT_FOUND),
+    ],
+)
+def test_a_stream_that_the_caller_closed_is_no_defect(worker: Worker, closed: str, command: str, code: int) -> None:
+    worker.accept()
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *FINETUNE, *command.split()]
+    assert subprocess.run(shell, timeout=60, check=False, capture_output=True).returncode == code
+
+
 @pytest.mark.parametrize(("encoding", "name"), [("latin-1", "é\\u65e5"), ("ascii", "\\xe9\\u65e5"), ("utf-8", "é日")])
 def test_what_the_encoding_of_the_output_has_not_is_escaped(worker: Worker, encoding: str, name: str) -> None:
     job = worker.accept(name="é日")
