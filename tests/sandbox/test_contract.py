@@ -228,6 +228,11 @@ def test_access_update_refuses_a_file_and_a_broken_form(api: Api) -> None:
     assert api.call("PUT", f"{FINETUNE}/access-update", data=b"--x", headers=broken).status_code == 400
 
 
+def test_a_link_of_what_is_no_url_is_refused(api: Api) -> None:
+    reply = api.call("GET", f"{FINETUNE}/file/download", data={"cloud_storage_url": "https://["})
+    assert (reply.status_code, "cloud_storage_url" in reply.json()["error"]) == (400, True)
+
+
 def test_a_submit_costs_credits_until_none_are_left(api: Api, sandbox: LiveSandbox) -> None:
     start = api.credits().json()
     assert start == {"credits": sandbox.settings.credits, "free-credits": 0.0}

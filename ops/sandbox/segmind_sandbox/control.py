@@ -21,7 +21,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class SettingsChange(_Body):
@@ -204,7 +204,7 @@ def _route(path: str, endpoint: Endpoint, method: str) -> Route:
             return await endpoint(request)
         except ValidationError as refusal:
             return JSONResponse({"error": "; ".join(map(_sentence, refusal.errors()))}, 400)
-        except ValueError as refusal:  # as json's errors are
+        except (ValueError, RecursionError) as refusal:  # as json's errors are
             return JSONResponse({"error": str(refusal)}, 400)
 
     return Route(f"/_sandbox{path}", guarded, methods=[method])
