@@ -88,6 +88,28 @@ def local_path(source: str) -> Path:
     return home_path(source)
 
 
+@contextmanager
+def packed(source: str) -> Iterator[PackedDataset]:
+    """Pack the folder or ZIP that a person named, see :func:`local_path`, into a file that goes with the block.
+
+    Raises:
+        DatasetError: as :func:`pack`, or nothing can be written on this machine.
+    """
+    try:
+        made = tempfile.mkdtemp(prefix="finetune-")
+    except OSError as error:
+        raise DatasetError(
+            "dataset_unreadable",
+            f"There is no temporary folder to pack it in: {error.strerror}.",
+            "Name one that can be written in TMPDIR.",
+            retryable=True,
+        ) from error
+    try:
+        yield pack(local_path(source), Path(made) / "dataset.zip")
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def pack(source: Path, destination: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES) -> PackedDataset:
     """Make `destination`, at once and whole, from a folder, or copies a ZIP there as it is.
 
