@@ -19,7 +19,7 @@ import pytest
 import typer
 
 from finetune_queue import __version__
-from finetune_queue.cli import options
+from finetune_queue.cli import options, output
 from finetune_queue.cli.app import app
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import DEFAULT_ACCOUNT, JobState, WaitReason
@@ -158,6 +158,14 @@ def test_the_docs_have_every_command() -> None:
 def test_the_docs_have_every_exit_code() -> None:
     rows = re.findall(r"^\| (\d+) \|", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert [int(row) for row in rows] == [int(code) for code in ExitCode]
+
+
+def test_the_docs_have_every_code_of_an_error_beside_its_exit_code() -> None:
+    rows = dict(re.findall(r"^\| (\d+) \|.*\|(.*)\|$", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    source = "\n".join(file.read_text(encoding="utf-8") for file in Path(output.__file__).parent.glob("*.py"))
+    made = re.findall(r'ExitCode\.([A-Z_]+), "(\w+)"', source)
+    assert len(made) > 20
+    assert [code for name, code in made if f"`{code}`" not in rows[f"{ExitCode[name]:d}"]] == []
 
 
 def test_the_docs_have_every_option() -> None:
