@@ -104,6 +104,7 @@ class Control:
             self._sandbox.faults.clear()
         else:
             self._sandbox.restart_limits()
+            self._sandbox.refill()
         return JSONResponse({"reset": what})
 
     async def change_settings(self, request: Request) -> Response:
@@ -111,8 +112,10 @@ class Control:
         change = SettingsChange.model_validate(await _json(request)).model_dump(exclude_none=True)
         sandbox = self._sandbox
         sandbox.settings = SandboxSettings.model_validate({**sandbox.settings.model_dump(), **change})
-        if {"rate_limit", "rate_algorithm", "credits"} & change.keys():
+        if {"rate_limit", "rate_algorithm"} & change.keys():
             sandbox.restart_limits()
+        if "credits" in change:
+            sandbox.refill()
         return JSONResponse(change)
 
     async def list_faults(self, _request: Request) -> Response:
