@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from finetune_queue.sdk.queue import FineTuneQueue
 
 FOLLOW_EVERY = 0.25
-"""Seconds between two looks of ``wait`` and ``events(follow=True)``."""
+"""Seconds between two looks of ``wait``, and of the commands that follow a job."""
 
 
 class Job:
