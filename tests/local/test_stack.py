@@ -98,6 +98,15 @@ def test_make_up_says_what_is_where_and_ends_on_ctrl_c(up: Child) -> None:
     assert not any(map(_runs, children))
 
 
+def test_make_up_where_nothing_can_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "var").touch()
+    with Child(
+        "up", [sys.executable, "-m", "finetune_queue.local"], env={**os.environ}, cwd=tmp_path, log=tmp_path / "up.log"
+    ) as up:
+        assert up.wait(timeout=30) == 1
+        assert [line.partition(":")[0] for line in up.lines()] == ["[Errno 20] Not a directory"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_make_up_starts_a_worker_again_that_was_killed(up: Child) -> None:
     up.wait_for_line(lambda line: line == "Ctrl-C ends everything.", timeout=60)
