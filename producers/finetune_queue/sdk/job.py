@@ -76,7 +76,7 @@ class Job:
     def wait(self, timeout: float | None = None, on_event: Callable[[Event], None] | None = None) -> Self:
         """Wait until the job has ended and read it; ``on_event`` is called with each of its events, in order.
 
-        While Redis is out of reach it goes on waiting.
+        While Redis is out of reach it goes on waiting. What ``on_event`` raises ends the wait.
 
         Raises:
             WaitTimeoutError: the job had not ended after ``timeout`` seconds.
