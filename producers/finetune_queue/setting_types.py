@@ -93,6 +93,15 @@ def _check_base_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _can_be_looked_up(host: str) -> bool:
+    """Tell whether a host's name has no part that is empty or longer than DNS has: what looks it up raises a
+    UnicodeError, which nothing takes for a server that is away."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
+
+
 def _check_redis_url(url: str) -> str:
     if "sentinel" in url.partition(":")[0].lower():  # before the rest: kombu writes several such URLs as one
         raise ValueError(
@@ -110,7 +119,7 @@ def _check_redis_url(url: str) -> str:
         if parts.hostname or not parts.path.strip("/"):
             raise ValueError("should name a socket file, like unix:///run/redis.sock?db=0")
         return url
-    if not parts.hostname:
+    if not _can_be_looked_up(parts.hostname or ""):
         raise ValueError("should name a host, like redis://localhost:6379/0")
     if not re.fullmatch(r"/?[0-9]{0,5}", parts.path):
         if "@" in parts.path:

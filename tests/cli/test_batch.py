@@ -139,6 +139,7 @@ def test_lines_are_submitted_as_they_come(
         (("--deadline", "2h"), "Give a point in time"),
         (("--idempotency-key", ""), "names the batch"),
         (("--idempotency-key", "x" * 191), "1 to 190 characters"),
+        (("--idempotency-key", os.fsdecode(b"\xff")), "1 to 190 characters"),
         (("--param", "face_crop=False"), "the value is not JSON"),
     ],
 )

@@ -1,5 +1,6 @@
 """``finetune dataset check``."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,16 @@ def test_a_folder_with_an_odd_file_name_is_not_told_to_give_a_folder(run: Run, t
     findings = run("dataset", "check", tmp_path / "odd", "--json").json["findings"]
     [found] = [each for each in findings if each["code"] == "entry_unsafe_path"]
     assert "older" not in found["fix"]
+
+
+@pytest.mark.usefixtures("queue_url")
+@pytest.mark.parametrize("command", ["dataset check", "submit --name n --trigger-word t --prompt p --dataset"])
+def test_a_machine_without_a_temporary_folder_is_no_defect(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    folder = make_dataset_folder(tmp_path / "photos", count=6)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    result = run(*command.split(), folder)
+    assert result.code == ExitCode.USAGE
+    assert "There is no temporary folder to pack it in: No such file or directory." in result.err
+    assert "TMPDIR" in result.err

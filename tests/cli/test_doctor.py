@@ -230,6 +230,17 @@ def test_a_sink_that_answers_and_takes_nothing_is_named(run: Run, worker: Worker
 
 
 @pytest.mark.usefixtures("queue_url")
+@pytest.mark.parametrize("host", ["hooks..example.com", f"{'x' * 64}.example.com"])
+def test_a_sink_whose_name_none_can_have_is_knocked_at_in_vain(
+    run: Run, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("FINETUNE_SINKS", f"amqp://{host}/?queue=q")
+    [check] = [each for each in run("doctor", "--json").json["checks"] if each["name"] == "sink"]
+    assert check["status"] == "warn"
+    assert check["message"].startswith(f"amqp://{host}/ accepts no connection from here: ")
+
+
+@pytest.mark.usefixtures("queue_url")
 def test_sinks_on_other_servers_are_knocked_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]

@@ -19,7 +19,7 @@ import pytest
 import typer
 
 from finetune_queue import __version__
-from finetune_queue.cli import options
+from finetune_queue.cli import options, output
 from finetune_queue.cli.app import app
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import DEFAULT_ACCOUNT, JobState, WaitReason
@@ -92,6 +92,23 @@ def test_an_output_that_is_full_is_no_defect(worker: Worker, unbuffered: str) ->
     assert json.loads(done.stderr)["error"]["message"] == "Nothing more can be written: No space left on device."
 
 
+@pytest.mark.parametrize(
+    ("closed", "command", "code"),
+    [
+        ("<&-", "submit --file -", ExitCode.USAGE),
+        ("<&-", "submit --file - --jsonl", ExitCode.USAGE),
+        (">&-", "list --json", ExitCode.OK),
+        ("2>&-", "list", ExitCode.OK),
+        ("2>&-", "status nothing --json", ExitCode.NOT_FOUND),
+        ("<&- >&- 2>&-", "status nothing", ExitCode.NOT_FOUND),
+    ],
+)
+def test_a_stream_that_the_caller_closed_is_no_defect(worker: Worker, closed: str, command: str, code: int) -> None:
+    worker.accept()
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *FINETUNE, *command.split()]
+    assert subprocess.run(shell, timeout=60, check=False, capture_output=True).returncode == code
+
+
 @pytest.mark.parametrize(("encoding", "name"), [("latin-1", "é\\u65e5"), ("ascii", "\\xe9\\u65e5"), ("utf-8", "é日")])
 def test_what_the_encoding_of_the_output_has_not_is_escaped(worker: Worker, encoding: str, name: str) -> None:
     job = worker.accept(name="é日")
@@ -142,6 +159,14 @@ def test_the_docs_have_every_command() -> None:
 def test_the_docs_have_every_exit_code() -> None:
     rows = re.findall(r"^\| (\d+) \|", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert [int(row) for row in rows] == [int(code) for code in ExitCode]
+
+
+def test_the_docs_have_every_code_of_an_error_beside_its_exit_code() -> None:
+    rows = dict(re.findall(r"^\| (\d+) \|.*\|(.*)\|$", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    source = "\n".join(file.read_text(encoding="utf-8") for file in Path(output.__file__).parent.glob("*.py"))
+    made = re.findall(r'ExitCode\.([A-Z_]+), "(\w+)"', source)
+    assert len(made) > 20
+    assert [code for name, code in made if f"`{code}`" not in rows[f"{ExitCode[name]:d}"]] == []
 
 
 def test_the_docs_have_every_option() -> None:

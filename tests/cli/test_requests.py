@@ -116,9 +116,15 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         read_request(str(binary))
 
 
-def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"name": "x"}'))
-    assert read_request("-") == {"name": "x"}
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_request_is_utf_8_wherever_it_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, mark: str
+) -> None:
+    """Whatever the locale says of standard input, and with the mark that some editors put before it."""
+    text = f'{mark}{{"name": "é"}}'
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding=encoding))
+    assert read_request("-") == read_request(write(tmp_path, text)) == {"name": "é"}
 
 
 @given(st.text(min_size=1).filter(lambda key: "=" not in key), json_values)

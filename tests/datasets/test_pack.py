@@ -228,6 +228,21 @@ def test_pictures_that_deflate_count_as_they_are_packed(tmp_path: Path) -> None:
     assert not (tmp_path / "c.zip").exists()
 
 
+def test_pictures_that_no_check_would_unpack_are_not_written_to_the_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a camera's raw files, of which a folder may hold more than the disk has room for."""
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    for name in ("one.dng", "two.tif"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(200_000_000)
+    with pytest.raises(DatasetError) as caught:
+        pack(tmp_path, tmp_path / "out.zip")
+    assert caught.value.code == "dataset_too_large"
+    assert "400 MB of images and captions, and at most 300 MB are unpacked" in str(caught.value)
+    assert "one.dng (200 MB)" in str(caught.value)
+
+
 def test_a_folder_with_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_queue.datasets.pack._MAX_FILES", 5)
     with pytest.raises(DatasetError) as caught:

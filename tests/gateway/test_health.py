@@ -5,6 +5,8 @@ import json
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,20 @@ def test_a_broker_of_its_own_that_does_not_answer_leaves_the_numbers_of_the_jobs
             assert http.get("/v1/overview").json()["queues"] == {}
             reply = http.get("/v1/load")
             assert (reply.status_code, reply.json()["code"]) == (503, "queue-unavailable")
+
+
+def test_a_broker_that_does_not_answer_is_waited_for_once_by_all_that_look(
+    make_settings: MakeSettings, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other they would take the threads of all other calls, for minutes."""
+    monkeypatch.setattr("finetune_queue.messaging.ASKING_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = start(make_settings(finetune_broker_url=f"redis://127.0.0.1:{silent.getsockname()[1]}/0"))
+        started = time.monotonic()
+        with ThreadPoolExecutor(10) as viewers:
+            ask = partial(httpx.get, f"{url}/v1/overview", headers=AUTH, timeout=30, trust_env=False)
+            assert [reply.status_code for reply in viewers.map(lambda _: ask(), range(10))] == [200] * 10
+        assert time.monotonic() - started < 5
 
 
 def test_a_gateway_that_ends_leaves_no_connection_behind(

@@ -63,6 +63,12 @@ def test_a_key_that_none_can_be_is_said_once(http: httpx.Client, header: bytes, 
     assert found["errors"] == [{"where": "idempotency-key", "detail": said}]
 
 
+def test_a_quoted_key_may_be_no_emptier_than_a_plain_one(http: httpx.Client) -> None:
+    """It would be the key of all that comes from a client that forgot to fill it in."""
+    found = problem(http.post("/v1/jobs", json=sample(), headers={"Idempotency-Key": '""'}), 422, "invalid-request")
+    assert found["detail"] == "idempotency_key: should not be empty"
+
+
 @pytest.mark.parametrize(
     ("query", "where", "said"),
     [
@@ -347,6 +353,8 @@ def test_a_job_of_a_newer_version_is_left_alone(http: httpx.Client, client: redi
 
 def test_what_is_not_there_or_not_allowed(http: httpx.Client) -> None:
     problem(http.get("/v2/jobs"), 404, "not-found")
+    # Not led to the path without the slash: behind a proxy that ends TLS, by a URL of plain http.
+    problem(http.post("/v1/jobs/", json=sample()), 404, "not-found")
     reply = http.delete("/v1/jobs")
     problem(reply, 405, "method-not-allowed")
     assert set(reply.headers["allow"].replace(" ", "").split(",")) <= {"GET", "POST"}

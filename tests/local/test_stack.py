@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from finetune_queue.gateway.hook_paths import hook_path
 from finetune_queue.local.processes import Child, ProcessError
 from finetune_queue.local.stack import LocalStack, _is_healthy
+from finetune_queue.place_url import read_place
 from finetune_queue.settings import load_settings
 
 
@@ -31,13 +32,16 @@ def real_account(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("real_account")
 def test_it_runs_on_settings_of_its_own_and_ends_what_it_started(tmp_path: Path) -> None:
-    with LocalStack(tmp_path / "stack", workers=0, rate_limit="5/1") as stack:
+    with LocalStack(tmp_path / "my stack%20", workers=0, rate_limit="5/1") as stack:
         with redis.Redis.from_url(stack.valkey.url, socket_timeout=5) as client:
             assert client.ping()
         assert _is_healthy(f"{stack.sandbox_url}/_sandbox/health")
         settings = stack.settings
         assert settings.finetune_redis_url == stack.valkey.url
         assert settings.accounts == {}, "a producer needs no key"
+        assert read_place(settings.finetune_staging_url) == stack.folder / "staging"
+        assert read_place(settings.finetune_artifact_url) == stack.folder / "artifacts"
+        assert " " not in settings.finetune_staging_url, "make up prints it for a shell"
         worker = load_settings(stack.worker_env, worker=True)
         assert worker.segmind_base_url == stack.sandbox_url
         assert worker.segmind_is_loopback
@@ -92,6 +96,15 @@ def test_make_up_says_what_is_where_and_ends_on_ctrl_c(up: Child) -> None:
     assert up.wait(timeout=30) == 0
     assert up.lines()[-1].startswith("Stopped.")
     assert not any(map(_runs, children))
+
+
+def test_make_up_where_nothing_can_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "var").touch()
+    with Child(
+        "up", [sys.executable, "-m", "finetune_queue.local"], env={**os.environ}, cwd=tmp_path, log=tmp_path / "up.log"
+    ) as up:
+        assert up.wait(timeout=30) == 1
+        assert [line.partition(":")[0] for line in up.lines()] == ["[Errno 20] Not a directory"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -228,6 +228,22 @@ def test_access_update_refuses_a_file_and_a_broken_form(api: Api) -> None:
     assert api.call("PUT", f"{FINETUNE}/access-update", data=b"--x", headers=broken).status_code == 400
 
 
+def test_a_new_rate_limit_leaves_the_credits_and_new_credits_the_window(api: Api, sandbox: LiveSandbox) -> None:
+    sandbox.control.change_settings(rate_limit="3/60")
+    api.credits()
+    sandbox.control.change_settings(credits=4)
+    assert api.call("POST", f"{FINETUNE}/submit", json=submit_body()).status_code == 200
+    assert api.credits().json()["credits"] == 3.9
+    assert api.credits().status_code == 429
+    sandbox.control.change_settings(rate_limit="50/60")
+    assert api.credits().json()["credits"] == 3.9
+
+
+def test_a_link_of_what_is_no_url_is_refused(api: Api) -> None:
+    reply = api.call("GET", f"{FINETUNE}/file/download", data={"cloud_storage_url": "https://["})
+    assert (reply.status_code, "cloud_storage_url" in reply.json()["error"]) == (400, True)
+
+
 def test_a_submit_costs_credits_until_none_are_left(api: Api, sandbox: LiveSandbox) -> None:
     start = api.credits().json()
     assert start == {"credits": sandbox.settings.credits, "free-credits": 0.0}

@@ -330,6 +330,23 @@ def test_match_looks_at_path_and_body(api: Api, sandbox: LiveSandbox) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/faults", b"[" * 100_000),
+        ("POST", "/faults", b'{"op": "list", "kind": "slow", "seconds": Infinity}'),
+        ("PATCH", "/settings", b'{"training_seconds": Infinity}'),
+    ],
+)
+def test_a_body_that_no_json_is_is_refused_and_changes_nothing(
+    sandbox: LiveSandbox, api: Api, method: str, path: str, body: bytes
+) -> None:
+    reply = httpx.request(method, f"{sandbox.base_url}/_sandbox{path}", content=body, trust_env=False)
+    assert (reply.status_code, list(reply.json())) == (400, ["error"])
+    assert sandbox.control.faults() == []
+    assert api.trained()
+
+
+@pytest.mark.parametrize(
     "fault",
     [
         {"op": "submit", "kind": "explode"},

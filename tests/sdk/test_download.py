@@ -214,3 +214,18 @@ def test_a_download_that_is_interrupted_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         job.download(out, on_progress=interrupt)
     assert names(out) == []
+
+
+def test_what_on_progress_raises_is_no_error_of_the_file(
+    queue: FineTuneQueue, worker: Worker, place: Place, out: Path
+) -> None:
+    """A TimeoutError is an OSError, as those of files are."""
+    job = stored(queue, worker, place)
+
+    def too_long(_done: int, _total: int | None) -> None:
+        message = "enough"
+        raise TimeoutError(message)
+
+    with pytest.raises(TimeoutError, match="enough"):
+        job.download(out, on_progress=too_long)
+    assert names(out) == []

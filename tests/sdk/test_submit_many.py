@@ -130,7 +130,7 @@ def test_without_a_batch_equal_requests_are_jobs_of_their_own(queue: FineTuneQue
     assert [each.new for each in queue.submit_many([sample(), sample()])] == [True, True]
 
 
-@pytest.mark.parametrize("name", ["", "x" * 191, 5])
+@pytest.mark.parametrize("name", ["", "x" * 191, "\ud800", 5])
 def test_a_batch_has_a_name_that_fits(queue: FineTuneQueue, name: Any) -> None:
     with pytest.raises(InvalidRequestError, match="1 to 190 characters"):
         list(queue.submit_many([sample()], batch=name))

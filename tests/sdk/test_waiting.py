@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from finetune_queue import FineTuneQueue, UnknownJobError, WaitTimeoutError, __version__
+from finetune_queue import Event, FineTuneQueue, QueueUnavailableError, UnknownJobError, WaitTimeoutError, __version__
 from finetune_queue.contract import JobState, WaitReason
 from finetune_queue.sdk import Waiting, waiting
 from finetune_queue.store import LiveWorker, Workers, connect
@@ -50,6 +50,17 @@ def test_another_reason_stays_and_says_that_no_worker_runs(queue: FineTuneQueue,
     found = queue.waiting(queue.get(job.id))
     assert found is not None
     assert (found.reason, found.no_worker) == (WaitReason.API_SLOT, True)
+
+
+def test_what_on_event_raises_is_not_taken_for_an_outage(queue: FineTuneQueue, worker: Worker) -> None:
+    job = queue.get(worker.bring(worker.accept(), JobState.SUCCEEDED).id)
+
+    def on_event(_event: Event) -> None:
+        message = "another queue is out of reach"
+        raise QueueUnavailableError(message)
+
+    with pytest.raises(QueueUnavailableError, match="another queue"):
+        job.wait(5, on_event)
 
 
 @pytest.mark.parametrize("state", [JobState.SUCCEEDED, JobState.NEEDS_ATTENTION])

@@ -82,6 +82,8 @@ def test_the_broker_may_be_another_server() -> None:
         ("REDIS://h:1/0", "should start with redis://"),
         ("redis:localhost", "should name a host"),
         ("redis:///0", "should name a host"),
+        ("redis://redis..internal:6379/0", "should name a host"),
+        (f"redis://{'hidden-word' * 6}:6379/0", "should name a host"),
         ("redis://h/jobs", "should end in a database number"),
         ("redis://:hidden-word/slash@h:1/0", "cannot be read as a URL"),
         ("redis://default:hidden-word@t/1@127.0.0.1:39931/0", "has an @ after its host: percent-encode"),

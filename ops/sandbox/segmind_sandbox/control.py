@@ -21,7 +21,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class SettingsChange(_Body):
@@ -104,6 +104,7 @@ class Control:
             self._sandbox.faults.clear()
         else:
             self._sandbox.restart_limits()
+            self._sandbox.refill()
         return JSONResponse({"reset": what})
 
     async def change_settings(self, request: Request) -> Response:
@@ -111,8 +112,10 @@ class Control:
         change = SettingsChange.model_validate(await _json(request)).model_dump(exclude_none=True)
         sandbox = self._sandbox
         sandbox.settings = SandboxSettings.model_validate({**sandbox.settings.model_dump(), **change})
-        if {"rate_limit", "rate_algorithm", "credits"} & change.keys():
+        if {"rate_limit", "rate_algorithm"} & change.keys():
             sandbox.restart_limits()
+        if "credits" in change:
+            sandbox.refill()
         return JSONResponse(change)
 
     async def list_faults(self, _request: Request) -> Response:
@@ -204,7 +207,7 @@ def _route(path: str, endpoint: Endpoint, method: str) -> Route:
             return await endpoint(request)
         except ValidationError as refusal:
             return JSONResponse({"error": "; ".join(map(_sentence, refusal.errors()))}, 400)
-        except ValueError as refusal:  # as json's errors are
+        except (ValueError, RecursionError) as refusal:  # as json's errors are
             return JSONResponse({"error": str(refusal)}, 400)
 
     return Route(f"/_sandbox{path}", guarded, methods=[method])

@@ -36,7 +36,7 @@ READS = frozenset({"dataset_get", "download"})
 class Fault(BaseModel):
     """The fields that every kind has. ``op`` "api" stands for every API operation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     ops: ClassVar[frozenset[str]] = API_OPS | STORAGE_OPS | {"api"}
     decides: ClassVar[bool] = False  # the call's reply; at most one such fault fires in a call
 

@@ -93,7 +93,7 @@ class AccessUpdate(_Body):
 class FileLink(_Body):
     """The sibling APIs' GET /finetune/request/file/download."""
 
-    cloud_storage_url: Text
+    cloud_storage_url: HttpUrl
 
 
 class WebhookEvent(_Body):

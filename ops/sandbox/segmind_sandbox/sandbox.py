@@ -104,8 +104,14 @@ class Sandbox:
                 self.webhooks.add(account.name, self.settings.webhook_url, [FINETUNE])
 
     def restart_limits(self) -> None:
-        """Begin all accounts' windows anew, with the rates set now, and refill their credits."""
-        self.accounts = self._make_accounts()
+        """Begin all accounts' windows anew, with the rates set now."""
+        for key, fresh in self._make_accounts().items():
+            self.accounts[key].limit, self.accounts[key].limiter = fresh.limit, fresh.limiter
+
+    def refill(self) -> None:
+        """Give all accounts the credits set now."""
+        for account in self.accounts.values():
+            account.credits = self.settings.credits
 
     def restart_report(self) -> None:
         """Forget what was seen."""
@@ -124,6 +130,7 @@ class Sandbox:
         self._digests.clear()
         self.webhooks.clear()
         self.restart_limits()
+        self.refill()
         self.restart_report()
         self._register_webhooks()
 

@@ -14,7 +14,7 @@ from finetune_queue.cli.session import note_default_staging, open_queue
 from finetune_queue.contract import JobState
 from finetune_queue.errors import FineTuneQueueError
 from finetune_queue.sdk import Job, Submission
-from finetune_queue.sdk.submitting import LONGEST_BATCH_NAME
+from finetune_queue.sdk.submitting import LONGEST_BATCH_NAME, is_batch_name
 from finetune_queue.settings import load_settings
 
 BATCH = "jsonl"
@@ -30,7 +30,7 @@ def submit_lines(file: str, options: Options, *, batch: str | None, as_json: boo
     """
     if options.deadline is not None:
         parse_deadline(options.deadline, keyed=True)
-    if batch is not None and not 0 < len(batch) <= LONGEST_BATCH_NAME:
+    if batch is not None and not is_batch_name(batch):
         message = f"--idempotency-key names the batch here, with 1 to {LONGEST_BATCH_NAME} characters."
         raise output.usage_error(message)
     settings = load_settings()

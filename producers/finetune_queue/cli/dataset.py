@@ -1,13 +1,10 @@
 """``finetune dataset check``: what a job would find wrong with a dataset, before anything is submitted."""
 
-import tempfile
-from pathlib import Path
-
 from finetune_queue.cli import output
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.datasets.check import check_archive
 from finetune_queue.datasets.names import display_name
-from finetune_queue.datasets.pack import local_path, pack
+from finetune_queue.datasets.pack import packed
 
 
 def check(source: str, *, trigger_word: str | None, prompt: str | None, as_json: bool) -> ExitCode:
@@ -16,10 +13,9 @@ def check(source: str, *, trigger_word: str | None, prompt: str | None, as_json:
     Raises:
         DatasetError: there is nothing to check.
     """
-    with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
-        packed = pack(local_path(source), Path(folder) / "dataset.zip")
-        report = check_archive(packed.path, trigger_word=trigger_word, instance_prompt=prompt)
-    report = report.with_findings(packed.notes)
+    with packed(source) as found:
+        report = check_archive(found.path, trigger_word=trigger_word, instance_prompt=prompt)
+    report = report.with_findings(found.notes)
     if as_json:
         output.emit(report.model_dump(mode="json"))
     else:

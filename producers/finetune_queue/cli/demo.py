@@ -86,7 +86,7 @@ def _run(work: Path, results: Path, *, keep: bool, as_json: bool) -> ExitCode:
     stack = LocalStack(
         work,
         sandbox={"SANDBOX_TRAINING_SECONDS": str(TRAINING_SECONDS)},
-        settings={"FINETUNE_ARTIFACT_URL": f"file://{results}"},
+        settings={"FINETUNE_ARTIFACT_URL": results.as_uri()},
     )
     with ExitStack() as ends:
         with _step("start Valkey, a sandbox in place of Segmind, and a worker", quiet=as_json):

@@ -295,11 +295,12 @@ def _knock(sink: Sink) -> Finding:
         return Finding(name, "ok", f"{origin} is not tried from here; `finetune deliveries JOB` shows whether it works")
     try:
         socket.create_connection((parts.hostname, port), timeout=KNOCK_SECONDS).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second from a name with an empty or overlong part
         action = (
             "Correct FINETUNE_SINKS or start it; events wait until then. Workers must reach it, this machine need not."
         )
-        message = f"{origin} accepts no connection from here: {words.printable(error.strerror or error)}"
+        why = getattr(error, "strerror", None) or error
+        message = f"{origin} accepts no connection from here: {words.printable(why)}"
         return Finding(name, "warn", message, action)
     return Finding(name, "ok", f"{origin} accepts connections")
 

@@ -64,8 +64,6 @@ class Lines:
 
 def _parsed(line: bytes) -> dict[str, Any] | CliError:
     try:
-        return parse_object(line.decode("utf-8-sig").strip(), "the line")
-    except UnicodeDecodeError:
-        return usage_error("the line is not UTF-8 text.")
+        return parse_object(line, "the line")
     except CliError as error:
         return error

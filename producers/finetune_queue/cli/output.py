@@ -116,8 +116,6 @@ def refused(error: Exception, *, as_json: bool) -> ExitCode:
 
 def _drop_unwritten() -> None:
     """Let go of what standard output cannot take: Python would try again as it ends, and then exit with 120."""
-    if sys.stdout is None:  # closed by who called
-        return
     try:
         sys.stdout.flush()
     except OSError:

@@ -101,20 +101,22 @@ def read_request(file: str) -> dict[str, Any]:
     """
     name = file_name(file)
     try:
-        text = sys.stdin.read() if file == STDIN else Path(file).read_text(encoding="utf-8")
+        body = sys.stdin.buffer.read() if file == STDIN else Path(file).read_bytes()
     except OSError as error:
         raise unreadable(file, error) from None
-    except UnicodeDecodeError:
-        raise usage_error(f"{name} is not UTF-8 text.") from None
-    return parse_object(text, name)
+    return parse_object(body, name)
 
 
-def parse_object(text: str, name: str) -> dict[str, Any]:
-    """Read a JSON object; ``name`` is where it comes from.
+def parse_object(document: bytes, name: str) -> dict[str, Any]:
+    """Read a JSON object, which is UTF-8 whatever the locale is; ``name`` is where it comes from.
 
     Raises:
         CliError: it is something else.
     """
+    try:
+        text = document.decode("utf-8-sig").rstrip()
+    except UnicodeDecodeError:
+        raise usage_error(f"{name} is not UTF-8 text.") from None
     try:
         body = read_json(text)
     except RepeatedMemberError as error:

@@ -217,7 +217,11 @@ def _command(name: str, account: str, *arguments: str) -> str:
 
 
 def _full_url(base_url: str, settings: Settings, account: str) -> str:
-    parts = urlsplit(base_url)
+    try:
+        parts = urlsplit(base_url)
+        _ = parts.port
+    except ValueError:
+        raise usage_error(f"{base_url}: should be just an address, like https://finetune.example.com") from None
     sandbox = is_loopback(urlsplit(settings.webhook_api).hostname) and is_loopback(parts.hostname)
     if parts.scheme != "https" and not (parts.scheme == "http" and sandbox):
         raise usage_error(f"{base_url}: should be the gateway's https:// address, as Segmind reaches it.")

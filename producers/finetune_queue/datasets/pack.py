@@ -20,7 +20,7 @@ from typing import IO
 
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.datasets.images import COMPRESSED_FORMATS, HEAD_BYTES, sniff
-from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES, TAKE_LESS
+from finetune_queue.datasets.limits import DEFAULT_LIMITS, MAX_ARCHIVE_BYTES, TAKE_LESS
 from finetune_queue.datasets.names import (
     CAPTION_SUFFIX,
     IMAGE_SUFFIXES,
@@ -88,6 +88,28 @@ def local_path(source: str) -> Path:
     return home_path(source)
 
 
+@contextmanager
+def packed(source: str) -> Iterator[PackedDataset]:
+    """Pack the folder or ZIP that a person named, see :func:`local_path`, into a file that goes with the block.
+
+    Raises:
+        DatasetError: as :func:`pack`, or nothing can be written on this machine.
+    """
+    try:
+        made = tempfile.mkdtemp(prefix="finetune-")
+    except OSError as error:
+        raise DatasetError(
+            "dataset_unreadable",
+            f"There is no temporary folder to pack it in: {error.strerror}.",
+            "Name one that can be written in TMPDIR.",
+            retryable=True,
+        ) from error
+    try:
+        yield pack(local_path(source), Path(made) / "dataset.zip")
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def pack(source: Path, destination: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES) -> PackedDataset:
     """Make `destination`, at once and whole, from a folder, or copies a ZIP there as it is.
 
@@ -144,7 +166,12 @@ def _pack_folder(source: Path, destination: Path, max_bytes: int) -> PackedDatas
         )
     total = sum(each.size for each in files if _stored(each))
     if total >= max_bytes:
-        raise _too_large(source, files, total, max_bytes)
+        raise _too_large(source, files, _makes(total, max_bytes))
+    # What is deflated is known by its size before only. More than the check unpacks need not be written to the disk.
+    whole, most = sum(each.size for each in files), DEFAULT_LIMITS.max_inflated_bytes
+    if whole > most:
+        said = f"has {byte_size(whole)} of images and captions, and at most {byte_size(most)} are unpacked"
+        raise _too_large(source, files, said)
     named, renamed = _flatten(files)
     with _written(destination) as target:
         with zipfile.ZipFile(target, "w") as archive:
@@ -152,7 +179,7 @@ def _pack_folder(source: Path, destination: Path, max_bytes: int) -> PackedDatas
                 _add(archive, name, each)
         size = target.tell()
         if size >= max_bytes:
-            raise _too_large(source, files, size, max_bytes)
+            raise _too_large(source, files, _makes(size, max_bytes))
     return _packed(destination, (*_left_out_notes(left_out), *renamed))
 
 
@@ -266,13 +293,16 @@ def _packed(path: Path, notes: tuple[Finding, ...]) -> PackedDataset:
         return PackedDataset(path=path, sha256=digest, size=file.tell(), notes=notes)
 
 
-def _too_large(source: Path, files: list[_File], size: int, max_bytes: int) -> DatasetError:
+def _makes(size: int, max_bytes: int) -> str:
+    return f"makes a ZIP of {byte_size(size)}; the API takes less than {byte_size(max_bytes)}"
+
+
+def _too_large(source: Path, files: list[_File], said: str) -> DatasetError:
     largest = sorted(files, key=lambda each: each.size, reverse=True)[:_SHOWN]
     named = ", ".join(f"{display_name(each.name)} ({byte_size(each.size)})" for each in largest)
     return DatasetError(
         "dataset_too_large",
-        f"{_shown(source)} makes a ZIP of {byte_size(size)}; the API takes less than {byte_size(max_bytes)}. "
-        f"Its largest files: {named}.",
+        f"{_shown(source)} {said}. Its largest files: {named}.",
         TAKE_LESS,
     )
 

@@ -43,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
         docs_url=None,  # these pages load their scripts from another site
         redoc_url=None,
+        redirect_slashes=False,  # by a whole URL, which behind a proxy that ends TLS is one of plain http
         separate_input_output_schemas=False,
         exception_handlers={HTTPException: _problem, RequestValidationError: _problem},
         # Its own spans hold paths, one of which is a secret, and queries; the edge records requests.

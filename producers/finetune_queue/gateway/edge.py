@@ -213,7 +213,7 @@ def _foreign(scope: Scope) -> str | None:
     if not _names_loopback(host):
         return "The Host header names another machine. Set FINETUNE_GATEWAY_TOKENS to serve others."
     origin = headers.get("origin")
-    if scope["method"] not in _SAFE and origin is not None and urlsplit(origin).netloc != host:
+    if scope["method"] not in _SAFE and origin is not None and origin.partition("://")[2] != host:
         return "The request comes from another site's page."
     return None
 

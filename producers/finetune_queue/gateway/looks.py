@@ -35,7 +35,9 @@ class Looks:
         """Return a look that is fresh."""
         with self._lock:
             if self._latest is None or time.monotonic() - self._latest[0] > FRESH:
-                self._latest = (time.monotonic(), self._look())
+                look = self._look()
+                # From its end: all that waited meanwhile, perhaps for a broker that is silent, get it.
+                self._latest = (time.monotonic(), look)
             return self._latest[1]
 
     def _look(self) -> OverviewReply:

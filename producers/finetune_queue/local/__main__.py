@@ -30,7 +30,7 @@ def main() -> int:
     except KeyboardInterrupt:
         _say(f"Stopped. Its data and logs are in {folder}.")
         return 0
-    except (ProcessError, ServerNotFoundError) as error:
+    except (ProcessError, ServerNotFoundError, OSError) as error:  # the last of a folder that cannot be written
         print(error, file=sys.stderr)  # noqa: T201 - the terminal is the point
         return 1
 

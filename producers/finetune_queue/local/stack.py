@@ -74,8 +74,8 @@ class LocalStack:
         """The variables that a producer of this stack needs."""
         return {
             "FINETUNE_REDIS_URL": self.valkey.url,
-            "FINETUNE_ARTIFACT_URL": f"file://{self.folder}/artifacts",
-            "FINETUNE_STAGING_URL": f"file://{self.folder}/staging",
+            "FINETUNE_ARTIFACT_URL": (self.folder / "artifacts").as_uri(),
+            "FINETUNE_STAGING_URL": (self.folder / "staging").as_uri(),
             "FINETUNE_SECRETS_DIR": str(self.folder / "secrets"),
             "FINETUNE_LOG_FORMAT": "console",
             "FINETUNE_SIGNING_SECRET": _SIGNING_SECRET,

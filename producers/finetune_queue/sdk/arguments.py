@@ -1,10 +1,11 @@
 """What the arguments of a call must be. Python takes any value for any argument, and any text for true."""
 
 import os
+import re
 from collections.abc import Mapping
 
 from finetune_queue.contract import JobState, parse_sink
-from finetune_queue.contract.request import check_label_keys
+from finetune_queue.contract.request import ACCOUNT_NAME, ACCOUNT_RULE, check_label_keys
 from finetune_queue.errors import InvalidArgumentError, UnknownStateError
 
 
@@ -80,10 +81,13 @@ def check_filter(account: object, labels: object) -> None:
     """Refuse an account or labels that no job can have: they would only ever match nothing.
 
     Raises:
-        InvalidArgumentError: one is of the wrong type, or a label has an impossible key.
+        InvalidArgumentError: one is of the wrong type, the account's name is impossible, or a label's key.
     """
     if account is not None:
         check_text("account", account)
+        if not re.fullmatch(ACCOUNT_NAME, str(account)):
+            message = f"account: {ACCOUNT_RULE}"
+            raise InvalidArgumentError(message)
     if labels is None:
         return
     if not isinstance(labels, Mapping):

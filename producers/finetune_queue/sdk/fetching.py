@@ -36,12 +36,29 @@ def fetch_weights(
                     digest.update(block)
                     done += len(block)
                     if on_progress is not None:
-                        on_progress(done, weights.bytes)
+                        _tell(on_progress, done, weights.bytes)
             _check(job.id, weights, done, digest.hexdigest())
+    except _StoppedError as stopped:
+        raise stopped.error from None
     except (StorageError, OSError) as error:
         message = f"The weights cannot be written: {error}"
         raise TargetError(message) from error
     return path
+
+
+class _StoppedError(Exception):
+    """What ``on_progress`` raised, on its way past those that ask what an OSError says of the file."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _tell(on_progress: OnProgress, done: int, total: int) -> None:
+    try:
+        on_progress(done, total)
+    except OSError as error:
+        raise _StoppedError(error) from None
 
 
 def _target(job_id: str, target: str | os.PathLike[str]) -> Path:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from finetune_queue.sdk.queue import FineTuneQueue
 
 FOLLOW_EVERY = 0.25
-"""Seconds between two looks of ``wait`` and ``events(follow=True)``."""
+"""Seconds between two looks of ``wait``, and of the commands that follow a job."""
 
 
 class Job:
@@ -76,7 +76,7 @@ class Job:
     def wait(self, timeout: float | None = None, on_event: Callable[[Event], None] | None = None) -> Self:
         """Wait until the job has ended and read it; ``on_event`` is called with each of its events, in order.
 
-        While Redis is out of reach it goes on waiting.
+        While Redis is out of reach it goes on waiting. What ``on_event`` raises ends the wait.
 
         Raises:
             WaitTimeoutError: the job had not ended after ``timeout`` seconds.
@@ -87,17 +87,18 @@ class Job:
         end = None if timeout is None else time.monotonic() + timeout
         seen = 0
         while True:
-            trouble = ""
+            trouble, news = "", list[Event]()
             try:
                 self.refresh()
-                for event in self.events(after=seen):
-                    seen += 1
-                    if on_event is not None:
-                        on_event(event)
-                if self.done and seen >= self._record.event_seq:
-                    return self
+                news = self.events(after=seen)
             except QueueUnavailableError as error:  # a restart, or a failover: the job is in its log
                 trouble = f" It has not been seen since: {error}"
+            for event in news:
+                seen += 1
+                if on_event is not None:
+                    on_event(event)
+            if self.done and seen >= self._record.event_seq:
+                return self
             if end is not None and time.monotonic() >= end:
                 then = "It waits for a person" if self.state is JobState.NEEDS_ATTENTION else "It goes on"
                 trouble = trouble or self._no_taker()

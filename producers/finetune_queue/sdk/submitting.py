@@ -27,6 +27,7 @@ from finetune_queue.errors import (
     UnknownJobError,
 )
 from finetune_queue.messaging import RUN, Messenger, producer_app
+from finetune_queue.plain_words import encodable
 from finetune_queue.sdk.translation import translated, translation
 from finetune_queue.settings import Settings
 from finetune_queue.store import JobStore
@@ -83,7 +84,7 @@ class Submitter:
 
     def submit_many(self, raws: Iterable[Raw], *, batch: str | None) -> Iterator[Taken]:
         """Put requests on the queue, a group at a time, see :meth:`FineTuneQueue.submit_many`."""
-        if batch is not None and not (isinstance(batch, str) and 0 < len(batch) <= LONGEST_BATCH_NAME):
+        if batch is not None and not is_batch_name(batch):
             raise InvalidRequestError([f"batch: a batch's name is a string of 1 to {LONGEST_BATCH_NAME} characters"])
         try:
             each_raw = iter(raws)
@@ -149,6 +150,11 @@ class Submitter:
         from finetune_queue.staging import stage
 
         return stage(path, self._settings)
+
+
+def is_batch_name(batch: object) -> bool:
+    """Tell whether it can name a batch, as the beginning of an idempotency key."""
+    return isinstance(batch, str) and 0 < len(batch) <= LONGEST_BATCH_NAME and batch == encodable(batch)
 
 
 def _groups(

@@ -105,6 +105,6 @@ def access(job_id: JobId, body: AccessBody, backend: BackendDep) -> JobView:
 
 def _unquoted(key: str | None) -> str | None:
     """Return the key of a header that is written plainly or as a quoted string (draft-ietf-httpapi-idempotency-key)."""
-    if key is not None and len(key) > 2 and key[0] == key[-1] == '"':
+    if key is not None and len(key) > 1 and key[0] == key[-1] == '"':
         return key[1:-1]
     return key
