@@ -246,8 +246,8 @@ def test_an_account_that_no_job_needs_any_more_is_not_unwell_for_ever(
 ) -> None:
     """Its last call failed, and nobody makes another; while jobs wait for one, that is no excuse."""
     name = "FinetuneAccountUnwell"
-    unwell = {'finetune_account_unwell{account="a",code="server_error"}': "1"}
-    test = rule_test(name, changes | unwell, f'alertname="{name}"', fires=fires)
+    unwell: Series = {'finetune_account_unwell{account="a",code="server_error"}': "1"}
+    test = rule_test(name, {**changes, **unwell}, f'alertname="{name}"', fires=fires)
     file = tmp_path / "tests.yaml"
     file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "5m", "tests": [test]}))
     promtool("test", "rules", str(file))
