@@ -277,10 +277,15 @@ def test_the_public_job_is_the_record_without_bookkeeping() -> None:
 def test_a_signed_link_is_shown_without_its_signature() -> None:
     link = "https://h.example/d.zip?dl=1&X-Amz-Signature=a1b2c3d4e5f6"
     job = JobRecord(
-        id="j", state=JobState.TRAINING, request=sample_request(dataset=link), digest="", dataset_url=link
+        id="j",
+        state=JobState.TRAINING,
+        request=sample_request(dataset=link),
+        digest="",
+        dataset_url=link,
+        weights_url=link,
     ).public()
     shown = "https://h.example/d.zip?dl=1&X-Amz-Signature=[redacted]"
-    assert (job["request"]["dataset"], job["dataset_url"]) == (shown, shown)
+    assert [job["request"]["dataset"], job["dataset_url"], job["weights_url"]] == [shown] * 3
 
 
 def _refs(node: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import requests
 
+from finetune_queue.redaction import redact_text
 from finetune_queue.timed_sockets import Deadline
 from finetune_worker.wire.urls import without_queries
 
@@ -102,6 +103,12 @@ def said_status(body: bytes) -> int | None:
 
 
 def _tidy(text: str, secret: str) -> str:
-    text = without_queries(text).replace(secret, "***")
+    return made_safe(text.replace(secret, "***"), _MAX_MESSAGE)
+
+
+def made_safe(text: str, most: int) -> str:
+    """Return the provider's words as they may be shown and kept: on one line of at most so many characters, without
+    signatures and secrets."""
+    text = redact_text(without_queries(text))
     text = re.sub(r"\s+", " ", "".join(char if char.isprintable() else " " for char in text)).strip()
-    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."
