@@ -1,5 +1,6 @@
 """The account's fine-tunes, read one by one from a reply of any length, in constant memory."""
 
+import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from types import TracebackType
@@ -21,8 +22,11 @@ MAX_LIST = 256 * 1024 * 1024
 MAX_DEPTH = 50
 """How deep an item's values may be nested; the documented ones are two deep."""
 
-READ_ERRORS = (*WIRE_ERRORS, ijson.JSONError, TooLargeError, ValueError)
+READ_ERRORS = (*WIRE_ERRORS, ijson.JSONError, TooLargeError, ValueError, ArithmeticError)
 """What reading the list can raise before it is classified."""
+
+_DIGITS = b"0123456789"
+_LONG_NUMBER = re.compile(rb"[0-9]{1000}")
 
 _log = structlog.get_logger(__name__)
 
@@ -100,6 +104,23 @@ class FinetuneListing(Iterator[FinetuneItem]):
             return None
 
 
+class _WithoutLongNumbers:
+    """A body that ends where so many digits follow each other: over an integer that Python refuses to read (4,300
+    digits), ijson's C code ends the process (3.6.0)."""
+
+    def __init__(self, body: BoundedBody) -> None:
+        self._body = body
+        self._before = b""
+
+    def read(self, size: int) -> bytes:
+        data = self._body.read(size)
+        joined = self._before + data
+        if _LONG_NUMBER.search(joined):
+            raise ijson.JSONError("the reply holds an endless number")
+        self._before = joined[len(joined.rstrip(_DIGITS)) :]
+        return data
+
+
 def _items(body: BoundedBody) -> Iterator[Any]:
     """Yield the values of the top-level array; anything else at the top is an error, not an empty list.
 
@@ -108,7 +129,7 @@ def _items(body: BoundedBody) -> Iterator[Any]:
     """
     depth = 0
     builder = ObjectBuilder()
-    for event, value in ijson.basic_parse(body):
+    for event, value in ijson.basic_parse(_WithoutLongNumbers(body)):
         if depth == 0 and event != "start_array":
             raise ijson.JSONError("the reply is not a JSON array")
         opens = event in {"start_array", "start_map"}

@@ -15,6 +15,8 @@ MAX_JSON = 4 * 1024 * 1024
 
 MAX_ERROR = 64 * 1024
 _MAX_MESSAGE = 300
+_LONGEST_READ = 32 * 1024
+"""Characters of the provider's words that are looked through for secrets: much more than is shown."""
 _CHUNK = 64 * 1024
 
 
@@ -109,6 +111,6 @@ def _tidy(text: str, secret: str) -> str:
 def made_safe(text: str, most: int) -> str:
     """Return the provider's words as they may be shown and kept: on one line of at most so many characters, without
     signatures and secrets."""
-    text = redact_text(without_queries(text))
+    text = redact_text(without_queries(text[:_LONGEST_READ]))
     text = re.sub(r"\s+", " ", "".join(char if char.isprintable() else " " for char in text)).strip()
     return text if len(text) <= most else text[: most - 3] + "..."
