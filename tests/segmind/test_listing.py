@@ -79,6 +79,22 @@ def test_a_long_number_is_found_across_pieces_of_the_reply() -> None:
         list(found)
 
 
+@pytest.mark.parametrize(
+    "inside", [b'"' + b"x" * 40_000_000 + b'"', b"[" + b"[]," * 10_000_000 + b"1]", b" " * 40_000_000]
+)
+def test_an_item_without_end_does_not_fill_the_memory(inside: bytes) -> None:
+    packed = gzip.compress(b'[{"finetune_id": "a", "name": ' + inside + b"}]", 1)
+    del inside
+    with RawServer(serving(packed, headers="Content-Encoding: gzip\r\n")) as server, listing(server) as found:
+        tracemalloc.start()
+        try:
+            with pytest.raises(MalformedReply):
+                list(found)
+            assert tracemalloc.get_traced_memory()[1] < 40_000_000
+        finally:
+            tracemalloc.stop()
+
+
 def test_an_item_as_documented() -> None:
     with RawServer(serving(json.dumps([SAMPLE]).encode())) as server, listing(server) as found:
         (item,) = found
