@@ -16,6 +16,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from finetune_queue import tracing
+from finetune_queue.plain_words import escaped, escaped_lines
 from finetune_queue.redaction import redact, register_secrets
 from finetune_queue.settings import Settings
 
@@ -71,6 +72,7 @@ def _rendering(settings: Settings, stream: TextIO) -> list[Processor]:
     return [
         structlog.processors.format_exc_info,  # here, not in the renderer: it has to be text before redaction
         _redact_event,
+        _escape_event,
         structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False),
     ]
 
@@ -93,6 +95,12 @@ def _redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
     ordered = {**{name: event[name] for name in _FIRST if name in event}, **event}
     redacted: EventDict = redact(ordered)
     return redacted
+
+
+def _escape_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Take from a line for a terminal what could steer it: ids and messages come from clients and servers. The renderer
+    does so within lists and the like."""
+    return {escaped(name): escaped_lines(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 def _trace_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -30,6 +30,11 @@ def escaped(text: str) -> str:
     )
 
 
+def escaped_lines(text: str) -> str:
+    """Return a text of several lines that cannot steer a terminal."""
+    return "\n".join(map(escaped, text.split("\n")))
+
+
 def encodable(text: str) -> str:
     """Return a text that can be sent and stored: JSON may hold a lone surrogate, which has no form in UTF-8."""
     return text.encode(errors="backslashreplace").decode()

@@ -67,6 +67,8 @@ _WHOLE_LINE_HEADER = re.compile(
     r"((?:authorization|cookie)\s{0,5}[:=]\s{0,5}+)(?!\[redacted)[^\r\n\"'\\]+", re.IGNORECASE
 )
 _BEARER = re.compile(r"(\bbearer\s{1,5})[A-Za-z0-9._~+/=-]{8,}", re.IGNORECASE)
+# What makes the path of a webhook unguessable (gateway.hook_paths): 256 bits in base64.
+_HOOK_PATH = re.compile(r"((?:/|%2F)hooks(?:/|%2F)[A-Za-z0-9_.-]{1,63}(?:/|%2F))[A-Za-z0-9_-]{43}", re.IGNORECASE)
 
 _URL_PASSWORD = re.compile(
     r"((?:://|%3A%2F%2F)(?:(?!%3A|%2F|%40)[^\s/\"'<>@:?#]){0,256}(?::|%3A))(?:(?!%40)[^\s/\"'<>@]){1,1024}(?=@|%40)",
@@ -89,10 +91,11 @@ _REPLACEMENTS = (
     (_KEY_HEADER, rf"\g<1>{REDACTED}"),
     (_WHOLE_LINE_HEADER, rf"\g<1>{REDACTED}"),
     (_BEARER, rf"\g<1>{REDACTED}"),
+    (_HOOK_PATH, rf"\g<1>{REDACTED}"),
 )
 
 # Every one of these patterns needs one of these marks. Most texts have none, and every line of the log comes through.
-_MARK = re.compile(r"[=%\"']|://|(?:api[-_]key|token|authorization|cookie)\s{0,5}:|bearer\s", re.IGNORECASE)
+_MARK = re.compile(r"[=%\"']|://|/hooks/|(?:api[-_]key|token|authorization|cookie)\s{0,5}:|bearer\s", re.IGNORECASE)
 
 
 class _Known:

@@ -117,6 +117,18 @@ def test_what_the_api_may_mean_passes_as_it_is(fields: dict[str, Any]) -> None:
     assert parse_request(sample(**fields)).model_dump().items() >= fields.items()
 
 
+@pytest.mark.parametrize("levels", [101, 254])
+def test_parameters_nested_deeper_than_can_be_written_are_refused(levels: int) -> None:
+    """pydantic reads 255 levels, and raised an error of its own over the last of them when the job was stored."""
+    nested = json.loads('{"a":' * 100 + "1" + "}" * 100)
+    assert parse_request(sample(advance_parameters=nested)).model_dump_json()
+    deeper = json.loads('{"a":' * levels + "1" + "}" * levels)
+    with pytest.raises(RequestError, match="should not be nested more than 100 levels deep"):
+        parse_request(sample(advance_parameters=deeper))
+    stored = {"state": "training", "request": json.dumps(sample(advance_parameters=deeper)), "digest": ""}
+    assert JobRecord.from_hash("j", stored).request.advance_parameters == deeper
+
+
 @pytest.mark.parametrize("name", ["   ", "\u00a0", "\u200b", "a\nb"])
 def test_a_name_that_nobody_can_read_is_refused_by_the_schema_too(name: str) -> None:
     assert not validator("request").is_valid(sample(name=name))
@@ -277,10 +289,15 @@ def test_the_public_job_is_the_record_without_bookkeeping() -> None:
 def test_a_signed_link_is_shown_without_its_signature() -> None:
     link = "https://h.example/d.zip?dl=1&X-Amz-Signature=a1b2c3d4e5f6"
     job = JobRecord(
-        id="j", state=JobState.TRAINING, request=sample_request(dataset=link), digest="", dataset_url=link
+        id="j",
+        state=JobState.TRAINING,
+        request=sample_request(dataset=link),
+        digest="",
+        dataset_url=link,
+        weights_url=link,
     ).public()
     shown = "https://h.example/d.zip?dl=1&X-Amz-Signature=[redacted]"
-    assert (job["request"]["dataset"], job["dataset_url"]) == (shown, shown)
+    assert [job["request"]["dataset"], job["dataset_url"], job["weights_url"]] == [shown] * 3
 
 
 def _refs(node: Any) -> Iterator[str]:

@@ -4,6 +4,7 @@ import io
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL.PngImagePlugin import PngImageFile
 
+from finetune_queue.datasets import images
 from finetune_queue.datasets.check import check_archive
 from finetune_queue.datasets.limits import Limits
 from finetune_queue.datasets.report import RULES, DatasetReport
@@ -123,6 +126,66 @@ def test_pictures_that_claim_more_pixels_than_memory(tmp_path: Path) -> None:
     assert codes(report) == ["image_too_large"] * 4 + ["image_unreadable", "no_images"]
 
 
+def jpeg_of_pieces(count: int) -> bytes:
+    """A small photo behind very many empty segments."""
+    photo = image_bytes(1)
+    return photo[:2] + b"\xff\xe5\x00\x02" * count + photo[2:]
+
+
+def png_with_exif(tags: int, size: int) -> bytes:
+    """A small picture whose EXIF has so many tags, all of them the same `size` bytes."""
+    photo = image_bytes(1, kind="PNG")
+    start = 8 + 2 + 12 * tags + 4
+    exif = b"II*\0" + struct.pack("<IH", 8, tags)
+    exif += b"".join(struct.pack("<HHII", 1000 + number, 7, size, start) for number in range(tags)) + bytes(4 + size)
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    return photo[:33] + chunk + photo[33:]
+
+
+def gif_with_comment(blocks: int) -> bytes:
+    photo = image_bytes(1, kind="GIF")
+    palette = 13 + 3 * (2 << (photo[10] & 7))
+    return photo[:palette] + b"\x21\xfe" + (b"\xff" + b"A" * 255) * blocks + b"\0" + photo[palette:]
+
+
+def test_metadata_without_end_costs_no_time(tmp_path: Path) -> None:
+    files = {"a.gif": gif_with_comment(40_000), "b.png": png_with_exif(200, 1_000_000)}
+    began = time.process_time()
+    assert check_archive(make_zip(tmp_path / "a.zip", files, zipfile.ZIP_STORED)).ok
+    assert time.process_time() - began < 2
+
+
+def test_a_picture_of_very_many_pieces(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", {"a.jpg": jpeg_of_pieces(400_000)}, zipfile.ZIP_STORED)
+    assert codes(check_archive(path)) == ["image_unreadable", "no_images"]
+
+
+def test_a_large_picture_is_decoded_while_no_other_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = threading.Lock()
+    monkeypatch.setattr(images, "_ONE_LARGE_IMAGE_AT_A_TIME", alone)
+    monkeypatch.setattr(images, "_LARGE_PIXELS", 0)
+    decoded = []
+    load = PngImageFile.load
+
+    def watched(image: PngImageFile) -> object:
+        decoded.append(alone.locked())
+        return load(image)
+
+    monkeypatch.setattr(PngImageFile, "load", watched)
+    images.inspect_image(image_bytes(1, kind="PNG"), "PNG", images.PixelBudget(Limits()))
+    assert decoded
+    assert all(decoded)
+
+
+def test_a_caption_that_is_slow_to_search(tmp_path: Path) -> None:
+    files = {"a.jpg": image_bytes(1), "a.txt": b"-" * 10_000_000}
+    path = make_zip(tmp_path / "a.zip", files, zipfile.ZIP_STORED)
+    began = time.process_time()
+    report = check_archive(path, trigger_word="-" * 127 + "x")
+    assert time.process_time() - began < 1
+    assert {"caption_long", "caption_without_trigger"} <= {each.code for each in report.findings}
+
+
 HOSTILE = {
     "zeros": lambda: _zip(bomb(40_000_000)),
     "list": lambda: list_of_files(1_000_000),
@@ -133,13 +196,15 @@ HOSTILE = {
             "c.png": png_of_zeros(9_000, 9_000),
         }
     ),
+    "exif": lambda: _zip({"a.png": png_with_exif(500, 2_000_000), "b.jpg": b"no picture"}, zipfile.ZIP_STORED),
+    "pieces": lambda: _zip({"a.jpg": jpeg_of_pieces(4_000_000)}, zipfile.ZIP_STORED),
     "noise": lambda: b"PK\x03\x04" + bytes(range(256)) * 100_000,
 }
 
 
-def _zip(files: dict[str, bytes]) -> bytes:
+def _zip(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     target = io.BytesIO()
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(target, "w", method) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
     return target.getvalue()

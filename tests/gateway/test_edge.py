@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from finetune_queue.contract import new_job_id
 from finetune_queue.errors import FineTuneQueueError
-from finetune_queue.gateway import edge
+from finetune_queue.gateway import edge, server
 from finetune_queue.gateway.clients import new_token, token_hash
 from finetune_queue.gateway.server import GatewayServer
 from finetune_queue.settings import SettingsError
@@ -171,6 +171,34 @@ def test_a_body_that_does_not_come_is_not_waited_for(url: str, monkeypatch: pyte
     reply = raw(url, f'{head}Content-Length: 100\r\n\r\n{{"name'.encode())
     assert reply.startswith(b"HTTP/1.1 408 ")
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("first", ["", "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["new", "kept"])
+def test_a_request_that_does_not_come_holds_no_connection(
+    url: str, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.5)
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=5) as connection:
+        if first:
+            connection.sendall(first.encode())
+            assert connection.recv(65536).endswith(b"}")
+        for byte in b"GET /li":  # one now and then, which ends no wait
+            connection.sendall(bytes([byte]))
+            time.sleep(0.02)
+        assert connection.recv(65536) == b""
+
+
+def test_a_stream_outlives_the_wait_for_its_request(
+    url: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.2)
+    with http.stream("GET", f"{url}/v1/stream") as reply:
+        lines = reply.iter_lines()
+        assert next(lines) == "retry: 2000"
+        time.sleep(0.6)
+        http.post(f"{url}/v1/jobs", json=sample())
+        assert any(line.startswith("data: ") for line in lines)
 
 
 def test_strangers_with_slow_bodies_keep_nobody_out(

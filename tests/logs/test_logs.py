@@ -190,6 +190,20 @@ def test_a_stream_that_fails_is_told_on_stderr_without_the_record(
     assert "only-here" not in last_resort.getvalue()
 
 
+def test_nothing_in_the_console_form_steers_the_terminal(configured: Callable[..., Any]) -> None:
+    logs = configured(FINETUNE_LOG_FORMAT="console")
+    clears = "\x1b[2J\x9b31m\x07"
+    log.warning("message_rejected", message_id=clears, problems=[clears], **{clears: 1})
+    logging.getLogger("celery.worker").error("Received %s\nof two lines", clears)
+    try:
+        _fail(clears)
+    except RuntimeError:
+        log.exception("crashed")
+    assert logs.text.count("\\x1b[2J\\x9b31m\\x07") == 5
+    assert not any(character in logs.text for character in "\x1b\x9b\x07")
+    assert "\nof two lines" in logs.text
+
+
 def test_the_console_form_is_for_reading_and_redacts_as_well(configured: Callable[..., Any]) -> None:
     logs = configured(FINETUNE_LOG_FORMAT="console")
     try:

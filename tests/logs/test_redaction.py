@@ -15,8 +15,10 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from finetune_queue import redaction
+from finetune_queue.gateway.hook_paths import hook_path
 from finetune_queue.redaction import REDACTED, redact, redact_text, register_secrets
 
 API_KEY = "SG_5f3a9c_key/with+odd=signs&%$"
@@ -206,6 +208,9 @@ def test_signatures_go_and_the_rest_of_the_url_stays(text: str) -> None:
         assert kept in redacted.lower()
 
 
+HOOK = hook_path(SecretStr("a-secret-of-the-tests-and-no-other-0123456789"), "team-a")
+
+
 @pytest.mark.parametrize(
     ("text", "redacted"),
     [
@@ -239,6 +244,9 @@ def test_signatures_go_and_the_rest_of_the_url_stays(text: str) -> None:
         ("got 'Bearer s3cr3t.s3cr3t'", "got 'Bearer [redacted]'"),
         ("Request(api_key='s3cr3t', n=1)", "Request(api_key='[redacted]', n=1)"),
         ("SEGMIND_API_KEY=s3cr3t celery", "SEGMIND_API_KEY=[redacted] celery"),
+        (f"https://gw.example/x{HOOK} is registered", "https://gw.example/x/hooks/team-a/[redacted] is registered"),
+        (f"POST {HOOK}", "POST /hooks/team-a/[redacted]"),
+        (quote(HOOK, safe=""), "%2Fhooks%2Fteam-a%2F[redacted]"),
     ],
 )
 def test_foreign_secrets_go_where_they_stand(text: str, redacted: str) -> None:
@@ -292,6 +300,7 @@ def test_secret_fields_go_by_their_name() -> None:
 PIECES = (
     *"=:%\"'@/?& \\,",
     *("://", "redis", "Authorization", "COOKIE", "x-api-key", "api_key", "token", "sig", "password"),
+    *("/hooks/", "a/", HOOK),
     *("Bearer ", "bearer\t", "%3D", "%2F", "3A", "user", "a1B2c3D4e5"),
 )
 

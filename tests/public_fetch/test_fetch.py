@@ -46,6 +46,7 @@ def test_a_file_that_the_provider_can_use(web: Web) -> None:
         (Answer(BODY, length=None), "no_length"),
         (Answer(BODY, length=None, headers={"Content-Length": "a lot"}), "no_length"),
         (Answer(BODY, length=None, headers={"Content-Length": "-5"}), "no_length"),
+        (Answer(BODY, length=None, headers={"Content-Length": "9" * 5_000}), "no_length"),
         (Answer(BODY, headers={"Content-Encoding": "gzip"}), "no_length"),
         (Answer(b""), "not_a_file"),
         (Answer(BODY, headers={"Content-Type": "text/html; charset=utf-8"}), "not_a_file"),

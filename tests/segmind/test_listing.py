@@ -54,6 +54,47 @@ def listing(server: RawServer) -> FinetuneListing:
     return SegmindClient(server.url, SecretStr("SG_key_1"), read_timeout=5, call_timeout=30).list_finetunes()
 
 
+@pytest.mark.parametrize(
+    "number",
+    [b"9" * 5_000, b"-" + b"9" * 100_000, b"1e99999999999999999999", b"1." + b"0" * 5_000],
+    ids=lambda text: text[:9],
+)
+def test_a_number_that_nobody_can_read_ends_the_list_and_not_the_process(number: bytes) -> None:
+    """Over more than 4,300 digits ijson's C code ended it, by a signal."""
+    body = json.dumps([SAMPLE]).encode()[:-1] + b"," + number + b"]"
+    with RawServer(serving(body)) as server, listing(server) as found, pytest.raises(MalformedReply):
+        list(found)
+    assert not found.complete
+
+
+def test_a_long_number_is_found_across_pieces_of_the_reply() -> None:
+    def talk(wire: Wire) -> None:
+        wire.hear()
+        wire.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"["))
+        for _ in range(50):
+            wire.say(chunk(b"9" * 100))
+        wire.say(chunk(b"]") + chunk(b""))
+
+    with RawServer(talk) as server, listing(server) as found, pytest.raises(MalformedReply):
+        list(found)
+
+
+@pytest.mark.parametrize(
+    "inside", [b'"' + b"x" * 40_000_000 + b'"', b"[" + b"[]," * 10_000_000 + b"1]", b" " * 40_000_000]
+)
+def test_an_item_without_end_does_not_fill_the_memory(inside: bytes) -> None:
+    packed = gzip.compress(b'[{"finetune_id": "a", "name": ' + inside + b"}]", 1)
+    del inside
+    with RawServer(serving(packed, headers="Content-Encoding: gzip\r\n")) as server, listing(server) as found:
+        tracemalloc.start()
+        try:
+            with pytest.raises(MalformedReply):
+                list(found)
+            assert tracemalloc.get_traced_memory()[1] < 40_000_000
+        finally:
+            tracemalloc.stop()
+
+
 def test_an_item_as_documented() -> None:
     with RawServer(serving(json.dumps([SAMPLE]).encode())) as server, listing(server) as found:
         (item,) = found

@@ -53,6 +53,34 @@ def test_an_error_message_of_any_type_that_says_something_fails_it(said: object,
     assert (found.error_message, found.failed) == (text or said, True)
 
 
+def test_an_error_message_is_kept_without_signatures_and_in_a_size_to_show() -> None:
+    signed = "https://b.example/d.zip?X-Amz-Signature=a1b2c3d4"
+    said = item("FAILED", f"cannot read {signed} \x1b[2J\r\n" + "x" * 5_000_000).error_message
+    assert said is not None
+    assert said.startswith("cannot read https://b.example/d.zip?... [2J xxx")
+    assert len(said) <= 1_000
+    assert item("TRAINING_INITIATED", "\x00\x1b").error_message is None
+
+
+def test_texts_with_half_of_a_character_can_be_stored() -> None:
+    body = {"finetune_id": "a", "status": "NEW \ud83d", "name": "me \ud83d", "error_message": "no \ud83d"}
+    found = FinetuneDetails.model_validate(body)
+    assert (found.status, found.name, found.error_message) == ("NEW \\ud83d", "me \\ud83d", "no \\ud83d")
+    found.model_dump_json()
+
+
+def test_what_is_kept_of_an_endless_reply_has_an_end() -> None:
+    endless = "x" * 3_000_000
+    found = FinetuneDetails.model_validate(
+        {"finetune_id": "a", "status": endless, "slug": endless, "cloud_storage_url": endless, "name": [endless]}
+    )
+    assert len(found.status) <= 200
+    assert max(map(len, (found.slug or "", found.cloud_storage_url or "", found.name or ""))) <= 8_192
+    for urls in ((endless, "https://b.example/x"), ("https://b.example/x", endless)):
+        with pytest.raises(ValidationError, match="at most 8192"):
+            PresignedUpload.model_validate(dict(zip(("presigned_url", "s3_url"), urls, strict=True)))
+
+
 def test_a_name_like_a_word_for_null_is_a_name() -> None:
     assert FinetuneItem.model_validate({"finetune_id": "a", "name": "none"}).name == "none"
 

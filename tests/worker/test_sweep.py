@@ -198,6 +198,17 @@ def test_a_failed_training_fails_its_job_with_segmind_s_words(bench: Bench) -> N
     assert bench.container.accounts.status("default").in_flight == 0
 
 
+def test_segmind_s_words_are_kept_without_the_signed_link_in_them(bench: Bench) -> None:
+    [job] = bench.trained(1, training_seconds=600)
+    link = "https://b.example/d.zip?X-Amz-Signature=a1b2c3d4"
+    bench.sandbox.control.change_training(bench.finetune_id(job), fail=f"cannot read {link}")
+
+    sweep(bench.container, "default")
+
+    assert bench.error(job).message.endswith("ended as FAILED: cannot read https://b.example/d.zip?...")
+    assert "a1b2c3d4" not in "".join(event.model_dump_json() for event in bench.container.jobs.events(job.id))
+
+
 def test_a_word_of_failure_in_the_list_is_believed_once_the_details_show_no_weights(bench: Bench) -> None:
     failed, _ = bench.trained(2, training_seconds=600)
     bench.sandbox.control.change_training(bench.finetune_id(failed), fail="no faces found")

@@ -13,6 +13,7 @@ from finetune_queue.cli.requests import Options, file_name, parse_deadline
 from finetune_queue.cli.session import note_default_staging, open_queue
 from finetune_queue.contract import JobState
 from finetune_queue.errors import FineTuneQueueError
+from finetune_queue.plain_words import escaped_lines
 from finetune_queue.sdk import Job, Submission
 from finetune_queue.sdk.submitting import LONGEST_BATCH_NAME, is_batch_name
 from finetune_queue.settings import load_settings
@@ -100,7 +101,7 @@ class Tally:
             return
         from rich.text import Text
 
-        said = "; ".join(error.details.get("problems", ())) or str(error)
+        said = escaped_lines("; ".join(error.details.get("problems", ())) or str(error))
         label = Text(f"line {number}: ", style="bold red")
         output.errors().print(label.append(said, style="not bold default"), soft_wrap=True)
 

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_queue.plain_words import escaped_lines
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -102,7 +104,7 @@ def report(error: CliError, *, as_json: bool) -> None:
     from rich.text import Text
 
     label = Text("stopped: " if error.exit_code is ExitCode.INTERRUPTED else "error: ", style="bold red")
-    errors().print(label.append(str(error), style="not bold default"), soft_wrap=True)
+    errors().print(label.append(escaped_lines(str(error)), style="not bold default"), soft_wrap=True)
 
 
 def refused(error: Exception, *, as_json: bool) -> ExitCode:
@@ -155,17 +157,17 @@ def errors() -> "Console":
 
 def say(text: str) -> None:
     """Print one line for people, as long as it is: what reads it may break it."""
-    out().print(text, soft_wrap=True)
+    out().print(escaped_lines(text), soft_wrap=True)
 
 
 def note(text: str) -> None:
     """Say on standard error what is not part of the output, whose lines a program reads as data."""
-    errors().print(text, soft_wrap=True)
+    errors().print(escaped_lines(text), soft_wrap=True)
 
 
 def still_trying(why: str) -> None:
     """Say on standard error that a look failed, and is made again."""
-    errors().print(f"{why} Still trying.", style="yellow", soft_wrap=True)
+    errors().print(f"{escaped_lines(why)} Still trying.", style="yellow", soft_wrap=True)
 
 
 def emit(document: Mapping[str, Any] | list[Any]) -> None:

@@ -294,10 +294,9 @@ class JobRecord(BaseModel):
         body = self.model_dump(mode="json", exclude=_INTERNAL, exclude_none=True)
         # A sink's URL may hold a password, or an unguessable path.
         body["request"]["reply_to"] = [sink.shown for sink in self.request.sinks]
-        # A signed link opens the dataset to all who see it.
+        # A signed link opens the file to all who see it.
         body["request"]["dataset"] = redact_text(self.request.dataset)
-        if self.dataset_url is not None:
-            body["dataset_url"] = redact_text(self.dataset_url)
+        body |= {name: redact_text(body[name]) for name in ("dataset_url", "weights_url") if name in body}
         shown |= {name: value for name, value in body.items() if name not in shown}
         shown["created_at"] = iso_time(self.created_ms)
         shown["updated_at"] = iso_time(self.updated_ms)

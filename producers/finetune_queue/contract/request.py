@@ -170,9 +170,21 @@ _FAST_FLUX: JsonDict = {
 """What it refuses for one of them."""
 
 
-def _check_json(parameters: dict[str, Any]) -> dict[str, Any]:
+_DEEPEST = 100
+"""Levels of nested parameters; pydantic reads some 250, but cannot write all that it reads."""
+
+
+def _depth(value: object) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
+
+
+def _check_json(parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     """Refuse what Python accepts in JSON but JSON cannot express: NaN and infinity (as 1e999, too), and a surrogate
-    without its other half, as JavaScript leaves of an emoji that was cut in two."""
+    without its other half, as JavaScript leaves of an emoji that was cut in two. And what is nested too deeply."""
+    if info.context != STORED and _depth(parameters) > _DEEPEST:
+        raise ValueError(f"should not be nested more than {_DEEPEST} levels deep")
     try:
         json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
     except UnicodeEncodeError:

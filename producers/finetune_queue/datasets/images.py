@@ -105,6 +105,22 @@ def sniff(head: bytes) -> str | None:
     return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
 
 
+class _Reads(io.BytesIO):
+    """A picture's bytes, which may be read in so many steps. A file made of pieces without content, millions of them,
+    would take minutes and gigabytes.
+    """
+
+    def __init__(self, data: bytes, most: int) -> None:
+        super().__init__(data)
+        self._left = most
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ImageRefusedError("image_unreadable", "It is made of far more pieces than a picture needs.")
+        return super().read(size)
+
+
 class PixelBudget:
     """How many pixels one check may still decode."""
 
@@ -140,7 +156,7 @@ def inspect_image(data: bytes, kind: str, budget: PixelBudget) -> ImageFacts:
             "image_too_large", "It has so many progressive scans that decoding it would take minutes."
         )
     try:
-        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+        with Image.open(_Reads(data, budget.limits.max_reads), formats=(kind,)) as image:
             return _look(image, kind, budget)
     except ImageRefusedError:
         raise
@@ -159,13 +175,13 @@ def _look(image: Image.Image, kind: str, budget: PixelBudget) -> ImageFacts:
     mode = image.mode
     # A JPEG of several pictures (MPO, as phones write) is one photo with extras, not an animation.
     animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
-    rotated = image.getexif().get(_EXIF_ORIENTATION) in _ROTATED
     if kind == "JPEG":
         # An eighth of the size still reads every byte of the file, in a fraction of the time and memory.
         image.draft(None, (max(1, width // 8), max(1, height // 8)))
     guard: AbstractContextManager[object] = _ONE_LARGE_IMAGE_AT_A_TIME if pixels > _LARGE_PIXELS else nullcontext()
     with guard:
         image.load()
+        rotated = image.getexif().get(_EXIF_ORIENTATION) in _ROTATED  # of a PNG, this too would decode the pixels
         transparent = _is_transparent(image)
         look = _look_of(image)
     return ImageFacts(

@@ -24,6 +24,8 @@ class Limits:
     max_total_pixels: int = 2_000_000_000
     max_jpeg_scans: int = 100
     """A progressive JPEG has about ten scans; each costs a pass over the whole picture."""
+    max_reads: int = 1_000_000
+    """Steps in which one picture is read: of each little piece of a file, Pillow keeps a note and takes its time."""
     max_seconds: float = 60.0
     max_findings: int = 60
     max_findings_per_code: int = 10

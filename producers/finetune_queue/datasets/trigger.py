@@ -14,6 +14,9 @@ _COMMON = frozenset(
 )
 """What captions and prompts are made of, and so what a model has learned best."""
 
+_SEARCHED = 100_000
+"""Characters of a text that are searched: no model reads as far, and meanwhile no other thread of the process runs."""
+
 
 class Trigger:
     """The trigger word as a whole word, in any case."""
@@ -25,7 +28,7 @@ class Trigger:
 
     def within(self, text: str) -> bool:
         """Tell whether the text has the word."""
-        return self._pattern.search(text) is not None
+        return self._pattern.search(text, 0, _SEARCHED) is not None
 
     def why_common(self) -> str | None:
         """Return why it calls up more than the subject; None for a rare word."""

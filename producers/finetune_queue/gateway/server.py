@@ -5,8 +5,10 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from finetune_queue.gateway.app import create_app
 from finetune_queue.loopback import is_loopback
@@ -14,6 +16,40 @@ from finetune_queue.settings import Settings, SettingsError
 
 GRACE = 5
 """Seconds that running requests have when the gateway is told to stop."""
+
+HEAD_SECONDS = 10.0
+"""Within which a connection has to bring a request's head; uvicorn itself waits for ever, and a stranger who opens a
+thousand connections would leave none for others."""
+
+
+class _Connection(H11Protocol):
+    """A connection of uvicorn's that ends where no request comes."""
+
+    _until: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's is
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _wait_for_head(self) -> None:
+        cycle: Any = self.cycle  # of the latest request; None before the first
+        if cycle is not None and not cycle.response_complete:
+            self._stop_waiting()
+        elif self._until is None:
+            self._until = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._until is not None:
+            self._until.cancel()
+            self._until = None
 
 
 class GatewayServer(uvicorn.Server):
@@ -39,6 +75,7 @@ class GatewayServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self._app,
+                http=_Connection,
                 log_config=None,
                 access_log=False,  # the edge logs each request, without what may be secret in its path
                 server_header=False,

@@ -1,5 +1,6 @@
 """What is done with a public URL: ask whether the provider can use it, or download it."""
 
+import re
 import time
 from pathlib import Path
 
@@ -148,7 +149,8 @@ def _length(response: requests.Response) -> int | None:
     """The length of the file; that of something encoded on the way is no use."""
     text = response.headers.get("Content-Length", "")
     encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
-    return int(text) if text.isascii() and text.isdigit() and not encoded else None
+    # Of more than 4,300 digits Python would make an error of its own.
+    return int(text) if re.fullmatch(r"[0-9]{1,20}", text) and not encoded else None
 
 
 def _check_is_a_file(response: requests.Response, where: str, size: int | None) -> None:

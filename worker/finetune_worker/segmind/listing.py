@@ -1,5 +1,6 @@
 """The account's fine-tunes, read one by one from a reply of any length, in constant memory."""
 
+import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from types import TracebackType
@@ -18,11 +19,17 @@ from finetune_worker.wire.failures import WIRE_ERRORS
 MAX_LIST = 256 * 1024 * 1024
 """Bytes of a list: some 300,000 items like the documented one. The reply has no paging and grows with the account."""
 
+MAX_ITEM = 1024 * 1024
+"""Bytes of one item; the documented one has some 800."""
+
 MAX_DEPTH = 50
 """How deep an item's values may be nested; the documented ones are two deep."""
 
-READ_ERRORS = (*WIRE_ERRORS, ijson.JSONError, TooLargeError, ValueError)
+READ_ERRORS = (*WIRE_ERRORS, ijson.JSONError, TooLargeError, ValueError, ArithmeticError)
 """What reading the list can raise before it is classified."""
+
+_DIGITS = b"0123456789"
+_LONG_NUMBER = re.compile(rb"[0-9]{1000}")
 
 _log = structlog.get_logger(__name__)
 
@@ -100,6 +107,26 @@ class FinetuneListing(Iterator[FinetuneItem]):
             return None
 
 
+class _Source:
+    """What ijson reads: the body, unless an item has no end, which would all be kept, or a number has none: over an
+    integer that Python refuses to read (4,300 digits) ijson's C code ends the process (3.6.0)."""
+
+    def __init__(self, body: BoundedBody) -> None:
+        self._body = body
+        self._before = b""
+        self.of_item = 0
+        """Bytes since the latest item was whole."""
+
+    def read(self, size: int) -> bytes:
+        data = self._body.read(size)
+        self.of_item += len(data)
+        joined = self._before + data
+        if self.of_item > MAX_ITEM or _LONG_NUMBER.search(joined):
+            raise ijson.JSONError("the reply holds an endless item")
+        self._before = joined[len(joined.rstrip(_DIGITS)) :]
+        return data
+
+
 def _items(body: BoundedBody) -> Iterator[Any]:
     """Yield the values of the top-level array; anything else at the top is an error, not an empty list.
 
@@ -108,7 +135,8 @@ def _items(body: BoundedBody) -> Iterator[Any]:
     """
     depth = 0
     builder = ObjectBuilder()
-    for event, value in ijson.basic_parse(body):
+    source = _Source(body)
+    for event, value in ijson.basic_parse(source):
         if depth == 0 and event != "start_array":
             raise ijson.JSONError("the reply is not a JSON array")
         opens = event in {"start_array", "start_map"}
@@ -119,5 +147,6 @@ def _items(body: BoundedBody) -> Iterator[Any]:
             raise ijson.JSONError("the reply is nested too deeply")
         builder.event(event, float(value) if isinstance(value, Decimal) else value)
         if depth == 1:
+            source.of_item = 0
             yield builder.value
             builder = ObjectBuilder()

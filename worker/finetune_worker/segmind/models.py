@@ -19,11 +19,19 @@ from pydantic import (
     model_validator,
 )
 
+from finetune_queue.plain_words import encodable
+from finetune_worker.segmind.replies import made_safe
+
 TRAINED_STATUSES = frozenset({"TRAINING_COMPLETED", "INFERENCE_QUEUED", "DEPLOYING", "AVAILABLE"})
 """The training is over and its weights exist, or will in a moment."""
 
 KNOWN_STATUSES = TRAINED_STATUSES | {"REQUESTED", "DATA_PROCESSING", "TRAINING_INITIATED"}
 """Every word that Segmind's pages name."""
+
+_LONGEST_URL = 8_192
+_LONGEST_MESSAGE = 1_000
+_LONGEST_STATUS = 200
+"""Characters: what is longer is cut, as it is kept with the job and in each of its events."""
 
 _FAILED_WORDS = ("FAIL", "ERROR", "CANCEL", "ABORT", "REJECT")
 
@@ -34,10 +42,10 @@ _timestamp: TypeAdapter[datetime] = TypeAdapter(datetime)
 
 def _text_or_none(value: Any) -> Any:
     """Return None for null and "", and the JSON text of anything that is not a string: one odd message must not hide
-    the rest."""
+    the rest. Nor must half of a character, as JavaScript leaves of an emoji that was cut."""
     if value is None or isinstance(value, str):
-        return (value or "").strip() or None
-    return json.dumps(value)
+        return encodable(value or "").strip()[:_LONGEST_URL] or None
+    return json.dumps(value)[:_LONGEST_URL]
 
 
 def _said_or_none(value: Any) -> Any:
@@ -46,6 +54,12 @@ def _said_or_none(value: Any) -> Any:
     if isinstance(value, str) and value.strip().lower() in {"null", "none"}:
         return None
     return _text_or_none(value or None)
+
+
+def _message_or_none(value: Any) -> Any:
+    """Return Segmind's words for what failed, which may quote a signed URL."""
+    said = _said_or_none(value)
+    return None if said is None else made_safe(said, _LONGEST_MESSAGE) or None
 
 
 def _time_or_none(value: Any) -> datetime | None:
@@ -57,11 +71,12 @@ def _time_or_none(value: Any) -> datetime | None:
 
 
 def _status_word(value: Any) -> Any:
-    return "" if value is None else value
+    return encodable(value)[:_LONGEST_STATUS] if isinstance(value, str) else "" if value is None else value
 
 
 LooseText = Annotated[str | None, BeforeValidator(_text_or_none)]
 SaidText = Annotated[str | None, BeforeValidator(_said_or_none)]
+MessageText = Annotated[str | None, BeforeValidator(_message_or_none)]
 LooseTime = Annotated[datetime | None, BeforeValidator(_time_or_none)]
 
 
@@ -107,7 +122,7 @@ class _Finetune(_Reply):
     status: Annotated[str, BeforeValidator(_status_word)] = ""
     data_source_path: LooseText = None
     base_model: LooseText = None
-    error_message: SaidText = None
+    error_message: MessageText = None
     cloud_storage_url: SaidText = None
 
     @property
@@ -168,8 +183,8 @@ class PresignedUpload(_Reply):
 
     model_config = ConfigDict(extra="ignore")  # a second spelling of the URL must not be kept in the clear
 
-    presigned_url: SecretStr = Field(min_length=1)
-    s3_url: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    presigned_url: SecretStr = Field(min_length=1, max_length=_LONGEST_URL)
+    s3_url: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_LONGEST_URL)]
 
     @property
     def expires_at(self) -> datetime | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import requests
 
+from finetune_queue.redaction import redact_text
 from finetune_queue.timed_sockets import Deadline
 from finetune_worker.wire.urls import without_queries
 
@@ -14,6 +15,8 @@ MAX_JSON = 4 * 1024 * 1024
 
 MAX_ERROR = 64 * 1024
 _MAX_MESSAGE = 300
+_LONGEST_READ = 32 * 1024
+"""Characters of the provider's words that are looked through for secrets: much more than is shown."""
 _CHUNK = 64 * 1024
 
 
@@ -102,6 +105,12 @@ def said_status(body: bytes) -> int | None:
 
 
 def _tidy(text: str, secret: str) -> str:
-    text = without_queries(text).replace(secret, "***")
+    return made_safe(text.replace(secret, "***"), _MAX_MESSAGE)
+
+
+def made_safe(text: str, most: int) -> str:
+    """Return the provider's words as they may be shown and kept: on one line of at most so many characters, without
+    signatures and secrets."""
+    text = redact_text(without_queries(text[:_LONGEST_READ]))
     text = re.sub(r"\s+", " ", "".join(char if char.isprintable() else " " for char in text)).strip()
-    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "..."
+    return text if len(text) <= most else text[: most - 3] + "..."
