@@ -12,7 +12,15 @@ import structlog
 
 from finetune_queue import tracing
 from finetune_queue.contract import MOVED_ON, RELEASED, EventType, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.store import UNKNOWN_STATUSES, CallClass, Change, ConflictError, NoSlot, room_score
+from finetune_queue.store import (
+    UNKNOWN_STATUSES,
+    AlreadySweptError,
+    CallClass,
+    Change,
+    ConflictError,
+    NoSlot,
+    room_score,
+)
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import SegmindError
@@ -34,6 +42,8 @@ PAGE = 200
 ACTING = 5.0
 """Seconds that a sweep may need, after its call, to act on what it saw. One that counts as dead before it is over costs
 a second call; of one that is dead, the account is not looked at for as long."""
+
+_SWEPT = "nothing to do: another message already swept the account"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,7 @@ def sweep_if_due(container: Container, account: str) -> str:
     """Sweep if that was not done by another message. While transfers keep all threads busy a new one is sent for each
     that is not picked up; all but one of them would cost a call for nothing."""
     if not container.budget.wants_sweep(account):
-        return "nothing to do: another message already swept the account"
+        return _SWEPT
     return sweep(container, account)
 
 
@@ -115,7 +125,10 @@ def sweep(container: Container, account: str) -> str:
             look.sightings[job.id] = Sightings()
     if not tracked:
         return "no trainings to look at"
-    slot = container.budget.take_to_sweep(account, longest_call(container) + ACTING)
+    try:
+        slot = container.budget.take_to_sweep(account, longest_call(container) + ACTING)
+    except AlreadySweptError:
+        return _SWEPT
     if isinstance(slot, NoSlot):
         return f"waiting for an API slot ({slot.reason})"
     trouble: str | None = None
