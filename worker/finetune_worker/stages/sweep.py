@@ -29,7 +29,7 @@ from finetune_worker.stages.cadence import affordable, began_ms, interval, usual
 from finetune_worker.stages.calls import PARKED, AccountPausedError, StaleCallError, call_api, longest_call
 from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.observe import Observation, observe
-from finetune_worker.stages.poll import look_again_in
+from finetune_worker.stages.poll import look_again_in, training_time_left
 from finetune_worker.stages.reconcile import Undecided, reconcile
 from finetune_worker.stages.whose import Sightings, sight
 
@@ -179,7 +179,9 @@ def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, ask
             # Not one that a worker holds: its deadline is the lease, by which a dead one is noticed.
             if job.waiting_for is WaitReason.PROVIDER and not job.owner:
                 unchanged.append((job, look_again_in(container, job, asked_ms)))
-            continue
+                continue
+            if not _need_not_look(container, job, asked_ms):
+                continue
         try:
             then = _move(container, job, observation, asked_ms)
         except ConflictError:
@@ -194,6 +196,13 @@ def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, ask
     return moved
 
 
+def _need_not_look(container: Container, job: JobRecord, asked_ms: int) -> bool:
+    """Tell whether the job was about to ask for its training, unseen for long, when this look saw it: after a pause or
+    an outage all trainings may have been, and each of them would cost a call, before any submit."""
+    parked = job.waiting_for is not None and not job.owner
+    return parked and not job.wants_details and training_time_left(container, job, asked_ms) > 0
+
+
 def _move(container: Container, job: JobRecord, observation: Observation, asked_ms: int) -> JobRecord:
     to, fields = observation.to, observation.fields
     if to is not None and to.terminal:
@@ -206,10 +215,12 @@ def _move(container: Container, job: JobRecord, observation: Observation, asked_
         change = Change(delay=container.settings.finetune_handover)
         return container.jobs.transition(job, change, to=to, event=event, **{**MOVED_ON, **fields})
     event = EventType.PROGRESS if fields else None
-    change = Change(delay=look_again_in(container, job, asked_ms))
     if observation.wants_details or job.wants_details:
         change = Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.FINISH, job))
         fields = {**fields, "wants_details": True, "waiting_for": WaitReason.API_SLOT}
+    else:
+        change = Change(delay=look_again_in(container, job, asked_ms))
+        fields = {**fields, "waiting_for": WaitReason.PROVIDER, "outages": 0, "error": None}
     return container.jobs.transition(job, change, event=event, **RELEASED, **fields)
 
 
