@@ -56,6 +56,17 @@ def test_status_tells_no_time_where_a_training_has_to_end_first(run: Run, worker
     assert waiting["estimate_seconds"] is not None
 
 
+@pytest.mark.parametrize("cap", [{"max_training": 2}, {"max_submits_per_day": 2}])
+def test_status_tells_no_time_where_those_in_front_take_all_that_a_cap_leaves(
+    run: Run, worker: Worker, cap: dict[str, int]
+) -> None:
+    jobs = [worker.bring(worker.accept(name=f"face-{number}"), JobState.SUBMITTING) for number in range(3)]
+    parked = [worker.park(job, WaitReason.API_SLOT, score=score) for score, job in enumerate(jobs)]
+    worker.accounts.configure("default", AccountLimits(calls=10, window=60.0, **cap))
+    told = [run("status", job.id, "--json").json["waiting"]["estimate_seconds"] for job in parked]
+    assert told == [0, 0, None]
+
+
 def test_status_says_when_a_job_that_was_sent_for_later_starts(run: Run, worker: Worker) -> None:
     worker.announce()
     job = worker.note(worker.accept(), waiting_for=WaitReason.START)

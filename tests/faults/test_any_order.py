@@ -25,6 +25,7 @@ from hypothesis.stateful import invariant, precondition, rule, run_state_machine
 from finetune_queue.contract import JobRecord, JobState, Stage, Visibility
 from finetune_queue.store import keys
 from finetune_worker.dispatcher import Dispatcher
+from finetune_worker.stages.whose import upload_name
 from support.any_order import Steps
 from support.consistency import check_events, check_sets
 from support.driver import Message
@@ -276,7 +277,7 @@ class Queue(Steps):
             assert job.error is not None
             training_of = self.segmind.trainings.get(job.finetune_id or "")
             reasons = {
-                "test": bool({job.request.name, job.id} & self.segmind.refused),
+                "test": bool({job.request.name, upload_name(job)} & self.segmind.refused),
                 "training_failed": training_of is not None and training_of.error is not None,
                 "deploy_failed": training_of is not None and training_of.error is not None and job.weights is not None,
                 "worker_lost": self.mishaps >= self.world.settings.finetune_max_attempts,

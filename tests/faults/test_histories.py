@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis.stateful import rule
 
-from finetune_queue.contract import Access, JobState, Stage, Visibility
+from finetune_queue.contract import Access, JobState, Stage, Visibility, WaitReason
 from finetune_queue.errors import NotPossibleError
 from finetune_queue.storage import UnavailableError
 from finetune_queue.store import keys
@@ -227,3 +227,31 @@ def test_a_store_that_hangs_for_longer_than_a_lease_ends_no_paid_job(history: Hi
 
     job = history._job(job_id)
     assert (job.state, job.takeovers, store.tries) == (JobState.SUCCEEDED, 0, 12)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_after_a_long_pause_one_list_call_is_enough_for_all_trainings(history: History, *, moved: bool) -> None:
+    jobs = [history.submit(name=f"face-{number}") for number in range(4)]
+    history.go_on(900, until=lambda: all(history.state(job_id) is JobState.TRAINING for job_id in jobs))
+    client = history.world.client
+    pause = {"paused_until": history.clock.ms + 1_000_000, "probing": 1}
+    client.hset(keys.account("default"), mapping=pause)
+    history.go_on(1000, until=lambda: False)
+    assert client.zcard(keys.room("default")) == 4  # unseen for so long, each wants to ask for its own
+    calls: set[str] = set()
+    call = history.segmind._call
+
+    def noted(operation: str, *rest: Any) -> Any:
+        calls.add(operation)
+        return call(operation, *rest)
+
+    history.world.patch.setattr(history.segmind, "_call", noted)
+    if moved:
+        history.train("DATA_PROCESSING")
+
+    history.go_on(1000, until=lambda: False)
+
+    assert calls == {"list"}
+    assert client.zcard(keys.room("default")) == 0
+    for job in map(history._job, jobs):
+        assert (job.waiting_for, job.event_seq) == (WaitReason.PROVIDER, 5 if moved else 4)

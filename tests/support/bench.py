@@ -12,6 +12,7 @@ from finetune_queue.contract import JobError, JobRecord, JobState, new_job_id
 from finetune_queue.settings import Settings
 from finetune_queue.store import Change, keys
 from finetune_worker.container import Container
+from finetune_worker.stages import sweep as sweeps
 from finetune_worker.stages.conclude import StageResult
 from finetune_worker.stages.runner import run_stage
 from finetune_worker.tasks import STAGES
@@ -45,6 +46,12 @@ def _empty_zip() -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("1.txt", "a caption")
     return buffer.getvalue()
+
+
+def sweep(container: Container, account: str) -> str:
+    """Sweep the account as if that were due."""
+    container.accounts._redis.hset(keys.account(account), "sweep_at", 0)
+    return sweeps.sweep(container, account)
 
 
 class Bench:

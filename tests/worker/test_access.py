@@ -14,8 +14,7 @@ from finetune_queue.store import AccountLimits, Budget, Change, JobNotFoundError
 from finetune_queue.store.clock import server_ms
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.stages.access import change_access
-from finetune_worker.stages.sweep import sweep
-from support.bench import Bench
+from support.bench import Bench, sweep
 from support.driver import Driver, Message
 from support.until import until
 

@@ -9,9 +9,8 @@ from finetune_queue.contract import JobRecord, JobState, Stage
 from finetune_queue.resuming import resubmitted, resume_at, to_adopt
 from finetune_queue.store import Change, keys
 from finetune_worker.segmind.models import SubmitRequest
-from finetune_worker.stages.sweep import sweep
 from finetune_worker.stages.training_request import training_request
-from support.bench import Bench
+from support.bench import Bench, sweep
 from support.until import until
 
 

@@ -21,8 +21,7 @@ from finetune_queue.store import (
     keys,
 )
 from finetune_worker.dispatcher import Dispatcher
-from finetune_worker.stages.sweep import sweep
-from support.bench import Bench
+from support.bench import Bench, sweep
 from support.until import until
 
 

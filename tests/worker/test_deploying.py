@@ -11,8 +11,7 @@ from finetune_queue.storage import UnavailableError
 from finetune_queue.store import Change
 from finetune_worker.segmind.models import FinetuneItem
 from finetune_worker.stages.observe import observe
-from finetune_worker.stages.sweep import sweep
-from support.bench import Bench
+from support.bench import Bench, sweep
 from support.driver import Message, Post
 from support.until import until
 

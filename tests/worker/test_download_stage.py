@@ -15,9 +15,8 @@ from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.storage import DiskFullError, Place, UnavailableError, drivers
 from finetune_queue.store import Change
-from finetune_worker.stages.sweep import sweep
 from finetune_worker.transfer.errors import NoRoom
-from support.bench import Bench
+from support.bench import Bench, sweep
 from support.until import until
 
 

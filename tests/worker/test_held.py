@@ -14,8 +14,8 @@ from finetune_queue.store import Change, keys
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.stages.calls import FRESH
 from finetune_worker.stages.claim import Claim
-from finetune_worker.stages.sweep import ACTING, sweep
-from support.bench import Bench, make_settings
+from finetune_worker.stages.sweep import ACTING
+from support.bench import Bench, make_settings, sweep
 from support.images import image_bytes, make_zip
 
 CALL = 7.0

@@ -12,11 +12,10 @@ from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.store import PAID_TWICE, Change, keys
 from finetune_worker.segmind.models import FinetuneItem, SubmitRequest
 from finetune_worker.stages.reconcile import Undecided, reconcile
-from finetune_worker.stages.sweep import sweep
 from finetune_worker.stages.training_request import training_request
 from finetune_worker.stages.whose import Sightings, sight
 from segmind_sandbox.trainings import Training
-from support.bench import Bench
+from support.bench import Bench, sweep
 from support.until import until
 
 

@@ -5,8 +5,7 @@ import tracemalloc
 from finetune_queue.contract import JobState, WaitReason, new_job_id
 from finetune_queue.store import CallClass, Change, keys, room_score
 from finetune_worker.dispatcher import Dispatcher
-from finetune_worker.stages.sweep import sweep
-from support.bench import Bench
+from support.bench import Bench, sweep
 from support.samples import sample_request
 
 JOBS = 5_000

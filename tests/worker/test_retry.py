@@ -14,8 +14,7 @@ from finetune_worker.stages.cadence import began_ms
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.outcome import Outcome, Wait
 from finetune_worker.stages.runner import run_stage
-from finetune_worker.stages.sweep import sweep
-from support.bench import Bench
+from support.bench import Bench, sweep
 from support.driver import Driver
 from support.until import until
 

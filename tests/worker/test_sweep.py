@@ -12,8 +12,8 @@ from finetune_queue.contract import EventType, JobError, JobRecord, JobState, St
 from finetune_queue.messaging import TRANSFER_QUEUE
 from finetune_queue.resuming import resume_at
 from finetune_queue.store import SWEEP, Change, keys
-from finetune_worker.stages.sweep import sweep, sweep_if_due
-from support.bench import Bench, make_settings
+from finetune_worker.stages.sweep import sweep_if_due
+from support.bench import Bench, make_settings, sweep
 from support.until import until
 
 
@@ -70,6 +70,31 @@ def test_of_the_messages_that_piled_up_while_no_thread_was_free_one_makes_the_lo
 
     assert sentences[0].startswith("saw 2 of 2")
     assert sentences[1:] == ["nothing to do: another message already swept the account"] * 2
+    assert calls_of(bench, "list") == 1
+
+
+def test_of_two_messages_that_threads_take_at_the_same_moment_one_makes_the_look(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read some thousand trainings takes seconds, in which another thread may come as far."""
+    bench.trained(2, training_seconds=600)
+    bench.container.sweep_clock.sweep_now("default")
+    assert bench.container.budget.reserve("default", 5)[0] == [SWEEP]
+    sentences: list[str] = []
+    tracked = bench.container.jobs.tracked
+
+    def read_by_both(account: str) -> Any:
+        jobs = list(tracked(account))
+        if not sentences:
+            sentences.append("")
+            sentences[0] = sweep_if_due(bench.container, account)
+        return iter(jobs)
+
+    monkeypatch.setattr(bench.container.jobs, "tracked", read_by_both)
+    sentences.append(sweep_if_due(bench.container, "default"))
+
+    assert sentences[0].startswith("saw 2 of 2")
+    assert sentences[1] == "nothing to do: another message already swept the account"
     assert calls_of(bench, "list") == 1
 
 

@@ -7,8 +7,7 @@ import pytest
 from finetune_queue.contract import JobState
 from finetune_queue.store import CallClass, keys
 from finetune_queue.store.room import room_score_floor
-from finetune_worker.stages.sweep import sweep
-from support.bench import Bench
+from support.bench import Bench, sweep
 
 
 def next_sweep_in(bench: Bench) -> float:

@@ -72,4 +72,5 @@ def _parked(record: JobRecord, reason: WaitReason, accounts: Accounts) -> Waitin
         return Waiting(WaitReason.PAUSED, ahead, seconds, pause_reason=account.pause_reason)
     if tested_for:
         return Waiting(WaitReason.PAUSED, ahead, None, pause_reason=account.pause_reason)
-    return Waiting(reason, ahead, seconds)
+    capped = record.stage is Stage.SUBMIT and ahead >= account.submits_left  # those in front take all that is left
+    return Waiting(reason, ahead, None if capped else seconds)

@@ -24,6 +24,7 @@ from finetune_queue.store.counters import (
 from finetune_queue.store.dead_letters import DeadLetter, DeadLetters, LostDelivery, RawMessage, TaskCall
 from finetune_queue.store.deadlines import Deadlines
 from finetune_queue.store.errors import (
+    AlreadySweptError,
     ConflictError,
     IdempotencyError,
     JobNotFoundError,
@@ -88,6 +89,7 @@ __all__ = [
     "AccountLimits",
     "AccountStatus",
     "Accounts",
+    "AlreadySweptError",
     "Attempt",
     "AuthenticationError",
     "Budget",

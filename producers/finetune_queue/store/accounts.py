@@ -1,5 +1,6 @@
 """The accounts: their limits as every worker sees them, and how they stand."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -111,6 +112,12 @@ class AccountStatus:
         """Whether it has as many trainings in flight as it may."""
         cap = self.limits.max_training
         return cap is not None and self.in_flight >= cap
+
+    @property
+    def submits_left(self) -> float:
+        """How many more submits its caps leave room for now; infinity without any."""
+        caps = (self.limits.max_submits_per_day, self.spent_today), (self.limits.max_training, self.in_flight)
+        return min((max(0, cap - used) for cap, used in caps if cap is not None), default=math.inf)
 
     @property
     def submits_held(self) -> bool:

@@ -18,7 +18,7 @@ from finetune_queue.contract.job import JobRecord, WaitReason
 from finetune_queue.settings import Settings
 from finetune_queue.store import keys, scripts
 from finetune_queue.store.accounts import Accounts, UnknownAccountError
-from finetune_queue.store.errors import ConflictError
+from finetune_queue.store.errors import AlreadySweptError, ConflictError
 from finetune_queue.store.room import CallClass, room_score_floor
 
 SWEEP = "sweep"
@@ -116,6 +116,7 @@ class Budget:
         (:meth:`SweepClock.swept`), or for ``timeout`` seconds: then it counts as dead.
 
         Raises:
+            AlreadySweptError: another one is under way, or ended since this one was handed out.
             UnknownAccountError, redis.RedisError: as :meth:`take`.
         """
         return self._take_slot(account, SWEEP, 0.0, sweep_ms=int(timeout * 1000))
@@ -145,6 +146,8 @@ class Budget:
         )
         if claimed is not None and reply[0] == -1:
             raise ConflictError(claimed, reply[1])
+        if reply[0] == -2:
+            raise AlreadySweptError(account)
         if reply[0] == 1:
             return Slot(account, token, submit, asked, int(reply[1]))
         if reply[1] == "unknown-account":
@@ -152,7 +155,8 @@ class Budget:
         return NoSlot(WaitReason(reply[1]), int(reply[2]), stopped=len(reply) > 3)
 
     def wants_sweep(self, account: str) -> bool:
-        """Tell whether the sweep that was handed out last was not made yet."""
+        """Tell whether the sweep that was handed out last was not made yet. Another may still be faster to take its
+        slot."""
         return bool(self._wants_sweep([keys.slots(account), keys.account(account)], [SWEEP]))
 
     def extend(self, slot: Slot, seconds: float) -> bool:

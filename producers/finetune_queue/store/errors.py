@@ -55,6 +55,14 @@ class OwnedElsewhereError(StoreError):
         self.owner = owner
 
 
+class AlreadySweptError(StoreError):
+    """Another message's sweep of the account is under way, or was made meanwhile."""
+
+    def __init__(self, account: str) -> None:
+        super().__init__(f"The account '{account}' is being swept, or just was.")
+        self.account = account
+
+
 class NotDurableError(StoreError):
     """Redis did not confirm in time that a write is in its log on disk, and in that of as many replicas as the settings
     say. ``job`` is the job with the write."""

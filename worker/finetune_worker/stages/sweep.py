@@ -12,7 +12,15 @@ import structlog
 
 from finetune_queue import tracing
 from finetune_queue.contract import MOVED_ON, RELEASED, EventType, JobRecord, JobState, Stage, WaitReason
-from finetune_queue.store import UNKNOWN_STATUSES, CallClass, Change, ConflictError, NoSlot, room_score
+from finetune_queue.store import (
+    UNKNOWN_STATUSES,
+    AlreadySweptError,
+    CallClass,
+    Change,
+    ConflictError,
+    NoSlot,
+    room_score,
+)
 from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import SegmindError
@@ -21,7 +29,7 @@ from finetune_worker.stages.cadence import affordable, began_ms, interval, usual
 from finetune_worker.stages.calls import PARKED, AccountPausedError, StaleCallError, call_api, longest_call
 from finetune_worker.stages.claim import until_deadline
 from finetune_worker.stages.observe import Observation, observe
-from finetune_worker.stages.poll import look_again_in
+from finetune_worker.stages.poll import look_again_in, training_time_left
 from finetune_worker.stages.reconcile import Undecided, reconcile
 from finetune_worker.stages.whose import Sightings, sight
 
@@ -34,6 +42,8 @@ PAGE = 200
 ACTING = 5.0
 """Seconds that a sweep may need, after its call, to act on what it saw. One that counts as dead before it is over costs
 a second call; of one that is dead, the account is not looked at for as long."""
+
+_SWEPT = "nothing to do: another message already swept the account"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,7 @@ def sweep_if_due(container: Container, account: str) -> str:
     """Sweep if that was not done by another message. While transfers keep all threads busy a new one is sent for each
     that is not picked up; all but one of them would cost a call for nothing."""
     if not container.budget.wants_sweep(account):
-        return "nothing to do: another message already swept the account"
+        return _SWEPT
     return sweep(container, account)
 
 
@@ -115,7 +125,10 @@ def sweep(container: Container, account: str) -> str:
             look.sightings[job.id] = Sightings()
     if not (look.by_finetune_id or look.unsure):
         return "no trainings to look at"
-    slot = container.budget.take_to_sweep(account, longest_call(container) + ACTING)
+    try:
+        slot = container.budget.take_to_sweep(account, longest_call(container) + ACTING)
+    except AlreadySweptError:
+        return _SWEPT
     if isinstance(slot, NoSlot):
         return f"waiting for an API slot ({slot.reason})"
     trouble: str | None = None
@@ -166,7 +179,9 @@ def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, ask
             # Not one that a worker holds: its deadline is the lease, by which a dead one is noticed.
             if job.waiting_for is WaitReason.PROVIDER and not job.owner:
                 unchanged.append((job, look_again_in(container, job, asked_ms)))
-            continue
+                continue
+            if not _need_not_look(container, job, asked_ms):
+                continue
         try:
             then = _move(container, job, observation, asked_ms)
         except ConflictError:
@@ -181,6 +196,13 @@ def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, ask
     return moved
 
 
+def _need_not_look(container: Container, job: JobRecord, asked_ms: int) -> bool:
+    """Tell whether the job was about to ask for its training, unseen for long, when this look saw it: after a pause or
+    an outage all trainings may have been, and each of them would cost a call, before any submit."""
+    parked = job.waiting_for is not None and not job.owner
+    return parked and not job.wants_details and training_time_left(container, job, asked_ms) > 0
+
+
 def _move(container: Container, job: JobRecord, observation: Observation, asked_ms: int) -> JobRecord:
     to, fields = observation.to, observation.fields
     if to is not None and to.terminal:
@@ -193,10 +215,12 @@ def _move(container: Container, job: JobRecord, observation: Observation, asked_
         change = Change(delay=container.settings.finetune_handover)
         return container.jobs.transition(job, change, to=to, event=event, **{**MOVED_ON, **fields})
     event = EventType.PROGRESS if fields else None
-    change = Change(delay=look_again_in(container, job, asked_ms))
     if observation.wants_details or job.wants_details:
         change = Change(delay=until_deadline(job, PARKED), room_score=room_score(CallClass.FINISH, job))
         fields = {**fields, "wants_details": True, "waiting_for": WaitReason.API_SLOT}
+    else:
+        change = Change(delay=look_again_in(container, job, asked_ms))
+        fields = {**fields, "waiting_for": WaitReason.PROVIDER, "outages": 0, "error": None}
     return container.jobs.transition(job, change, event=event, **RELEASED, **fields)
 
 

@@ -8,7 +8,7 @@
 --       7 the version at which the job was claimed, "" for none
 --       8 sweep_ms: how long a sweep may take, its call and what comes of it; then it counts as dead
 -- Returns {1, now_ms}, or {0, reason, how many are ahead, "1" if submits are stopped by hand}; {-1, current version
--- or ""} when the claim was lost.
+-- or ""} when the claim was lost; {-2} when another sweep is under way, or was made meanwhile.
 if ARGV[7] ~= '' then
   local version = redis.call('HGET', KEYS[5], 'version')
   if version ~= ARGV[7] then return {-1, version or ''} end
@@ -26,6 +26,7 @@ local function number(name) return tonumber(account[name] or '0') end
 local function cap(name) return tonumber(account[name] or '') or math.huge end
 if not account.limit then return {0, 'unknown-account', 0} end
 
+if ARGV[1] == 'sweep' and not reserved and number('sweep_at') > now then return {-2} end
 if number('paused_until') > now then return {0, 'paused', ahead} end
 local probing = account.probing == '1'
 if probing and not reserved and number('probe_until') > now then return {0, 'paused', ahead} end
