@@ -242,7 +242,7 @@ def test_what_is_no_client_s_is_a_route_of_the_gateway() -> None:
     ("changes", "fires"), [(IDLE, True), ({**IDLE, 'finetune_account_waiting{account="a"}': "0"}, False)]
 )
 def test_an_account_that_no_job_needs_any_more_is_not_unwell_for_ever(
-    changes: Series, fires: bool, tmp_path: Path
+    changes: Series, tmp_path: Path, *, fires: bool
 ) -> None:
     """Its last call failed, and nobody makes another; while jobs wait for one, that is no excuse."""
     name = "FinetuneAccountUnwell"
