@@ -50,6 +50,7 @@ def client(server: ValkeyServer) -> Iterator[Any]:
     with redis.Redis.from_url(server.url, socket_timeout=5) as found:
         yield found
         found.replicaof("NO", "ONE")
+        found.config_set("maxmemory", 0)
         found.config_set("maxmemory-policy", "noeviction")
         found.config_set("appendonly", "yes")
         found.acl_setuser("default", enabled=True, commands=["+info"])
@@ -102,6 +103,38 @@ def test_the_sandbox_s_jobs_are_not_paid_for_and_paid_ones_not_looked_for_in_the
     client.delete(keys.api())  # as a Redis that lost its data
     Workers(client).seen(LiveWorker("other:1", "0.1.0"), "paid")
     assert refused(sandbox=True)
+
+
+def test_a_full_server_s_jobs_are_told_apart_too(server: ValkeyServer, client: Any) -> None:
+    client.flushdb()
+    assert check_api(server.url, sandbox=True)
+    client.zadd(keys.deadlines(), {"a-job": 1})
+    client.config_set("maxmemory", 1)
+    assert not check_api(server.url, sandbox=False)
+
+    client.delete(keys.deadlines())
+    assert check_api(server.url, sandbox=False)
+    client.config_set("maxmemory", 0)
+    Workers(client).seen(LiveWorker("other:1", "0.1.0"), "paid")
+    assert not check_api(server.url, sandbox=True)
+
+
+def test_whose_jobs_they_are_is_asked_until_the_server_answers(
+    server: ValkeyServer, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.flushdb()
+    assert check_api(server.url, sandbox=True)
+    client.zadd(keys.deadlines(), {"a-job": 1})
+    away = [redis.ConnectionError("away")]
+    ask = server_check.note_api
+    monkeypatch.setattr(server_check, "PAUSE", 0.01)
+    monkeypatch.setattr(server_check, "note_api", lambda *args: raised(away.pop()) if away else ask(*args))
+    assert not check_api(server.url, sandbox=False)
+    assert not away
+
+
+def raised(error: Exception) -> None:
+    raise error
 
 
 def test_a_failover_is_waited_for(server: ValkeyServer, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
