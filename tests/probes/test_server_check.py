@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.settings import Settings
-from finetune_queue.store import LiveWorker, ServerFacts, Workers, keys, server_problems
+from finetune_queue.store import LiveWorker, ServerFacts, Workers, keys, note_api, server_problems
 from finetune_worker import server_check
 from finetune_worker.celery import create_app
 from finetune_worker.server_check import MOST_WAIT, PatientConsumer, check_api, check_clock, check_server
@@ -126,7 +126,7 @@ def test_whose_jobs_they_are_is_asked_until_the_server_answers(
     assert check_api(server.url, sandbox=True)
     client.zadd(keys.deadlines(), {"a-job": 1})
     away = [redis.ConnectionError("away")]
-    ask = server_check.note_api
+    ask = note_api
     monkeypatch.setattr(server_check, "PAUSE", 0.01)
     monkeypatch.setattr(server_check, "note_api", lambda *args: raised(away.pop()) if away else ask(*args))
     assert not check_api(server.url, sandbox=False)
