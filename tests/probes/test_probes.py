@@ -30,6 +30,7 @@ from finetune_worker.celery import create_app
 from finetune_worker.container import Container
 from finetune_worker.probes import Probes, ProbeStep
 from finetune_worker.pulse import Loop, Pulse
+from finetune_worker.stopping import STUCK_AFTER
 from support.until import until
 
 SECONDS = 60
@@ -222,6 +223,21 @@ def test_a_signal_that_comes_while_the_broker_is_lost_ends_the_worker(worker: Od
     until(worker.is_up, seconds=SECONDS)
     with producer_app(load_settings(worker.env)) as app:
         app.send_task("odd.lose_broker", args=[worker.valkey.process.pid], queue=QUEUE)
+    worker.process.wait(timeout=SECONDS)
+
+
+def test_a_worker_whose_event_loop_stands_still_can_be_ended(worker: OddWorker, tmp_path: Path) -> None:
+    worker.process.kill()
+    worker.process.start()
+    until(worker.is_up, seconds=SECONDS)
+    at_once = tmp_path / "at_once"
+    at_once.touch()
+    worker.begin("stop", str(at_once), Loop.CONSUMER)
+    until(lambda: Loop.CONSUMER in worker.stuck(), seconds=SECONDS)
+    for _ in range(4):  # the first waits for the loop; of the others, Celery acts on each more harshly
+        worker.process.send_signal(signal.SIGQUIT)
+        with suppress(AssertionError):
+            until(lambda: not worker.process.running, seconds=STUCK_AFTER + 0.2)
     worker.process.wait(timeout=SECONDS)
 
 
