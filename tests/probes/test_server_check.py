@@ -22,6 +22,7 @@ from finetune_queue.settings import Settings
 from finetune_queue.store import LiveWorker, ServerFacts, Workers, keys, note_api, server_problems
 from finetune_worker import server_check
 from finetune_worker.celery import create_app
+from finetune_worker.pulse import Pulse
 from finetune_worker.server_check import MOST_WAIT, PatientConsumer, check_api, check_clock, check_server
 
 SOUND = ServerFacts(
@@ -234,6 +235,8 @@ def test_a_broker_whose_memory_wavers_is_one_trouble(
     rooms = [0, 0, 1, 0, 0, 0, 1]  # one limit for each wait; 1 byte refuses all writes
     connected: list[int] = []
     monkeypatch.setattr(Consumer, "connect", lambda _: connected.append(len(rooms)))
+    excused: list[int] = []
+    monkeypatch.setattr(Pulse, "excuse", lambda _: excused.append(len(rooms)))
 
     def sleep(_: float) -> None:
         client.config_set("maxmemory", rooms.pop(0))
@@ -248,3 +251,4 @@ def test_a_broker_whose_memory_wavers_is_one_trouble(
         app.finetune.container.close()  # type: ignore[attr-defined]
     assert [entry["event"] for entry in logs] == ["broker_refuses_writes", "broker_takes_writes"]
     assert connected == [1]
+    assert excused == [7, 6, 5, 4, 3, 2]  # its probe would have the worker restarted after a minute, for nothing
