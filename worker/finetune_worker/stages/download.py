@@ -13,7 +13,7 @@ from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.stages.calls import ask, longest_call
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_transfer
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error, after_storage
+from finetune_worker.stages.outcome import Done, Outcome, Retry, after_error, after_storage
 from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.download import discard
@@ -69,7 +69,7 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
         discard(part)
         return Retry(from_transfer(error, Stage.DOWNLOAD))
     except Refused as error:
-        return Fail(from_transfer(error, Stage.DOWNLOAD))
+        return after_error(from_transfer(error, Stage.DOWNLOAD))
     except TransferError as error:
         return Retry(from_transfer(error, Stage.DOWNLOAD), after=error.retry_after)
     name = f"{job.id}/weights.safetensors"

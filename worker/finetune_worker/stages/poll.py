@@ -24,9 +24,7 @@ def poll(container: Container, claim: Claim) -> Outcome:
     try:
         seen = ask(container, job, CallClass.FINISH, what, lambda client: client.details(job.finetune_id or ""))
     except (Rejected, MalformedReply) as error:
-        # It is paid for, and was there: who does not find it once may find it a minute later.
-        gone = error.code == "not_found"
-        return Retry(from_api(error, Stage.POLL)) if gone else after_error(from_api(error, Stage.POLL))
+        return after_error(from_api(error, Stage.POLL))
     if not isinstance(seen, FinetuneDetails):
         return seen
     outcome = _act_on(container, claim, seen)
