@@ -83,6 +83,13 @@ def queue_lists(queue: str) -> dict[int, str]:
     return {first: name, **{step: f"{name}{channel.sep}{step}" for step in others}}
 
 
+def stray_lists() -> list[str]:
+    """Return the keys of the lists that messages for the workers lie in if their sender left out the key prefix, or the
+    queue, which then is Celery's own default."""
+    without_prefix = [name.removeprefix(BROKER_PREFIX) for name in queue_lists(QUEUE).values()]
+    return without_prefix + list(queue_lists("celery").values())
+
+
 def transport_config(settings: Settings) -> dict[str, Any]:
     """Return the Celery settings that everyone on this broker must share.
 

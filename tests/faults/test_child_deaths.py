@@ -1,4 +1,4 @@
-"""A pool of child processes: what the death of one over a raw client's request costs."""
+"""A pool of child processes: what the death of one over a message costs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import redis
 
+from finetune_queue.contract import JobState
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.messaging import QUEUE, RUN, producer_app
 from finetune_queue.sdk import FineTuneQueue
@@ -18,6 +19,8 @@ from support.until import until
 
 DATASET = "https://example.com/faces.zip"
 
+SETTINGS = {"FINETUNE_LOG_FORMAT": "json", "FINETUNE_HANDOVER": "2"}
+
 
 class DeadlyStack(OtherStack):
     """One whose worker has child processes that die over some requests."""
@@ -28,7 +31,7 @@ class DeadlyStack(OtherStack):
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    with DeadlyStack(tmp_path_factory.mktemp("deadly"), threads=1, settings={"FINETUNE_LOG_FORMAT": "json"}) as running:
+    with DeadlyStack(tmp_path_factory.mktemp("deadly"), threads=1, settings=SETTINGS) as running:
         yield running
 
 
@@ -73,3 +76,11 @@ def test_a_raw_request_that_ends_whoever_reads_it_is_set_aside(
     after = send(stack, "harmless", 0)
     until(lambda: is_there(queue, after), seconds=SECONDS)
     assert (stack.folder / "deaths-always").read_text() == str(MOST_DEATHS)
+
+
+def test_a_registered_job_whose_message_ends_its_reader_goes_on_without_it(
+    stack: LocalStack, queue: FineTuneQueue
+) -> None:
+    job = queue.submit(sample(name="registered", dataset=DATASET, labels={"deaths": "1000"}))
+    until(lambda: job.refresh().state is not JobState.ACCEPTED, seconds=SECONDS)
+    assert (stack.folder / "deaths-registered").read_text() == "1"

@@ -32,6 +32,7 @@ from finetune_worker.celery import create_app
 from finetune_worker.container import Container
 from finetune_worker.probes import Probes, ProbeServer, ProbeStep
 from finetune_worker.pulse import Loop, Pulse
+from finetune_worker.stopping import STUCK_AFTER
 from support.until import until
 
 SECONDS = 60
@@ -197,7 +198,9 @@ def test_a_soft_shutdown_is_not_ready_and_loses_no_message(worker: OddWorker, tm
         release.touch()
         worker.process.wait(timeout=SECONDS)
         assert Messenger(app).queued(QUEUE) == 1
-    assert "Unrecoverable" not in "".join(worker.process.lines())
+    said = "".join(worker.process.lines())
+    assert "Unrecoverable" not in said
+    assert "Error in timer" not in said
 
 
 def test_a_signal_that_comes_while_a_message_is_handed_to_a_thread_harms_neither(
@@ -222,6 +225,21 @@ def test_a_signal_that_comes_while_the_broker_is_lost_ends_the_worker(worker: Od
     until(worker.is_up, seconds=SECONDS)
     with producer_app(load_settings(worker.env)) as app:
         app.send_task("odd.lose_broker", args=[worker.valkey.process.pid], queue=QUEUE)
+    worker.process.wait(timeout=SECONDS)
+
+
+def test_a_worker_whose_event_loop_stands_still_can_be_ended(worker: OddWorker, tmp_path: Path) -> None:
+    worker.process.kill()
+    worker.process.start()
+    until(worker.is_up, seconds=SECONDS)
+    at_once = tmp_path / "at_once"
+    at_once.touch()
+    worker.begin("stop", str(at_once), Loop.CONSUMER)
+    until(lambda: Loop.CONSUMER in worker.stuck(), seconds=SECONDS)
+    for _ in range(4):  # the first waits for the loop; of the others, Celery acts on each more harshly
+        worker.process.send_signal(signal.SIGQUIT)
+        with suppress(AssertionError):
+            until(lambda: not worker.process.running, seconds=STUCK_AFTER + 0.2)
     worker.process.wait(timeout=SECONDS)
 
 

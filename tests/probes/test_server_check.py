@@ -19,9 +19,10 @@ from structlog.testing import capture_logs
 
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.settings import Settings
-from finetune_queue.store import LiveWorker, ServerFacts, Workers, keys, server_problems
+from finetune_queue.store import LiveWorker, ServerFacts, Workers, keys, note_api, server_problems
 from finetune_worker import server_check
 from finetune_worker.celery import create_app
+from finetune_worker.pulse import Pulse
 from finetune_worker.server_check import MOST_WAIT, PatientConsumer, check_api, check_clock, check_server
 
 SOUND = ServerFacts(
@@ -50,6 +51,7 @@ def client(server: ValkeyServer) -> Iterator[Any]:
     with redis.Redis.from_url(server.url, socket_timeout=5) as found:
         yield found
         found.replicaof("NO", "ONE")
+        found.config_set("maxmemory", 0)
         found.config_set("maxmemory-policy", "noeviction")
         found.config_set("appendonly", "yes")
         found.acl_setuser("default", enabled=True, commands=["+info"])
@@ -102,6 +104,38 @@ def test_the_sandbox_s_jobs_are_not_paid_for_and_paid_ones_not_looked_for_in_the
     client.delete(keys.api())  # as a Redis that lost its data
     Workers(client).seen(LiveWorker("other:1", "0.1.0"), "paid")
     assert refused(sandbox=True)
+
+
+def test_a_full_server_s_jobs_are_told_apart_too(server: ValkeyServer, client: Any) -> None:
+    client.flushdb()
+    assert check_api(server.url, sandbox=True)
+    client.zadd(keys.deadlines(), {"a-job": 1})
+    client.config_set("maxmemory", 1)
+    assert not check_api(server.url, sandbox=False)
+
+    client.delete(keys.deadlines())
+    assert check_api(server.url, sandbox=False)
+    client.config_set("maxmemory", 0)
+    Workers(client).seen(LiveWorker("other:1", "0.1.0"), "paid")
+    assert not check_api(server.url, sandbox=True)
+
+
+def test_whose_jobs_they_are_is_asked_until_the_server_answers(
+    server: ValkeyServer, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.flushdb()
+    assert check_api(server.url, sandbox=True)
+    client.zadd(keys.deadlines(), {"a-job": 1})
+    away = [redis.ConnectionError("away")]
+    ask = note_api
+    monkeypatch.setattr(server_check, "PAUSE", 0.01)
+    monkeypatch.setattr(server_check, "note_api", lambda *args: raised(away.pop()) if away else ask(*args))
+    assert not check_api(server.url, sandbox=False)
+    assert not away
+
+
+def raised(error: Exception) -> None:
+    raise error
 
 
 def test_a_failover_is_waited_for(server: ValkeyServer, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +235,8 @@ def test_a_broker_whose_memory_wavers_is_one_trouble(
     rooms = [0, 0, 1, 0, 0, 0, 1]  # one limit for each wait; 1 byte refuses all writes
     connected: list[int] = []
     monkeypatch.setattr(Consumer, "connect", lambda _: connected.append(len(rooms)))
+    excused: list[int] = []
+    monkeypatch.setattr(Pulse, "excuse", lambda _: excused.append(len(rooms)))
 
     def sleep(_: float) -> None:
         client.config_set("maxmemory", rooms.pop(0))
@@ -215,3 +251,4 @@ def test_a_broker_whose_memory_wavers_is_one_trouble(
         app.finetune.container.close()  # type: ignore[attr-defined]
     assert [entry["event"] for entry in logs] == ["broker_refuses_writes", "broker_takes_writes"]
     assert connected == [1]
+    assert excused == [7, 6, 5, 4, 3, 2]  # its probe would have the worker restarted after a minute, for nothing

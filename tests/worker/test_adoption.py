@@ -115,6 +115,34 @@ def test_what_cannot_be_told_apart_is_left_to_a_person(bench: Bench, shared: str
     assert other.id in job.evidence[-1]
 
 
+@pytest.mark.parametrize(
+    "trouble", [{"kind": "malformed_json"}, {"kind": "http_error", "status": 404}], ids=lambda trouble: trouble["kind"]
+)
+def test_a_candidate_that_cannot_be_looked_at_for_a_moment_is_looked_at_again(
+    bench: Bench, shared: str, trouble: dict[str, Any]
+) -> None:
+    job = in_doubt(bench, shared)
+    fault = bench.sandbox.control.add_fault(op="details", count=None, **trouble)
+
+    look(bench, job)
+    assert (bench.read(job).state, bench.read(job).outages) == (JobState.SUBMITTING, 1)
+    bench.sandbox.control.remove_fault(fault)
+    until(lambda: look(bench, job), seconds=15)
+
+    assert bench.submits() == 1
+
+
+def test_a_candidate_that_never_can_be_looked_at_is_left_to_a_person(bench: Bench, shared: str) -> None:
+    job = in_doubt(bench, shared)
+    bench.sandbox.control.add_fault(op="details", kind="malformed_json", count=None)
+
+    for _ in range(bench.container.settings.finetune_max_attempts):
+        assert bench.read(job).state is JobState.SUBMITTING
+        look(bench, job)
+
+    assert bench.read(job).state is JobState.NEEDS_ATTENTION
+
+
 def test_a_training_of_a_prompt_that_no_job_has_is_left_to_a_person(bench: Bench, shared: str) -> None:
     bench.change_settings(segmind_call_timeout=0.4, finetune_settle_time=1.0)
     job = on_shared(bench, shared)

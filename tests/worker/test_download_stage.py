@@ -93,6 +93,31 @@ def test_to_find_out_that_the_weights_need_a_link_uses_no_try(bench: Bench) -> N
     assert bench.read(job).weights is not None
 
 
+def test_weights_that_are_not_there_for_a_moment_are_asked_for_again(bench: Bench) -> None:
+    bench.change_settings(finetune_max_attempts=3)
+    job = downloading(bench)
+    bench.sandbox.control.add_fault(op="download", kind="http_error", status=404, count=2)
+
+    for tried in (1, 2):
+        bench.run(job)
+        assert (bench.read(job).state, bench.read(job).attempts) == (JobState.DOWNLOADING, tried)
+    bench.run(job)
+
+    assert bench.read(job).weights is not None
+
+
+def test_weights_that_are_gone_for_good_fail_their_job(bench: Bench) -> None:
+    bench.change_settings(finetune_max_attempts=2)
+    job = downloading(bench)
+    bench.sandbox.control.add_fault(op="download", kind="http_error", status=404, count=None)
+
+    for _ in range(2):
+        bench.run(job)
+
+    assert (bench.read(job).state, bench.error(job).code) == (JobState.FAILED, "weights_gone")
+    assert "finetune retry" in bench.error(job).action
+
+
 def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(bench: Bench, s3: Any, bucket: str) -> None:
     object.__setattr__(bench.container, "artifacts", Place(f"s3://{bucket}/weights"))
     job = downloading(bench)

@@ -48,6 +48,7 @@ def brought(bench: Bench, to: JobState, **fields: Any) -> JobRecord:
         ("presign_upload", JobState.UPLOADING, {"dataset_report": REPORT}),
         ("submit", JobState.SUBMITTING, {"dataset_url": "https://example.com/a.zip"}),
         ("details", JobState.SUBMITTING, {"dataset_url": "https://example.com/a.zip", "adopting": "ft-1"}),
+        ("details", JobState.SUBMITTING, {"intent_ms": 1, "candidates": ["ft-1"]}),
         ("details", JobState.TRAINING, {"finetune_id": "ft-1", "wants_details": True}),
         ("private_link", JobState.DOWNLOADING, {"weights_url": "https://example.com/w", "weights_private": True}),
     ],

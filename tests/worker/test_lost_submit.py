@@ -58,6 +58,18 @@ def test_what_a_person_decides_by_does_not_say_that_a_living_worker_is_gone(benc
     assert not [said for said in bench.read(job).evidence if "come back" in said]
 
 
+def test_a_sweep_leaves_a_submit_to_the_worker_that_waits_for_its_answer(bench: Bench) -> None:
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    job = bench.submitting()
+    bench.run(job)
+    held = bench.container.jobs.transition(bench.read(job), Change(delay=30), owner="waits for its answer")
+
+    open_for_calls(bench)
+    sweep(bench.container, "default")
+
+    assert bench.read(job) == held  # or the answer would be refused as that of a worker which was overtaken
+
+
 def test_a_dead_worker_s_submit_that_never_left_is_sent_after_the_settle_time(bench: Bench) -> None:
     bench.change_settings(segmind_call_timeout=0.4, finetune_settle_time=2.0)
     job = dead_in_the_middle(bench, bench.submitting())

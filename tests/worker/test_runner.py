@@ -13,6 +13,7 @@ from finetune_worker.stages.conclude import StageResult
 from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait
 from finetune_worker.stages.runner import StageFunction, run_stage
 from support.bench import Bench
+from support.until import until
 
 ERROR = JobError(code="x", stage="upload", message="It broke.", retryable=True)
 
@@ -112,6 +113,26 @@ def test_a_cancel_while_a_stage_runs_takes_effect_at_its_next_sign_of_life(bench
     result = run(bench, job, stage)
     assert bench.read(job).state is JobState.CANCELLED
     assert result.sentence == "cancelled: nothing had been submitted"
+
+
+def test_a_worker_that_stops_gives_a_long_stage_s_job_back_at_once(bench: Bench) -> None:
+    job = bench.job()
+    bench.change_settings(finetune_shutdown_timeout=0.2)
+
+    def stage(container: Container, claim: Claim) -> Outcome:
+        claim.progress(1, 3)
+        container.stop_soon()
+        claim.progress(2, 3)  # it still has its time
+        until(container.out_of_time, seconds=5)
+        claim.progress(3, 3)
+        raise AssertionError("it went on")
+
+    result = run(bench, job, stage)
+
+    job = bench.read(job)
+    assert "this worker is stopping" in result.sentence
+    assert (job.owner, job.attempts, job.takeovers) == ("", 0, 0)
+    assert job.id in bench.container.deadlines.due(10, handover=1)[0]
 
 
 def test_a_passed_deadline_fails_the_job_before_anything_is_paid(bench: Bench) -> None:

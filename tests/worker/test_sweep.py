@@ -295,11 +295,24 @@ def test_a_training_that_the_list_lacks_is_asked_for_alone(bench: Bench) -> None
     assert calls_of(bench, "details") == 1
 
 
+def test_a_training_that_segmind_does_not_find_for_a_moment_is_asked_for_again(bench: Bench) -> None:
+    [job] = bench.trained(1)
+    bench.container.jobs.transition(bench.read(job), Change(delay=60), wants_details=True)
+    bench.sandbox.control.add_fault(op="details", kind="http_error", status=404)
+
+    assert "Retrying" in bench.run(job).sentence
+    bench.run(job)
+
+    assert bench.read(job).state is JobState.DOWNLOADING
+
+
 def test_a_training_that_segmind_forgot_fails_its_job(bench: Bench) -> None:
     [job] = bench.trained(1, training_seconds=600)
     bench.container.jobs.transition(bench.read(job), Change(delay=60), wants_details=True, finetune_id="never-was")
 
-    bench.run(job)
+    for _ in range(bench.container.settings.finetune_max_attempts):
+        assert bench.read(job).state is JobState.TRAINING
+        bench.run(job)
 
     job = bench.read(job)
     assert job.state is JobState.FAILED

@@ -97,13 +97,23 @@ class PatientConsumer(Consumer):
 
 
 def check_api(url: str, *, sandbox: bool) -> bool:
-    """Tell whether the jobs there are for the API that this worker calls: the sandbox's would be submitted and paid."""
-    try:
-        with connect(url) as client:
-            other = note_api(client, "sandbox" if sandbox else "paid")
-    except RedisError as error:
-        log.warning("api_not_noted", error=str(error))
-        return True
+    """Tell whether the jobs there are for the API that this worker calls: the sandbox's would be submitted and paid.
+    Waits until the server answers.
+
+    Raises:
+        WorkerShutdown, WorkerTerminate: the worker was told to stop while it waited.
+    """
+    with connect(url) as client:
+        while True:
+            state.maybe_shutdown()
+            try:
+                other = note_api(client, "sandbox" if sandbox else "paid")
+                break
+            except ResponseError as error:  # it is full, and has no name of the other API that jobs would be for
+                log.warning("api_not_noted", error=str(error))
+                return True
+            except RedisError:
+                time.sleep(PAUSE)
     if other is None:
         return True
     theirs, ours = ("the paid API", "the sandbox") if sandbox else ("the sandbox", "the paid API")

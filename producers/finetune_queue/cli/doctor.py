@@ -19,7 +19,7 @@ from finetune_queue.cli.session import quiet_logs
 from finetune_queue.contract import Sink, SinkKind, parse_sinks
 from finetune_queue.contract.sink import USUAL_PORTS
 from finetune_queue.errors import QueueUnavailableError
-from finetune_queue.messaging import QUEUE, Messenger, producer_app, queue_lists
+from finetune_queue.messaging import QUEUE, Messenger, producer_app, stray_lists
 from finetune_queue.plain_words import byte_size
 from finetune_queue.settings import Settings, load_settings
 from finetune_queue.storage import Place, StorageError
@@ -37,7 +37,6 @@ from finetune_queue.store import (
     server_facts,
     server_problems,
 )
-from finetune_queue.store.keys import BROKER_PREFIX
 from finetune_queue.store.workers import GONE
 
 if TYPE_CHECKING:
@@ -322,11 +321,9 @@ def _sinks(client: "Redis") -> Iterator[Finding]:
 
 def _strays(settings: Settings) -> Iterator[Finding]:
     """Find what raw clients sent to where no worker looks: without the key prefix, or to Celery's own default queue."""
-    lists = [name.removeprefix(BROKER_PREFIX) for name in queue_lists(QUEUE).values()]
-    lists += queue_lists("celery").values()
     found: dict[str, int] = {}
     with suppress(RedisError), connect(settings.broker_url) as client:  # of a broker that is away, `workers` tells
-        for name in lists:
+        for name in stray_lists():
             # Another's key of that name, or one that this user may not read, is none of ours.
             with suppress(ResponseError, UnicodeDecodeError):
                 if _is_ours(client.lindex(name, -1)):

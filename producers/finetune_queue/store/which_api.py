@@ -32,10 +32,12 @@ def note_api(client: redis.Redis, api: Api) -> OtherApi | None:
     Raises:
         redis.RedisError: it is out of reach, or full.
     """
-    if client.get(keys.api()) == api or client.set(keys.api(), api, nx=True) or client.get(keys.api()) == api:
+    # Read first: a full server refuses to write, and has the other's jobs all the same.
+    if (client.get(keys.api()) or client.set(keys.api(), api, nx=True, get=True) or api) == api:
         return None
     found = OtherApi(client.zcard(keys.deadlines()), len(Workers(client).alive()))
     if found.jobs or found.workers:
         return found
-    client.set(keys.api(), api)
+    client.delete(keys.api())  # which a full server takes; without a name there, a worker's next sign of life notes it
+    client.set(keys.api(), api, nx=True)
     return None

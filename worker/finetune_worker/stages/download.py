@@ -13,7 +13,7 @@ from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.stages.calls import ask, longest_call
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_transfer
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait, after_error, after_storage
+from finetune_worker.stages.outcome import Done, Outcome, Retry, Wait, after_error, after_storage
 from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.download import discard
@@ -70,7 +70,7 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
         discard(part)
         return Retry(from_transfer(error, Stage.DOWNLOAD))
     except Refused as error:
-        return Fail(from_transfer(error, Stage.DOWNLOAD))
+        return after_error(from_transfer(error, Stage.DOWNLOAD))
     except TransferError as error:
         # The weights are paid for, so an outage is sat out; so is a disk that fills up while their store is away.
         outage = isinstance(error, NoAnswer) or error.code == "disk_full"

@@ -61,10 +61,13 @@ class Attention:
 
 Outcome = Done | Wait | Retry | Fail | Attention
 
+_MAY_COME_BACK = {(Stage.POLL, "not_found"), (Stage.DOWNLOAD, "not_found"), (Stage.DOWNLOAD, "weights_gone")}
+
 
 def after_error(error: JobError) -> Retry | Fail:
-    """Return how a stage ends that met an error: it is tried again if the error may pass."""
-    return Retry(error) if error.retryable else Fail(error)
+    """Return how a stage ends that met an error: it is tried again if the error may pass. What is paid for and was
+    there, and is not found once, may be found a minute later."""
+    return Retry(error) if error.retryable or (error.stage, error.code) in _MAY_COME_BACK else Fail(error)
 
 
 def after_storage(error: StorageError, stage: Stage) -> Retry | Fail:

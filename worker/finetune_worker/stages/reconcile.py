@@ -10,6 +10,7 @@ from finetune_queue.contract import FOUND, MOVED_ON, RELEASED, UNSENT, JobError,
 from finetune_queue.contract.job import iso_time
 from finetune_queue.redaction import redact_text
 from finetune_queue.store import PAID_TWICE, CallClass, Change, OwnedElsewhereError, room_score
+from finetune_worker.backoff import try_again_in
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import FinetuneDetails
@@ -206,6 +207,11 @@ def examine_candidate(container: Container, job: JobRecord) -> Outcome:
             container, job, f"training {candidate} belongs to job {owner}", ruled_out=[*job.ruled_out, candidate]
         )
     details = _look_at(container, job, candidate)
+    if isinstance(details, Attention) and job.outages + 1 < container.settings.finetune_max_attempts:
+        # The trouble that the submit's own answer was lost in may not be over.
+        outages = job.outages + 1
+        delay = try_again_in(container.settings, outages)
+        return Wait(f"{details.evidence}: looking again", WaitReason.PROVIDER, delay, fields={"outages": outages})
     if not isinstance(details, FinetuneDetails):
         return details
     free = _nobodys(container, job, job.aside)
