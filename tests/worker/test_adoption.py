@@ -132,6 +132,24 @@ def test_a_candidate_that_cannot_be_looked_at_for_a_moment_is_looked_at_again(
     assert bench.submits() == 1
 
 
+def test_an_outage_before_it_does_not_leave_a_candidate_to_a_person(bench: Bench, shared: str) -> None:
+    """The first answer after a long outage, a poor one, would have been the last."""
+    job = in_doubt(bench, shared)
+    details: dict[str, Any] = {"op": "details", "kind": "http_error"}
+    bench.sandbox.control.add_fault(**details, status=503, count=bench.container.settings.finetune_max_attempts)
+    bench.sandbox.control.add_fault(**details, status=404)
+    for _ in range(bench.container.settings.finetune_max_attempts):
+        look(bench, job)
+    assert bench.error(job).upstream_status == 503
+
+    look(bench, job)
+    waiting = bench.read(job)
+    assert (waiting.state, waiting.outages, waiting.error) == (JobState.SUBMITTING, 1, None)
+    until(lambda: look(bench, job), seconds=15)
+
+    assert bench.submits() == 1
+
+
 def test_a_candidate_that_never_can_be_looked_at_is_left_to_a_person(bench: Bench, shared: str) -> None:
     job = in_doubt(bench, shared)
     bench.sandbox.control.add_fault(op="details", kind="malformed_json", count=None)

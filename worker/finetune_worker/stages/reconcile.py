@@ -207,11 +207,12 @@ def examine_candidate(container: Container, job: JobRecord) -> Outcome:
             container, job, f"training {candidate} belongs to job {owner}", ruled_out=[*job.ruled_out, candidate]
         )
     details = _look_at(container, job, candidate)
-    if isinstance(details, Attention) and job.outages + 1 < container.settings.finetune_max_attempts:
+    # Outages leave an error, and do not count here: a person is asked because of answers.
+    failures = (0 if job.error is not None else job.outages) + 1
+    if isinstance(details, Attention) and failures < container.settings.finetune_max_attempts:
         # The trouble that the submit's own answer was lost in may not be over.
-        outages = job.outages + 1
-        delay = try_again_in(container.settings, outages)
-        return Wait(f"{details.evidence}: looking again", WaitReason.PROVIDER, delay, fields={"outages": outages})
+        delay, fields = try_again_in(container.settings, failures), {"outages": failures, "error": None}
+        return Wait(f"{details.evidence}: looking again", WaitReason.PROVIDER, delay, fields=fields)
     if not isinstance(details, FinetuneDetails):
         return details
     free = _nobodys(container, job, job.aside)
