@@ -5,6 +5,7 @@ import fcntl
 import itertools
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +16,9 @@ from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.storage import DiskFullError, Place, UnavailableError, drivers
 from finetune_queue.store import Change
-from finetune_worker.transfer.errors import NoRoom
+from finetune_worker.transfer.download import LONGEST_ANSWER
+from finetune_worker.transfer.errors import NoAnswer, NoRoom
+from finetune_worker.transfer.limits import TransferLimits
 from support.bench import Bench, sweep
 from support.until import until
 
@@ -161,6 +164,18 @@ def test_an_outage_of_segmind_s_storage_ends_no_paid_job(bench: Bench, fault: di
     assert bench.read(job).weights is not None
 
 
+def test_an_address_that_nobody_can_call_is_no_outage(bench: Bench) -> None:
+    """It would be called for ever."""
+    job = downloading(bench)
+    nowhere = "https://.s3.amazonaws.com/weights?X-Amz-Signature=feed-face"
+    bench.container.jobs.transition(job, Change(delay=60), weights_url=nowhere)
+
+    bench.run(job)
+
+    assert (bench.read(job).state, bench.error(job).code) == (JobState.FAILED, "url_not_allowed")
+    assert "feed-face" not in bench.error(job).message
+
+
 def test_an_outage_of_the_store_ends_no_paid_job(bench: Bench, s3: Any, bucket: str) -> None:
     bench.change_settings(finetune_max_attempts=2)
     object.__setattr__(bench.container, "artifacts", Place(f"s3://{bucket}/weights"))
@@ -275,6 +290,33 @@ def test_what_a_killed_worker_left_among_the_artifacts_goes_with_the_job_s_succe
     bench.run(job)
     assert bench.read(job).state is JobState.SUCCEEDED
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "weights.safetensors"]
+
+
+def test_a_job_whose_link_took_long_is_held_until_the_storage_must_have_answered(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was left of the hold for the call was shorter: the job was taken from a worker that lives."""
+    bench.change_settings(finetune_lease=1.0, segmind_call_timeout=1.0)
+    bench.sandbox.control.change_settings(private_weights=True)
+    job = downloading(bench)
+    bench.run(job)
+    left = []
+
+    def late(*_: object) -> str:
+        time.sleep(0.9)
+        return "https://example.com/weights"
+
+    def fetch(*_: object, limits: TransferLimits, **__: object) -> None:
+        held = (bench.due_ms(job) - bench.container.deadlines.now_ms()) / 1000
+        left.append(held - LONGEST_ANSWER * limits.stall_timeout)
+        raise NoAnswer("read_timeout", "It is silent.")
+
+    monkeypatch.setattr("finetune_worker.stages.calls.FRESH", 0.0)
+    monkeypatch.setattr("finetune_worker.stages.download._private_link", late)
+    monkeypatch.setattr("finetune_worker.stages.download.fetch", fetch)
+    bench.run(job)
+
+    assert left[0] > 0
 
 
 def test_the_job_is_held_for_as_long_as_a_bucket_may_be_silent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ def download(container: Container, claim: Claim) -> Outcome:
             if not isinstance(link, str):
                 return link
             url = link
+            claim.hold(container.settings.finetune_lease)  # of the call's hold too little may be left
         try:
             return _fetch(container, claim, url, container.work_folder.part_of(job.id))
         except PartBusy:

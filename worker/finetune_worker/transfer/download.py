@@ -24,7 +24,7 @@ from finetune_worker.transfer.partfile import Known, PartFile, discard
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
 from finetune_worker.wire.headers import retry_after
 from finetune_worker.wire.session import open_session
-from finetune_worker.wire.urls import UnsafeUrlError, require_callable
+from finetune_worker.wire.urls import UnsafeUrlError, require_callable, safe_url
 
 __all__ = ["Download", "discard", "download"]
 
@@ -155,10 +155,13 @@ class _Downloader:
         try:
             with answer.running():
                 return session.get(url, headers=headers, timeout=timeouts, stream=True)
+        except requests.exceptions.InvalidURL:
+            failure: TransferError = Refused("url_not_allowed", f"{safe_url(url)} is not a URL that can be called.")
         except WIRE_ERRORS as error:
-            failure = explain(error, self._host, answer)
+            found = explain(error, self._host, answer)
+            failure = NoAnswer(found.code, found.sentence)
         # Raised out here: the library's error holds the URL, which may be signed, and must not be chained to ours.
-        raise NoAnswer(failure.code, failure.sentence)
+        raise failure
 
     def _restart(self, part: PartFile, response: requests.Response) -> int | None:
         """Take the whole object from its first byte."""
