@@ -4,6 +4,7 @@ import errno
 import fcntl
 import itertools
 import os
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from finetune_queue.store import Change
 from finetune_worker.transfer.download import LONGEST_ANSWER
 from finetune_worker.transfer.errors import NoAnswer, NoRoom
 from finetune_worker.transfer.limits import TransferLimits
+from finetune_worker.transfer.partfile import SPARE_BYTES
 from support.bench import Bench, sweep
 from support.until import until
 
@@ -255,6 +257,31 @@ def test_a_full_disk_keeps_what_came_and_ends_no_paid_job(bench: Bench, monkeypa
     bench.run(job)
     assert bench.read(job).weights is not None
     assert bench.submits() == 1
+
+
+def test_jobs_whose_parts_fill_the_disk_do_not_wait_for_each_other_for_ever(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kept what had arrived, and lacked what the other held."""
+    bench.sandbox.control.add_fault(op="download", kind="truncated", after_bytes=40_000, count=2)
+    jobs = [downloading(bench) for _ in range(2)]
+    parts = [bench.container.work_folder.part_of(job.id) for job in jobs]
+    for job in jobs:
+        bench.run(job)
+    assert [part.stat().st_size for part in parts] == [40_000, 40_000]
+    usage = shutil.disk_usage
+
+    def small(folder: Path) -> Any:
+        taken = sum(part.stat().st_size for part in parts if part.exists())
+        return usage(folder)._replace(free=SPARE_BYTES + 80_000 - taken)
+
+    monkeypatch.setattr(shutil, "disk_usage", small)
+    for _ in range(bench.container.settings.finetune_max_attempts + 1):
+        for job in jobs:
+            if bench.read(job).weights is None:
+                bench.run(job)
+
+    assert all(bench.read(job).weights for job in jobs)
 
 
 def test_weights_whose_last_bytes_the_disk_lost_are_not_stored(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,10 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
         return after_error(from_transfer(error, Stage.DOWNLOAD))
     except TransferError as error:
         # The weights are paid for, so an outage is sat out; so is a disk that fills up while their store is away.
-        outage = isinstance(error, NoAnswer) or error.code == "disk_full"
+        full = error.code == "disk_full"
+        if full and job.outages + 1 >= container.settings.finetune_max_attempts:
+            discard(part)  # or jobs that hold the room which each other lacks would wait for ever
+        outage = full or isinstance(error, NoAnswer)
         return Retry(from_transfer(error, Stage.DOWNLOAD), after=error.retry_after, outage=outage)
     name = f"{job.id}/weights.safetensors"
     stored = _store(container, claim, part, name)
