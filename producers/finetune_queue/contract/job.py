@@ -198,7 +198,7 @@ class JobRecord(BaseModel):
     # who works on it, and why nobody does
     owner: str = ""
     attempts: int = 0
-    outages: int = 0  # in a row, of the store or of its own API calls; they use up no attempt
+    outages: int = 0  # in a row, of a store, the disk or its own API calls; they use up no attempt
     takeovers: int = 0
     waiting_for: WaitReason | None = None
     cancel_requested: bool = False

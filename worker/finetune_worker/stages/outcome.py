@@ -35,7 +35,7 @@ class Wait:
 @dataclass(frozen=True, slots=True)
 class Retry:
     """The stage failed in a way that may pass: it uses an attempt and comes back after a backoff, or after ``after``
-    seconds. An ``outage`` of the store, or of Segmind, ends no job, however long it lasts."""
+    seconds. An ``outage`` of a store, of the disk or of Segmind ends no job, however long it lasts."""
 
     error: JobError
     after: float | None = None
