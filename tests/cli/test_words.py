@@ -89,6 +89,7 @@ def test_a_backoff_tells_what_went_wrong() -> None:
     ("url", "said"),
     [
         ("file:///srv/a%20b/x.bin", "/srv/a b/x.bin"),
+        ("file:///srv/a%20%20b/%1b[31m", "/srv/a  b/\\x1b[31m"),
         ("file://./var/artifacts", "./var/artifacts"),
         ("file://host/x", "file://host/x"),
         ("s3://bucket/x", "s3://bucket/x"),
