@@ -257,14 +257,15 @@ class Messenger:
         with _broker_errors(), self._asking() as connection:
             ask = partial(self._app.control.broadcast, reply=True, timeout=timeout, connection=connection)
             replies = ask("registered")
-            tasks = {name: known for reply in replies or () for name, known in reply.items()}
-            ours = sorted(name for name, known in tasks.items() if RUN in known)
-            told = ask("active_queues", destination=ours) if ours else None
+            tasks = [(name, known) for reply in replies or () for name, known in reply.items()]
+            ours = sorted(name for name, known in tasks if RUN in known)
+            # As many replies as workers: two on one machine have one name, if they were given none.
+            told = ask("active_queues", destination=ours, limit=len(ours)) if ours else None
         takes = [{queue["name"] for queue in queues} for reply in told or () for queues in reply.values()]
         # One that says nothing may take from any.
         heard = ours and len(takes) == len(ours) and all(takes)
         untaken = {QUEUE, TRANSFER_QUEUE}.difference(*takes) if heard else set()
-        return Answered(ours, sorted(tasks.keys() - set(ours)), tuple(sorted(untaken)))
+        return Answered(ours, sorted({name for name, _ in tasks}.difference(ours)), tuple(sorted(untaken)))
 
     @contextmanager
     def _asking(self) -> Iterator["Connection"]:

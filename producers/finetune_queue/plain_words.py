@@ -22,10 +22,16 @@ _WORDS = {
 """pydantic's words, which are Python's, and ours; the longer of two that begin alike comes first."""
 
 
+JOINERS = "\u200c\u200d"
+"""Which are not printable by themselves, and belong to words in Persian and Hindi, and to one emoji made of several."""
+
+
 def escaped(text: str) -> str:
     """Return a text that cannot steer a terminal: what is not printable becomes an escape sequence in letters."""
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        character
+        if character.isprintable() or character in JOINERS
+        else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
 

@@ -80,6 +80,18 @@ def test_submit_packs_and_stages_a_local_folder(run: Run, tmp_path: Path) -> Non
     assert request["dataset"].endswith(".zip")
 
 
+def test_a_request_that_comes_too_late_is_refused_before_its_dataset_is_staged(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    staging = tmp_path / "staging"
+    monkeypatch.setenv("FINETUNE_STAGING_URL", staging.as_uri())
+    folder = make_dataset_folder(tmp_path / "images", count=2)
+    result = run(*SUBMIT[:2], folder, *SUBMIT[3:], "--deadline", "2026-01-31T18:00:00Z")
+    assert result.code == ExitCode.USAGE
+    assert result.err.splitlines()[1:] == ["  deadline: 2026-01-31T18:00:00+00:00 has already passed"]
+    assert not staging.exists()
+
+
 def test_submit_and_status_say_what_trains_badly(run: Run, worker: Worker, tmp_path: Path) -> None:
     folder = make_dataset_folder(tmp_path / "images", count=2)
     few = "There are 2 images. Use 10 to 30 images with different backgrounds, poses and light."

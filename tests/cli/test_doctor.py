@@ -1,7 +1,10 @@
 """``finetune doctor``: what it finds, what it advises, and its exit code."""
 
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from finetune_queue import __version__
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import new_job_id, parse_sink
 from finetune_queue.local.valkey import free_port
-from finetune_queue.messaging import Answered, Messenger
+from finetune_queue.messaging import QUEUE, RUN, TRANSFER_QUEUE, Answered, Messenger, producer_app
+from finetune_queue.settings import load_settings
 from finetune_queue.store import (
     Attempt,
     Hold,
@@ -25,6 +29,7 @@ from finetune_queue.store import (
     keys,
 )
 from support.cli import Run, Worker, checks
+from support.until import until
 
 
 def _version(url: str) -> str:
@@ -142,6 +147,44 @@ def test_a_consumer_of_events_is_no_worker(run: Run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Messenger, "workers", lambda *_: Answered(["worker1@vm"], ["celery@vm"]))
     beside = checks(run("doctor", "--json"))["workers"]
     assert (beside["status"], beside["message"]) == ("ok", f"1 alive: worker1@vm{not_counted}")
+
+
+@contextmanager
+def _answering(queue: str) -> Iterator[None]:
+    """Answer as a worker does that was given no name of its own."""
+    done = threading.Event()
+    with producer_app(load_settings()) as app, app.connection_for_read() as connection:
+        control: Any = app.control
+        node = control.mailbox.Node(
+            hostname="celery@vm",
+            channel=connection.default_channel,
+            handlers={"registered": lambda _: [RUN], "active_queues": lambda _: [{"name": queue}]},
+        )
+
+        def serve() -> None:
+            with node.listen(callback=node.handle_message):
+                while not done.is_set():
+                    with suppress(TimeoutError):
+                        connection.drain_events(timeout=0.05)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+@pytest.mark.usefixtures("queue_url")
+def test_two_workers_with_one_name_are_two(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of one for each queue, started side by side as the doctor says itself."""
+    monkeypatch.setattr("finetune_queue.cli.doctor.PING_SECONDS", 0.5)
+    with _answering(QUEUE):
+        until(lambda: "finetune.transfer" in checks(run("doctor", "--json"))["workers"]["message"], seconds=10)
+        with _answering(TRANSFER_QUEUE):
+            until(lambda: checks(run("doctor", "--json"))["workers"]["status"] == "ok", seconds=10)
+            assert checks(run("doctor", "--json"))["workers"]["message"] == "2 alive: celery@vm, celery@vm"
 
 
 def test_workers_of_two_versions(run: Run, queue_url: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from finetune_queue.cli import words
 from finetune_queue.contract import WaitReason, new_job_id
 from finetune_queue.contract.job import JobError, JobRecord, JobState
-from finetune_queue.plain_words import byte_size
+from finetune_queue.plain_words import JOINERS, byte_size
 from finetune_queue.sdk import Waiting
 from support.samples import sample_request
 
@@ -53,8 +53,13 @@ def test_sizes(count: int, said: str) -> None:
 
 @given(st.text())
 def test_no_text_of_others_can_steer_a_terminal_or_break_a_line(text: str) -> None:
-    said = words.printable(text)
+    said = words.printable(text).translate(dict.fromkeys(map(ord, JOINERS)))
     assert not any(unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for character in said)
+
+
+def test_names_in_all_scripts_are_shown_as_they_are_written() -> None:
+    for name in ("\u0645\u062f\u0644\u200c\u0647\u0627", "\U0001f469\u200d\U0001f467 family", "שלום", "été", "模型"):
+        assert words.printable(name) == name
 
 
 def test_an_escape_sequence_is_shown_and_not_obeyed() -> None:
@@ -84,6 +89,7 @@ def test_a_backoff_tells_what_went_wrong() -> None:
     ("url", "said"),
     [
         ("file:///srv/a%20b/x.bin", "/srv/a b/x.bin"),
+        ("file:///srv/a%20%20b/%1b[31m", "/srv/a  b/\\x1b[31m"),
         ("file://./var/artifacts", "./var/artifacts"),
         ("file://host/x", "file://host/x"),
         ("s3://bucket/x", "s3://bucket/x"),

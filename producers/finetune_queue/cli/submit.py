@@ -1,6 +1,7 @@
 """``finetune submit``: put a request on the queue, and stay with it if asked."""
 
 from contextlib import suppress
+from datetime import UTC, datetime
 
 from finetune_queue import tracing
 from finetune_queue.cli import output, words
@@ -47,7 +48,7 @@ def submit(request: FineTuneRequest, *, wait: bool, timeout: float | None, as_js
 
 def _staged(request: FineTuneRequest, settings: Settings) -> FineTuneRequest:
     """Stage a local dataset, as the SDK would, and say what trains badly: it is about to be paid for."""
-    if is_url(request.dataset):
+    if is_url(request.dataset) or request.expired(datetime.now(UTC)):  # of what comes too late it is the SDK to judge
         return request
     # Imported late: packing needs Pillow, which a URL does not.
     from finetune_queue.staging import stage_checked

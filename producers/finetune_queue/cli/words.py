@@ -42,8 +42,8 @@ def place(url: str) -> str:
     """Return a ``file://`` URL as a plain path, which a shell can use; any other URL as it is."""
     parts = urlsplit(url)
     if parts.scheme != "file" or parts.netloc not in {"", "."}:  # file://./var is a setting's way to a relative path
-        return printable(url)
-    return printable(unquote(f"{parts.netloc}{parts.path}"))
+        return escaped(url)
+    return escaped(unquote(f"{parts.netloc}{parts.path}"))
 
 
 def near(url: str) -> str:
