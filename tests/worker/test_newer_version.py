@@ -63,13 +63,15 @@ def test_what_came_in_of_its_weights_is_kept(bench: Bench) -> None:
     part.unlink()
 
 
-def test_an_ended_one_goes_after_its_time_and_keeps_no_other_from_it(bench: Bench) -> None:
+@pytest.mark.parametrize("ruled_out", ["those of another form", "7", "[null]"])
+def test_an_ended_one_goes_after_its_time_and_keeps_no_other_from_it(bench: Bench, ruled_out: str) -> None:
     client = bench.container.jobs._redis
     ended = [bench.job(), bench.job()]
     for job in ended:
         owner = bench.container.jobs.transition(job, Change(delay=15, own=f"ft-{job.id}"), finetune_id=f"ft-{job.id}")
         bench.container.jobs.transition(owner, Change(), to=JobState.CANCELLED)
     write(bench, ended[0], *TOO_NEW[2])
+    write(bench, ended[1], "ruled_out", ruled_out)
     retention = Retention(client, -2)
     assert [retention.forget_finished(limit=1), retention.forget_finished(limit=1)] == [1, 1]
     assert [client.exists(keys.job(job.id)) for job in ended] == [0, 0]

@@ -50,7 +50,7 @@ class Retention:
                     *(keys.job(job_id), keys.job_events(job_id), keys.jobs(), keys.state(state), keys.owners()),
                     *(keys.outbox(), keys.job_sinks(job_id), keys.deliveries(job_id), keys.deadlines()),
                 ]
-                trainings = [*json.loads(ruled_out or "[]"), *filter(None, [finetune_id])]
+                trainings = [*_listed(ruled_out), *filter(None, [finetune_id])]
                 self._forget(names, [job_id, version or "", *trainings], client=pipe)
             removed = sum(pipe.execute())
             if stay := len(ids) - removed:
@@ -60,3 +60,12 @@ class Retention:
         for stream in (keys.events(), keys.dead_letters()):
             self._redis.xtrim(stream, minid=f"{max(0, oldest)}-0", approximate=True)
         return gone
+
+
+def _listed(text: str | None) -> list[str]:
+    """Read a list of trainings; of what has another form, as another version may have written it, nothing."""
+    try:
+        found = json.loads(text or "[]")
+    except ValueError:
+        return []
+    return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
