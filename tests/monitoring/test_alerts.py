@@ -43,6 +43,8 @@ HEALTHY: Series = {
 """A queue at which nothing is to be seen to; a value that is not a number for all time is Prometheus' notation."""
 
 IDLE: Series = {'finetune_api_calls_total{account="a",endpoint="list",result="ok"}': "5"}
+TRANSFERS = 'finetune_queue_messages{queue="finetune.transfer"}'
+CALLS = 'finetune_queue_messages{queue="finetune"}'
 OTHERS = 'finetune_jobs_failed_total{code="dataset_rejected"}'
 OURS = 'finetune_jobs_failed_total{code="disk_full"}'
 FAILED, ENDED = 'finetune_jobs_entered_total{state="failed"}', 'finetune_jobs_entered_total{state="succeeded"}'
@@ -60,6 +62,10 @@ CASES: dict[str, tuple[Series, Series]] = {
     "FinetuneNoWorkers": (
         {'finetune_workers{version="1"}': None},
         {'finetune_workers{version="1"}': None, 'finetune_jobs{state="training"}': "0"},
+    ),
+    "FinetuneQueueUntaken": (
+        {TRANSFERS: "4", 'finetune_running_jobs{state="submitting"}': "1"},
+        {TRANSFERS: "4", 'finetune_running_jobs{state="uploading"}': "1"},
     ),
     "FinetuneOverdue": ({"finetune_overdue_seconds": "121"}, {"finetune_overdue_seconds": "119"}),
     "FinetuneOldestWaiting": (
@@ -250,6 +256,35 @@ def test_an_account_that_no_job_needs_any_more_is_not_unwell_for_ever(
     test = rule_test(name, {**changes, **unwell}, f'alertname="{name}"', fires=fires)
     file = tmp_path / "tests.yaml"
     file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "5m", "tests": [test]}))
+    promtool("test", "rules", str(file))
+
+
+USED, LIMIT = 'finetune_account_slots_used{account="a"}', 'finetune_account_calls_limit{account="a"}'
+WINDOW = 'finetune_account_window_seconds{account="a"}'
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("name", "changes", "fires"),
+    [
+        # A long window whose calls were all made early on; one with a free slot; slots that never become free again.
+        ("FinetuneBudgetStuck", {USED: "600", LIMIT: "600", WINDOW: "3600", **IDLE}, False),
+        ("FinetuneBudgetStuck", {USED: "599", LIMIT: "600", WINDOW: "3600", **IDLE}, True),
+        ("FinetuneBudgetStuck", {USED: "50", LIMIT: "50", WINDOW: "60", **IDLE}, True),
+        ("FinetuneQueueUntaken", {CALLS: "9", **IDLE}, True),
+        ("FinetuneQueueUntaken", {CALLS: "0+9", **IDLE}, True),
+        ("FinetuneQueueUntaken", {CALLS: "0+9"}, False),  # behind calls, which go first
+        ("FinetuneQueueUntaken", {CALLS: "900-9", **IDLE}, False),
+        ("FinetuneQueueUntaken", {CALLS: "0", TRANSFERS: "0", **IDLE}, False),
+        ("FinetuneQueueUntaken", {TRANSFERS: "4", 'finetune_workers{version="1"}': None}, False),
+    ],
+)
+def test_what_rightly_waits_is_told_from_what_nobody_takes(
+    name: str, changes: Series, tmp_path: Path, *, fires: bool
+) -> None:
+    test = rule_test(name, changes, f'alertname="{name}"', fires=fires)
+    file = tmp_path / "tests.yaml"
+    file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": [test]}))
     promtool("test", "rules", str(file))
 
 
