@@ -48,6 +48,10 @@ class Deadline:
         self.sending = False
         """Whether a byte of the request may have left: False means that the server cannot have seen the call."""
 
+    def move(self, total: float) -> None:
+        """Let the call end ``total`` seconds from now."""
+        self._end = time.monotonic() + total
+
     @property
     def remaining(self) -> float:
         """Seconds left; negative when it has passed."""

@@ -68,6 +68,14 @@ def test_a_key_that_is_refused(run: Run, sandbox: LiveSandbox, queue_url: str, m
         assert Accounts(client).status("default").paused_for == 0
 
 
+def test_an_address_that_is_not_the_apis(run: Run, sandbox: LiveSandbox) -> None:
+    sandbox.control.add_fault(op="credits", kind="http_error", status=404)
+    result = run("doctor", "--api", "--json")
+    check = asked(result)["api default"]
+    assert (result.code, check["status"]) == (ExitCode.FAILED, "fail")
+    assert "Correct SEGMIND_BASE_URL" in check["action"]
+
+
 def test_no_credits(run: Run, sandbox: LiveSandbox) -> None:
     sandbox.control.change_settings(credits=0)
     result = run("doctor", "--api", "--json")

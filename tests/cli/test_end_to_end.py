@@ -192,6 +192,16 @@ def test_a_part_that_dies_ends_the_demo_with_its_log(run: Run, monkeypatch: pyte
     assert (tmp_path / kept / "worker1.log").exists()
 
 
+def test_the_demo_without_a_temporary_folder_is_no_defect(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    result = run("demo", "--output", tmp_path / "results", "--json")
+    assert (result.code, result.error["code"]) == (ExitCode.UNAVAILABLE, "local_system")
+    assert "There is no temporary folder for its logs and data: No such file" in result.error["message"]
+    assert "TMPDIR" in result.error["message"]
+
+
 def test_the_demo_needs_the_extras(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_NEEDED", ("json", "no_such_package"))
     result = run("demo", "--json")

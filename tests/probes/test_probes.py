@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -151,8 +152,9 @@ def test_loops_that_stand_still_are_named(worker: OddWorker, tmp_path: Path) -> 
     until(lambda: worker.stuck() == set(Loop), seconds=SECONDS, pause=0.1)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_worker_that_ends_is_not_ready_and_closes_the_port_while_its_stages_still_run(
-    worker: OddWorker, tmp_path: Path
+    worker: OddWorker, tmp_path: Path, number: signal.Signals
 ) -> None:
     worker.process.kill()
     worker.process.start()
@@ -160,7 +162,7 @@ def test_a_worker_that_ends_is_not_ready_and_closes_the_port_while_its_stages_st
     until(lambda: is_alive(worker), seconds=SECONDS)
     release = tmp_path / "release"
     worker.begin("hold", str(release))
-    worker.process.send_signal(signal.SIGTERM)
+    worker.process.send_signal(number)
     until(lambda: not worker.is_up(), seconds=SECONDS, pause=0.01)
     with suppress(OSError):
         while True:
@@ -174,6 +176,19 @@ def test_a_worker_that_ends_is_not_ready_and_closes_the_port_while_its_stages_st
     events = [json.loads(line)["event"] for line in said if line.startswith("{")]
     assert (events[0], events[-1]) == ("worker_started", "worker_stopped")
     assert not [line for line in said if "task events" in line]
+
+
+def test_a_worker_that_was_started_with_nohup_outlives_its_terminal(worker: OddWorker) -> None:
+    worker.process.kill()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        worker.process.start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    until(worker.is_up, seconds=SECONDS)
+    worker.process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert worker.is_ready()
 
 
 def is_alive(worker: OddWorker) -> bool:
@@ -226,6 +241,8 @@ def test_a_signal_that_comes_while_the_broker_is_lost_ends_the_worker(worker: Od
     with producer_app(load_settings(worker.env)) as app:
         app.send_task("odd.lose_broker", args=[worker.valkey.process.pid], queue=QUEUE)
     worker.process.wait(timeout=SECONDS)
+    worker.valkey.kill()  # reaped, for the next test's
+    worker.valkey.start()
 
 
 def test_a_worker_whose_event_loop_stands_still_can_be_ended(worker: OddWorker, tmp_path: Path) -> None:

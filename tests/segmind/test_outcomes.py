@@ -125,7 +125,7 @@ NO = {
     402: "credits_exhausted",
     403: "forbidden",
     404: "not_found",
-    405: "method_not_allowed",
+    405: "wrong_address",
     406: "credits_exhausted",
     413: "request_too_large",
     415: "request_rejected",
@@ -133,7 +133,7 @@ NO = {
 }
 
 
-@pytest.mark.parametrize("call", [submit, REPEATABLE["details"], REPEATABLE["list"]])
+@pytest.mark.parametrize("call", [submit, REPEATABLE["details"]])
 @pytest.mark.parametrize("status", NO)
 def test_a_clear_no(status: int, call: Op) -> None:
     with RawServer(
@@ -183,6 +183,14 @@ def test_a_redirect_is_not_followed(call: Op) -> None:
         error = failure(server.url, call)
     assert trap.connections == 0
     assert (type(error), error.code) == (Rejected, "redirected")
+
+
+@pytest.mark.parametrize("call", [REPEATABLE["list"], REPEATABLE["presign_upload"], REPEATABLE["credits"]])
+def test_a_404_to_what_names_no_finetune_is_about_the_address(call: Op) -> None:
+    with RawServer(replying(404)) as server:
+        error = failure(server.url, call)
+    assert (type(error), error.code, error.status) == (Rejected, "wrong_address", 404)
+    assert "SEGMIND_BASE_URL" in error.detail
 
 
 # --- Later ---

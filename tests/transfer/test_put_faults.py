@@ -3,7 +3,9 @@
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,22 @@ def test_an_upload_ends_by_its_total_time(tmp_path: Path) -> None:
     with RawServer(trickle(over)) as server:
         error = failure(server, path, limits=TransferLimits(total_timeout=0.5))
         over.set()
+    assert (type(error), error.code) == (TryAgain, "call_timeout")
+
+
+def trickle_headers(wire: Wire) -> None:
+    wire.hear()
+    with suppress(OSError):
+        while True:
+            wire.say(b"H")
+            time.sleep(0.01)
+
+
+def test_a_reply_that_never_begins_ends_before_the_jobs_lease(source: Path) -> None:
+    began = time.monotonic()
+    with RawServer(trickle_headers) as server:
+        error = failure(server, source, limits=TransferLimits(stall_timeout=0.3, total_timeout=9))
+    assert time.monotonic() - began < 5
     assert (type(error), error.code) == (TryAgain, "call_timeout")
 
 

@@ -87,6 +87,21 @@ def test_an_account_is_unwell_until_a_call_goes_well(bench: Bench, fault: dict[s
     assert status(bench).unwell == ""
 
 
+def test_an_unknown_training_does_not_show_that_the_account_is_well(bench: Bench) -> None:
+    """At an address that is not the API's, each is unknown."""
+    [job] = bench.trained(1)
+    bench.container.jobs.transition(bench.read(job), Change(delay=60), wants_details=True)
+    bench.container.jobs._redis.hset(
+        keys.account("default"), mapping={"probing": "1", "pause_code": "wrong_address", "failures": "3"}
+    )
+    bench.sandbox.control.add_fault(op="details", kind="http_error", status=404)
+    bench.run(job)
+    assert bench.error(job).code == "not_found"
+    assert status(bench).unwell == "wrong_address"
+    bench.run(job)
+    assert status(bench).unwell == ""
+
+
 def test_time_without_a_look_counts_from_the_last_sweep_that_saw_something(bench: Bench) -> None:
     assert status(bench).unlooked is None
     client, job = bench.container.jobs._redis, bench.submitting()

@@ -370,7 +370,15 @@ def test_sweeps_that_see_a_training_do_not_put_off_the_caller_s_deadline(bench: 
     assert "finetune retry" in error.action
 
 
-@pytest.mark.parametrize("fault", [{"kind": "rate_limited"}, {"kind": "http_error", "status": 503}, {"kind": "reset"}])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "rate_limited"},
+        {"kind": "http_error", "status": 503},
+        {"kind": "reset"},
+        {"kind": "http_error", "status": 404},
+    ],
+)
 def test_a_sweep_that_fails_moves_nobody_and_pauses_the_account(bench: Bench, fault: dict[str, Any]) -> None:
     jobs = bench.trained(2, list_carries_weights_url=True)
     bench.sandbox.control.add_fault(op="list", **fault)

@@ -2,13 +2,15 @@
 
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from finetune_queue.contract import EventType, JobRecord, JobState, Stage
+from finetune_queue.contract import EventType, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.store import Change, Slot, keys
+from finetune_worker.segmind.call import Call
+from finetune_worker.segmind.errors import from_status
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages import upload as module
 from finetune_worker.stages.conclude import StageResult
@@ -130,6 +132,24 @@ def test_uploads_that_fail_between_calls_for_their_url_count_together(bench: Ben
         bench.run(job)
     assert (bench.read(job).state, bench.error(job).code) == (JobState.FAILED, "upload_url_refused")
     assert calls(bench) == (3, 3)
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, "wrong_address"), (405, "wrong_address"), (301, "redirected")])
+def test_a_wrong_address_of_the_api_fails_one_job_and_not_all(
+    bench: Bench, dataset: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str
+) -> None:
+    def answer(self: Call, method: str, path: str, **_: object) -> NoReturn:
+        raise from_status(status, {}, "", repeatable=True, nameless=self._nameless)
+
+    monkeypatch.setattr(Call, "open", answer)
+    first, second = uploading(bench, dataset), uploading(bench, dataset)
+    for job in (first, second):
+        bench.run(job)
+    error = bench.error(first)
+    assert (bench.read(first).state, error.code, error.upstream_status) == (JobState.FAILED, code, status)
+    assert "SEGMIND_BASE_URL" in error.message
+    assert bench.read(second).waiting_for is WaitReason.PAUSED
+    assert bench.container.accounts.status("default").unwell == code
 
 
 def test_a_url_without_a_slot_is_waited_for(bench: Bench, dataset: Path) -> None:

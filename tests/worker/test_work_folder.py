@@ -1,11 +1,13 @@
 """The folder of a queue's files: cleaned up, made anew when it is gone, and never one that others may write to."""
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 from structlog.testing import capture_logs
@@ -77,6 +79,32 @@ def test_a_folder_of_another_user_is_refused(folder: WorkFolder, monkeypatch: py
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(WorkFolderError, match="belongs to another user"):
         folder.scratch()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "failures"),
+    [(errno.ENOSPC, "disk_full", 0), (errno.EDQUOT, "disk_full", 0), (errno.EROFS, "disk_failed", 1)],
+)
+def test_a_disk_that_takes_no_folder_is_no_defect(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int, code: str, failures: int
+) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    jobs, new, trained = bench.container.jobs, bench.job(), bench.submitting()
+    trained = jobs.transition(trained, Change(delay=60), to=JobState.TRAINING, finetune_id="f-1")
+    trained = jobs.transition(trained, Change(delay=60), to=JobState.DOWNLOADING, weights_url="https://weights.example")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", fail)
+        bench.run(new)
+        shutil.rmtree(bench.container.work_folder.ready())
+        bench.run(trained)
+    for job in (new, trained):
+        error = bench.error(job)
+        assert (error.code, error.retryable) == (code, True)
+        assert f"cannot be used: {os.strerror(number)}. " in error.message
+    assert bench.read(new).attempts == 1
+    assert bench.read(trained).attempts == failures  # it is paid for: a full disk is sat out
 
 
 def test_a_folder_that_cannot_be_cleaned_stops_no_job(bench: Bench) -> None:

@@ -35,7 +35,7 @@ class Runtime:
                 try:
                     self._built = (os.getpid(), Container.build(self.settings, self._app))
                 except WorkFolderError as error:
-                    log.critical("work_folder_unfit", error=str(error))
+                    log.critical("work_folder_unfit", error=error.detail)
                     raise WorkerShutdown(1) from error
             return self._built[1]
 

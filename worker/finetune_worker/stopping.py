@@ -12,7 +12,7 @@ from celery.worker.loops import asynloop
 
 from finetune_worker.container import Container
 
-_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGHUP)
 
 LOOK_EVERY = 0.1
 """Seconds between two looks of the event loop for a stop that was asked for."""
@@ -28,6 +28,9 @@ class StopSignalStep(bootsteps.StartStopStep):
     Celery's own ``worker_shutting_down`` comes when its soft shutdown is over. And it runs all of that, which ends the
     pool, in the signal's handler, wherever this met the main thread: if that was handing a message to a thread, or
     waking its event loop, the handler waited for ever for a lock of its own thread.
+
+    SIGHUP is a stop like SIGTERM: for Celery the program is to run again in this process, which ``python -m celery``
+    cannot, and nobody looks after it once its terminal is closed.
     """
 
     requires = ("celery.worker.components:Pool",)
@@ -36,10 +39,12 @@ class StopSignalStep(bootsteps.StartStopStep):
         super().__init__(parent, **options)
         self._asked: Callable[[], None] | None = None
         self._asked_at = 0.0
+        self._nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # Celery sets its handler all the same
 
     def start(self, parent: Any) -> None:
         """Put ourselves before Celery's handlers, which are there by now."""
         container: Container = parent.app.finetune.container
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if self._nohup else signal.getsignal(signal.SIGTERM))
         for number in _SIGNALS:
             self._before(number, container)
         parent.timer.call_repeatedly(LOOK_EVERY, self._act)

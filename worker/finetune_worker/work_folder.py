@@ -3,6 +3,7 @@
 All workers of a queue on one machine share it, so that a download goes on where another worker's broke off.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -15,7 +16,9 @@ from pathlib import Path
 from finetune_queue.contract import JobState
 from finetune_queue.store import JobStore, database_of
 from finetune_worker.transfer.download import discard
+from finetune_worker.transfer.errors import NoRoom
 from finetune_worker.transfer.limits import TransferLimits
+from finetune_worker.transfer.partfile import MAKE_ROOM
 
 _PART = ".part"
 
@@ -26,8 +29,8 @@ _ROOM = TransferLimits().max_bytes
 """Bytes of the disk that parts of failed jobs must leave free: as many as the largest file has."""
 
 
-class WorkFolderError(Exception):
-    """The folder cannot be used, or not safely; the message says why and what to do."""
+class WorkFolderError(NoRoom):
+    """The folder cannot be used, or not safely; ``detail`` says why and what to do."""
 
 
 class WorkFolder:
@@ -56,7 +59,7 @@ class WorkFolder:
             self._path.mkdir(mode=0o700, exist_ok=True)
             found = self._path.lstat()
         except OSError as error:
-            raise self._unfit(error.strerror or type(error).__name__) from error
+            raise self._failed(error) from error
         if not stat.S_ISDIR(found.st_mode):
             raise self._unfit("it is a link or a file, not a folder")
         if found.st_uid != os.geteuid():
@@ -65,17 +68,35 @@ class WorkFolder:
             raise self._unfit("other users have access to it")
         return self._path
 
+    def _failed(self, error: OSError) -> WorkFolderError:
+        why = error.strerror or type(error).__name__
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            return self._unfit(why)
+        return WorkFolderError("disk_full", f"The folder {self._path} cannot be used: {why}. {MAKE_ROOM}")
+
     def _unfit(self, why: str) -> WorkFolderError:
         action = "Remove it, or let TMPDIR name a folder of the worker's own."
-        return WorkFolderError(f"The folder {self._path} cannot be used: {why}. {action}")
+        return WorkFolderError("disk_failed", f"The folder {self._path} cannot be used: {why}. {action}")
 
     def part_of(self, job_id: str) -> Path:
-        """Return where a job's weights are while they come in."""
+        """Return where a job's weights are while they come in.
+
+        Raises:
+            WorkFolderError: the folder cannot be used.
+        """
         return self.ready() / f"{job_id}{_PART}"
 
     def scratch(self) -> "tempfile.TemporaryDirectory[str]":
-        """Make a folder that is removed when its ``with`` block ends."""
-        return tempfile.TemporaryDirectory(dir=self.ready())
+        """Make a folder that is removed when its ``with`` block ends.
+
+        Raises:
+            WorkFolderError: it cannot be made.
+        """
+        folder = self.ready()
+        try:
+            return tempfile.TemporaryDirectory(dir=folder)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def clean(self) -> int:
         """Remove the parts of jobs that need them no more, and what killed workers left; returns how many there were.

@@ -37,7 +37,8 @@ def demo(folder: Path, *, keep: bool, as_json: bool) -> ExitCode:
     """Run it. The weights stay in ``folder``; everything else goes, unless ``keep`` is set or something failed.
 
     Raises:
-        CliError: a part is not installed, did not start or ended; the job did not end; or Ctrl-C.
+        CliError: a part is not installed, did not start or ended; there is no temporary folder; the job did not end;
+            or Ctrl-C.
     """
     _check_installed()
     results = home_path(folder).absolute()
@@ -45,7 +46,12 @@ def demo(folder: Path, *, keep: bool, as_json: bool) -> ExitCode:
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise usage_error(f"{folder} cannot be created: {error.strerror}. Name another with --output.") from None
-    work = Path(tempfile.mkdtemp(prefix="finetune-demo-"))
+    try:
+        work = Path(tempfile.mkdtemp(prefix="finetune-demo-"))
+    except OSError as error:
+        why = f"There is no temporary folder for its logs and data: {error.strerror}."
+        message = f"{why} Name one that can be written in TMPDIR."
+        raise CliError(message, ExitCode.UNAVAILABLE, "local_system") from None
     worth_keeping = True
     try:
         with _sigterm_as_ctrl_c():

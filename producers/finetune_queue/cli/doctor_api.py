@@ -9,6 +9,7 @@ from finetune_queue.cli.segmind import Session, open_session
 from finetune_queue.cli.webhooks import is_ours, without_token
 from finetune_queue.settings import Settings
 
+_WRONG_ADDRESS = ("api", "Correct SEGMIND_BASE_URL, here and on the workers.")
 _FAILURES = {
     "api_key_rejected": (
         "key",
@@ -16,6 +17,8 @@ _FAILURES = {
     ),
     "forbidden": ("key", "Check in Segmind's console what this key and the account's plan allow."),
     "credits_exhausted": ("credits", "Add credits in Segmind's console; a paused account then resumes by itself."),
+    "wrong_address": _WRONG_ADDRESS,
+    "redirected": _WRONG_ADDRESS,
     "rate_limited": (
         "limit",
         "Lower SEGMIND_RATE_LIMIT, or stop whatever else uses this key. The account is paused now.",

@@ -127,13 +127,17 @@ class Endpoint:
 
 
 class Call:
-    """One call. A call with a ``paid`` body must not be repeated when its outcome is not known."""
+    """One call. A call with a ``paid`` body must not be repeated when its outcome is not known; a ``nameless`` one
+    names nothing that could be missing at Segmind."""
 
-    def __init__(self, endpoint: Endpoint, operation: str, *, paid: WatchedBody | None = None) -> None:
+    def __init__(
+        self, endpoint: Endpoint, operation: str, *, paid: WatchedBody | None = None, nameless: bool = False
+    ) -> None:
         self.deadline = Deadline(endpoint.call_timeout, idle=endpoint.read_timeout)
         self._endpoint = endpoint
         self._operation = operation
         self._paid = paid
+        self._nameless = nameless
         self._started = time.monotonic()
         self._sent = ("", "")
         self._status: int | None = None
@@ -287,7 +291,13 @@ class Call:
         finally:
             response.close()
         message = error_message(body, self._endpoint.key)
-        return from_status(response.status_code, response.headers, message, repeatable=self._paid is None)
+        return from_status(
+            response.status_code,
+            response.headers,
+            message,
+            repeatable=self._paid is None,
+            nameless=self._nameless,
+        )
 
     def _unreadable(self, problem: str) -> SegmindError:
         if self._paid is not None:

@@ -97,7 +97,7 @@ class SegmindClient:
         Raises:
             SegmindError: any leaf but OutcomeUnknown, here or on iteration.
         """
-        call = Call(self._endpoint, "list")
+        call = Call(self._endpoint, "list", nameless=True)
         # The one long reply, of text that repeats itself: worth compressing.
         response = call.open("GET", "/finetune/request/list", headers={"Accept-Encoding": "gzip"})
 
@@ -113,7 +113,7 @@ class SegmindClient:
         Raises:
             SegmindError: any leaf but OutcomeUnknown.
         """
-        call = Call(self._endpoint, "presign_upload")
+        call = Call(self._endpoint, "presign_upload", nameless=True)
         body = {"name": name, "extension": ".zip", "public": public}
         return call.model(PresignedUpload, "GET", "/finetune/request/upload/pre-signed-url", json=body)
 
@@ -143,4 +143,4 @@ class SegmindClient:
         Raises:
             SegmindError: any leaf but OutcomeUnknown.
         """
-        return Call(self._endpoint, "credits").model(Credits, "GET", "/v1/get-user-credits")
+        return Call(self._endpoint, "credits", nameless=True).model(Credits, "GET", "/v1/get-user-credits")

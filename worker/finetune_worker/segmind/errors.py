@@ -79,6 +79,7 @@ class MalformedReply(SegmindError):
     retryable = True
 
 
+_WRONG_ADDRESS = ("wrong_address", "There is another API at this address: check SEGMIND_BASE_URL.")
 _NO_CREDITS = ("credits_exhausted", "The Segmind account has no credits left: add credits, then retry.")
 
 # A clear no for every operation. To a submit, only these statuses prove that no training was started.
@@ -91,26 +92,32 @@ _CLEAR = {
     402: _NO_CREDITS,
     403: ("forbidden", "The API key may not do this: check the key, the account's plan and who owns the fine-tune."),
     404: ("not_found", "Segmind does not know the fine-tune or the address: check the id and SEGMIND_BASE_URL."),
-    405: ("method_not_allowed", "There is another API at this address: check SEGMIND_BASE_URL."),
+    405: _WRONG_ADDRESS,
     # Segmind's word for it. What HTTP means by 406 (RFC 9110) cannot be: every call accepts any kind of reply.
     406: _NO_CREDITS,
     413: ("request_too_large", "The request is larger than Segmind accepts."),
     415: ("request_rejected", "Segmind does not read this kind of request: check SEGMIND_BASE_URL."),
     422: ("request_rejected", "Segmind rejected a value of the request: correct it before sending it again."),
 }
+OF_THE_ACCOUNT = frozenset({"api_key_rejected", "credits_exhausted", "forbidden", "wrong_address", "redirected"})
+"""The codes of a no that another call of the account would get as well."""
+
 # Not a no: the server gave up waiting, or will not take the call now (RFC 9110, 8470).
 _LATER = {408, 421, 425}
 
 
-def from_status(status: int, headers: Mapping[str, str], message: str, *, repeatable: bool) -> SegmindError:
-    """Classify a reply that is not a success. ``message`` is the provider's own words, already safe to show."""
+def from_status(
+    status: int, headers: Mapping[str, str], message: str, *, repeatable: bool, nameless: bool = False
+) -> SegmindError:
+    """Classify a reply that is not a success. ``message`` is the provider's own words, already safe to show. A
+    ``nameless`` call names nothing that could be missing."""
     said = f" It said: {message}" if message else ""
     wait = retry_after(headers)
     if status == 429:
         detail = f"Segmind's rate limit for the account is reached.{said}"
         return RateLimited("rate_limited", detail=detail, status=status, retry_after=wait)
     if status in _CLEAR:
-        code, sentence = _CLEAR[status]
+        code, sentence = _WRONG_ADDRESS if status == 404 and nameless else _CLEAR[status]
         return Rejected(code, detail=sentence + said, status=status)
     if repeatable:
         return _no_answer(status, said, wait)

@@ -12,7 +12,15 @@ from finetune_queue.store import Budget, CallClass, NoSlot, RedisError, Slot, ro
 from finetune_worker.backoff import try_again_in
 from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
-from finetune_worker.segmind.errors import NotSent, OutcomeUnknown, RateLimited, Rejected, SegmindError, Unavailable
+from finetune_worker.segmind.errors import (
+    OF_THE_ACCOUNT,
+    NotSent,
+    OutcomeUnknown,
+    RateLimited,
+    Rejected,
+    SegmindError,
+    Unavailable,
+)
 from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.outcome import Retry, Wait
 
@@ -120,12 +128,14 @@ def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:
         _pause(budget, slot, error, refund=False)
         raise
     except Rejected as error:
-        if error.status in {401, 402, 403, 406}:
+        if error.code in OF_THE_ACCOUNT:
             # The account is refused, not this job: hold the others back instead of failing them one by one.
             if slot.submit:
                 _refuse_submits(budget, slot, error)
             else:
                 _pause(budget, slot, error, refund=False)
+        elif error.code == "not_found":
+            give_back(budget, slot)  # another API at this address would say it, too
         else:
             _end(budget, slot, refund=slot.submit)
         raise
@@ -165,7 +175,7 @@ def _end(budget: Budget, slot: Slot, *, refund: bool) -> None:
 
 
 def give_back(budget: Budget, slot: Slot) -> None:
-    """Give back the slot of a call that was not sent."""
+    """Give back the slot of a call that was not sent, or showed nothing of how Segmind is."""
     try:
         budget.end_without_news(slot)
     except RedisError as trouble:

@@ -21,7 +21,7 @@ def from_api(error: SegmindError, stage: str) -> JobError:
     return said.model_copy(update={"upstream_status": error.status})
 
 
-def from_transfer(error: TransferError, stage: Stage) -> JobError:
+def from_transfer(error: TransferError, stage: str) -> JobError:
     """Return the job's error for an upload or download that did not succeed."""
     return _job_error(error.code, stage, error.detail, retryable=error.retryable)
 

@@ -30,10 +30,6 @@ __all__ = ["Download", "discard", "download"]
 
 MAX_REDIRECTS = 3
 
-LONGEST_ANSWER = 1.5
-"""How many times as long as a connection may be silent it may take until a reply begins, redirects and all: until then
-the job shows no sign of life."""
-
 BLOCK = 1024 * 1024
 """Bytes that are taken from the connection at most at a time."""
 
@@ -132,8 +128,8 @@ class _Downloader:
 
     def _open(self, session: requests.Session, part: PartFile) -> requests.Response:
         url, headers = self._url, {}
-        stall = self._limits.stall_timeout
-        answer = Deadline(min(LONGEST_ANSWER * stall, self._deadline.remaining), idle=stall)
+        most = min(self._limits.longest_silence, self._deadline.remaining)
+        answer = Deadline(most, idle=self._limits.stall_timeout)
         if part.known is not None and part.size:
             headers = {"Range": f"bytes={part.size}-", "If-Range": part.known.etag}
         for _ in range(MAX_REDIRECTS + 1):

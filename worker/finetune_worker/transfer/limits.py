@@ -22,6 +22,12 @@ class TransferLimits:
     total_timeout: float = 3600.0
     max_bytes: int = 10 * 1024**3
 
+    @property
+    def longest_silence(self) -> float:
+        """Seconds until a download's reply begins, redirects and all, or a block of an upload is gone, though each byte
+        keeps within `stall_timeout`: until then the job shows no sign of life."""
+        return 1.5 * self.stall_timeout
+
 
 class TransferMeter:
     """Counts bytes, reports them every half second or 8 MB, whichever comes first, and notices a stall."""

@@ -43,10 +43,10 @@ SPARE_BYTES = 16 * 1024 * 1024
 """Kept free on the disk, for the sidecar and for others."""
 
 _READ = 1024 * 1024
-_MAKE_ROOM = "Make room there, or set TMPDIR to a larger disk."
+MAKE_ROOM = "Make room there, or set TMPDIR to a larger disk."
 _MEND = "Fix the disk, or set TMPDIR to another one."
 _FULL = {
-    errno.ENOSPC: f"The disk of {{folder}} is full. {_MAKE_ROOM}",
+    errno.ENOSPC: f"The disk of {{folder}} is full. {MAKE_ROOM}",
     errno.EDQUOT: "The worker's quota on the disk of {folder} is used up. Raise it, or set TMPDIR to another disk.",
     errno.EFBIG: "The worker may write no file of this size in {folder}. Raise `ulimit -f`, or set TMPDIR to a disk "
     "that takes larger files.",
@@ -155,7 +155,7 @@ class PartFile:
         need = total - self.size + SPARE_BYTES
         if need > free:
             lack = f"{need / 1e6:,.1f} MB more in {self.path.parent}, which has {free / 1e6:,.1f} MB free"
-            raise NoRoom("disk_full", f"The download needs {lack}. {_MAKE_ROOM}")
+            raise NoRoom("disk_full", f"The download needs {lack}. {MAKE_ROOM}")
 
     def write(self, data: bytes) -> None:
         """Append."""

@@ -118,7 +118,7 @@ def _put(
     session: requests.Session, url: str, headers: dict[str, str], source: "_Source", limits: TransferLimits
 ) -> _StorageReply:
     host = urlsplit(url).hostname or ""
-    deadline = Deadline(limits.total_timeout, idle=limits.stall_timeout)
+    deadline = source.deadline
     began = time.monotonic()
     status, code = None, ""
     try:
@@ -208,6 +208,10 @@ class _Source:
         if self._size == 0:
             raise SourceChanged("source_empty", f"The file {path.name} is empty.")
         self._meter = TransferMeter(limits, done=0, total=self._size, report=report)
+        self._limits = limits
+        self._whole = Deadline(limits.total_timeout, idle=limits.stall_timeout)
+        self.deadline = Deadline(min(limits.longest_silence, limits.total_timeout), idle=limits.stall_timeout)
+        """When the next block must be gone, and after the last one when the reply must be here."""
 
     def __len__(self) -> int:
         return self._size
@@ -255,6 +259,7 @@ class _Source:
         if not block or (len(block) == left and self._changed()):
             raise SourceChanged("source_changed", f"The file {self._path.name} changed after it was checked.")
         self._meter.add(len(block))
+        self.deadline.move(min(self._limits.longest_silence, self._whole.remaining))
         return block
 
     def _changed(self) -> bool:
