@@ -77,7 +77,7 @@ class OddWorker:
             while not began.exists():
                 app.send_task(f"odd.{task}", args=[str(began), *args], queue=QUEUE)
                 with suppress(AssertionError):
-                    until(began.exists, seconds=5)
+                    until(began.exists, seconds=30)
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
         try:

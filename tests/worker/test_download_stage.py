@@ -29,7 +29,7 @@ def downloading(bench: Bench) -> JobRecord:
         sweep(bench.container, "default")
         return bench.read(job).state is JobState.DOWNLOADING
 
-    until(trained, seconds=10)
+    until(trained, seconds=30)
     return bench.read(job)
 
 
