@@ -214,8 +214,8 @@ def test_what_is_published_is_there_to_be_read_at_once(chaos: SimpleNamespace, r
     """The witness reads it before the listener has ended."""
     path = tmp_path / "published.log"
     with chaos.witness.Listener(redis_url, path), connect(redis_url) as client:
-        until(lambda: client.publish("celeryev", "SG_0123456789") > 0, seconds=10)
-        until(lambda: path.read_text() == "celeryev SG_0123456789\n", seconds=10)
+        until(lambda: client.publish("celeryev", "SG_0123456789") > 0, seconds=30)
+        until(lambda: path.read_text() == "celeryev SG_0123456789\n", seconds=30)
 
 
 def test_a_presigned_upload_is_kept_in_redis_under_its_own_key_alone(chaos: SimpleNamespace) -> None:

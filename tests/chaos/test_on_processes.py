@@ -92,5 +92,5 @@ def test_a_server_that_was_started_but_not_set_is_not_started_again(chaos: Simpl
         agenda.strike(attempt)
         return valkey.commands == 2
 
-    until(over, seconds=10)
+    until(over, seconds=30)
     assert valkey.running

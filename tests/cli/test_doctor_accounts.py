@@ -54,7 +54,7 @@ def test_an_account_that_is_paused(run: Run, budget: Budget) -> None:
 
 def test_an_account_whose_calls_are_refused_after_every_pause(run: Run, worker: Worker, budget: Budget) -> None:
     budget.pause(a_call(budget), "Segmind does not know the key.", 0.01, code="api_key_rejected")
-    until(lambda: not worker.accounts.status("default").paused_for, seconds=5)
+    until(lambda: not worker.accounts.status("default").paused_for, seconds=30)
     account = checks(run("doctor", "--json"))["account default"]
     assert account["status"] == "warn"
     assert account["message"].startswith("no call has succeeded since: Segmind does not know the key.")
@@ -67,7 +67,7 @@ def test_an_account_whose_calls_are_refused_after_every_pause(run: Run, worker: 
 
 def test_an_account_whose_submits_alone_are_refused(run: Run, worker: Worker, budget: Budget) -> None:
     budget.refuse_submits(a_call(budget, submit=True), "There are no credits left.", 0.01, code="credits_exhausted")
-    until(lambda: not worker.accounts.status("default").submits_paused_for, seconds=5)
+    until(lambda: not worker.accounts.status("default").submits_paused_for, seconds=30)
     budget.end(a_call(budget))  # shows nothing of submits
     account = checks(run("doctor", "--json"))["account default"]
     assert account["status"] == "warn"

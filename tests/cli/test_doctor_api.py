@@ -202,7 +202,7 @@ def out_of_a_pause(queue_url: str) -> None:
     """Leave the account after a pause, with nobody who tries whether Segmind is well again."""
     with connect(queue_url) as client:
         failed_once(client)
-        until(lambda: not Accounts(client).status("default").paused_for, seconds=5)
+        until(lambda: not Accounts(client).status("default").paused_for, seconds=30)
 
 
 def test_an_account_that_a_worker_is_just_trying_again_is_not_waited_for(
@@ -210,7 +210,7 @@ def test_an_account_that_a_worker_is_just_trying_again_is_not_waited_for(
 ) -> None:
     with connect(queue_url) as client:
         budget = failed_once(client)
-        until(lambda: isinstance(budget.take("default", "a-job", 0.0), Slot), seconds=5)
+        until(lambda: isinstance(budget.take("default", "a-job", 0.0), Slot), seconds=30)
     found = asked(run("doctor", "--api", "--json"))
     assert list(found) == ["api default"]
     assert "is paused while one call tests it: Segmind answered 503." in found["api default"]["message"]

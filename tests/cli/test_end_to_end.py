@@ -98,20 +98,24 @@ def test_the_doctor_misses_the_workers_of_one_queue(
     del submit  # its variables
     monkeypatch.setattr("finetune_queue.cli.doctor.PING_SECONDS", 0.5)
 
-    def workers() -> dict[str, str]:
-        return checks(run("doctor", "--json"))["workers"]
+    found: dict[str, str] = {}
 
-    until(lambda: workers()["status"] == "ok", seconds=30)
+    def says(status: str, end: str = "") -> bool:
+        found.update(checks(run("doctor", "--json"))["workers"])
+        return found["status"] == status and found["message"].endswith(end)
+
+    until(lambda: says("ok"), seconds=30)
     with producer_app(stack.settings) as app:
         try:
             app.control.cancel_consumer(TRANSFER_QUEUE, reply=True)
-            until(lambda: workers()["status"] == "fail", seconds=10)
-            found = workers()
+            # A worker that is late with its answer fails it as well.
+            until(lambda: says("fail", "none takes from the queue finetune.transfer"), seconds=30)
+            told = dict(found)
         finally:
             app.control.add_consumer(TRANSFER_QUEUE, reply=True)
-    assert re.fullmatch(r"1 alive: worker1@\S+, and none takes from the queue finetune\.transfer", found["message"])
-    assert "celery -A finetune_worker worker -Q finetune.transfer" in found["action"]
-    until(lambda: workers()["status"] == "ok", seconds=10)
+    assert re.fullmatch(r"1 alive: worker1@\S+, and none takes from the queue finetune\.transfer", told["message"])
+    assert "celery -A finetune_worker worker -Q finetune.transfer" in told["action"]
+    until(lambda: says("ok"), seconds=30)
 
 
 def _leftovers(folder: Path) -> list[str]:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -38,10 +37,9 @@ def test_it_ends_on_sigterm_with_its_streams(queue_url: str, tmp_path: Path) -> 
         url = gateway.stdout.readline().split()[-1]
         with httpx.stream("GET", f"{url}/v1/stream", trust_env=False) as reply:
             assert reply.status_code == 200
-            started = time.monotonic()
             gateway.send_signal(signal.SIGTERM)
-            assert gateway.wait(20) == 0
-            assert time.monotonic() - started < 5
+            assert gateway.wait(30) == 0
+            reply.read()  # it has a whole end: what had to be cut off would raise
 
 
 def test_a_port_that_is_taken_is_said(run: Run, queue_url: str) -> None:

@@ -55,7 +55,7 @@ def test_a_registered_webhook_reaches_the_gateway(run: Run, gateway: str, client
     result = run("webhooks", "test")
     assert result.code == 0, result.err + result.out
     assert "202, accepted as a hint" in result.out
-    until(lambda: float(str(client.hget(keys.account("default"), "sweep_at"))) < 9e12, seconds=5)
+    until(lambda: float(str(client.hget(keys.account("default"), "sweep_at"))) < 9e12, seconds=30)
 
 
 def test_registering_again_changes_nothing_and_another_needs_replace(run: Run, gateway: str) -> None:
@@ -153,7 +153,7 @@ def test_a_command_to_type_next_is_for_the_same_account(
 def test_a_webhook_that_does_not_answer_fails_the_test(run: Run, sandbox: LiveSandbox) -> None:
     assert run("webhooks", "register", "http://127.0.0.1:9").code == 0
     sandbox.control.test_webhook(listed(run)[0]["webhook_id"])
-    until(lambda: bool(run("webhooks", "test", "--json").json["deliveries"]), seconds=5)
+    until(lambda: bool(run("webhooks", "test", "--json").json["deliveries"]), seconds=30)
     result = run("webhooks", "test")
     assert result.code == 1
     assert "answered from here: nothing" in result.out

@@ -59,7 +59,7 @@ def total(url: str, family: str, **labels: str) -> float:
 
 def wait_for_total(url: str, family: str, least: float, **labels: str) -> None:
     """Wait for what a worker counted; it is here about a second later."""
-    until(lambda: total(url, family, **labels) >= least, seconds=10)
+    until(lambda: total(url, family, **labels) >= least, seconds=30)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_the_rights_of_the_page_are_enough_for_producer_worker_gateway_and_docto
             queue.submit(request).cancel()
             assert len(list(queue.list())) == sum(queue.counts().values()) == 2
             queue.deliveries(job)
-        with httpx.Client(base_url=stack.gateway_url, timeout=10) as http:
+        with httpx.Client(base_url=stack.gateway_url, timeout=30) as http:
             assert "\nfinetune_up 1.0\n" in http.get("/metrics").text
             for path in ("/readyz", "/v1/overview", "/v1/load", "/v1/jobs", "/v1/events"):
                 assert http.get(path).status_code == 200, path

@@ -29,12 +29,12 @@ def test_channels_of_a_lost_connection_close_and_acknowledge_without_an_unknown_
             connection.Producer(channel=channel).publish({}, routing_key=queue.name, exchange="", declare=[queue])
             Consumer(channel, [queue], callbacks=[lambda _, message: got.append(message)]).consume()
         while len(got) < len(channels):
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=30)
         with pytest.raises(TimeoutError):
             connection.drain_events(timeout=0.1)  # both wait for the next message
         broker.kill()
         with pytest.raises(connection.connection_errors):
-            connection.drain_events(timeout=5)
+            connection.drain_events(timeout=30)
 
         # As in celery.worker.consumer.Consumer.on_connection_error_after_connected, then in its acknowledgements.
         errors = connection.connection_errors

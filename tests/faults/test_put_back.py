@@ -50,7 +50,7 @@ def entry(**changed: Any) -> Entry:
 def take(connection: Any, on_message: Any) -> None:
     """Take one message from the queue as Celery does, and do not acknowledge it."""
     with Consumer(connection.default_channel, [Queue(QUEUE)], on_message=on_message):
-        connection.drain_events(timeout=5)
+        connection.drain_events(timeout=30)
 
 
 def put_back(connection: Any, client: Any) -> list[Entry]:

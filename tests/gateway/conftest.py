@@ -80,7 +80,7 @@ def staging(settings: Settings) -> Path:
 
 @pytest.fixture
 def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as client:
+    with httpx.Client(base_url=url, headers=AUTH, timeout=30, trust_env=False) as client:
         yield client
 
 

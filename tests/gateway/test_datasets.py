@@ -144,7 +144,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(url: str, temporary: Path, arc
 
     with pytest.raises(ConnectionAbortedError), httpx.Client(headers=AUTH, trust_env=False) as http:
         http.post(f"{url}/v1/datasets", content=pieces(), headers=ZIP)
-    until(lambda: list(temporary.iterdir()) == [], seconds=5)
+    until(lambda: list(temporary.iterdir()) == [], seconds=30)
 
 
 def test_a_full_temporary_folder_is_said(http: httpx.Client, archive: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_a_stream_ends_when_only_a_newer_version_can_read_the_job(
 def test_followers_hold_no_connection_to_redis(http: httpx.Client, queue: FineTuneQueue, client: Any, url: str) -> None:
     job = queue.submit(sample())
     before = len(client.client_list())
-    with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as many:
+    with httpx.Client(base_url=url, headers=AUTH, timeout=30, trust_env=False) as many:
         opened = [many.stream("GET", f"/v1/jobs/{job.id}/stream") for _ in range(20)]
         replies = [each.__enter__() for each in opened]
         for reply in replies:
@@ -149,7 +149,7 @@ def test_there_are_only_so_many_followers(
         refused = http.get("/v1/stream")
         assert (refused.status_code, refused.json()["code"]) == (503, "busy")
         assert int(refused.headers["retry-after"]) > 0
-    until(lambda: _opens(http), seconds=10)
+    until(lambda: _opens(http), seconds=30)
 
 
 def _opens(http: httpx.Client) -> bool:
@@ -171,7 +171,7 @@ def test_a_stream_waits_for_a_redis_that_is_away_and_misses_nothing(
             with stream(http, f"/v1/jobs/{job.id}/stream") as events:
                 assert next(events).kind == "accepted"
                 valkey.stop()
-                until(lambda: http.get("/readyz").status_code == 503, seconds=10)
+                until(lambda: http.get("/readyz").status_code == 503, seconds=30)
                 valkey.start()
                 move(queue, job, JobState.UPLOADING, JobState.CANCELLED)
                 assert [event.kind for event in events if event.event == "message"] == ["uploading", "cancelled"]
@@ -195,7 +195,7 @@ def test_what_is_no_event_does_not_keep_news_from_those_who_follow(
             client.xadd(keys.events(), fields)  # again, as the gateway may not have looked for the newest one yet
             return "event_stream_unreadable" in [entry["event"] for entry in logs]
 
-        until(told, seconds=5, pause=0.2)
+        until(told, seconds=30, pause=0.2)
         move(queue, job, JobState.UPLOADING, JobState.CANCELLED)
         assert [event.kind for event in events if event.event == "message"] == ["uploading", "cancelled"]
 
@@ -218,14 +218,17 @@ def test_a_thread_that_the_system_refuses_does_not_end_the_reader_of_events(
     job = queue.submit(sample())
     with stream(http, f"/v1/jobs/{job.id}/stream") as events:
         assert next(events).kind == "accepted"
-        until(lambda: bool(refused), seconds=5)
+        until(lambda: bool(refused), seconds=30)
         move(queue, job, JobState.UPLOADING, JobState.CANCELLED)
         assert [event.kind for event in events if event.event == "message"] == ["uploading", "cancelled"]
 
 
-def test_streams_end_when_the_gateway_stops(settings: Settings, queue: FineTuneQueue) -> None:
+def test_streams_end_when_the_gateway_stops(
+    settings: Settings, queue: FineTuneQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "GRACE", 30)
     job = queue.submit(sample())
-    with httpx.Client(headers=AUTH, timeout=10, trust_env=False) as http:
+    with httpx.Client(headers=AUTH, timeout=30, trust_env=False) as http:
         with run_gateway(settings) as url:
             reply = http.send(http.build_request("GET", f"{url}/v1/jobs/{job.id}/stream"), stream=True)
             lines = reply.iter_lines()

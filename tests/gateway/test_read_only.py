@@ -41,7 +41,7 @@ def test_what_only_reads_works_on_a_server_that_takes_no_writes(
         with pytest.raises(RedisError, match=r"MISCONF|read only"):
             Accounts(client).configure("default", AccountLimits(calls=5, window=60.0))
         url = start(settings)
-        with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as http:
+        with httpx.Client(base_url=url, headers=AUTH, timeout=30, trust_env=False) as http:
             found = scrape(http)
             overview = http.get("/v1/overview")
             listed = http.get("/v1/jobs")
@@ -65,7 +65,7 @@ def test_on_a_replica_nothing_can_be_submitted_and_the_gateway_says_so(
     make_settings: MakeSettings, start: Start, server: ValkeyServer
 ) -> None:
     url = start(make_settings(finetune_redis_url=server.url))
-    with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as http:
+    with httpx.Client(base_url=url, headers=AUTH, timeout=30, trust_env=False) as http:
         assert http.get("/readyz").status_code == 200
         assert scrape(http)["finetune_redis_primary", ""] == 1
         become_replica(server)
@@ -83,7 +83,7 @@ def test_on_a_full_server_the_gateway_is_not_ready(
     trouble: str, make_settings: MakeSettings, start: Start, server: ValkeyServer
 ) -> None:
     url = start(make_settings(finetune_redis_url=server.url))
-    with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as http:
+    with httpx.Client(base_url=url, headers=AUTH, timeout=30, trust_env=False) as http:
         if trouble == "disk":
             fill_disk(server)
         else:
@@ -100,7 +100,7 @@ def test_after_a_failover_behind_one_name_the_new_primary_is_found_by_reading_al
 ) -> None:
     with Switch(server.port) as switch:
         url = start(make_settings(finetune_redis_url=f"redis://127.0.0.1:{switch.port}/0"))
-        with httpx.Client(base_url=url, headers=AUTH, timeout=10, trust_env=False) as http:
+        with httpx.Client(base_url=url, headers=AUTH, timeout=30, trust_env=False) as http:
             assert http.get("/readyz").status_code == 200
             become_replica(server)
             assert http.get("/readyz").status_code == 503

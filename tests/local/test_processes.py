@@ -60,7 +60,7 @@ def _wait_gone(pid: int) -> None:
 
 def test_a_ready_line_is_found_also_when_it_was_printed_before_the_question(python: Callable[[str], Child]) -> None:
     child = python(PATIENT)
-    assert child.wait_for_line(lambda line: line == "ready", timeout=10) == "ready"
+    assert child.wait_for_line(lambda line: line == "ready", timeout=60) == "ready"
     assert child.wait_for_line(lambda line: line == "ready", timeout=0) == "ready"
     assert child.running
     assert child.returncode is None
@@ -68,14 +68,14 @@ def test_a_ready_line_is_found_also_when_it_was_printed_before_the_question(pyth
 
 def test_a_line_printed_just_before_the_end_still_counts(python: Callable[[str], Child]) -> None:
     child = python("print('ready')")
-    assert child.wait_for_line(lambda line: line == "ready", timeout=10)
-    assert child.wait(timeout=10) == 0
+    assert child.wait_for_line(lambda line: line == "ready", timeout=60)
+    assert child.wait(timeout=60) == 0
 
 
 def test_a_child_that_ends_first_is_an_error_with_its_last_words(python: Callable[[str], Child]) -> None:
     child = python("import sys; print('no such bucket', file=sys.stderr); sys.exit(7)")
     with pytest.raises(ProcessError, match=r"script ended with exit code 7[\s\S]*no such bucket"):
-        child.wait_for_line(lambda line: line == "ready", timeout=10)
+        child.wait_for_line(lambda line: line == "ready", timeout=60)
 
 
 def test_a_child_that_is_not_ready_in_time_is_an_error(python: Callable[[str], Child]) -> None:
@@ -87,7 +87,7 @@ def test_a_child_that_is_not_ready_in_time_is_an_error(python: Callable[[str], C
 
 def test_stop_lets_a_child_leave_in_its_own_way(python: Callable[[str], Child]) -> None:
     child = python(PATIENT)
-    child.wait_for_line(lambda line: line == "ready", timeout=10)
+    child.wait_for_line(lambda line: line == "ready", timeout=60)
     child.stop()
     assert child.returncode == 3
     assert child.lines()[-1] == "leaving"
@@ -98,7 +98,7 @@ def test_stop_lets_a_child_leave_in_its_own_way(python: Callable[[str], Child]) 
 
 def test_stop_insists_and_takes_the_grandchildren_along(python: Callable[[str], Child]) -> None:
     child = python(STUBBORN)
-    grandchild = int(child.wait_for_line(lambda line: line.startswith("ready"), timeout=10).split()[1])
+    grandchild = int(child.wait_for_line(lambda line: line.startswith("ready"), timeout=60).split()[1])
     child.stop(grace=0.1)
     assert child.returncode == -signal.SIGKILL
     _wait_gone(grandchild)
@@ -106,16 +106,16 @@ def test_stop_insists_and_takes_the_grandchildren_along(python: Callable[[str], 
 
 def test_grandchildren_left_behind_by_a_crash_are_ended_too(python: Callable[[str], Child]) -> None:
     child = python(STUBBORN)
-    grandchild = int(child.wait_for_line(lambda line: line.startswith("ready"), timeout=10).split()[1])
+    grandchild = int(child.wait_for_line(lambda line: line.startswith("ready"), timeout=60).split()[1])
     child.send_signal(signal.SIGKILL)
-    assert child.wait(timeout=10) == -signal.SIGKILL
+    assert child.wait(timeout=60) == -signal.SIGKILL
     _wait_gone(grandchild)
 
 
 def test_a_process_of_somebody_else_is_left_alone(python: Callable[[str], Child]) -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
         child = python(PATIENT)
-        child.wait_for_line(lambda line: line == "ready", timeout=10)
+        child.wait_for_line(lambda line: line == "ready", timeout=60)
         child.kill()
         assert other.poll() is None
         other.kill()
@@ -130,10 +130,10 @@ def test_a_program_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 def test_a_started_child_cannot_be_started_twice_but_again_after_its_end(python: Callable[[str], Child]) -> None:
     child = python("print('one life')")
-    child.wait(timeout=10)
+    child.wait(timeout=60)
     child.start()
-    assert child.wait_for_line(lambda line: line == "one life", timeout=10)
-    child.wait(timeout=10)
+    assert child.wait_for_line(lambda line: line == "one life", timeout=60)
+    child.wait(timeout=60)
     assert child.lines() == ["one life"], "lines of the first life do not count"
     other = python(PATIENT)
     with pytest.raises(RuntimeError, match="already running"):
@@ -151,8 +151,8 @@ child = Child("inner", command, env={ENV!r}, cwd=Path("."), log=Path("inner.log"
 print("inner", child.start().pid)
 time.sleep(60)
 """)
-    inner = int(parent.wait_for_line(lambda line: line.startswith("inner"), timeout=10).split()[1])
+    inner = int(parent.wait_for_line(lambda line: line.startswith("inner"), timeout=60).split()[1])
     # The command runs, not the leash before it: only then is the leash certainly on.
-    parent.wait_until(lambda: b"leash" not in Path(f"/proc/{inner}/cmdline").read_bytes(), timeout=10)
+    parent.wait_until(lambda: b"leash" not in Path(f"/proc/{inner}/cmdline").read_bytes(), timeout=60)
     parent.send_signal(signal.SIGKILL)
     _wait_gone(inner)

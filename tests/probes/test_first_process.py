@@ -11,7 +11,7 @@ UNSHARE = ["unshare", "--pid", "--fork", *([] if os.geteuid() == 0 else ["--user
 
 def may_unshare() -> bool:
     try:
-        return subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=10, check=False).returncode == 0
+        return subprocess.run([*UNSHARE, "true"], capture_output=True, timeout=60, check=False).returncode == 0
     except OSError:
         return False
 
@@ -21,5 +21,5 @@ def test_a_stop_that_comes_while_a_worker_loads_ends_it() -> None:
     loaded = "import os, signal; import finetune_worker; finetune_worker.app; os.kill(os.getpid(), signal.SIGTERM)"
     program = f"{loaded}; print('goes on')"
     command = [*UNSHARE, sys.executable, "-c", program]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (128 + 15, "", "")

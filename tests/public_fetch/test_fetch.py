@@ -171,7 +171,7 @@ def test_a_download_that_trickles_is_stopped(web: Web, tmp_path: Path) -> None:
     with pytest.raises(FetchError) as caught:
         download(web, tmp_path / "a", "/slow", seconds=0.3)
     assert caught.value.code == "timed_out"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert not (tmp_path / "a").exists()
 
 
@@ -265,7 +265,7 @@ def test_a_handshake_that_never_ends(trap_port: int) -> None:
     with pytest.raises(FetchError) as caught:
         probe(f"https://127.0.0.1:{trap_port}/", max_bytes=LIMIT, policy=POLICY, seconds=0.3)
     assert caught.value.code == "timed_out"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_progress_never_goes_back(web: Web, tmp_path: Path) -> None:

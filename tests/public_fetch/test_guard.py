@@ -24,7 +24,7 @@ PUBLIC_IN_IPV6 = "::ffff:8.8.8.8"
 """Refused as text; when a name has it, the filter takes the public IPv4 address out of it."""
 
 
-def status(url: str, policy: AddressPolicy = STRICT, seconds: float = 10) -> int:
+def status(url: str, policy: AddressPolicy = STRICT, seconds: float = 30) -> int:
     with opened("GET", url, policy, seconds=seconds) as (response, _):
         return response.status_code
 
@@ -139,7 +139,7 @@ def test_the_body_of_a_redirect_is_not_read(web: Web, redirects: int) -> None:
     web.routes |= {"/": endless, "/there": Answer(b"here")}
     with opened("GET", web.url(), LOOPBACK, seconds=5, redirects=redirects) as (response, _):
         assert response.status_code == (200 if redirects else 302)
-    assert ended.wait(5)
+    assert ended.wait(30)
 
 
 def test_redirects_are_counted(web: Web) -> None:
@@ -210,7 +210,7 @@ def test_a_server_that_never_ends_its_headers_is_left(web: Web) -> None:
         status(web.url("/slow"), LOOPBACK, seconds=0.3)
     assert caught.value.code == "timed_out"
     assert caught.value.retryable
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def drip_header(handler: BaseHTTPRequestHandler) -> None:

@@ -101,7 +101,7 @@ def test_a_slot_is_free_again_after_the_window(api: Api, sandbox: LiveSandbox) -
     sandbox.control.change_settings(rate_limit="2/1", retry_after=False)
     assert [api.credits().status_code for _ in range(3)] == [200, 200, 429]
     assert "Retry-After" not in api.credits().headers
-    until(lambda: api.credits().status_code == 200, seconds=5)
+    until(lambda: api.credits().status_code == 200, seconds=30)
 
 
 def test_an_account_may_have_a_limit_of_its_own() -> None:

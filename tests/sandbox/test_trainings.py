@@ -158,7 +158,7 @@ def test_a_job_goes_through_the_statuses_in_order(api: Api, sandbox: LiveSandbox
             seen.append(status)
         return status == "AVAILABLE"
 
-    until(done, seconds=10, pause=0.005)
+    until(done, seconds=30, pause=0.005)
     assert len(seen) > 3
     assert seen == [status for status in STATUSES if status in seen]
 
@@ -267,7 +267,7 @@ def test_list_lag(api: Api, sandbox: LiveSandbox) -> None:
     finetune_id = api.submit()
     assert api.list() == []
     assert api.details(finetune_id)["finetune_id"] == finetune_id
-    until(lambda: [item["finetune_id"] for item in api.list()] == [finetune_id], seconds=10)
+    until(lambda: [item["finetune_id"] for item in api.list()] == [finetune_id], seconds=30)
 
 
 def test_jobs_changed_from_outside(api: Api, sandbox: LiveSandbox) -> None:

@@ -111,7 +111,7 @@ def test_a_changed_link(api: Api) -> None:
 def test_an_expired_link(api: Api, sandbox: LiveSandbox) -> None:
     sandbox.control.change_settings(link_seconds=1)
     links = api.presign()
-    until(lambda: put(links["presigned_url"], b"x").status_code != 200, seconds=5)
+    until(lambda: put(links["presigned_url"], b"x").status_code != 200, seconds=30)
     reply = put(links["presigned_url"], b"x")
     assert code_of(reply) == (403, "AccessDenied")
     assert "expired" in reply.text

@@ -100,12 +100,12 @@ def test_of_many_addresses_each_has_its_turn(deaf_port: int, monkeypatch: pytest
         return socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port)
 
     with RawServer(replying(200, b'{"finetune_id": "a"}')) as server:
-        found = [*[at(deaf_port)] * 11, at(int(server.url.rpartition(":")[2]))]
+        found = [*[at(deaf_port)] * 30, at(int(server.url.rpartition(":")[2]))]
         monkeypatch.setattr("finetune_worker.wire.session.resolve", lambda *_: found)
         began = time.monotonic()
         with SegmindClient("http://127.0.0.1:1", SecretStr(KEY), connect_timeout=0.8) as client:
             assert client.submit(REQUEST).finetune_id == "a"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 12
 
 
 def test_a_connection_lost_while_the_headers_leave_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,7 +206,7 @@ def test_a_submit_is_never_taken_for_safe_to_repeat_when_it_was_accepted(
     ):
         client.submit(request("https://storage.example/x.zip"))
     assert type(caught.value) is kind
-    until(lambda: len(sandbox.control.trainings()) >= accepted, seconds=5)
+    until(lambda: len(sandbox.control.trainings()) >= accepted, seconds=30)
     assert len(sandbox.control.trainings()) == accepted
 
 

@@ -42,7 +42,7 @@ def ids(jobs: list[JobRecord]) -> set[str]:
     return {job.id for job in jobs}
 
 
-def deliver_until_got(bench: Deliveries, receiver: Receiver, jobs: list[JobRecord], seconds: float = 5) -> None:
+def deliver_until_got(bench: Deliveries, receiver: Receiver, jobs: list[JobRecord], seconds: float = 20) -> None:
     def all_there() -> bool:
         bench.deliver()
         return ids(jobs) <= got(receiver)
@@ -57,7 +57,7 @@ def line_up(bench: Deliveries) -> None:
         bench.line_up()
         return not bench.container.jobs._redis.exists(keys.outbox())
 
-    until(empty, seconds=10)
+    until(empty, seconds=20)
 
 
 def failed(bench: Deliveries, jobs: list[JobRecord]) -> int:
@@ -104,7 +104,7 @@ def test_a_job_s_other_sink_at_the_same_host_gets_its_events_in_order(make: Make
     bench = make()
     job = bench.cancelled(reply_to=[receiver.url("/close"), receiver.url("/hook")])
     deliver_until_got(bench, receiver, [job])
-    until(lambda: bench.deliver() >= 0 and len(receiver.got) == 3, seconds=5)
+    until(lambda: bench.deliver() >= 0 and len(receiver.got) == 3, seconds=20)
     assert kinds(receiver.got) == THREE
     receiver.routes["/close"] = receiver.routes["/hook"]
     bench.until_done()
@@ -119,7 +119,7 @@ def test_news_do_not_wait_until_a_job_s_other_sink_may_be_tried_again(make: Make
 
     bench.go(job, JobState.UPLOADING, JobState.CANCELLED)
 
-    until(lambda: bench.deliver() >= 0 and len(receiver.got) == 3, seconds=5)
+    until(lambda: bench.deliver() >= 0 and len(receiver.got) == 3, seconds=20)
     assert kinds(receiver.got) == THREE
     assert asked(receiver, "/busy") == 1, "it asked for an hour"
 
@@ -139,7 +139,7 @@ def test_news_that_come_while_a_job_s_other_sink_refuses_do_not_wait_for_that(
         handler.end_headers()
 
     receiver.routes["/other"] = refuse
-    until(lambda: bench.deliver() >= 0 and len(receiver.got) == 2, seconds=5)
+    until(lambda: bench.deliver() >= 0 and len(receiver.got) == 2, seconds=20)
     assert kinds(receiver.got) == ["accepted", "uploading"]
     assert asked(receiver, "/other") == 1, "it is to be tried in a minute"
 
@@ -160,7 +160,7 @@ def test_paths_that_do_not_answer_take_turns_with_one_attempt_at_a_time(
         passes += bench.deliver()
         return all(asked(receiver, f"/close?{name}") >= 2 for name in names)
 
-    until(all_tried_twice, seconds=10)
+    until(all_tried_twice, seconds=20)
     assert [path[-1] for _, path in receiver.seen[:3]] == list(names)
     assert len(receiver.seen) <= passes
     [line] = bench.lines.all()
@@ -192,7 +192,7 @@ def test_a_wait_that_is_over_before_all_were_put_off_is_not_walked_round_for_eve
     def slowly(hold: Hold, times: dict[str, int]) -> None:
         pass_over(hold, times)
         rounds.append(len(times))
-        until(lambda: bench.container.deadlines.now_ms() > max(times.values(), default=0), seconds=5)
+        until(lambda: bench.container.deadlines.now_ms() > max(times.values(), default=0), seconds=20)
 
     monkeypatch.setattr(bench.outbox, "pass_over", slowly)
     bench.deliver()
@@ -213,7 +213,7 @@ def test_where_there_is_no_connection_one_attempt_is_for_all_paths(make: MakeDel
         attempts += bench.deliver()
         return client.xlen(keys.dead_letters()) == len(jobs)
 
-    until(given_up, seconds=10)
+    until(given_up, seconds=20)
     assert attempts <= 2
 
 
@@ -242,7 +242,7 @@ def test_a_place_where_others_answer_is_not_out_of_reach(make: MakeDeliveries, r
     [trouble] = bench.lines.troubles()
     assert (trouble.sink, trouble.refused_job) == (receiver.url("/…"), bad.id)
     assert (bench.lines.view().down, bench.lines.view().up) == (0, 1)
-    until(lambda: bench.lines.view().lag > 0.2, seconds=5)
+    until(lambda: bench.lines.view().lag > 0.2, seconds=20)
 
 
 def test_a_sink_that_nothing_waits_for_any_more_is_in_no_trouble(
@@ -259,7 +259,7 @@ def test_a_sink_that_nothing_waits_for_any_more_is_in_no_trouble(
         bench.deliver()
         return {each.refused_job for each in bench.lines.troubles()} == ids(refused)
 
-    until(given_up, seconds=5)
+    until(given_up, seconds=20)
     assert client.xlen(keys.dead_letters()) == 1
 
 
@@ -277,7 +277,7 @@ def test_a_line_with_a_path_that_may_hang_again_takes_a_place_of_those_in_troubl
             holds.extend(bench.outbox.take_lines(1, 20)[0])
             return bool(holds)
 
-        until(taken, seconds=5)
+        until(taken, seconds=20)
         return holds[0]
 
     bench.outbox.settle(due(), reached=True)  # by another sink

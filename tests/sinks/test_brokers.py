@@ -48,8 +48,8 @@ both = pytest.mark.parametrize("broker", ["rabbitmq", "redis"], indirect=True)
 
 def taken(url: str, queue: str, count: int) -> list[Any]:
     """Take messages from a queue as a kombu consumer does."""
-    with Connection(url, connect_timeout=5) as connection, connection.SimpleQueue(queue) as box:
-        messages = [box.get(timeout=5) for _ in range(count)]
+    with Connection(url, connect_timeout=30) as connection, connection.SimpleQueue(queue) as box:
+        messages = [box.get(timeout=30) for _ in range(count)]
         for message in messages:
             message.ack()
         return messages
@@ -118,7 +118,7 @@ def test_a_queue_that_is_there_with_other_properties_is_used(make: MakeDeliverie
                 found.append(json.loads(message.body)["type"])
             return len(found) == 3
 
-        until(count, seconds=10)
+        until(count, seconds=30)
 
 
 def test_what_the_broker_does_not_confirm_is_not_delivered(make: MakeDeliveries, rabbitmq: RabbitMQ) -> None:
@@ -190,7 +190,7 @@ def test_a_broker_whose_queue_is_full_costs_one_connection_at_a_time(
             for _ in range(5):
                 with pytest.raises(DeliveryError, match="nobody consumes"):
                     sending.send(sink, event, text)
-            until(lambda: len(client.client_list()) == 1, seconds=5)  # this test's own
+            until(lambda: len(client.client_list()) == 1, seconds=30)  # this test's own
 
 
 def test_the_failure_of_a_broker_that_went_silent_is_written_down_before_it_is_closed(

@@ -88,7 +88,7 @@ def test_what_a_sink_refuses_is_told_until_it_takes_it(make: MakeDeliveries, sta
         assert found.refused_job == job.id
         assert str(status) in found.reason
         assert [line.failures for line in bench.lines.all()] == [0]
-        until(lambda: bench.lines.view().lag > 0.2, seconds=5)
+        until(lambda: bench.lines.view().lag > 0.2, seconds=30)
         bench.until_done()
     assert bench.lines.troubles() == []
     assert bench.lines.view().lag == 0
@@ -179,7 +179,7 @@ def test_a_line_that_works_again_is_not_in_trouble_any_more(make: MakeDeliveries
             bench.deliver()
             return len(receiver.got) == 1
 
-        until(put_off_alone, seconds=5)
+        until(put_off_alone, seconds=30)
         assert [(line.failures, line.reason, line.waiting) for line in bench.lines.all()] == [(0, "", 1)]
 
 
@@ -217,7 +217,7 @@ def test_a_worker_that_was_overtaken_cannot_write(make: MakeDeliveries) -> None:
     job = bench.cancelled(reply_to=["list://x"])
     bench.line_up()
     [old], _ = bench.outbox.take_lines(1, 0.05)
-    until(lambda: bool(bench.outbox.take_lines(1, 60)[0]), seconds=5)
+    until(lambda: bool(bench.outbox.take_lines(1, 60)[0]), seconds=30)
     subject = bench.outbox.subject(job.id)
     with pytest.raises(HoldLostError):
         bench.outbox.leave(old, subject, [parse_sink("list://x")])
@@ -336,7 +336,7 @@ def test_a_job_is_kept_until_its_sinks_have_its_events(make: MakeDeliveries, cli
         receiver.refuse = [Answer(status=500)] * 3
         job = bench.cancelled(reply_to=[receiver.url("/hook")])
         other = bench.cancelled()
-        until(lambda: bench.container.retention.forget_finished() == 1, seconds=5)
+        until(lambda: bench.container.retention.forget_finished() == 1, seconds=30)
         assert bench.container.jobs.get_many([job.id, other.id]) == [job]
         bench.deliver()
         assert bench.container.retention.forget_finished() == 0

@@ -144,7 +144,7 @@ def test_a_worker_killed_between_a_delivery_and_its_note_repeats_it_and_loses_no
         job = queue.submit(sample(dataset=dataset, reply_to=[receiver.url("/hook")]))
         assert killed.wait(SECONDS)
         first_id = f"{job.id}-1"
-        until(lambda: not any(worker.running for worker in stack.workers), seconds=10)
+        until(lambda: not any(worker.running for worker in stack.workers), seconds=30)
         assert [row for row in queue.deliveries(job.id) if row.sink.startswith("http")] == []
         stack.start_worker("after")
         job.wait(SECONDS)
@@ -174,4 +174,4 @@ def test_a_sink_that_is_down_is_logged_once_and_when_it_is_back(
     with Receiver(port) as back:
         until(lambda: len(back.got) == len(EVENTS), seconds=SECONDS)
         assert kinds(back.got) == EVENTS
-    until(lambda: bool(logged("sink_up")), seconds=10)
+    until(lambda: bool(logged("sink_up")), seconds=30)

@@ -117,7 +117,7 @@ class Bench:
     def until_trained(self) -> None:
         """Wait until the sandbox has no training that goes on."""
         words = {"REQUESTED", "DATA_PROCESSING", "TRAINING_INITIATED"}
-        until(lambda: not words & {row["status"] for row in self.sandbox.control.trainings()}, seconds=8)
+        until(lambda: not words & {row["status"] for row in self.sandbox.control.trainings()}, seconds=30)
 
     def trained(self, count: int, **settings: Any) -> list[JobRecord]:
         """Return so many submitted jobs, by the given settings of the sandbox: in training if these say how long one

@@ -16,7 +16,7 @@ def fill_disk(server: ValkeyServer) -> None:
         # What it opens as the new log. /dev/full says of every write that there is no space left on the device.
         (server.folder / "appendonlydir/temp-appendonly.aof.incr").symlink_to(Path("/dev/full"))
         client.config_set("appendonly", "yes")
-        until(lambda: not _busy(client), seconds=10)
+        until(lambda: not _busy(client), seconds=30)
         client.set("the last that it takes", "")
         assert client.info("persistence")["aof_last_write_status"] == "err"
 

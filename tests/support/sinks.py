@@ -119,7 +119,7 @@ class Deliveries:
             deliver_line(self.container, hold, threading.Event())
         return len(holds)
 
-    def until_done(self, seconds: float = 10) -> None:
+    def until_done(self, seconds: float = 20) -> None:
         """Deliver until no sink lacks anything."""
 
         def done() -> bool:

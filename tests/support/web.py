@@ -36,7 +36,7 @@ class Web:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            timeout = 10
+            timeout = 30
 
             def answer(self) -> None:
                 path = self.path.partition("?")[0]

@@ -264,7 +264,7 @@ def trickle_headers(wire: Wire, heard: Heard) -> bool:
         (trickle, TransferLimits(stall_timeout=0.3, min_rate=10_000)),
         (trickle, TransferLimits(total_timeout=0.4)),
         (trickle_headers, TransferLimits(total_timeout=0.4)),
-        (trickle_headers, TransferLimits(stall_timeout=0.3, total_timeout=9)),
+        (trickle_headers, TransferLimits(stall_timeout=0.3, total_timeout=60)),
     ],
 )
 def test_a_trickle_ends(
@@ -273,7 +273,7 @@ def test_a_trickle_ends(
     bucket.answer = answer
     began = time.monotonic()
     error = failure(server, part, limits=limits)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert isinstance(error, TryAgain)
     assert error.code == ("stalled" if answer is trickle and limits.stall_timeout < 1 else "call_timeout")
     bucket.answer = None

@@ -102,7 +102,7 @@ class RawServer:
         self._talk = talk
         self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(10)
+        self._listener.settimeout(120)  # longer than any test lasts
         self.port: int = self._listener.getsockname()[1]
         self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
         self.connections = 0
@@ -121,18 +121,18 @@ class RawServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with socket.socket() as wake:
-            wake.settimeout(5)
+            wake.settimeout(30)
             wake.bind(("127.0.0.1", 0))
             self._last = wake.getsockname()
             wake.connect(("127.0.0.1", self.port))
-        self._threads[0].join(10)
+        self._threads[0].join(60)
         for sock in self._socks:
             try:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 continue  # it is closed already
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
         self._listener.close()
         if self._errors and error is None:
             raise self._errors[0]

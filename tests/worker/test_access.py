@@ -125,7 +125,7 @@ def test_a_pause_of_the_account_uses_no_attempt(
     driver.step()
     assert bench.read(trained).waiting_for is WaitReason.PAUSED
     assert access_of(bench, trained).attempts == 0
-    until(lambda: driver.step() >= 0 and not bench.read(trained).wants_access, seconds=5)
+    until(lambda: driver.step() >= 0 and not bench.read(trained).wants_access, seconds=30)
     assert public_at_segmind(bench, trained)
 
 
@@ -258,9 +258,9 @@ def test_a_change_that_was_given_up_takes_no_effect_after_a_later_one(
     assert (given_up.waiting_for, access_of(bench, trained).attempts) == (WaitReason.PROVIDER, 0)
 
     queue.set_public(trained.id, public=False)
-    until(lambda: driver.step() >= 0 and not bench.read(trained).wants_access, seconds=10)
+    until(lambda: driver.step() >= 0 and not bench.read(trained).wants_access, seconds=30)
 
-    until(lambda: calls(bench) == 2, seconds=10)
+    until(lambda: calls(bench) == 2, seconds=30)
     assert bench.read(trained).access == Access(confirmed=Visibility.PRIVATE)
     assert not public_at_segmind(bench, trained)
     assert left(bench) == (0, 0)

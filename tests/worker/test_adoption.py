@@ -228,7 +228,7 @@ def test_a_training_that_a_twin_did_not_want_is_taken_after_all(bench: Bench, sh
     bench.container.jobs.transition(bench.read(job), Change(delay=60), candidates=[], ruled_out=[_first(bench)])
     bench.container.jobs.transition(bench.read(twin), Change(), to=JobState.CANCELLED)
 
-    until(lambda: look(bench, job), seconds=10)
+    until(lambda: look(bench, job), seconds=30)
 
     assert (bench.finetune_id(job), bench.read(job).aside) == (last, {})
 

@@ -123,7 +123,7 @@ def test_a_status_that_nobody_documented(bench: Bench) -> None:
     bench.sandbox.control.change_settings(training_seconds=5)
     bench.run(job)
     bench.sandbox.control.change_training(bench.finetune_id(job), status_word="WARMING_UP")
-    until(lambda: bench.sandbox.control.trainings()[0]["status"] == "WARMING_UP", seconds=8)
+    until(lambda: bench.sandbox.control.trainings()[0]["status"] == "WARMING_UP", seconds=30)
     sweep(bench.container, "default")
     sweep(bench.container, "default")
     assert counted(bench, UNKNOWN_STATUSES)[()].value == 1

@@ -27,7 +27,7 @@ def deploying(bench: Bench) -> JobRecord:
         sweep(bench.container, "default")
         return bench.read(job).state is JobState.DOWNLOADING
 
-    until(trained, seconds=10)
+    until(trained, seconds=30)
     bench.run(job)
     assert bench.read(job).state is JobState.DEPLOYING
     return bench.read(job)
@@ -76,7 +76,7 @@ def test_a_deployment_that_fails_ends_its_job_by_a_message_alone(bench: Bench, w
     bench.sandbox.control.change_settings(deploy_seconds=0)
     job = bench.submitting(wait_for="available")
     bench.run(job)
-    until(lambda: bench.sandbox.control.trainings()[0]["status"] == word, seconds=8)
+    until(lambda: bench.sandbox.control.trainings()[0]["status"] == word, seconds=30)
     sweep(bench.container, "default")
     bench.run(job)
     assert (bench.read(job).state, bench.read(job).weights is not None) == (JobState.DEPLOYING, True)

@@ -83,11 +83,11 @@ def test_on_a_full_server_finished_jobs_are_removed_though_the_worker_cannot_ann
     client.config_set("maxmemory", 1)
     try:
         thread.start()
-        until(lambda: not client.exists(keys.job(ended.id)), seconds=10)
+        until(lambda: not client.exists(keys.job(ended.id)), seconds=30)
         assert not bench.container.accounts.names()
     finally:
         client.config_set("maxmemory", 0)
-    until(lambda: bench.container.accounts.names() == ["default"], seconds=10)
+    until(lambda: bench.container.accounts.names() == ["default"], seconds=30)
     step.stopping.set()
     thread.join(10)
     assert not thread.is_alive()

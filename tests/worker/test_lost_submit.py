@@ -321,7 +321,7 @@ def test_what_was_just_seen_is_looked_at_before_what_is_left_of_older_ones(bench
 def test_two_jobs_with_one_public_url_each_find_their_own_training(bench: Bench) -> None:
     older = bench.submitting(passed_through=True)
     bench.run(older)
-    until(lambda: bench.read(older).finetune_id is not None, seconds=5)
+    until(lambda: bench.read(older).finetune_id is not None, seconds=30)
     bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
     job = bench.submitting(passed_through=True)
     bench.container.jobs.transition(bench.read(job), Change(delay=60), dataset_url=bench.read(older).dataset_url)

@@ -108,7 +108,7 @@ def test_outages_of_redis_are_no_deaths_of_workers(bench: Bench, driver: Driver)
                 driver.dispatcher.step()
         finally:
             jobs._redis.config_set("maxmemory", 0)
-        until(lambda: bench.container.deadlines.now_ms() > bench.read(job).updated_ms, seconds=5)
+        until(lambda: bench.container.deadlines.now_ms() > bench.read(job).updated_ms, seconds=30)
         driver.dispatcher.step()
         assert (bench.read(job).takeovers, bench.read(job).owner) == (0, "")
 

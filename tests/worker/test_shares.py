@@ -84,7 +84,7 @@ def test_the_next_transfer_starts_when_one_ends(container: Container, dataset: P
         dispatcher.step()
         return queued(container) == 2
 
-    until(started, seconds=2)
+    until(started, seconds=30)
     result = run_stage(container, second.stage, STAGES[second.stage], second.id, "task-2")
     assert result.sentence.startswith("uploaded")
 
@@ -142,7 +142,7 @@ def test_a_transfer_without_a_place_parks_and_keeps_its_upload_url(container: Co
         dispatcher.step()
         return queued(container) == 1
 
-    until(started, seconds=2)
+    until(started, seconds=30)
 
 
 def test_a_share_that_is_lifted_lets_all_go_who_waited_for_it(

@@ -125,14 +125,18 @@ def test_a_refused_connection_uses_no_attempt_and_pauses_the_account(bench: Benc
 
 def test_an_answer_that_takes_longer_than_a_lease_is_still_taken(bench: Bench, tmp_path: Path) -> None:
     values = make_settings(
-        bench.sandbox, bench.container.settings.finetune_redis_url, tmp_path, finetune_lease=0.3, segmind_read_timeout=2
+        bench.sandbox,
+        bench.container.settings.finetune_redis_url,
+        tmp_path,
+        finetune_lease=0.3,
+        segmind_read_timeout=20,
     )
     bench.container = replace(bench.container, settings=values, _clients={})
     job = bench.submitting()
     bench.sandbox.control.add_fault(op="submit", kind="slow", seconds=0.8, processed=True)
     submitting = threading.Thread(target=bench.run, args=(job,))
     submitting.start()
-    until(lambda: bench.read(job).intent_ms is not None, seconds=5)
+    until(lambda: bench.read(job).intent_ms is not None, seconds=30)
     dispatcher = Dispatcher(bench.container)
     while submitting.is_alive():
         dispatcher.step()

@@ -197,7 +197,7 @@ def test_a_running_training_parks_its_job_and_tells_of_its_status(bench: Bench) 
     assert "waiting for Segmind to train" in result.sentence
     finetune_id = bench.finetune_id(job)
     bench.sandbox.control.change_training(finetune_id, status_word="WARMING_UP")
-    until(lambda: bench.sandbox.control.trainings()[0]["status"] == "WARMING_UP", seconds=8)
+    until(lambda: bench.sandbox.control.trainings()[0]["status"] == "WARMING_UP", seconds=30)
 
     sweep(bench.container, "default")
 
@@ -359,11 +359,11 @@ def test_sweeps_that_see_a_training_do_not_put_off_its_limit(bench: Bench) -> No
 
 def test_sweeps_that_see_a_training_do_not_put_off_the_caller_s_deadline(bench: Bench) -> None:
     bench.sandbox.control.change_settings(training_seconds=600)
-    job = bench.submitting(deadline=datetime.now(UTC) + timedelta(seconds=1.5))
+    job = bench.submitting(deadline=datetime.now(UTC) + timedelta(seconds=3))
     bench.run(job)
     bench.run(job)
     sweep(bench.container, "default")
-    until(lambda: list(bench.container.deadlines.due(10, handover=60)[0]) == [job.id], seconds=5)
+    until(lambda: list(bench.container.deadlines.due(10, handover=60)[0]) == [job.id], seconds=30)
     bench.run(job)
     error = bench.error(job)
     assert error.code == "deadline_passed"

@@ -69,13 +69,13 @@ def test_the_end_of_a_task_wakes_the_event_loop(pool: TaskPool, rounds: list[Non
         go.wait()
 
     result = pool.on_apply(task, (), {}, accept_callback=None)
-    assert begun.wait(5)
-    until(lambda: len(rounds) == 1, seconds=5)
+    assert begun.wait(30)
+    until(lambda: len(rounds) == 1, seconds=30)
     before = len(rounds)
     go.set()
-    result.wait(5)
+    result.wait(30)
     # By itself the loop would look again after ten seconds.
-    until(lambda: len(rounds) > before, seconds=5)
+    until(lambda: len(rounds) > before, seconds=9)
 
 
 class GreenPool(BasePool):
