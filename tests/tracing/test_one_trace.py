@@ -184,7 +184,7 @@ def test_a_collector_that_is_away_hurts_no_job_and_is_told_of_once(
     worker = stack.workers[0]
     worker.new_lines()
     with collector.away():
-        control.add_fault(op="presign", kind="http_error", status=404)
+        control.add_fault(op="presign", kind="http_error", status=422)
         assert queue.submit(sample(dataset=dataset)).wait(SECONDS).state is JobState.FAILED
         job = queue.submit(sample(dataset=dataset)).wait(SECONDS)
         assert job.state is JobState.SUCCEEDED
@@ -192,7 +192,7 @@ def test_a_collector_that_is_away_hurts_no_job_and_is_told_of_once(
     worker.wait_for_line(lambda line: "spans_exported_again" in line, timeout=SECONDS)
     assert len([line for line in worker.new_lines() if "opentelemetry" in line]) == 1
     # What waited meanwhile came after all, failures by their code.
-    failed = {(PRESIGN, "not_found"), ("finetune.upload", "not_found")}
+    failed = {(PRESIGN, "request_rejected"), ("finetune.upload", "request_rejected")}
     until(lambda: failures(collector) == failed, seconds=SECONDS)
 
 

@@ -152,7 +152,7 @@ def test_nothing_is_added_to_a_call_and_its_failure_is_told_by_its_code(
     call, doing = collector.spans
     assert (call.name, call.parent_id, call.failed) == (f"GET {path}", doing.span_id, True)
     assert call.attributes["http.response.status_code"] == 404
-    assert call.attributes["error.type"] == "not_found"
+    assert call.attributes["error.type"] == "wrong_address"
     assert b"what went wrong" not in b"".join(collector.bodies)
 
 
