@@ -1,7 +1,6 @@
 """The sweep and the poll stage: one call sees every training, and each moves as soon as it can."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -342,34 +341,6 @@ def test_a_training_that_ended_while_nobody_could_look_is_fetched_however_late(b
     assert bench.read(job).state is JobState.DOWNLOADING
 
 
-def test_sweeps_that_see_a_training_do_not_put_off_its_limit(bench: Bench) -> None:
-    jobs = bench.trained(2, training_seconds=600)
-    for job in jobs:
-        bench.run(job)
-    late, well = (bench.read(job) for job in jobs)
-    bench.let_stay(late, bench.container.settings.finetune_training_limit)
-
-    sweep(bench.container, "default")
-
-    assert list(bench.container.deadlines.due(10, handover=1)[0]) == [late.id]
-    bench.run(late)
-    assert bench.error(late).code == "training_too_long"
-    assert bench.read(well).state is JobState.TRAINING
-
-
-def test_sweeps_that_see_a_training_do_not_put_off_the_caller_s_deadline(bench: Bench) -> None:
-    bench.sandbox.control.change_settings(training_seconds=600)
-    job = bench.submitting(deadline=datetime.now(UTC) + timedelta(seconds=3))
-    bench.run(job)
-    bench.run(job)
-    sweep(bench.container, "default")
-    until(lambda: list(bench.container.deadlines.due(10, handover=60)[0]) == [job.id], seconds=30)
-    bench.run(job)
-    error = bench.error(job)
-    assert error.code == "deadline_passed"
-    assert "finetune retry" in error.action
-
-
 @pytest.mark.parametrize(
     "fault",
     [
@@ -414,14 +385,3 @@ def test_a_list_cut_short_still_moves_whom_it_showed(bench: Bench) -> None:
     states = [bench.read(job).state for job in jobs]
     assert states.count(JobState.DOWNLOADING) >= 1
     assert states.count(JobState.TRAINING) >= 1
-
-
-def test_a_training_seen_in_time_is_put_off(bench: Bench) -> None:
-    jobs = bench.trained(2, training_seconds=600)
-    for job in jobs:
-        bench.run(job)
-    client = bench.container.jobs._redis
-    for job in jobs:
-        client.zadd(keys.deadlines(), {job.id: 0})
-    sweep(bench.container, "default")
-    assert bench.container.deadlines.due(10, handover=1)[0] == {}

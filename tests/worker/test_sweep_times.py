@@ -1,6 +1,7 @@
-"""When an account is swept next, and what is learned of how long its trainings take."""
+"""When an account is swept next, what is learned of how long its trainings take, and that looks put off no limit."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -8,6 +9,7 @@ from finetune_queue.contract import JobState
 from finetune_queue.store import CallClass, keys
 from finetune_queue.store.room import room_score_floor
 from support.bench import Bench, sweep
+from support.until import until
 
 
 def next_sweep_in(bench: Bench) -> float:
@@ -59,3 +61,42 @@ def test_nothing_is_learned_from_a_training_that_a_person_named(bench: Bench) ->
     sweep(bench.container, "default")
     assert {bench.read(job).state for job in jobs} == {JobState.DOWNLOADING}
     assert bench.container.accounts.status("default").usual_training is None
+
+
+def test_sweeps_that_see_a_training_do_not_put_off_its_limit(bench: Bench) -> None:
+    jobs = bench.trained(2, training_seconds=600)
+    for job in jobs:
+        bench.run(job)
+    late, well = (bench.read(job) for job in jobs)
+    bench.let_stay(late, bench.container.settings.finetune_training_limit)
+
+    sweep(bench.container, "default")
+
+    assert list(bench.container.deadlines.due(10, handover=1)[0]) == [late.id]
+    bench.run(late)
+    assert bench.error(late).code == "training_too_long"
+    assert bench.read(well).state is JobState.TRAINING
+
+
+def test_sweeps_that_see_a_training_do_not_put_off_the_caller_s_deadline(bench: Bench) -> None:
+    bench.sandbox.control.change_settings(training_seconds=600)
+    job = bench.submitting(deadline=datetime.now(UTC) + timedelta(seconds=3))
+    bench.run(job)
+    bench.run(job)
+    sweep(bench.container, "default")
+    until(lambda: list(bench.container.deadlines.due(10, handover=60)[0]) == [job.id], seconds=30)
+    bench.run(job)
+    error = bench.error(job)
+    assert error.code == "deadline_passed"
+    assert "finetune retry" in error.action
+
+
+def test_a_training_seen_in_time_is_put_off(bench: Bench) -> None:
+    jobs = bench.trained(2, training_seconds=600)
+    for job in jobs:
+        bench.run(job)
+    client = bench.container.jobs._redis
+    for job in jobs:
+        client.zadd(keys.deadlines(), {job.id: 0})
+    sweep(bench.container, "default")
+    assert bench.container.deadlines.due(10, handover=1)[0] == {}
