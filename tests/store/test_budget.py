@@ -223,13 +223,20 @@ def test_each_field_of_an_account_is_described_where_its_key_is(
     def after_the_pause() -> None:
         client.hset(account, "paused_until", "0")
         client.delete(keys.slots("default"))
-        parked(jobs, CallClass.FINISH)
+        job = parked(jobs, CallClass.FINISH)
         budget.reserve("default", 1)
+        take(budget, job.id)
+
+    def one_submit_tries() -> None:
+        client.hset(account, "submits_paused_until", "0")
+        client.delete(keys.slots("default"))
+        take(budget, "c", submit=True)
 
     steps: list[Callable[[], object]] = [
         lambda: accounts.stop_submits("default", stopped=True),
         lambda: accounts.stop_submits("default", stopped=False),
         lambda: budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted"),
+        one_submit_tries,
         lambda: sweep_clock.sweep_now("default"),
         lambda: budget.reserve("default", 1),
         lambda: budget.take_to_sweep("default", 5.0),

@@ -64,6 +64,34 @@ def test_a_probe_that_was_not_sent_lets_one_other_go(budget: Budget, accounts: A
     assert refused(budget).reason is WaitReason.PAUSED
 
 
+def test_one_from_before_the_pause_that_was_not_sent_lets_nobody_go_beside_the_probe(
+    budget: Budget, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0))
+    before = take(budget)
+    budget.pause(take(budget), "503", None)
+    over(client)
+    probe = take(budget)
+    budget.end_without_news(before)
+    assert refused(budget).reason is WaitReason.PAUSED
+    budget.end_without_news(probe)
+    take(budget)
+
+
+def test_a_submit_from_before_their_refusal_that_was_not_sent_lets_none_go_beside_the_one_that_tries(
+    budget: Budget, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0))
+    before = take(budget, "a", submit=True)
+    budget.refuse_submits(take(budget, "b", submit=True), "no credits", None, code="credits_exhausted")
+    client.hset(keys.account("default"), "submits_paused_until", "0")
+    trying = take(budget, "c", submit=True)
+    budget.end_without_news(before)
+    assert refused(budget, "d", submit=True).reason is WaitReason.PAUSED
+    budget.end_without_news(trying)
+    take(budget, "d", submit=True)
+
+
 def test_so_does_one_that_timed_out_though_its_own_slot_stays_taken(
     budget: Budget, accounts: Accounts, client: Any
 ) -> None:

@@ -195,7 +195,7 @@ class Accounts:
         if stopped:
             pipe.hset(keys.account(account), "stopped", "1")
         else:
-            forgotten = ["submits_paused_until", "submits_probe_until", "submits_refused"]
+            forgotten = ["submits_paused_until", "submits_probe_until", "submits_probe", "submits_refused"]
             if not self._redis.hexists(keys.account(account), "probing"):
                 forgotten += ["pause_reason", "pause_code"]
             pipe.hdel(keys.account(account), "stopped", *forgotten)

@@ -81,8 +81,9 @@ def account(name: str) -> str:
     end_call.lua, of an outage: ``paused_until``, ``failures`` in a row, ``pause_reason`` for people and ``pause_code``
     for programs, and ``probing``, "1" until a call goes well. ``probe_until`` is until when the one call that tries is
     waited for, and ``probed_by`` its holder: the scripts that give it its slot, reserve.lua and take_slot.lua, set
-    them. Of submits that the provider refuses: ``submits_paused_until``, ``submits_refused`` in a row, and
-    ``submits_probe_until`` for the one submit that tries; the reason and code are those above.
+    them; ``probe`` is its token, from take_slot.lua. Of submits that the provider refuses: ``submits_paused_until``,
+    ``submits_refused`` in a row, and ``submits_probe_until`` and ``submits_probe`` for the one submit that tries; the
+    reason and code are those above.
 
     sweep_clock.lua: ``sweep_at``, the next sweep; ``sweep_idle_at``, the same if nobody waits for a call;
     ``sweep_due``, when the share of looking has the calls for it; ``sweep_cost_ms``, what one sweep moves that on by;

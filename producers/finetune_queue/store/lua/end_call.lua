@@ -27,10 +27,10 @@ local function until_of(name) return tonumber(redis.call('HGET', account, name) 
 
 local function lift()
   if submit and health == 'well' and until_of('submits_paused_until') <= now then
-    redis.call('HDEL', account, 'submits_paused_until', 'submits_probe_until', 'submits_refused')
+    redis.call('HDEL', account, 'submits_paused_until', 'submits_probe_until', 'submits_probe', 'submits_refused')
   end
   if until_of('paused_until') > now then return end
-  redis.call('HDEL', account, 'probing', 'probe_until', 'probed_by', 'failures')
+  redis.call('HDEL', account, 'probing', 'probe_until', 'probed_by', 'probe', 'failures')
   if redis.call('HEXISTS', account, 'submits_refused') == 0 then
     redis.call('HDEL', account, 'pause_reason', 'pause_code')
   end
@@ -57,13 +57,13 @@ elseif health == 'refused' then
   lift()
   pause = pause_by('submits_', 'submits_refused')
 else
-  if submit and redis.call('HEXISTS', account, 'submits_refused') == 1 then
+  if redis.call('HGET', account, 'submits_probe') == token then
     redis.call('HSET', account, 'submits_probe_until', '0')
   end
   if health == 'unwell' then
     pause = pause_by('', 'failures')
     redis.call('HSET', account, 'probing', '1')
-  elseif redis.call('HEXISTS', account, 'probing') == 1 then
+  elseif redis.call('HGET', account, 'probe') == token then
     redis.call('HSET', account, 'probe_until', '0')
   end
 end

@@ -48,6 +48,7 @@ local function reserve(holder, kind)
   redis.call('ZADD', KEYS[1], now + ARGV[2], 'reserved:' .. kind .. holder)
   if account.probing == '1' then
     redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[2], 'probed_by', holder)
+    redis.call('HDEL', KEYS[3], 'probe') -- an earlier one that ends late says nothing of this one
   end
   table.insert(reply, holder)
   free = free - 1
@@ -83,6 +84,7 @@ local handed = pop(ARGV[3], '(' .. ARGV[4], submits, capped and 'submit:' or '')
 submits = submits - handed
 if handed > 0 and account.submits_refused then
   redis.call('HSET', KEYS[3], 'submits_probe_until', now + ARGV[2])
+  redis.call('HDEL', KEYS[3], 'submits_probe')
   submits = 0
 end
 if handed > 0 and submits <= 0 then submits_in = tonumber(ARGV[2]) end

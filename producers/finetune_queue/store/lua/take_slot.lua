@@ -53,13 +53,15 @@ if not reserved and redis.call('ZCARD', KEYS[1]) + ahead >= number('limit') then
 -- clocks that run at different speeds.
 local window = number('window_ms')
 redis.call('ZADD', KEYS[1], now + ARGV[4] + window + math.ceil(window / 1000) + 1, ARGV[2])
-if probing then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[4], 'probed_by', ARGV[1]) end
+if probing then redis.call('HSET', KEYS[3], 'probe_until', now + ARGV[4], 'probed_by', ARGV[1], 'probe', ARGV[2]) end
 if ARGV[1] == 'sweep' then
   -- No other while it may run: its end plans the next one.
   redis.call('HSET', KEYS[3], 'sweep_at', math.max(number('sweep_at'), now + ARGV[8]), 'sweeping_until', now + ARGV[8])
 end
 if submit then
-  if account.submits_refused then redis.call('HSET', KEYS[3], 'submits_probe_until', now + ARGV[4]) end
+  if account.submits_refused then
+    redis.call('HSET', KEYS[3], 'submits_probe_until', now + ARGV[4], 'submits_probe', ARGV[2])
+  end
   redis.call('HSET', KEYS[3], 'spent_day', day, 'spent', spent + 1)
   if redis.call('ZCARD', KEYS[4]) == 0 then
     -- Not sooner than the last sweep allows: those of trainings that come one by one keep to their share as well. What
