@@ -64,6 +64,19 @@ def test_a_probe_that_was_not_sent_lets_one_other_go(budget: Budget, accounts: A
     assert refused(budget).reason is WaitReason.PAUSED
 
 
+def test_so_does_one_that_timed_out_though_its_own_slot_stays_taken(
+    budget: Budget, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0))
+    budget.pause(take(budget), "503", None)
+    over(client)
+    call = take(budget)
+    before = client.zscore(keys.slots("default"), call.token)
+    budget.end_without_news(call, under_way=True)
+    assert client.zscore(keys.slots("default"), call.token) == before
+    take(budget)
+
+
 def test_one_from_before_the_pause_that_was_not_sent_lets_nobody_go_beside_the_probe(
     budget: Budget, accounts: Accounts, client: Any
 ) -> None:
@@ -92,17 +105,32 @@ def test_a_submit_from_before_their_refusal_that_was_not_sent_lets_none_go_besid
     take(budget, "d", submit=True)
 
 
-def test_so_does_one_that_timed_out_though_its_own_slot_stays_taken(
-    budget: Budget, accounts: Accounts, client: Any
+def test_nor_does_a_probe_that_ends_when_it_was_given_up_and_another_was_handed_its_turn(
+    budget: Budget, accounts: Accounts, jobs: JobStore, client: Any
 ) -> None:
     accounts.configure("default", AccountLimits(calls=10, window=60.0))
     budget.pause(take(budget), "503", None)
     over(client)
-    call = take(budget)
-    before = client.zscore(keys.slots("default"), call.token)
-    budget.end_without_news(call, under_way=True)
-    assert client.zscore(keys.slots("default"), call.token) == before
-    take(budget)
+    given_up = take(budget)
+    client.hset(keys.account("default"), "probe_until", "0")
+    parked(jobs)
+    assert len(budget.reserve("default", 10)[0]) == 1
+    budget.end_without_news(given_up)
+    assert refused(budget).reason is WaitReason.PAUSED
+
+
+def test_nor_a_submit_that_tried_and_was_given_up(
+    budget: Budget, accounts: Accounts, jobs: JobStore, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0))
+    budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted")
+    client.hset(keys.account("default"), "submits_paused_until", "0")
+    given_up = take(budget, "b", submit=True)
+    client.hset(keys.account("default"), "submits_probe_until", "0")
+    parked(jobs)
+    assert len([each for each in budget.reserve("default", 10)[0] if each != SWEEP]) == 1
+    budget.end_without_news(given_up)
+    assert refused(budget, "c", submit=True).reason is WaitReason.PAUSED
 
 
 def test_a_pause_is_one_account_s_own(budget: Budget, accounts: Accounts) -> None:
