@@ -39,7 +39,7 @@ test: $(DEV) ## Run all tests. ARGS="-k word" chooses some.
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-crash: $(DEV) ## Kill a worker at every single call and in every way, try hundreds of histories; takes many minutes.
-	FAULTS=all EXAMPLES=500 $(BIN)/python -m pytest tests/faults $(ARGS)
+	FAULTS=all EXAMPLES=500 $(BIN)/python -m pytest tests/faults tests/store/test_budget_in_any_order.py $(ARGS)
 
 chaos: $(RUNTIME) ## Let everything go wrong at once, and judge what came of it; ARGS="--seed 7 --minutes 10".
 	@PYTHONPATH=ops/chaos $(BIN)/python -m finetune_chaos $(ARGS)
