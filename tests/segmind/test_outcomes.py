@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from urllib3.connection import HTTPConnection
 
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import NotSent, OutcomeUnknown, RateLimited, Rejected, Unavailable
@@ -115,6 +116,24 @@ def test_a_connection_lost_while_the_headers_leave_sent_nothing(monkeypatch: pyt
     monkeypatch.setattr("finetune_queue.timed_sockets.TimedSocket.send", broken)
     with RawServer(Wire.wait_closed) as server:
         assert type(failure(server.url, submit, read_timeout=0.2)) is NotSent
+
+
+@pytest.mark.parametrize("call", [submit, REPEATABLE["details"]], ids=["submit", "details"])
+def test_a_call_whose_time_was_over_before_its_first_byte_sends_nothing(
+    call: Op, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a process that stood still with its connection open: its slot, or its job, may be another's by now."""
+    connect = HTTPConnection.connect
+
+    def stand_still(self: HTTPConnection) -> None:
+        connect(self)
+        time.sleep(0.4)
+
+    monkeypatch.setattr(HTTPConnection, "connect", stand_still)
+    heard: list[bytes] = []
+    with RawServer(lambda wire: heard.append(wire.sock.recv(100))) as server:
+        assert type(failure(server.url, call, call_timeout=0.3)) is NotSent
+    assert heard == [b""]
 
 
 # --- A clear no ---
