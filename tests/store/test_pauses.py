@@ -159,6 +159,15 @@ def test_calls_that_fail_together_count_as_one_failure(budget: Budget) -> None:
     assert budget.pause(calls[2], "503", None) <= first
 
 
+def test_so_do_those_that_were_told_when_to_come_back(budget: Budget, client: Any) -> None:
+    calls = [take(budget) for _ in range(3)]
+    for call in calls:
+        budget.pause(call, "429", 30.0)
+    over(client)
+    client.delete(keys.slots("default"))
+    assert 2.0 <= budget.pause(take(budget), "429", None) <= 2.5  # the second, not the fourth
+
+
 def test_one_probe_is_reserved_after_a_pause(budget: Budget, jobs: JobStore, client: Any) -> None:
     call = take(budget)
     waiting = [parked(jobs) for _ in range(3)]

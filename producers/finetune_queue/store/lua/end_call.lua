@@ -38,8 +38,9 @@ end
 
 local function pause_by(prefix, counter)
   local already = until_of(prefix .. 'paused_until')
-  if already > now and asked_ms == '' then return already - now end -- calls under way together count as one failure
-  local failures = redis.call('HINCRBY', account, counter, 1)
+  -- Calls under way together count as one failure.
+  if already > now and asked_ms == '' then return already - now end
+  local failures = already > now and until_of(counter) or redis.call('HINCRBY', account, counter, 1)
   local pause = tonumber(asked_ms ~= '' and asked_ms or math.min(backoff_max_ms, backoff_base_ms * 2 ^ (failures - 1)))
   pause = math.ceil(pause * (1 + 0.25 * jitter))
   redis.call('HSET', account, prefix .. 'paused_until', math.max(already, now + pause), prefix .. 'probe_until', '0',
