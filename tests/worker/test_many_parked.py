@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 
-from finetune_queue.contract import JobState, WaitReason, new_job_id
-from finetune_queue.store import CallClass, Change, keys, room_score
-from finetune_worker.dispatcher import Dispatcher
+from finetune_queue.contract import JobRecord, JobState, WaitReason, new_job_id
+from finetune_queue.store import AccountLimits, CallClass, Change, keys, room_score
+from finetune_worker.dispatcher import BATCH, Dispatcher
 from finetune_worker.segmind.models import FinetuneItem
 from support.bench import Bench, sweep
 from support.samples import sample_request
@@ -23,14 +23,16 @@ MOST_OF_A_LOOK = 4_000_000
 million."""
 
 
-def park(bench: Bench) -> None:
+def park(bench: Bench, count: int = JOBS, *, account: str = "default") -> list[JobRecord]:
     """Let the jobs wait in their account's room for calls, their deadlines passed."""
-    jobs = bench.container.jobs
-    for outcome in jobs.register_many([(new_job_id(), sample_request()) for _ in range(JOBS)], delay=60):
+    jobs, parked = bench.container.jobs, []
+    request = sample_request(account=account)
+    for outcome in jobs.register_many([(new_job_id(), request) for _ in range(count)], delay=60):
         assert isinstance(outcome, tuple)
         job, _ = outcome
         change = Change(delay=0, room_score=room_score(CallClass.PREPARE, job))
-        jobs.transition(job, change, to=JobState.UPLOADING, waiting_for=WaitReason.API_SLOT)
+        parked.append(jobs.transition(job, change, to=JobState.UPLOADING, waiting_for=WaitReason.API_SLOT))
+    return parked
 
 
 def test_what_a_worker_needs_does_not_grow_with_the_jobs_that_wait(bench: Bench) -> None:
@@ -55,6 +57,19 @@ def test_what_a_worker_needs_does_not_grow_with_the_jobs_that_wait(bench: Bench)
     assert client.zcount(keys.deadlines(), 0, bench.container.deadlines.now_ms()) == 0
     assert client.zcard(keys.room("default")) > JOBS - 100, "as many as there are call slots went on"
     assert most < MOST
+
+
+def test_one_account_s_backlog_delays_no_other_s_job(bench: Bench) -> None:
+    """All of it is due as well, and gets more slots than a dispatcher hands out at once."""
+    dispatcher = Dispatcher(bench.container)
+    dispatcher.step()  # which sets the limit that is in the settings
+    for account, calls in ("default", 5 * BATCH), ("other", 1):
+        bench.container.accounts.configure(account, AccountLimits(calls=calls, window=60.0))
+    waiting = park(bench, 3 * BATCH)
+    [job] = park(bench, 1, account="other")
+    dispatcher.step()
+    assert bench.container.accounts.place(waiting[-1]) == 2 * BATCH - 1
+    assert bench.container.accounts.place(job) is None, "its call slot is free, and it was not started"
 
 
 class ManyTrainings:
