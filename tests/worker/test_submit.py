@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import redis
 
-from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
+from finetune_queue.contract import JobRecord, JobState, WaitReason
 from finetune_queue.store import Budget, Change, NotDurableError, jobs
 from finetune_worker.dispatcher import Dispatcher
+from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.stages import calls
 from support.bench import Bench, make_settings
 from support.until import until
@@ -248,12 +249,19 @@ def test_a_worker_whose_job_ended_while_it_stood_still_takes_no_slot(
     assert bench.submits() == 0
 
 
-def test_the_intent_is_written_before_the_call(bench: Bench) -> None:
-    bench.sandbox.control.add_fault(op="submit", kind="slow", seconds=0.5)
+def test_the_intent_is_written_before_the_call(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = SegmindClient.submit
+    at_the_call: list[JobRecord] = []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        at_the_call.append(bench.read(job))
+        return submit(*args, **kwargs)
+
+    monkeypatch.setattr(SegmindClient, "submit", noted)
     job = bench.submitting()
     bench.run(job)
-    kinds = [event.kind for event in bench.container.jobs.events(job.id)]
-    assert kinds[-1] is EventType.TRAINING
+    [stored] = at_the_call
+    assert stored.intent_ms is not None
 
 
 def test_a_training_that_waited_long_for_its_submit_is_looked_at_no_sooner(bench: Bench) -> None:
