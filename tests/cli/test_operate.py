@@ -205,7 +205,7 @@ def test_an_account_s_submits_are_stopped_and_let_go_on(run: Run, worker: Worker
     assert "submits are stopped" not in run("doctor").out
 
 
-def test_an_unknown_account_cannot_be_stopped(run: Run, client: redis.Redis) -> None:
+def test_an_unknown_account_cannot_be_stopped(run: Run) -> None:
     said = run("account", "stop", "nobody")
     assert said.code == 3
     assert "nobody" in said.err

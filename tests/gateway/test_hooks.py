@@ -158,7 +158,7 @@ def budget_sweeps(client: redis.Redis, swept: SweepClock) -> object:
     thread.join()
 
 
-def test_hooks_change_no_job(anybody: httpx.Client, http: httpx.Client, client: redis.Redis, swept: SweepClock) -> None:
+def test_hooks_change_no_job(anybody: httpx.Client, http: httpx.Client, swept: SweepClock) -> None:
     job = http.get(http.post("/v1/jobs", json=sample()).json()["links"]["self"]).json()
     for status in ("AVAILABLE", "FAILED", "TRAINING_COMPLETED"):
         anybody.post(PATH, json={"request_id": job["job_id"], "finetune_id": "x", "status": status})

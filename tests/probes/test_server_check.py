@@ -205,7 +205,7 @@ def test_on_an_unfit_server_no_worker_starts(server: ValkeyServer, client: Any, 
 
 
 def test_a_broker_that_was_away_for_long_is_soon_found_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = create_app(Settings(finetune_redis_url="redis://127.0.0.1:1/0"))
     consumer = PatientConsumer.__new__(PatientConsumer)

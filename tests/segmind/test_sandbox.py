@@ -124,7 +124,7 @@ def test_from_a_dataset_to_verified_weights(client: SegmindClient, sandbox: Live
     assert report["key_leaks"] == 0
 
 
-def test_access_link_and_credits(client: SegmindClient, sandbox: LiveSandbox, tmp_path: Path) -> None:
+def test_access_link_and_credits(client: SegmindClient, tmp_path: Path) -> None:
     finetune_id = submitted(client, tmp_path)
     url = finished(client, finetune_id).cloud_storage_url
     assert url is not None

@@ -93,9 +93,7 @@ def test_free_slots_go_to_the_best_placed_and_stay_theirs(budget: Budget, jobs: 
     assert accounts.place(presign) == 0
 
 
-def test_the_estimate_counts_the_submits_that_those_in_front_have_to_come(
-    jobs: JobStore, accounts: Accounts, client: Any
-) -> None:
+def test_the_estimate_counts_the_submits_that_those_in_front_have_to_come(jobs: JobStore, accounts: Accounts) -> None:
     accounts.configure("default", AccountLimits(calls=4, window=60.0))
     parked(jobs)
     for _ in range(20):

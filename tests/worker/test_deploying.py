@@ -133,7 +133,7 @@ def test_a_retry_after_that_pays_nothing(bench: Bench, deploying: JobRecord) -> 
 
 @pytest.mark.parametrize("look", [by_the_sweep, by_the_poll])
 def test_a_deployed_job_goes_on_at_once_with_the_stage_that_is_next(
-    bench: Bench, deploying: JobRecord, look: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, deploying: JobRecord, look: Any
 ) -> None:
     post = Post()
     bench.container = replace(bench.container, messenger=cast("Any", post))
