@@ -23,12 +23,6 @@ Entry = dict[str, Any]
 
 
 @pytest.fixture
-def client(redis_url: str) -> Iterator[Any]:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as found:
-        yield found
-
-
-@pytest.fixture
 def connection(mended: None, redis_url: str) -> Iterator[Any]:
     with Connection(redis_url) as found:
         yield found

@@ -17,11 +17,9 @@ from finetune_queue.messaging import transport_config
 from finetune_queue.store import connect
 from finetune_worker.sinks import DeliveryError
 from support.rabbitmq import RabbitMQ, find_rabbitmq
-from support.sinks import MakeDeliveries, kinds
+from support.sinks import THREE, MakeDeliveries, kinds
 from support.slow_wire import slow_wire
 from support.until import until
-
-THREE = ["accepted", "uploading", "cancelled"]
 
 
 @pytest.fixture(scope="module")
