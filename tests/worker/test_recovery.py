@@ -13,11 +13,6 @@ from support.driver import Driver, Message
 from support.until import until
 
 
-@pytest.fixture
-def driver(bench: Bench) -> Driver:
-    return Driver(bench.container)
-
-
 def make_due(bench: Bench, job: JobRecord) -> None:
     bench.container.jobs._redis.zadd(keys.deadlines(), {job.id: 0})
 
@@ -91,9 +86,8 @@ def test_a_job_that_ends_its_workers_is_set_aside_after_some(bench: Bench, drive
 
     job = bench.read(job)
     assert (job.state, job.failed_stage) == (JobState.FAILED, Stage.UPLOAD)
-    assert job.error is not None
-    assert job.error.code == "worker_lost"
-    assert f"{most} workers died or stalled" in job.error.message
+    assert bench.error(job).code == "worker_lost"
+    assert f"{most} workers died or stalled" in bench.error(job).message
     assert len(driver.post.messages) == most - 1
 
 

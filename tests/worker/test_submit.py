@@ -82,11 +82,11 @@ def test_a_clear_no_takes_the_intent_back(bench: Bench, fault: dict[str, Any], r
     assert job.state is (JobState.SUBMITTING if reason else JobState.FAILED)
     assert bench.container.accounts.status("default").spent_today == 0
     if reason is None:
-        assert job.error is not None
-        assert job.error.message
-        assert job.error.upstream_status == fault["status"]
+        error = bench.error(job)
+        assert error.message
+        assert error.upstream_status == fault["status"]
         wrong_request = fault.get("status") == 422
-        assert job.error.action.startswith("Submit again" if wrong_request else "Once the cause is fixed")
+        assert error.action.startswith("Submit again" if wrong_request else "Once the cause is fixed")
 
 
 def test_an_account_without_credits_is_held_back_and_pays_nothing(bench: Bench) -> None:
@@ -175,8 +175,7 @@ def test_a_log_that_does_not_confirm_the_intent_stops_the_submit(bench: Bench, m
     job = bench.read(job)
     assert (job.state, job.intent_ms, job.owner) == (JobState.SUBMITTING, None, "")
     assert (job.attempts, job.outages) == (0, 1)
-    assert job.error is not None
-    assert job.error.code == "store_not_durable"
+    assert bench.error(job).code == "store_not_durable"
     assert bench.submits() == 0
     assert bench.container.accounts.status("default").spent_today == 0
 
