@@ -10,6 +10,7 @@ from finetune_worker.stages.reconcile import Undecided, reconcile
 from finetune_worker.stages.whose import Sightings
 from support.bench import Bench
 from support.driver import Driver, Message
+from support.full import full
 from support.until import until
 
 
@@ -96,12 +97,8 @@ def test_outages_of_redis_are_no_deaths_of_workers(bench: Bench, driver: Driver)
     job = jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
     for _ in range(bench.container.settings.finetune_max_attempts):
         jobs.transition(bench.read(job), Change(delay=0), owner="lives")
-        jobs._redis.config_set("maxmemory", 1)
-        try:
-            with pytest.raises(RedisError):
-                driver.dispatcher.step()
-        finally:
-            jobs._redis.config_set("maxmemory", 0)
+        with full(jobs._redis), pytest.raises(RedisError):
+            driver.dispatcher.step()
         until(lambda: bench.container.deadlines.now_ms() > bench.read(job).updated_ms, seconds=30)
         driver.dispatcher.step()
         assert (bench.read(job).takeovers, bench.read(job).owner) == (0, "")
