@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,7 +49,6 @@ def _gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
-        time.sleep(0.01)
 
 
 def test_a_ready_line_is_found_also_when_it_was_printed_before_the_question(python: Callable[[str], Child]) -> None:
