@@ -10,7 +10,7 @@ import redis
 from pydantic import SecretStr
 
 from finetune_queue.settings import load_settings
-from finetune_queue.store import Budget, RedisError, connect, keys
+from finetune_queue.store import Budget, RedisError, keys
 from finetune_worker.segmind.webhooks import WebhookClient
 from gateway.serving import HOOK_SECRET, run_gateway
 from segmind_sandbox.testing import LiveSandbox
@@ -22,12 +22,6 @@ from support.until import until
 def gateway(sandbox: LiveSandbox) -> Iterator[str]:
     with run_gateway(load_settings()) as url:
         yield url
-
-
-@pytest.fixture
-def client(queue_url: str) -> Iterator[redis.Redis]:
-    with connect(queue_url) as connection:
-        yield connection
 
 
 def add(sandbox: LiveSandbox, url: str, *types: str) -> None:
