@@ -1,11 +1,14 @@
 """The webhook API's replies, of which no page tells: as the SDK's own tests have them, and a little odder."""
 
+import importlib
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from finetune_queue.settings import Settings
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.webhooks import WebhookClient
 from wire.rawserver import Heard, RawServer, Wire, answering
@@ -77,3 +80,9 @@ def test_a_webhook_that_says_no_events_may_be_for_finetunes(client: WebhookClien
 def test_no_deliveries(client: WebhookClient, said: Said) -> None:
     said.body = {"webhook_id": "wh-1", "logs": None}
     assert client.deliveries("wh-1") == []
+
+
+def test_where_both_apis_are_is_what_the_official_sdk_says() -> None:
+    sdk: Any = importlib.import_module("segmind")  # no import statement: this folder hides the package from mypy
+    assert f"{Settings().segmind_base_url}/finetune/request" == sdk.client.Finetune.base_url
+    assert Settings().webhook_api == sdk.client.Webhooks.base_url
