@@ -83,7 +83,7 @@ NO_DEFAULTS = {
     "base_model": "FLUX_PRO",
     "theme": "Style",
     "segmind_public": True,
-    "advance_parameters": {"steps": 700, "face_crop": True, "finetune_type": "LORA", "lora_rank": 16},
+    "advance_parameters": {"steps": 700, "face_crop": True, "finetune_type": "FULL", "lora_rank": 16},
 }
 
 
