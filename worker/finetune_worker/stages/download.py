@@ -13,12 +13,12 @@ from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.stages.calls import ask, longest_call
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_transfer
-from finetune_worker.stages.outcome import Done, Outcome, Retry, Wait, after_error, after_storage
+from finetune_worker.stages.outcome import Done, Outcome, Retry, Wait, after_error, after_storage, after_transfer
 from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.download import download as fetch
-from finetune_worker.transfer.errors import NeedNewUrl, NoAnswer, PartBusy, Refused, SafetensorsError, TransferError
+from finetune_worker.transfer.errors import NeedNewUrl, PartBusy, SafetensorsError, TransferError
 from finetune_worker.transfer.safetensors import verify_safetensors
 
 log = structlog.get_logger(__name__)
@@ -63,26 +63,22 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
         raise
     except NeedNewUrl as error:
         if job.weights_private:
-            return Retry(from_transfer(error, Stage.DOWNLOAD))
+            return after_transfer(error, Stage.DOWNLOAD)
         sentence = f"parked: {error.detail} Next: ask for a link"
         return Wait(sentence, WaitReason.BACKOFF, 0.0, fields={"weights_private": True})
     except SafetensorsError as error:
         # What came is whole and still no weights: perhaps Segmind replaces it, so it is fetched anew.
         discard(part)
         return Retry(from_transfer(error, Stage.DOWNLOAD))
-    except Refused as error:
-        return after_error(from_transfer(error, Stage.DOWNLOAD))
     except TransferError as error:
-        # The weights are paid for, so an outage is sat out; so is a disk that fills up while their store is away.
-        full = error.code == "disk_full"
-        if full and job.outages + 1 >= container.settings.finetune_max_attempts:
+        if error.code == "disk_full" and job.outages + 1 >= container.settings.finetune_max_attempts:
             discard(part)  # or jobs that hold the room which each other lacks would wait for ever
-        outage = full or isinstance(error, NoAnswer)
-        return Retry(from_transfer(error, Stage.DOWNLOAD), after=error.retry_after, outage=outage)
+        return after_transfer(error, Stage.DOWNLOAD)
     name = f"{job.id}/weights.safetensors"
-    stored = _store(container, claim, part, name)
-    if stored is not None:
-        return stored
+    try:
+        _store(container, claim, part, name)
+    except StorageError as error:
+        return after_storage(error, Stage.DOWNLOAD)
     discard(part)
     weights = Weights(
         url=container.artifacts.url_of(name),
@@ -102,7 +98,7 @@ def _done(job: JobRecord, weights: Weights) -> Done:
     return Done(sentence, to=to, fields={"weights": weights})
 
 
-def _store(container: Container, claim: Claim, part: Path, name: str) -> Outcome | None:
+def _store(container: Container, claim: Claim, part: Path, name: str) -> None:
     def on_progress(done: int, total: int | None) -> None:
         claim.progress(done, total)
         if done == total:
@@ -110,11 +106,7 @@ def _store(container: Container, claim: Claim, part: Path, name: str) -> Outcome
             claim.hold(container.store_silence)
 
     claim.hold(container.store_silence)
-    try:
-        container.artifacts.put_file(part, name, on_progress=on_progress)
-    except StorageError as error:
-        return after_storage(error, Stage.DOWNLOAD)
-    return None
+    container.artifacts.put_file(part, name, on_progress=on_progress)
 
 
 def _private_link(container: Container, job: JobRecord) -> Outcome | str:

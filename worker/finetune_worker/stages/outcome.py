@@ -6,7 +6,8 @@ from typing import Any
 
 from finetune_queue.contract import JobError, JobState, Stage, WaitReason
 from finetune_queue.storage import StorageError, UnavailableError
-from finetune_worker.stages.errors import from_storage
+from finetune_worker.stages.errors import from_storage, from_transfer
+from finetune_worker.transfer.errors import NoAnswer, TransferError
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,16 @@ def after_storage(error: StorageError, stage: Stage) -> Retry | Fail:
     """Return how a stage ends whose file the store did not take: the weights are paid for, so an outage is sat out."""
     found = from_storage(error, stage)
     return Retry(found, outage=True) if isinstance(error, UnavailableError) else after_error(found)
+
+
+def after_transfer(error: TransferError, stage: str) -> Retry | Fail:
+    """Return how a stage ends whose upload or download did not succeed: the weights are paid for, so an outage is sat
+    out; so is a disk that fills up while their store is away."""
+    found = from_transfer(error, stage)
+    if not error.retryable:
+        return after_error(found)
+    outage = isinstance(error, NoAnswer) or (stage == Stage.DOWNLOAD and error.code == "disk_full")
+    return Retry(found, after=error.retry_after, outage=outage)
 
 
 def log_level(outcome: Outcome) -> int:

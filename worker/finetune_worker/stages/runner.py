@@ -24,8 +24,8 @@ from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.stages.calls import StaleCallError
 from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError
 from finetune_worker.stages.conclude import StageResult, conclude
-from finetune_worker.stages.errors import again, from_transfer
-from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait, log_level
+from finetune_worker.stages.errors import again
+from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait, after_transfer, log_level
 from finetune_worker.stages.shares import NoShareError
 from finetune_worker.work_folder import WorkFolderError
 
@@ -156,8 +156,7 @@ def guarded(
     except NoShareError as error:
         return error.wait
     except WorkFolderError as error:
-        # As a disk that fills up in the middle of a download.
-        return Retry(from_transfer(error, doing), outage=doing == Stage.DOWNLOAD and error.code == "disk_full")
+        return after_transfer(error, doing)
     except WorkerStoppingError:
         return Wait("parked: this worker is stopping; another takes over", WaitReason.BACKOFF, 0.0)
     except StaleCallError:

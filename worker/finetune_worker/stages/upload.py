@@ -20,10 +20,10 @@ from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages.calls import ask, longest_call
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api, from_dataset, from_transfer
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error, after_transfer
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.stages.whose import upload_name
-from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError
+from finetune_worker.transfer.errors import NeedNewUrl, TransferError
 from finetune_worker.transfer.put import upload_presigned
 
 log = structlog.get_logger(__name__)
@@ -126,10 +126,8 @@ def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpl
         container.jobs.drop_upload_url(claim.job.id)
         # At once, as it may have ended while the job waited; a new one that is refused, too, needs somebody's help.
         return Retry(from_transfer(error, Stage.UPLOAD), after=None if claim.job.attempts else 0.0)
-    except (Refused, SourceChanged) as error:
-        return Fail(from_transfer(error, Stage.UPLOAD))
     except TransferError as error:
-        return Retry(from_transfer(error, Stage.UPLOAD), after=error.retry_after)
+        return after_transfer(error, Stage.UPLOAD)
     container.jobs.drop_upload_url(claim.job.id)
     container.counters.add(TRANSFERRED_BYTES, "upload", by=size)
     return Done(
