@@ -1,7 +1,8 @@
 """One API call within the account's budget: take a slot, call, end the slot by how the call went."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -112,14 +113,14 @@ def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:
     """Run ``function``, which makes exactly one API call, in ``slot``.
 
     Raises:
-        AccountPausedError: a 429, an outage, or an account that Segmind refuses; the account is paused.
+        AccountPausedError: a 429 or an outage; the account is paused.
         StaleCallError: too long since the slot was taken; nothing was sent.
-        SegmindError: any other error of the call.
+        SegmindError: any other error of the call. One of the account pauses it, or only its submits, as well.
     """
+    if time.monotonic() - slot.asked > FRESH:
+        give_back(budget, slot)
+        raise StaleCallError
     try:
-        if time.monotonic() - slot.asked > FRESH:
-            give_back(budget, slot)
-            raise StaleCallError
         result = function()
     except (RateLimited, NotSent, Unavailable) as error:
         unsent = not isinstance(error, Unavailable)
@@ -147,41 +148,40 @@ def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:
 
 
 def _pause(budget: Budget, slot: Slot, error: SegmindError, *, refund: bool) -> float:
-    try:
+    seconds = 0.0
+    with _going_on(slot):
         seconds = budget.pause(
             slot, error.detail, error.retry_after, code=error.code, refund=refund, under_way=error.under_way
         )
-    except RedisError as trouble:
-        _log_not_ended(slot, trouble)
-        return 0.0
-    log.warning("account_paused", account=slot.account, seconds=round(seconds, 1), code=error.code, why=error.detail)
+        log.warning(
+            "account_paused", account=slot.account, seconds=round(seconds, 1), code=error.code, why=error.detail
+        )
     return seconds
 
 
 def _refuse_submits(budget: Budget, slot: Slot, error: SegmindError) -> None:
-    try:
+    with _going_on(slot):
         seconds = budget.refuse_submits(slot, error.detail, error.retry_after, code=error.code)
-    except RedisError as trouble:
-        _log_not_ended(slot, trouble)
-        return
-    log.warning("submits_paused", account=slot.account, seconds=round(seconds, 1), code=error.code, why=error.detail)
+        log.warning(
+            "submits_paused", account=slot.account, seconds=round(seconds, 1), code=error.code, why=error.detail
+        )
 
 
 def _end(budget: Budget, slot: Slot, *, refund: bool) -> None:
-    try:
+    with _going_on(slot):
         budget.end(slot, refund=refund)
-    except RedisError as trouble:
-        _log_not_ended(slot, trouble)
 
 
 def give_back(budget: Budget, slot: Slot) -> None:
     """Give back the slot of a call that was not sent, or showed nothing of how Segmind is."""
-    try:
+    with _going_on(slot):
         budget.end_without_news(slot)
+
+
+@contextmanager
+def _going_on(slot: Slot) -> Iterator[None]:
+    """Go on without Redis: what the call answered must still be recorded, and the slot ends by its own time-out."""
+    try:
+        yield
     except RedisError as trouble:
-        _log_not_ended(slot, trouble)
-
-
-def _log_not_ended(slot: Slot, trouble: RedisError) -> None:
-    # What the call answered must still be recorded; the slot is free again by its own time-out.
-    log.warning("slot_not_ended", account=slot.account, error=str(trouble))
+        log.warning("slot_not_ended", account=slot.account, error=str(trouble))

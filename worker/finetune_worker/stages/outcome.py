@@ -1,6 +1,5 @@
 """How a stage ends: a small closed set. Each carries a sentence for people, which Flower shows as the result."""
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,8 +84,3 @@ def after_transfer(error: TransferError, stage: str) -> Retry | Fail:
         return after_error(found)
     outage = isinstance(error, NoAnswer) or (stage == Stage.DOWNLOAD and error.code == "disk_full")
     return Retry(found, after=error.retry_after, outage=outage)
-
-
-def log_level(outcome: Outcome) -> int:
-    """Return how severe the log line of a stage is that ended so: a warning, if something went wrong."""
-    return logging.WARNING if isinstance(outcome, (Retry, Fail, Attention)) else logging.INFO

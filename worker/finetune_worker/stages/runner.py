@@ -25,7 +25,7 @@ from finetune_worker.stages.calls import StaleCallError
 from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError
 from finetune_worker.stages.conclude import StageResult, conclude
 from finetune_worker.stages.errors import again
-from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait, after_transfer, log_level
+from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait, after_transfer
 from finetune_worker.stages.shares import NoShareError
 from finetune_worker.work_folder import WorkFolderError
 
@@ -111,7 +111,8 @@ def record(container: Container, doing: str, outcome: Outcome, started: float, *
     tracing.tell({"finetune.outcome": kind})
     if isinstance(outcome, (Retry, Fail)):
         tracing.failed(outcome.error.code)
-    log.log(log_level(outcome), event, outcome=kind, duration_s=round(seconds, 3), **fields)
+    say = log.warning if isinstance(outcome, (Retry, Fail, Attention)) else log.info
+    say(event, outcome=kind, duration_s=round(seconds, 3), **fields)
 
 
 def read_job(container: Container, job_id: str) -> JobRecord | str:
