@@ -16,9 +16,9 @@ from finetune_worker.stages.errors import from_api, from_transfer
 from finetune_worker.stages.outcome import Done, Outcome, Retry, Wait, after_error, after_storage, after_transfer
 from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
-from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.download import download as fetch
 from finetune_worker.transfer.errors import NeedNewUrl, PartBusy, SafetensorsError, TransferError
+from finetune_worker.transfer.partfile import discard
 from finetune_worker.transfer.safetensors import verify_safetensors
 
 log = structlog.get_logger(__name__)
