@@ -16,6 +16,7 @@ from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import FinetuneDetails
 from finetune_worker.stages.calls import PARKED, ask
 from finetune_worker.stages.claim import until_deadline
+from finetune_worker.stages.conclude import leave_to_a_person
 from finetune_worker.stages.errors import again
 from finetune_worker.stages.outcome import Attention, Done, Outcome, Wait
 from finetune_worker.stages.whose import (
@@ -95,7 +96,10 @@ def reconcile(
     misnamed = _nobodys(container, job, sightings.misnamed)
     doubts = [_doubt(job, found, aside.get(found)) for found in [*misnamed, *aside] if found not in whose]
     if doubts:
-        return _leave_to_a_person(container, job, doubts)
+        # If one that is nobody's is the job's, it is paid for.
+        log.warning("submit_in_doubt", job_id=job.id, doubts=doubts)
+        leave_to_a_person(container, job, f"the lists do not settle it: {'; '.join(doubts)}")
+        return "in doubt"
     return _absent(container, job, looks)
 
 
@@ -124,16 +128,6 @@ def _doubt(job: JobRecord, finetune_id: str, created_ms: int | None) -> str:
     )
 
 
-def _leave_to_a_person(container: Container, job: JobRecord, doubts: list[str]) -> str:
-    """Have a person say whether one of the trainings that are nobody's is the job's: if it is, it is paid for."""
-    evidence = job.with_evidence(f"the lists do not settle it: {'; '.join(doubts)}")
-    log.warning("submit_in_doubt", job_id=job.id, doubts=doubts)
-    change = Change(delay=container.settings.finetune_training_limit)
-    fields = {**RELEASED, "waiting_for": None, "evidence": evidence}
-    container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
-    return "in doubt"
-
-
 def _absent(container: Container, job: JobRecord, looks: int) -> str:
     """Let the submit, which reached nobody, be sent again."""
     settings = container.settings
@@ -143,7 +137,7 @@ def _absent(container: Container, job: JobRecord, looks: int) -> str:
     if job.attempts >= settings.finetune_max_attempts:
         # Each was answered, never clearly and not by an outage: it would be sent for ever.
         error = _unanswered()
-        fields = {**RELEASED, "waiting_for": None, "failed_stage": Stage.SUBMIT, "error": error, **absent}
+        fields = {**RELEASED, "failed_stage": Stage.SUBMIT, "error": error, **absent}
         container.count_ended(container.jobs.transition(job, Change(), to=JobState.FAILED, **fields))
         return "absent once too often"
     # It stays in the day's count of submits: if the list is wrong, it was charged.
