@@ -24,7 +24,6 @@ _deliver = Transport._deliver
 _STUMBLES = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 """What kombu and Celery raise over a message that nobody foresaw; not what means a lost connection, or a stop."""
 
-
 ACKED_EARLY = frozenset({PRESIGN, SWEEP, ACCESS, *map(stage_task, Stage)})
 """Tasks whose messages are acknowledged as soon as a thread takes them: what one of them asks for, a deadline asks for
 again."""

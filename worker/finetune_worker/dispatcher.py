@@ -175,14 +175,14 @@ class Dispatcher:
             return set()
         queued = {queue: self._container.messenger.queued(queue) for queue in (QUEUE, TRANSFER_QUEUE)}
         patience = {queue: handover + PATIENCE * length for queue, length in queued.items()}
-        left = [(job, until_deadline(job, patience[_queue_of(job)] - waited[job.id])) for job in sent]
-        late = {job.id for job, seconds in left if seconds > 0.0}
+        turns = [(job, until_deadline(job, patience[_queue_of(job)] - waited[job.id])) for job in sent]
+        late = [(job, seconds) for job, seconds in turns if seconds > 0.0]
         if late:
-            self._container.deadlines.put_off([(job, seconds) for job, seconds in left if seconds > 0.0])
+            self._container.deadlines.put_off(late)
             log.info("queues_are_long", queued=queued, late=len(late))
         if len(late) < len(sent):
             self._container.counters.add(LOST_MESSAGES, by=len(sent) - len(late))
-        return late
+        return {job.id for job, _ in late}
 
     def _still_parked(self, jobs: list[JobRecord]) -> set[str]:
         """Return the jobs that keep their place in a waiting room, put off again.

@@ -42,7 +42,6 @@ log = structlog.get_logger(__name__)
 PUT_BACK_AFTER = 1.0
 """Seconds before a message that could not be written down goes back to the queue."""
 
-
 _READ = "application/json"
 """The one type of content that a worker takes from a message (``accept_content``)."""
 
@@ -102,7 +101,7 @@ def accept(
         problems = error.problems if isinstance(error, RequestError) else [str(error)]
         return set_aside(container, args, kwargs, message_id, problems)
     except UnreadableJobError as error:
-        return left_alone(error.job_id, error)
+        return left_alone(error)
     except RedisError:
         raise
     except Exception as error:

@@ -88,7 +88,7 @@ class Endpoint:
     connect_timeout: float
     read_timeout: float
     call_timeout: float
-    on_call: OnCall = nobody
+    on_call: OnCall
 
     @classmethod
     def open(
@@ -99,7 +99,7 @@ class Endpoint:
         connect_timeout: float,
         read_timeout: float,
         call_timeout: float,
-        on_call: OnCall,
+        on_call: OnCall = nobody,
         pool_size: int = 1,
     ) -> Self:
         """Make one with a session of its own. Connects to nothing yet.

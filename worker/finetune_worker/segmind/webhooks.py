@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
 
-from finetune_worker.segmind.call import Call, Endpoint, nobody
+from finetune_worker.segmind.call import Call, Endpoint
 from finetune_worker.segmind.models import Id, LooseText
 
 FINETUNE = "FINETUNE"
@@ -79,7 +79,6 @@ class WebhookClient:
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             call_timeout=call_timeout,
-            on_call=nobody,
         )
 
     def __enter__(self) -> Self:

@@ -33,13 +33,6 @@ FRESH = 5.0
 """Seconds that may pass between taking a slot and the first byte of its call. A process that was stopped longer must
 not send: its slot, or its job, may be another's by then."""
 
-
-def longest_call(container: Container) -> float:
-    """Return the seconds from taking a slot to the end of its call, at the latest. A job, or its account's sweep, is
-    held for that long: taken over meanwhile, its call would be made twice and its living worker counted as dead."""
-    return FRESH + container.settings.segmind_call_timeout
-
-
 OTHERS_TRY = 1.0
 """Seconds after a pause in which its account's other jobs try whether Segmind is well again."""
 
@@ -59,6 +52,12 @@ class AccountPausedError(Exception):
         super().__init__(error.detail)
         self.error = error
         self.seconds = seconds
+
+
+def longest_call(container: Container) -> float:
+    """Return the seconds from taking a slot to the end of its call, at the latest. A job, or its account's sweep, is
+    held for that long: taken over meanwhile, its call would be made twice and its living worker counted as dead."""
+    return FRESH + container.settings.segmind_call_timeout
 
 
 def ask(

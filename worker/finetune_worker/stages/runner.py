@@ -123,12 +123,12 @@ def read_job(container: Container, job_id: str) -> JobRecord | str:
         log.warning("job_missing", job_id=job_id)
         return str(error)
     except UnreadableJobError as error:
-        return left_alone(job_id, error)
+        return left_alone(error)
 
 
-def left_alone(job_id: str, error: UnreadableJobError) -> str:
+def left_alone(error: UnreadableJobError) -> str:
     """Say that this worker is too old for a job; its deadline brings it to a newer one."""
-    log.warning("job_left_alone", job_id=job_id, detail=str(error))
+    log.warning("job_left_alone", job_id=error.job_id, detail=str(error))
     return f"nothing to do: {error}"
 
 

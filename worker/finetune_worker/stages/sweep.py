@@ -35,7 +35,6 @@ from finetune_worker.stages.whose import Sightings, sight
 
 log = structlog.get_logger(__name__)
 
-
 PAGE = 200
 """Jobs that are read and moved at once."""
 

@@ -26,7 +26,6 @@ USER_AGENT = f"finetune-queue/{version('finetune-queue')}"
 BLOCK = 256 * 1024
 """Bytes of a body that are read from a file and sent at a time."""
 
-
 MOST_CONNECTING = 3
 """How many times as long as to one address it may take to connect to a host with many, none of which answers: a storage
 has eight. Each of them has its turn, a shorter one."""
