@@ -129,7 +129,6 @@ def test_access_link_and_credits(client: SegmindClient, sandbox: LiveSandbox, tm
     url = finished(client, finetune_id).cloud_storage_url
     assert url is not None
     client.set_access(finetune_id, public=True)
-    assert client.details(finetune_id).model_extra is not None
     client.set_access(finetune_id, public=False)
     link = client.private_link(url)
     assert download(link, tmp_path / "w.part", allow_loopback=True, limits=QUICK).size == WEIGHTS

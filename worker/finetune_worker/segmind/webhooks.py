@@ -6,20 +6,16 @@ An account has one webhook for fine-tunes at a time (Fast Flux API, Webhooks).
 from types import TracebackType
 from typing import Any, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr
 
 from finetune_worker.segmind.call import Call, Endpoint
-from finetune_worker.segmind.models import Id, LooseText
+from finetune_worker.segmind.models import Id, LooseText, Reply
 
 FINETUNE = "FINETUNE"
 """The type of event that a webhook for fine-tunes asks for."""
 
 
-class _Reply(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True, hide_input_in_errors=True)
-
-
-class Webhook(_Reply):
+class Webhook(Reply):
     """One registration; a deleted one stays in the list as inactive."""
 
     webhook_id: Id = Field(validation_alias=AliasChoices("webhook_id", "id"))
@@ -39,7 +35,7 @@ class Webhook(_Reply):
         return [each for each in self.event_types if each != FINETUNE]
 
 
-class Delivery(_Reply):
+class Delivery(Reply):
     """One time that Segmind called a webhook."""
 
     timestamp: LooseText = None
@@ -48,11 +44,11 @@ class Delivery(_Reply):
     error: LooseText = None
 
 
-class _Listed(_Reply):
+class _Listed(Reply):
     webhooks: list[Webhook] = Field(default_factory=list)
 
 
-class _Logged(_Reply):
+class _Logged(Reply):
     logs: list[Delivery] = Field(default_factory=list)
 
 
