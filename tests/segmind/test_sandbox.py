@@ -256,13 +256,6 @@ def test_an_upload_that_fails_is_repeated_with_the_same_url(
     assert upload_presigned(upload, source, allow_loopback=True, limits=QUICK) > 0
 
 
-def test_a_url_for_a_private_upload_refuses_a_public_one(client: SegmindClient, tmp_path: Path) -> None:
-    upload = client.presign_upload("job-1", public=False)
-    with pytest.raises(NeedNewUrl) as caught:
-        upload_presigned(upload, zip_file(tmp_path), allow_loopback=True, limits=QUICK)
-    assert caught.value.code == "upload_url_refused"
-
-
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [

@@ -182,7 +182,7 @@ def _presign(container: Container, claim: Claim) -> PresignedUpload | Outcome:
     try:
         # Named after the job: the mark by which a submit of unknown outcome is found again.
         name = upload_name(job)
-        found = ask(container, job, CallClass.PREPARE, what, lambda client: client.presign_upload(name, public=True))
+        found = ask(container, job, CallClass.PREPARE, what, lambda client: client.presign_upload(name))
     except (Rejected, MalformedReply) as error:
         return after_error(from_api(error, Stage.UPLOAD))
     if not isinstance(found, PresignedUpload):
