@@ -17,6 +17,7 @@ from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.storage import DiskFullError, Place, UnavailableError, drivers
 from finetune_queue.store import Change
+from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.transfer.errors import NoAnswer, NoRoom
 from finetune_worker.transfer.limits import TransferLimits
 from finetune_worker.transfer.partfile import SPARE_BYTES
@@ -322,7 +323,7 @@ def test_a_job_whose_link_took_long_is_held_until_the_storage_must_have_answered
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was left of the hold for the call was shorter: the job was taken from a worker that lives."""
-    bench.change_settings(finetune_lease=1.0, segmind_call_timeout=1.0)
+    bench.change_settings(finetune_lease=1.0)
     bench.sandbox.control.change_settings(private_weights=True)
     job = downloading(bench)
     bench.run(job)
@@ -337,8 +338,8 @@ def test_a_job_whose_link_took_long_is_held_until_the_storage_must_have_answered
         left.append(held - limits.longest_silence)
         raise NoAnswer("read_timeout", "It is silent.")
 
-    monkeypatch.setattr("finetune_worker.stages.calls.FRESH", 0.0)
-    monkeypatch.setattr("finetune_worker.stages.download._private_link", late)
+    monkeypatch.setattr("finetune_worker.stages.calls.longest_call", lambda _: 1.0)
+    monkeypatch.setattr(SegmindClient, "private_link", late)
     monkeypatch.setattr("finetune_worker.stages.download.fetch", fetch)
     bench.run(job)
 

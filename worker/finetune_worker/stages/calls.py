@@ -15,6 +15,7 @@ from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import (
     OF_THE_ACCOUNT,
+    MalformedReply,
     NotSent,
     OutcomeUnknown,
     RateLimited,
@@ -22,8 +23,9 @@ from finetune_worker.segmind.errors import (
     SegmindError,
     Unavailable,
 )
+from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
-from finetune_worker.stages.outcome import Retry, Wait
+from finetune_worker.stages.outcome import Fail, Retry, Wait, after_error
 
 log = structlog.get_logger(__name__)
 
@@ -61,16 +63,30 @@ def longest_call(container: Container) -> float:
 
 
 def ask(
-    container: Container, job: JobRecord, call: CallClass, what: str, function: Callable[[SegmindClient], T]
+    container: Container, claim: Claim, call: CallClass, what: str, function: Callable[[SegmindClient], T]
+) -> T | Wait | Retry | Fail:
+    """Do the same as :func:`ask_or_raise`, and end the stage by an answer that is a no, or none that can be read."""
+    try:
+        return ask_or_raise(container, claim, call, what, function)
+    except (Rejected, MalformedReply) as error:
+        return after_error(from_api(error, claim.job.stage))
+
+
+def ask_or_raise(
+    container: Container, claim: Claim, call: CallClass, what: str, function: Callable[[SegmindClient], T]
 ) -> T | Wait | Retry:
-    """Run ``function``, which makes exactly one API call that may be repeated, to ``what`` for a job; or wait in the
-    account's room for a slot, or for the end of its pause. A call without a good answer comes again after a backoff of
-    the job's own, which grows: one that never goes well for this job alone would take every other call of its account.
+    """Run ``function``, which makes exactly one API call that may be repeated, to ``what`` for a job that is held for
+    it; or wait in the account's room for a slot, or for the end of its pause. A call without a good answer comes again
+    after a backoff of the job's own, which grows: one that never goes well for this job alone would take every other
+    call of its account.
 
     Raises:
+        ConflictError: the claim was lost.
         StaleCallError, SegmindError: see :func:`call_api`.
     """
-    client = container.segmind(job.account)  # before the slot, as this worker may have no key for the account
+    client = container.segmind(claim.job.account)  # before the slot, as this worker may have no key for the account
+    claim.hold(longest_call(container))
+    job = claim.job
     slot = container.budget.take(job.account, job.id, room_score(call, job))
     if isinstance(slot, NoSlot):
         return park(job, call, slot, what)

@@ -9,11 +9,10 @@ from finetune_queue.contract.job import Weights
 from finetune_queue.storage import StorageError
 from finetune_queue.store import TRANSFERRED_BYTES, CallClass
 from finetune_worker.container import Container
-from finetune_worker.segmind.errors import MalformedReply, Rejected
-from finetune_worker.stages.calls import ask, longest_call
+from finetune_worker.stages.calls import ask
 from finetune_worker.stages.claim import Claim
-from finetune_worker.stages.errors import from_api, from_transfer
-from finetune_worker.stages.outcome import Done, Outcome, Retry, Wait, after_error, after_storage, after_transfer
+from finetune_worker.stages.errors import from_transfer
+from finetune_worker.stages.outcome import Done, Outcome, Retry, Wait, after_storage, after_transfer
 from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.download import download as fetch
@@ -33,8 +32,8 @@ def download(container: Container, claim: Claim) -> Outcome:
         url = job.weights_url or ""
         if job.weights_private:
             # In the share: a link that could not be used at once would cost another call.
-            claim.hold(longest_call(container))
-            link = _private_link(container, job)
+            what = "ask for a link to the private weights"
+            link = ask(container, claim, CallClass.FINISH, what, lambda client: client.private_link(url))
             if not isinstance(link, str):
                 return link
             url = link
@@ -107,11 +106,3 @@ def _store(container: Container, claim: Claim, part: Path, name: str) -> None:
 
     claim.hold(container.store_silence)
     container.artifacts.put_file(part, name, on_progress=on_progress)
-
-
-def _private_link(container: Container, job: JobRecord) -> Outcome | str:
-    what = "ask for a link to the private weights"
-    try:
-        return ask(container, job, CallClass.FINISH, what, lambda client: client.private_link(job.weights_url or ""))
-    except (Rejected, MalformedReply) as error:
-        return after_error(from_api(error, Stage.DOWNLOAD))

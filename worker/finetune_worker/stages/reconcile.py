@@ -14,8 +14,8 @@ from finetune_worker.backoff import try_again_in
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import FinetuneDetails
-from finetune_worker.stages.calls import PARKED, ask
-from finetune_worker.stages.claim import until_deadline
+from finetune_worker.stages.calls import PARKED, ask_or_raise
+from finetune_worker.stages.claim import Claim, until_deadline
 from finetune_worker.stages.conclude import leave_to_a_person
 from finetune_worker.stages.errors import again
 from finetune_worker.stages.outcome import Attention, Done, Outcome, Wait
@@ -192,15 +192,16 @@ def _examine_soon(container: Container, job: JobRecord, candidates: list[str]) -
     container.jobs.transition(job, change, candidates=candidates, aside=aside, waiting_for=WaitReason.API_SLOT)
 
 
-def examine_candidate(container: Container, job: JobRecord) -> Outcome:
+def examine_candidate(container: Container, claim: Claim) -> Outcome:
     """Ask for the details of the first candidate, and take it if it is the job's."""
+    job = claim.job
     candidate = job.candidates[0]
     owner = container.jobs.owner_of(candidate)
     if owner not in {None, job.id}:
         return _next(
             container, job, f"training {candidate} belongs to job {owner}", ruled_out=[*job.ruled_out, candidate]
         )
-    details = _look_at(container, job, candidate)
+    details = _look_at(container, claim, candidate)
     # Outages leave an error, and do not count here: a person is asked because of answers.
     failures = (0 if job.error is not None else job.outages) + 1
     if isinstance(details, Attention) and failures < container.settings.finetune_max_attempts:
@@ -231,9 +232,10 @@ def examine_candidate(container: Container, job: JobRecord) -> Outcome:
             return Attention(f"needs attention: {found.why}", found.why)
 
 
-def examine_named(container: Container, job: JobRecord, finetune_id: str) -> Outcome:
+def examine_named(container: Container, claim: Claim, finetune_id: str) -> Outcome:
     """Look at the training that a person named as the job's, and take it unless it plainly is another's."""
-    details = _look_at(container, job, finetune_id)
+    job = claim.job
+    details = _look_at(container, claim, finetune_id)
     if not isinstance(details, FinetuneDetails):
         return details
     if not may_be_named(job, details):
@@ -246,10 +248,10 @@ def examine_named(container: Container, job: JobRecord, finetune_id: str) -> Out
     return _found(job, details.finetune_id, f"training {details.finetune_id} was adopted by hand")
 
 
-def _look_at(container: Container, job: JobRecord, finetune_id: str) -> FinetuneDetails | Outcome:
+def _look_at(container: Container, claim: Claim, finetune_id: str) -> FinetuneDetails | Outcome:
     what = f"look at training {finetune_id}, which may be this job's"
     try:
-        return ask(container, job, CallClass.FINISH, what, lambda client: client.details(finetune_id))
+        return ask_or_raise(container, claim, CallClass.FINISH, what, lambda client: client.details(finetune_id))
     except (Rejected, MalformedReply) as error:
         return Attention(
             f"needs attention: training {finetune_id} may be this job's, but it cannot be looked at: {error.detail}",

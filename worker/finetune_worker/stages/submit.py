@@ -40,15 +40,13 @@ def submit(container: Container, claim: Claim) -> Outcome:
     """Send the job's training to Segmind, at most once."""
     job = claim.job
     if job.adopting is not None:
-        claim.hold(longest_call(container))
-        return examine_named(container, claim.job, job.adopting)
+        return examine_named(container, claim, job.adopting)
     if job.intent_ms is not None:
         since_ms = max(job.intent_ms, job.entered_ms)  # a retry looks as long again
         if claim.now_ms - since_ms >= container.settings.finetune_training_limit * 1000:
             return _never_found(container, job)
         if job.candidates:
-            claim.hold(longest_call(container))
-            return examine_candidate(container, claim.job)
+            return examine_candidate(container, claim)
         return _look_for_it(container, job, "no worker has a clear answer")
     client = container.segmind(job.account)  # before the intent, as this worker may have no key for the account
     slot = container.budget.take(job.account, job.id, room_score(CallClass.SUBMIT, job), submit=True, claimed=job)
