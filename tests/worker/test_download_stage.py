@@ -98,6 +98,23 @@ def test_to_find_out_that_the_weights_need_a_link_uses_no_try(bench: Bench) -> N
     assert bench.read(job).weights is not None
 
 
+@pytest.mark.parametrize("status", [400, 404, 503])
+def test_weights_that_were_refused_once_and_have_no_link_are_fetched_by_their_url(bench: Bench, status: int) -> None:
+    """The links are the sibling APIs': nothing says that there is one for weights that are public."""
+    job = downloading(bench)
+    bench.sandbox.control.add_fault(op="download", kind="http_error", status=403)
+    bench.sandbox.control.add_fault(op="file_link", kind="http_error", status=status, count=None)
+    bench.run(job)
+    bench.run(job)
+    if bench.read(job).state is JobState.FAILED:
+        with FineTuneQueue(bench.container.settings) as queue:
+            queue.retry(job.id)
+
+    bench.run(job)
+
+    assert bench.read(job).weights is not None
+
+
 def test_weights_that_are_not_there_for_a_moment_are_asked_for_again(bench: Bench) -> None:
     bench.change_settings(finetune_max_attempts=3)
     job = downloading(bench)

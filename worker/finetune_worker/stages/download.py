@@ -1,5 +1,6 @@
 """Download: the weights come in with resume, are verified, and only then appear among the artifacts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -34,8 +35,11 @@ def download(container: Container, claim: Claim) -> Outcome:
             # In the share: a link that could not be used at once would cost another call.
             what = "ask for a link to the private weights"
             link = ask(container, claim, CallClass.FINISH, what, lambda client: client.private_link(url))
-            if not isinstance(link, str):
+            if isinstance(link, Wait):
                 return link
+            if not isinstance(link, str):
+                # Public weights, whose URL may have been refused by mistake, may have no link: the URL is tried next.
+                return replace(link, fields={"weights_private": False})
             url = link
             claim.hold(container.settings.finetune_lease)  # of the call's hold too little may be left
         try:
