@@ -82,15 +82,11 @@ def reconcile(
     over_ms = (job.intent_ms or 0) + int(settings.segmind_call_timeout * 1000)
     if not complete or asked_ms <= over_ms:
         return "too early to say"
-    looks = job.looks + 1
-    delay = settings.finetune_unseen_limit
-    if job.state is not JobState.NEEDS_ATTENTION:  # which waits for a person, however long
-        delay = until_deadline(job, delay)
-    if (
-        looks < LOOKS
-        or asked_ms <= over_ms + int(settings.finetune_settle_time * 1000)
-        or (job.state is JobState.NEEDS_ATTENTION)
-    ):
+    looks, for_a_person = job.looks + 1, job.state is JobState.NEEDS_ATTENTION
+    if for_a_person or looks < LOOKS or asked_ms <= over_ms + int(settings.finetune_settle_time * 1000):
+        delay = settings.finetune_unseen_limit
+        if not for_a_person:  # who may take however long
+            delay = until_deadline(job, delay)
         container.jobs.transition(job, Change(delay=delay), looks=looks)
         return "not seen"
     misnamed = _nobodys(container, job, sightings.misnamed)
@@ -227,7 +223,7 @@ def examine_candidate(container: Container, claim: Claim) -> Outcome:
             return _next(container, job, found.why, aside={**job.aside, candidate: found.created_ms})
         case Verdict.SOON:
             delay = container.settings.segmind_call_timeout
-            return Wait(f"{found.why}: still looking", WaitReason.PROVIDER, delay, fields=dict(_ANSWERED))
+            return Wait(f"{found.why}: still looking", WaitReason.PROVIDER, delay, fields=_ANSWERED)
         case Verdict.UNCLEAR:
             return Attention(f"needs attention: {found.why}", found.why)
 

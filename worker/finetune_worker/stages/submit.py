@@ -72,22 +72,22 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
                 action="Check the disk of the Redis server, and its replicas where FINETUNE_REDIS_REPLICAS is set.",
                 retryable=True,
             ),
-            fields=dict(UNSENT),
+            fields=UNSENT,
             outage=True,
         )
     try:
         reply = call_api(container.budget, slot, partial(client.submit, training_request(claim.job)))
     except AccountPausedError as paused:
-        return replace(park_paused(claim.job, CallClass.SUBMIT, paused, "submit"), fields=dict(UNSENT))
+        return replace(park_paused(claim.job, CallClass.SUBMIT, paused, "submit"), fields=UNSENT)
     except StaleCallError:
         return Wait(
             "parked: this worker stalled before the submit, so it did not send it",
             WaitReason.API_SLOT,
             1.0,
-            fields=dict(UNSENT),
+            fields=UNSENT,
         )
     except Rejected as error:
-        return Fail(from_api(error, Stage.SUBMIT), fields=dict(UNSENT))
+        return Fail(from_api(error, Stage.SUBMIT), fields=UNSENT)
     except OutcomeUnknown as error:
         log.warning("submit_outcome_unknown", code=error.code, detail=error.detail)
         # An answer that is no outage's may be this job's own, so it is a try; an outage costs nobody one.
