@@ -46,7 +46,7 @@ class SegmindClient:
         pool_size: int = 10,
         on_call: OnCall = nobody,
     ) -> None:
-        self._endpoint = Endpoint.open(
+        self._endpoint = Endpoint(
             base_url,
             api_key,
             connect_timeout=connect_timeout,

@@ -69,7 +69,7 @@ class WebhookClient:
         Raises:
             ValueError: the URL or key cannot be used.
         """
-        self._endpoint = Endpoint.open(
+        self._endpoint = Endpoint(
             url,
             api_key,
             connect_timeout=connect_timeout,
