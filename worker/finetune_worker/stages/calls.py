@@ -65,7 +65,7 @@ def longest_call(container: Container) -> float:
 def ask(
     container: Container, claim: Claim, call: CallClass, what: str, function: Callable[[SegmindClient], T]
 ) -> T | Wait | Retry | Fail:
-    """Do the same as :func:`ask_or_raise`, and end the stage by an answer that is a no, or none that can be read."""
+    """Do the same as :func:`ask_or_raise`, and end the stage if the answer is a no, or cannot be read."""
     try:
         return ask_or_raise(container, claim, call, what, function)
     except (Rejected, MalformedReply) as error:
@@ -130,7 +130,7 @@ def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:
     Raises:
         AccountPausedError: a 429 or an outage; the account is paused.
         StaleCallError: too long since the slot was taken; nothing was sent.
-        SegmindError: any other error of the call. One of the account pauses it, or only its submits, as well.
+        SegmindError: any other error of the call. After a refusal of the account it, or its submits alone, are paused.
     """
     if time.monotonic() - slot.asked > FRESH:
         give_back(budget, slot)

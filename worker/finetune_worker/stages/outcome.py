@@ -12,7 +12,8 @@ from finetune_worker.transfer.errors import NoAnswer, TransferError
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The stage has nothing left to do; the job goes to ``to``, or stays in its state for the next stage."""
+    """The stage has nothing left to do; the job goes to ``to``, or stays in its state for the next stage. ``own`` is a
+    training that is the job's from now on."""
 
     sentence: str
     to: JobState | None = None
