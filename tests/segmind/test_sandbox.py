@@ -128,8 +128,10 @@ def test_access_link_and_credits(client: SegmindClient, sandbox: LiveSandbox, tm
     finetune_id = submitted(client, tmp_path)
     url = finished(client, finetune_id).cloud_storage_url
     assert url is not None
-    client.set_access(finetune_id, public=True)
-    client.set_access(finetune_id, public=False)
+    for public in (True, False):
+        client.set_access(finetune_id, public=public)
+        [training] = sandbox.control.trainings()
+        assert training["public_model"] is public
     link = client.private_link(url)
     assert download(link, tmp_path / "w.part", allow_loopback=True, limits=QUICK).size == WEIGHTS
     assert client.credits().total > 0

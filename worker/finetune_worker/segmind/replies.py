@@ -85,24 +85,23 @@ def error_message(body: bytes, secret: str) -> str:
 
 def says_error(body: bytes) -> bool:
     """Tell whether the body is a JSON object with an ``error`` that is set."""
-    found = _json_or_none(body)
+    try:
+        found = parse_json(body)
+    except ValueError:
+        return False
     return isinstance(found, dict) and bool(found.get("error"))
 
 
 def said_status(body: bytes) -> int | None:
     """Return the HTTP status that a body says, as a number alone or as an object's ``status``; None if it says none."""
-    found = _json_or_none(body)
+    try:
+        found = parse_json(body)
+    except ValueError:
+        return None
     said = found.get("status") if isinstance(found, dict) else found
     if isinstance(said, str) and re.fullmatch("[1-5][0-9]{2}", said.strip()):
         return int(said)
     return said if isinstance(said, int) and not isinstance(said, bool) else None
-
-
-def _json_or_none(body: bytes) -> Any:
-    try:
-        return parse_json(body)
-    except ValueError:
-        return None
 
 
 def _tidy(text: str, secret: str) -> str:

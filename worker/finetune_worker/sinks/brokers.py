@@ -129,15 +129,16 @@ def _length(declared: Any) -> int:
 def _publish_task(app: Celery, producer: Any, sink: Sink, event: Event, text: str, **options: Any) -> None:
     """Publish as Celery's own clients do (message protocol 2), without their retries."""
     message = app.amqp.as_task_v2(event.id, sink.task, args=(json.loads(text),), ignore_result=True)
+    headers, properties, body = message.headers, message.properties, message.body
     producer.publish(
-        message.body,
+        body,
         exchange="",
         routing_key=sink.name,
         serializer="json",
-        headers=message.headers,
+        headers=headers,
         delivery_mode=2,
         retry=False,
-        **message.properties,
+        **properties,
         **options,
     )
 
