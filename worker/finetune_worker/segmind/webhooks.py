@@ -4,9 +4,9 @@ An account has one webhook for fine-tunes at a time (Fast Flux API, Webhooks).
 """
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 
 from finetune_worker.segmind.call import Call, Endpoint
 from finetune_worker.segmind.models import Id, LooseText, Reply
@@ -15,12 +15,16 @@ FINETUNE = "FINETUNE"
 """The type of event that a webhook for fine-tunes asks for."""
 
 
+_or_none = BeforeValidator(lambda value: [] if value is None else value)
+"""Some programs write an empty list as null."""
+
+
 class Webhook(Reply):
     """One registration; a deleted one stays in the list as inactive."""
 
     webhook_id: Id = Field(validation_alias=AliasChoices("webhook_id", "id"))
     webhook_url: LooseText = None
-    event_types: list[str] = Field(default_factory=list)
+    event_types: Annotated[list[str], _or_none] = Field(default_factory=list)
     status: LooseText = None
 
     @property
@@ -45,11 +49,11 @@ class Delivery(Reply):
 
 
 class _Listed(Reply):
-    webhooks: list[Webhook] = Field(default_factory=list)
+    webhooks: Annotated[list[Webhook], _or_none]
 
 
 class _Logged(Reply):
-    logs: list[Delivery] = Field(default_factory=list)
+    logs: Annotated[list[Delivery], _or_none]
 
 
 class WebhookClient:
