@@ -105,8 +105,6 @@ def test_an_item_as_documented() -> None:
         None,
     )
     assert item.available
-    assert item.model_extra is not None
-    assert item.model_extra["advance_parameters"]["steps"] == 10
     assert (found.items, found.skipped, found.complete) == (1, 0, True)
 
 

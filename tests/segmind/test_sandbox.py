@@ -124,13 +124,14 @@ def test_from_a_dataset_to_verified_weights(client: SegmindClient, sandbox: Live
     assert report["key_leaks"] == 0
 
 
-def test_access_link_and_credits(client: SegmindClient, tmp_path: Path) -> None:
+def test_access_link_and_credits(client: SegmindClient, sandbox: LiveSandbox, tmp_path: Path) -> None:
     finetune_id = submitted(client, tmp_path)
     url = finished(client, finetune_id).cloud_storage_url
     assert url is not None
     for public in (True, False):
         client.set_access(finetune_id, public=public)
-        assert (client.details(finetune_id).model_extra or {})["public_model"] is public
+        [training] = sandbox.control.trainings()
+        assert training["public_model"] is public
     link = client.private_link(url)
     assert download(link, tmp_path / "w.part", allow_loopback=True, limits=QUICK).size == WEIGHTS
     assert client.credits().total > 0
@@ -255,13 +256,6 @@ def test_an_upload_that_fails_is_repeated_with_the_same_url(
         upload_presigned(upload, source, allow_loopback=True, limits=QUICK)
     assert caught.value.code == code
     assert upload_presigned(upload, source, allow_loopback=True, limits=QUICK) > 0
-
-
-def test_a_url_for_a_private_upload_refuses_a_public_one(client: SegmindClient, tmp_path: Path) -> None:
-    upload = client.presign_upload("job-1", public=False)
-    with pytest.raises(NeedNewUrl) as caught:
-        upload_presigned(upload, zip_file(tmp_path), allow_loopback=True, limits=QUICK)
-    assert caught.value.code == "upload_url_refused"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ class Bench:
         jobs, job = self.container.jobs, self.job(**request)
         job = jobs.transition(job, Change(delay=60), to=JobState.UPLOADING)
         name = "shared" if passed_through else job.id
-        upload = self.container.segmind("default").presign_upload(name, public=True)
+        upload = self.container.segmind("default").presign_upload(name)
         headers = {"Content-Type": "application/zip", "x-amz-acl": "public-read"}
         url = upload.presigned_url.get_secret_value()
         requests.put(url, data=_empty_zip(), headers=headers, timeout=5).raise_for_status()

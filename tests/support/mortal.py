@@ -20,7 +20,7 @@ from finetune_queue.messaging import producer_app
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
 from finetune_worker.container import Container
-from finetune_worker.stages import download, poll, submit, sweep, upload
+from finetune_worker.stages import calls, submit, sweep, upload
 from finetune_worker.stages.conclude import StageResult
 from support.driver import Driver, Message, WatchedPost
 from support.points import DIED, Points
@@ -124,8 +124,8 @@ def _live(task: dict[str, Any]) -> None:
     settings = Settings(**task["settings"])
     configure_logging(settings)
     # It dies at once or calls at once: those who recover need not wait for a call that began late.
-    for stage in (upload, submit, poll, download, sweep):
-        stage.longest_call = lambda _: 0.0  # type: ignore[attr-defined]
+    for module in (calls, upload, submit, sweep):
+        module.longest_call = lambda _: 0.0  # type: ignore[attr-defined]
     sweep.ACTING = 1.0
     points = Points(task["die_at"])
     container = Container.build(settings, producer_app(settings))

@@ -225,7 +225,7 @@ class Segmind:
 
     # the client's calls
 
-    def presign_upload(self, name: str, *, public: bool) -> PresignedUpload:
+    def presign_upload(self, name: str) -> PresignedUpload:
         url = f"https://storage.example/{name}.zip"
         # One that is kept for the next try, one that ends too soon to be kept, one that does not say.
         ends = ("&Expires=4102444800", f"&Expires={int(time.time()) + 30}", "")[len(self.arrivals) % 3]

@@ -17,6 +17,7 @@ from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.storage import DiskFullError, Place, UnavailableError, drivers
 from finetune_queue.store import Change
+from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.transfer.errors import NoAnswer, NoRoom
 from finetune_worker.transfer.limits import TransferLimits
 from finetune_worker.transfer.partfile import SPARE_BYTES
@@ -78,6 +79,23 @@ def test_to_find_out_that_the_weights_need_a_link_uses_no_try(bench: Bench) -> N
     bench.run(job)
     waiting = bench.read(job)
     assert (waiting.state, waiting.attempts, waiting.error) == (JobState.DOWNLOADING, 0, None)
+    bench.run(job)
+
+    assert bench.read(job).weights is not None
+
+
+@pytest.mark.parametrize("status", [400, 404, 503])
+def test_weights_that_were_refused_once_and_have_no_link_are_fetched_by_their_url(bench: Bench, status: int) -> None:
+    """The links are the sibling APIs': nothing says that there is one for weights that are public."""
+    job = bench.downloading()
+    bench.sandbox.control.add_fault(op="download", kind="http_error", status=403)
+    bench.sandbox.control.add_fault(op="file_link", kind="http_error", status=status, count=None)
+    bench.run(job)
+    bench.run(job)
+    if bench.read(job).state is JobState.FAILED:
+        with FineTuneQueue(bench.container.settings) as queue:
+            queue.retry(job.id)
+
     bench.run(job)
 
     assert bench.read(job).weights is not None
@@ -308,7 +326,7 @@ def test_a_job_whose_link_took_long_is_held_until_the_storage_must_have_answered
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was left of the hold for the call was shorter: the job was taken from a worker that lives."""
-    bench.change_settings(finetune_lease=1.0, segmind_call_timeout=1.0)
+    bench.change_settings(finetune_lease=1.0)
     bench.sandbox.control.change_settings(private_weights=True)
     job = bench.downloading()
     bench.run(job)
@@ -323,8 +341,8 @@ def test_a_job_whose_link_took_long_is_held_until_the_storage_must_have_answered
         left.append(held - limits.longest_silence)
         raise NoAnswer("read_timeout", "It is silent.")
 
-    monkeypatch.setattr("finetune_worker.stages.calls.FRESH", 0.0)
-    monkeypatch.setattr("finetune_worker.stages.download._private_link", late)
+    monkeypatch.setattr("finetune_worker.stages.calls.longest_call", lambda _: 1.0)
+    monkeypatch.setattr(SegmindClient, "private_link", late)
     monkeypatch.setattr("finetune_worker.stages.download.fetch", fetch)
     bench.run(job)
 

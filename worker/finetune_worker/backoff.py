@@ -16,5 +16,5 @@ def backoff(failures: int, *, base: float, longest: float) -> float:
 
 
 def try_again_in(settings: Settings, failures: int) -> float:
-    """Return the seconds until a job's next try after ``failures`` in a row, by the settings."""
+    """Return the seconds until the next try of a job, or at a sink, after ``failures`` in a row, by the settings."""
     return backoff(failures, base=settings.finetune_backoff_base, longest=settings.finetune_backoff_max)

@@ -24,7 +24,6 @@ _deliver = Transport._deliver
 _STUMBLES = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
 """What kombu and Celery raise over a message that nobody foresaw; not what means a lost connection, or a stop."""
 
-
 ACKED_EARLY = frozenset({PRESIGN, SWEEP, ACCESS, *map(stage_task, Stage)})
 """Tasks whose messages are acknowledged as soon as a thread takes them: what one of them asks for, a deadline asks for
 again."""
@@ -54,7 +53,7 @@ def patch_kombu() -> None:
     of messages that nobody would miss (:class:`SparingQoS`).
 
     kombu makes a client for every message that it sends or acknowledges, and for every task event: a tenth of the CPU
-    of a busy worker went into making them. A client holds nothing but its pool of connections, so one will do for as
+    of a busy worker goes into making them. A client holds nothing but its pool of connections, so one will do for as
     long as the channel has the same pool.
     """
     patch_channels()
@@ -66,7 +65,7 @@ def patch_kombu() -> None:
 
 class SparingQoS(QoS):
     """Lays no copies of messages in Redis that are acknowledged early: a transaction to write each, and one to remove
-    it, took a seventh of a busy worker's CPU. A worker that dies in the moment between loses the message, which the
+    it, take a seventh of a busy worker's CPU. A worker that dies in the moment between loses the message, which the
     job's deadline sends again within seconds; the copy would lie there for the visibility timeout, an hour.
 
     And what cannot be copied or put back on a full server is put back all the same: it is in no other place.

@@ -65,14 +65,8 @@ def create_app(settings: Settings) -> Celery:
     runtime = Runtime(settings, app)
     app.finetune = runtime  # type: ignore[attr-defined]
     register(app, runtime)
-    app.steps["worker"].add(NoChatter)
-    app.steps["worker"].add(StopSignalStep)
-    app.steps["worker"].add(ProbeStep)
-    app.steps["worker"].add(ServerCheckStep)
-    app.steps["worker"].add(DispatcherStep)
-    app.steps["worker"].add(NotifierStep)
-    app.steps["consumer"].add(DeadLetterStep)
-    app.steps["consumer"].add(EventBatches)
+    app.steps["worker"] |= {NoChatter, StopSignalStep, ProbeStep, ServerCheckStep, DispatcherStep, NotifierStep}
+    app.steps["consumer"] |= {DeadLetterStep, EventBatches}
     return app
 
 

@@ -21,10 +21,10 @@ EVENTS_EVERY = 0.2
 
 class EventBatches(bootsteps.StartStopStep):
     """Sends task events a few times a second. Celery sends them in each round of its loop, one or two at a time, which
-    took a tenth of a busy worker's CPU; Flower does not show the difference.
+    takes a tenth of a busy worker's CPU; Flower does not show the difference.
 
-    And each event is tried once. Celery tries a heartbeat until it is sent, in its event loop: while the broker was
-    silent, that neither noticed the lost connection nor acted on a stop.
+    And each event is tried once. Celery tries a heartbeat until it is sent, in its event loop: while the broker is
+    silent, that neither notices the lost connection nor acts on a stop.
     """
 
     requires = ("celery.worker.consumer.events:Events",)

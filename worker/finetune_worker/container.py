@@ -55,7 +55,6 @@ SILENT_CALLS = 4
 """How many calls a store or a public server may need without a sign of life between them: to open an object takes four,
 and no other step more. None of them lasts longer than a lease (`finetune_queue.storage.drivers`)."""
 
-
 _LOST = "all jobs, and which trainings they have paid for"
 _AFTER_LOSS = (
     "if there is a copy of its data, stop this worker and bring it back; else find the trainings at Segmind before "

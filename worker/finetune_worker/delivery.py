@@ -26,7 +26,7 @@ from finetune_queue.store import (
     SetBackError,
     Subject,
 )
-from finetune_worker.backoff import backoff
+from finetune_worker.backoff import try_again_in
 from finetune_worker.container import Container
 from finetune_worker.sinks import DeliveryError, Sending
 
@@ -316,8 +316,7 @@ class _Delivery:
         return True
 
     def _backoff(self, failures: int) -> float:
-        settings = self._container.settings
-        return backoff(failures, base=settings.finetune_backoff_base, longest=settings.finetune_backoff_max)
+        return try_again_in(self._container.settings, failures)
 
     def _now_ms(self) -> int:
         return int(self._zero_ms + time.monotonic() * 1000)

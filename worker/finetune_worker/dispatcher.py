@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from finetune_queue.contract import ACCESS, RELEASED, EventType, JobError, JobRecord, JobState, Stage, WaitReason
+from finetune_queue.contract import ACCESS, RELEASED, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.messaging import ACCEPT, BEGIN, CALL, CONTINUE, QUEUE, TRANSFER_QUEUE, stage_queue
 from finetune_queue.store import (
     LOST_MESSAGES,
@@ -27,8 +27,10 @@ from finetune_queue.store import (
 from finetune_worker.container import Container
 from finetune_worker.loops import LoopStep
 from finetune_worker.pulse import Loop
+from finetune_worker.stages.access import end_change
 from finetune_worker.stages.calls import PARKED
 from finetune_worker.stages.claim import until_deadline
+from finetune_worker.stages.conclude import leave_to_a_person
 from finetune_worker.stages.errors import again
 from finetune_worker.work_folder import WorkFolderError
 
@@ -173,14 +175,14 @@ class Dispatcher:
             return set()
         queued = {queue: self._container.messenger.queued(queue) for queue in (QUEUE, TRANSFER_QUEUE)}
         patience = {queue: handover + PATIENCE * length for queue, length in queued.items()}
-        left = [(job, until_deadline(job, patience[_queue_of(job)] - waited[job.id])) for job in sent]
-        late = {job.id for job, seconds in left if seconds > 0.0}
+        turns = [(job, until_deadline(job, patience[_queue_of(job)] - waited[job.id])) for job in sent]
+        late = [(job, seconds) for job, seconds in turns if seconds > 0.0]
         if late:
-            self._container.deadlines.put_off([(job, seconds) for job, seconds in left if seconds > 0.0])
+            self._container.deadlines.put_off(late)
             log.info("queues_are_long", queued=queued, late=len(late))
         if len(late) < len(sent):
             self._container.counters.add(LOST_MESSAGES, by=len(sent) - len(late))
-        return late
+        return {job.id for job, _ in late}
 
     def _still_parked(self, jobs: list[JobRecord]) -> set[str]:
         """Return the jobs that keep their place in a waiting room, put off again.
@@ -214,7 +216,7 @@ class Dispatcher:
             )
         if job.cancel_requested and not job.state.terminal:
             # While a worker held it that then died, or left it to a person.
-            fields |= {**RELEASED, "waiting_for": None, "error": None}
+            fields |= {**RELEASED, "error": None}
             container.count_ended(container.jobs.transition(job, Change(), to=JobState.CANCELLED, **fields))
             return
         if takeovers >= container.settings.finetune_max_attempts:
@@ -246,20 +248,14 @@ class Dispatcher:
             f"{again(doing)}.",
         )
         log.error("job_set_aside", job_id=job.id, stage=doing, takeovers=takeovers)
-        fields: dict[str, Any] = {**RELEASED, "takeovers": takeovers, "waiting_for": None, "error": error}
         if job.access is not None and job.wants_access:
-            fields = {"owner": "", "waiting_for": None, "access": job.access.refused(error)}
-            self._container.jobs.transition(job, Change(), event=EventType.ACCESS, **fields)
-            return
-        if job.tracked and job.finetune_id is None:
+            end_change(self._container, job, job.access.refused(error))
+        elif job.tracked and job.finetune_id is None:
             # A submit may have been charged: the sweeps go on looking for it, and a person sees that.
-            delay = self._container.settings.finetune_training_limit
-            fields |= {"adopting": None, "evidence": job.with_evidence(error.message)}
-            to = JobState.NEEDS_ATTENTION if job.state is JobState.SUBMITTING else None
-            self._container.jobs.transition(job, Change(delay=delay), to=to, **fields)
-            return
-        ended = self._container.jobs.transition(job, Change(), to=JobState.FAILED, failed_stage=job.stage, **fields)
-        self._container.count_ended(ended)
+            leave_to_a_person(self._container, job, error.message, takeovers=takeovers, error=error)
+        else:
+            fields = {**RELEASED, "takeovers": takeovers, "failed_stage": job.stage, "error": error}
+            self._container.count_ended(self._container.jobs.transition(job, Change(), to=JobState.FAILED, **fields))
 
     def _hand_out(self, budget: Budget, account: str, priority: int, *, prepare: bool) -> float:
         holders, wait = budget.reserve(account, BATCH, prepare=prepare)

@@ -1,8 +1,8 @@
 """Messages as they lie in the queue's list: what kombu and Celery would stumble over becomes one that can be set aside.
 
-Any program may push to a Redis list. An entry without its properties, or with a body that is no task's, raised errors
-in the middle of kombu and Celery that ended the worker; kombu then put it back, and the next worker ended, too. Others
-were taken well and lost when they were to go back to their queue: kombu drops what it stumbles over there, or puts it
+Any program may push to a Redis list. An entry without its properties, or with a body that is no task's, raises errors
+in the middle of kombu and Celery that end the worker; kombu then puts it back, and the next worker ends, too. Others
+are taken well and lost when they are to go back to their queue: kombu drops what it stumbles over there, or puts it
 where the message says, whichever queue it came from.
 """
 

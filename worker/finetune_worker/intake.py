@@ -42,7 +42,6 @@ log = structlog.get_logger(__name__)
 PUT_BACK_AFTER = 1.0
 """Seconds before a message that could not be written down goes back to the queue."""
 
-
 _READ = "application/json"
 """The one type of content that a worker takes from a message (``accept_content``)."""
 
@@ -102,7 +101,7 @@ def accept(
         problems = error.problems if isinstance(error, RequestError) else [str(error)]
         return set_aside(container, args, kwargs, message_id, problems)
     except UnreadableJobError as error:
-        return left_alone(error.job_id, error)
+        return left_alone(error)
     except RedisError:
         raise
     except Exception as error:
@@ -113,18 +112,22 @@ def accept(
     structlog.contextvars.bind_contextvars(job_id=job.id, account=job.account)
     if job.state is not JobState.ACCEPTED:
         return f"nothing to do: job {job.id} {job.state.sentence}"
-    if later := until_deadline(job, terms.wait):
-        return _put_off(container, job, later)
+    try:
+        later = until_deadline(job, terms.wait)
+        return _put_off(container, job, later) if later else _start(container, job)
+    except ConflictError:
+        return f"nothing to do: job {job.id} was started by another message"
+
+
+def _start(container: Container, job: JobRecord) -> str:
+    """Start the job's chain, or have it wait for its account's share of the transfers."""
     change, reason = Change(delay=container.settings.finetune_handover), None
     if has_share(container, job):
         # Straight into the account's room: a backlog of one account must not fill the queue that others share.
         wait = park_for_transfer(job, CallClass.PREPARE, 0)
         delay = until_deadline(job, wait.delay)
         change, reason = Change(delay=delay, room_score=wait.room_score, for_transfer=True), wait.reason
-    try:
-        container.jobs.transition(job, change, to=JobState.UPLOADING, waiting_for=reason)
-    except ConflictError:
-        return f"nothing to do: job {job.id} was started by another message"
+    container.jobs.transition(job, change, to=JobState.UPLOADING, waiting_for=reason)
     if reason is None:
         container.messenger.start(job.id, Stage.UPLOAD.and_after(), priority=BEGIN)
     log.info("job_started")
@@ -133,10 +136,7 @@ def accept(
 
 def _put_off(container: Container, job: JobRecord, seconds: float) -> str:
     """Let the dispatcher start the job when it is due."""
-    try:
-        container.jobs.transition(job, Change(delay=seconds), waiting_for=WaitReason.START)
-    except ConflictError:
-        return f"nothing to do: job {job.id} was started by another message"
+    container.jobs.transition(job, Change(delay=seconds), waiting_for=WaitReason.START)
     log.info("job_put_off", seconds=round(seconds))
     return f"parked: job {job.id} is to start in {round(seconds):,} s"
 

@@ -26,8 +26,8 @@ class StopSignalStep(bootsteps.StartStopStep):
     """Counts a stop from its signal on, and lets Celery act on it where its main thread holds no lock.
 
     Celery's own ``worker_shutting_down`` comes when its soft shutdown is over. And it runs all of that, which ends the
-    pool, in the signal's handler, wherever this met the main thread: if that was handing a message to a thread, or
-    waking its event loop, the handler waited for ever for a lock of its own thread.
+    pool, in the signal's handler, wherever this meets the main thread: if that is handing a message to a thread, or
+    waking its event loop, the handler waits for ever for a lock of its own thread.
 
     SIGHUP is a stop like SIGTERM: for Celery the program is to run again in this process, which ``python -m celery``
     cannot, and nobody looks after it once its terminal is closed.

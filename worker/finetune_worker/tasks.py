@@ -118,4 +118,4 @@ def _misdirected(task: Task[..., str], runtime: Runtime, args: Any, kwargs: Any)
 
 
 def _bind(stage: str, **fields: str) -> None:
-    structlog.contextvars.bind_contextvars(stage=str(stage), **fields)
+    structlog.contextvars.bind_contextvars(stage=stage, **fields)

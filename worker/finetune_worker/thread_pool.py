@@ -15,8 +15,8 @@ def patch_thread_pool() -> None:
     worker as an "Unrecoverable error". A thread cannot be cancelled, and need not be: its stage parks by itself, soon.
 
     With ``worker_disable_prefetch`` the event loop asks for no message while all threads are busy, and looks again only
-    when something wakes it. The end of a task, in its thread, did not: up to a second went by each time. Now it does,
-    also after a lost connection, with which kombu forgets which loop is the process's.
+    when something wakes it, up to a second later. So the end of a task does, also after a lost connection, with which
+    kombu forgets which loop is the process's.
     """
     TaskPool.terminate_job = _let_alone  # type: ignore[method-assign]
     TaskPool.on_apply = _apply_and_wake  # type: ignore[method-assign]

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from finetune_queue.contract import JobState
 from finetune_queue.store import JobStore, database_of
-from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.errors import NoRoom
 from finetune_worker.transfer.limits import TransferLimits
-from finetune_worker.transfer.partfile import MAKE_ROOM
+from finetune_worker.transfer.partfile import MAKE_ROOM, discard
 
 _PART = ".part"
 

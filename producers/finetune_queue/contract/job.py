@@ -303,15 +303,14 @@ class JobRecord(BaseModel):
         return shown
 
 
-RELEASED: Mapping[str, Any] = {"owner": "", "progress": None}
-"""The fields of a job that no worker holds any more."""
+RELEASED: Mapping[str, Any] = {"owner": "", "progress": None, "waiting_for": None}
+"""The fields of a job that no worker holds any more. What it waits for, if anything, is set beside them."""
 
 MOVED_ON: Mapping[str, Any] = {
     **RELEASED,
     "attempts": 0,
     "outages": 0,
     "takeovers": 0,
-    "waiting_for": None,
     "error": None,
 }
 """The fields of a job that has come a step further: nothing of the tries before is left."""

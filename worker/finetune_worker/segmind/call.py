@@ -4,7 +4,7 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -77,32 +77,21 @@ class WatchedBody(io.BytesIO):
         return super().read(size)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where and how calls go. Times in seconds."""
+    """Where and how calls go, with a session of its own."""
 
-    session: requests.Session
-    base_url: str
-    host: str
-    key: str
-    connect_timeout: float
-    read_timeout: float
-    call_timeout: float
-    on_call: OnCall = nobody
-
-    @classmethod
-    def open(
-        cls,
+    def __init__(
+        self,
         url: str,
         api_key: SecretStr,
         *,
         connect_timeout: float,
         read_timeout: float,
         call_timeout: float,
-        on_call: OnCall,
+        on_call: OnCall = nobody,
         pool_size: int = 1,
-    ) -> Self:
-        """Make one with a session of its own. Connects to nothing yet.
+    ) -> None:
+        """Connect to nothing yet. Times in seconds.
 
         Raises:
             ValueError: the URL or key cannot be used; the message does not hold the key.
@@ -111,19 +100,14 @@ class Endpoint:
         key = api_key.get_secret_value()
         if not (key.isascii() and key.isprintable() and key.strip() == key != ""):
             raise ValueError("The Segmind API key is empty or holds a character that an HTTP header cannot carry.")
-        return cls(
-            session=open_session(pool_size),
-            base_url=url.rstrip("/"),
-            host=urlsplit(url).hostname or "",
-            key=key,
-            connect_timeout=connect_timeout,
-            read_timeout=read_timeout,
-            call_timeout=call_timeout,
-            on_call=on_call,
-        )
-
-    def __repr__(self) -> str:
-        return f"Endpoint({self.base_url!r})"
+        self.session = open_session(pool_size)
+        self.base_url = url.rstrip("/")
+        self.host = urlsplit(url).hostname or ""
+        self.key = key
+        self.connect_timeout = connect_timeout
+        self.read_timeout = read_timeout
+        self.call_timeout = call_timeout
+        self.on_call = on_call
 
 
 class Call:

@@ -46,7 +46,7 @@ class SegmindClient:
         pool_size: int = 10,
         on_call: OnCall = nobody,
     ) -> None:
-        self._endpoint = Endpoint.open(
+        self._endpoint = Endpoint(
             base_url,
             api_key,
             connect_timeout=connect_timeout,
@@ -107,14 +107,14 @@ class SegmindClient:
 
         return FinetuneListing(BoundedBody(response, call.deadline, MAX_LIST), classify=call.broken, done=done)
 
-    def presign_upload(self, name: str, *, public: bool = True) -> PresignedUpload:
-        """Return a URL to PUT a ZIP to (section 4: a GET with a JSON body).
+    def presign_upload(self, name: str) -> PresignedUpload:
+        """Return a URL to PUT a ZIP to (section 4: a GET with a JSON body), public as Fast Flux reads no other.
 
         Raises:
             SegmindError: any leaf but OutcomeUnknown.
         """
         call = Call(self._endpoint, "presign_upload", nameless=True)
-        body = {"name": name, "extension": ".zip", "public": public}
+        body = {"name": name, "extension": ".zip", "public": True}
         return call.model(PresignedUpload, "GET", "/finetune/request/upload/pre-signed-url", json=body)
 
     def set_access(self, finetune_id: str, *, public: bool) -> None:

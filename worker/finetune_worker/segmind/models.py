@@ -1,4 +1,4 @@
-"""The API's messages (Fast Flux API, sections 1 to 6). Unknown fields are kept and unknown statuses survive."""
+"""The API's messages (Fast Flux API, sections 1 to 6). Unknown statuses survive."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -85,16 +85,16 @@ def is_trained(status: str) -> bool:
     return status.strip().upper() in TRAINED_STATUSES
 
 
-class _Reply(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True, coerce_numbers_to_str=True, hide_input_in_errors=True)
+class Reply(BaseModel):
+    """What Segmind says. Fields without a name here are not kept: one may be a signed URL in a second spelling."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True, hide_input_in_errors=True)
 
 
 class SubmitRequest(BaseModel):
-    """The body of a submit. ``advance_parameters`` and fields not named here are sent as they are: siblings of Fast
-    Flux take others.
-    """
+    """The body of a submit. ``advance_parameters`` are sent as they are: siblings of Fast Flux take others."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     name: str
     data_source_path: str
@@ -106,22 +106,20 @@ class SubmitRequest(BaseModel):
     advance_parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-class SubmitReply(_Reply):
+class SubmitReply(Reply):
     """The answer to a submit. Fast Flux says ``finetune_id``, its Qwen sibling ``request_id``, for the same thing."""
 
     finetune_id: Id = Field(validation_alias=AliasChoices("finetune_id", "request_id"))
     status: Annotated[str, BeforeValidator(_status_word)] = ""
-    name: LooseText = None
 
 
-class _Finetune(_Reply):
+class _Finetune(Reply):
     """What an item of the list and the details share."""
 
     finetune_id: Id = Field(validation_alias=AliasChoices("finetune_id", "request_id"))
     name: LooseText = None
     status: Annotated[str, BeforeValidator(_status_word)] = ""
     data_source_path: LooseText = None
-    base_model: LooseText = None
     error_message: MessageText = None
     cloud_storage_url: SaidText = None
 
@@ -178,10 +176,8 @@ class FinetuneDetails(_Finetune):
         return value["finetune"] if isinstance(value, dict) and "finetune" in value else value
 
 
-class PresignedUpload(_Reply):
+class PresignedUpload(Reply):
     """Where to PUT a dataset (section 4). The URL's signature is a password: `repr` and logs show stars."""
-
-    model_config = ConfigDict(extra="ignore")  # a second spelling of the URL must not be kept in the clear
 
     presigned_url: SecretStr = Field(min_length=1, max_length=_LONGEST_URL)
     s3_url: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_LONGEST_URL)]
@@ -207,7 +203,7 @@ class PresignedUpload(_Reply):
         return next((values[0] for key, values in query.items() if key.lower() == name), None)
 
 
-class Credits(_Reply):
+class Credits(Reply):
     """What the account may still spend."""
 
     credits: float = 0.0

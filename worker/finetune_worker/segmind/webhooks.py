@@ -6,10 +6,10 @@ An account has one webhook for fine-tunes at a time (Fast Flux API, Webhooks).
 from types import TracebackType
 from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 
-from finetune_worker.segmind.call import Call, Endpoint, nobody
-from finetune_worker.segmind.models import Id, LooseText
+from finetune_worker.segmind.call import Call, Endpoint
+from finetune_worker.segmind.models import Id, LooseText, Reply
 
 FINETUNE = "FINETUNE"
 """The type of event that a webhook for fine-tunes asks for."""
@@ -19,11 +19,7 @@ _or_none = BeforeValidator(lambda value: [] if value is None else value)
 """Some programs write an empty list as null."""
 
 
-class _Reply(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True, hide_input_in_errors=True)
-
-
-class Webhook(_Reply):
+class Webhook(Reply):
     """One registration; a deleted one stays in the list as inactive."""
 
     webhook_id: Id = Field(validation_alias=AliasChoices("webhook_id", "id"))
@@ -43,7 +39,7 @@ class Webhook(_Reply):
         return [each for each in self.event_types if each != FINETUNE]
 
 
-class Delivery(_Reply):
+class Delivery(Reply):
     """One time that Segmind called a webhook."""
 
     timestamp: LooseText = None
@@ -52,11 +48,11 @@ class Delivery(_Reply):
     error: LooseText = None
 
 
-class _Listed(_Reply):
+class _Listed(Reply):
     webhooks: Annotated[list[Webhook], _or_none]
 
 
-class _Logged(_Reply):
+class _Logged(Reply):
     logs: Annotated[list[Delivery], _or_none]
 
 
@@ -77,13 +73,12 @@ class WebhookClient:
         Raises:
             ValueError: the URL or key cannot be used.
         """
-        self._endpoint = Endpoint.open(
+        self._endpoint = Endpoint(
             url,
             api_key,
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             call_timeout=call_timeout,
-            on_call=nobody,
         )
 
     def __enter__(self) -> Self:

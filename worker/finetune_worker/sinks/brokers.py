@@ -21,24 +21,18 @@ few of a connection's handshake."""
 _ALREADY_THERE = 406  # with other arguments (AMQP 0-9-1, precondition-failed)
 
 
-class CeleryQueue:
-    """Sends tasks by this service's own broker."""
+def send_task(app: Celery, sink: Sink, event: Event, text: str) -> None:
+    """Send a task by this service's own broker; its id is the event's.
 
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-
-    def send(self, sink: Sink, event: Event, text: str) -> None:
-        """Send the task; its id is the event's.
-
-        Raises:
-            DeliveryError: the broker did not take it, or its queue is full.
-        """
-        try:
-            with self._app.producer_or_acquire() as producer:
-                _check_room(sink, _length(producer.channel.queue_declare(sink.name)))
-                _publish_task(self._app, producer, sink, event, text)
-        except _errors_of(self._app.connection_for_write()) as error:
-            raise _failed(sink, error, unreachable=True) from error
+    Raises:
+        DeliveryError: the broker did not take it, or its queue is full.
+    """
+    try:
+        with app.producer_or_acquire() as producer:
+            _check_room(sink, _length(producer.channel.queue_declare(sink.name)))
+            _publish_task(app, producer, sink, event, text)
+    except _errors_of(app.connection_for_write()) as error:
+        raise _failed(sink, error, unreachable=True) from error
 
 
 class Broker:

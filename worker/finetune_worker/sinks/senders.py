@@ -16,7 +16,7 @@ from finetune_queue.public_fetch.addresses import AddressPolicy, check_url
 from finetune_queue.public_fetch.errors import FetchError
 from finetune_queue.settings import Settings
 from finetune_queue.store import LocalQueues, QueueFullError, RedisError
-from finetune_worker.sinks.brokers import Broker, CeleryQueue
+from finetune_worker.sinks.brokers import Broker, send_task
 from finetune_worker.sinks.errors import DeliveryError
 from finetune_worker.sinks.webhook import post
 
@@ -135,7 +135,7 @@ class Sending:
                 secrets, policy = self._settings.signing_secrets(sink.origin), self._senders.policy(sink)
                 return post(sink, event, text, secrets=secrets, policy=policy, seconds=self._senders.seconds)
             case SinkKind.CELERY:
-                CeleryQueue(self._app).send(sink, event, text)
+                send_task(self._app, sink, event, text)
             case SinkKind.BROKER:
                 self._to_broker(sink, event, text)
             case SinkKind.STREAM | SinkKind.LIST:

@@ -127,7 +127,7 @@ def _conclude(container: Container, job: JobRecord, outcome: Done | Wait | Retry
     most = container.settings.finetune_max_attempts
     match outcome:
         case Done():
-            _end(container, job, access.granted())
+            end_change(container, job, access.granted())
             return outcome.sentence
         case Wait():
             change = Change(delay=outcome.delay, room_score=outcome.room_score)
@@ -140,11 +140,12 @@ def _conclude(container: Container, job: JobRecord, outcome: Done | Wait | Retry
             container.jobs.transition(job, change, owner="", waiting_for=WaitReason.BACKOFF, access=tried)
             return f"try {tried.attempts} of {most} failed: {outcome.error.message} Retrying in {delay:.0f} s"
         case Retry() | Fail():
-            _end(container, job, access.refused(outcome.error))
+            end_change(container, job, access.refused(outcome.error))
             return f"the model was not made {access.wanted}: {outcome.error.message}"
 
 
-def _end(container: Container, job: JobRecord, access: Access) -> None:
+def end_change(container: Container, job: JobRecord, access: Access) -> None:
+    """Write down that the change was made, or is given up: ``access`` is what came of it."""
     released: dict[str, Any] = {"owner": "", "outages": 0, "takeovers": 0, "waiting_for": None}
     container.jobs.transition(job, Change(), event=EventType.ACCESS, access=access, **released)
 

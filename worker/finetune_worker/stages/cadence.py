@@ -22,7 +22,6 @@ EARLIEST = 0.75
 GLANCES = 8
 """How many looks to spread over the usual time, for the steps on the way and for early failures."""
 
-
 UNSEEN = 2 / 3
 """A sweep comes, whatever it costs, within this share of the time after which unseen trainings are asked for alone."""
 

@@ -1,7 +1,8 @@
 """One API call within the account's budget: take a slot, call, end the slot by how the call went."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import (
     OF_THE_ACCOUNT,
+    MalformedReply,
     NotSent,
     OutcomeUnknown,
     RateLimited,
@@ -21,8 +23,9 @@ from finetune_worker.segmind.errors import (
     SegmindError,
     Unavailable,
 )
+from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.errors import from_api
-from finetune_worker.stages.outcome import Retry, Wait
+from finetune_worker.stages.outcome import Fail, Retry, Wait, after_error
 
 log = structlog.get_logger(__name__)
 
@@ -31,13 +34,6 @@ T = TypeVar("T")
 FRESH = 5.0
 """Seconds that may pass between taking a slot and the first byte of its call. A process that was stopped longer must
 not send: its slot, or its job, may be another's by then."""
-
-
-def longest_call(container: Container) -> float:
-    """Return the seconds from taking a slot to the end of its call, at the latest. A job, or its account's sweep, is
-    held for that long: taken over meanwhile, its call would be made twice and its living worker counted as dead."""
-    return FRESH + container.settings.segmind_call_timeout
-
 
 OTHERS_TRY = 1.0
 """Seconds after a pause in which its account's other jobs try whether Segmind is well again."""
@@ -60,17 +56,37 @@ class AccountPausedError(Exception):
         self.seconds = seconds
 
 
+def longest_call(container: Container) -> float:
+    """Return the seconds from taking a slot to the end of its call, at the latest. A job, or its account's sweep, is
+    held for that long: taken over meanwhile, its call would be made twice and its living worker counted as dead."""
+    return FRESH + container.settings.segmind_call_timeout
+
+
 def ask(
-    container: Container, job: JobRecord, call: CallClass, what: str, function: Callable[[SegmindClient], T]
+    container: Container, claim: Claim, call: CallClass, what: str, function: Callable[[SegmindClient], T]
+) -> T | Wait | Retry | Fail:
+    """Do the same as :func:`ask_or_raise`, and end the stage if the answer is a no, or cannot be read."""
+    try:
+        return ask_or_raise(container, claim, call, what, function)
+    except (Rejected, MalformedReply) as error:
+        return after_error(from_api(error, claim.job.stage))
+
+
+def ask_or_raise(
+    container: Container, claim: Claim, call: CallClass, what: str, function: Callable[[SegmindClient], T]
 ) -> T | Wait | Retry:
-    """Run ``function``, which makes exactly one API call that may be repeated, to ``what`` for a job; or wait in the
-    account's room for a slot, or for the end of its pause. A call without a good answer comes again after a backoff of
-    the job's own, which grows: one that never goes well for this job alone would take every other call of its account.
+    """Run ``function``, which makes exactly one API call that may be repeated, to ``what`` for a job that is held for
+    it; or wait in the account's room for a slot, or for the end of its pause. A call without a good answer comes again
+    after a backoff of the job's own, which grows: one that never goes well for this job alone would take every other
+    call of its account.
 
     Raises:
+        ConflictError: the claim was lost.
         StaleCallError, SegmindError: see :func:`call_api`.
     """
-    client = container.segmind(job.account)  # before the slot, as this worker may have no key for the account
+    client = container.segmind(claim.job.account)  # before the slot, as this worker may have no key for the account
+    claim.hold(longest_call(container))
+    job = claim.job
     slot = container.budget.take(job.account, job.id, room_score(call, job))
     if isinstance(slot, NoSlot):
         return park(job, call, slot, what)
@@ -112,14 +128,14 @@ def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:
     """Run ``function``, which makes exactly one API call, in ``slot``.
 
     Raises:
-        AccountPausedError: a 429, an outage, or an account that Segmind refuses; the account is paused.
+        AccountPausedError: a 429 or an outage; the account is paused.
         StaleCallError: too long since the slot was taken; nothing was sent.
-        SegmindError: any other error of the call.
+        SegmindError: any other error of the call. After a refusal of the account it, or its submits alone, are paused.
     """
+    if time.monotonic() - slot.asked > FRESH:
+        give_back(budget, slot)
+        raise StaleCallError
     try:
-        if time.monotonic() - slot.asked > FRESH:
-            give_back(budget, slot)
-            raise StaleCallError
         result = function()
     except (RateLimited, NotSent, Unavailable) as error:
         unsent = not isinstance(error, Unavailable)
@@ -147,41 +163,40 @@ def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:
 
 
 def _pause(budget: Budget, slot: Slot, error: SegmindError, *, refund: bool) -> float:
-    try:
+    seconds = 0.0
+    with _going_on(slot):
         seconds = budget.pause(
             slot, error.detail, error.retry_after, code=error.code, refund=refund, under_way=error.under_way
         )
-    except RedisError as trouble:
-        _log_not_ended(slot, trouble)
-        return 0.0
-    log.warning("account_paused", account=slot.account, seconds=round(seconds, 1), code=error.code, why=error.detail)
+        log.warning(
+            "account_paused", account=slot.account, seconds=round(seconds, 1), code=error.code, why=error.detail
+        )
     return seconds
 
 
 def _refuse_submits(budget: Budget, slot: Slot, error: SegmindError) -> None:
-    try:
+    with _going_on(slot):
         seconds = budget.refuse_submits(slot, error.detail, error.retry_after, code=error.code)
-    except RedisError as trouble:
-        _log_not_ended(slot, trouble)
-        return
-    log.warning("submits_paused", account=slot.account, seconds=round(seconds, 1), code=error.code, why=error.detail)
+        log.warning(
+            "submits_paused", account=slot.account, seconds=round(seconds, 1), code=error.code, why=error.detail
+        )
 
 
 def _end(budget: Budget, slot: Slot, *, refund: bool) -> None:
-    try:
+    with _going_on(slot):
         budget.end(slot, refund=refund)
-    except RedisError as trouble:
-        _log_not_ended(slot, trouble)
 
 
 def give_back(budget: Budget, slot: Slot) -> None:
     """Give back the slot of a call that was not sent, or showed nothing of how Segmind is."""
-    try:
+    with _going_on(slot):
         budget.end_without_news(slot)
+
+
+@contextmanager
+def _going_on(slot: Slot) -> Iterator[None]:
+    """Go on without Redis: what the call answered must still be recorded, and the slot ends by its own time-out."""
+    try:
+        yield
     except RedisError as trouble:
-        _log_not_ended(slot, trouble)
-
-
-def _log_not_ended(slot: Slot, trouble: RedisError) -> None:
-    # What the call answered must still be recorded; the slot is free again by its own time-out.
-    log.warning("slot_not_ended", account=slot.account, error=str(trouble))
+        log.warning("slot_not_ended", account=slot.account, error=str(trouble))

@@ -1,6 +1,7 @@
 """Writes down how a stage of a job ended: one change of the job for each kind of outcome."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from finetune_queue.contract import MOVED_ON, RELEASED, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import Change
@@ -36,7 +37,7 @@ def conclude(container: Container, job: JobRecord, stage: Stage, outcome: Outcom
         case Retry() | Fail():
             return _ended(_fail(container, job, stage, outcome), f"failed: {outcome.error.message}")
         case Attention():
-            return _ended(_attention(container, job, outcome), outcome.sentence)
+            return _ended(leave_to_a_person(container, job, outcome.evidence), outcome.sentence)
 
 
 def _ended(job: JobRecord, sentence: str) -> tuple[JobRecord, StageResult]:
@@ -81,19 +82,19 @@ def _retry(container: Container, job: JobRecord, outcome: Retry) -> tuple[JobRec
         failures, most = job.attempts + 1, f" of {settings.finetune_max_attempts}"
         counted = {"attempts": failures, "outages": 0}
     delay = outcome.after if outcome.after is not None else try_again_in(settings, failures)
-    waiting = {**RELEASED, "waiting_for": WaitReason.BACKOFF, "error": outcome.error}
-    fields = {**waiting, **outcome.fields, **counted}
+    fields = {**RELEASED, "waiting_for": WaitReason.BACKOFF, "error": outcome.error, **outcome.fields, **counted}
     job = container.jobs.transition(job, Change(delay=until_deadline(job, delay)), **fields)
     return _ended(job, f"try {failures}{most} failed: {outcome.error.message} Retrying in {delay:.0f} s")
 
 
 def _fail(container: Container, job: JobRecord, stage: Stage, outcome: Retry | Fail) -> JobRecord:
-    fields = {**RELEASED, "waiting_for": None, "failed_stage": stage, "error": outcome.error, **outcome.fields}
+    fields = {**RELEASED, "failed_stage": stage, "error": outcome.error, **outcome.fields}
     return container.jobs.transition(job, Change(), to=JobState.FAILED, **fields)
 
 
-def _attention(container: Container, job: JobRecord, outcome: Attention) -> JobRecord:
-    evidence = job.with_evidence(outcome.evidence)
-    fields = {**RELEASED, "waiting_for": None, "adopting": None, "evidence": evidence}
+def leave_to_a_person(container: Container, job: JobRecord, evidence: str, **fields: Any) -> JobRecord:
+    """Have a person say how the job goes on, which may have a training; ``evidence`` is one more sentence of what is
+    known."""
     change = Change(delay=container.settings.finetune_training_limit)
+    fields = {**RELEASED, "adopting": None, "evidence": job.with_evidence(evidence), **fields}
     return container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)

@@ -1,5 +1,6 @@
 """Download: the weights come in with resume, are verified, and only then appear among the artifacts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -9,16 +10,15 @@ from finetune_queue.contract.job import Weights
 from finetune_queue.storage import StorageError
 from finetune_queue.store import TRANSFERRED_BYTES, CallClass
 from finetune_worker.container import Container
-from finetune_worker.segmind.errors import MalformedReply, Rejected
-from finetune_worker.stages.calls import ask, longest_call
+from finetune_worker.stages.calls import ask
 from finetune_worker.stages.claim import Claim
-from finetune_worker.stages.errors import from_api, from_transfer
-from finetune_worker.stages.outcome import Done, Outcome, Retry, Wait, after_error, after_storage
+from finetune_worker.stages.errors import from_transfer
+from finetune_worker.stages.outcome import Done, Outcome, Retry, Wait, after_storage, after_transfer
 from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
-from finetune_worker.transfer.download import discard
 from finetune_worker.transfer.download import download as fetch
-from finetune_worker.transfer.errors import NeedNewUrl, NoAnswer, PartBusy, Refused, SafetensorsError, TransferError
+from finetune_worker.transfer.errors import NeedNewUrl, PartBusy, SafetensorsError, TransferError
+from finetune_worker.transfer.partfile import discard
 from finetune_worker.transfer.safetensors import verify_safetensors
 
 log = structlog.get_logger(__name__)
@@ -33,10 +33,13 @@ def download(container: Container, claim: Claim) -> Outcome:
         url = job.weights_url or ""
         if job.weights_private:
             # In the share: a link that could not be used at once would cost another call.
-            claim.hold(longest_call(container))
-            link = _private_link(container, job)
-            if not isinstance(link, str):
+            what = "ask for a link to the private weights"
+            link = ask(container, claim, CallClass.FINISH, what, lambda client: client.private_link(url))
+            if isinstance(link, Wait):
                 return link
+            if not isinstance(link, str):
+                # Public weights, whose URL may have been refused by mistake, may have no link: the URL is tried next.
+                return replace(link, fields={"weights_private": False})
             url = link
             claim.hold(container.settings.finetune_lease)  # of the call's hold too little may be left
         try:
@@ -63,26 +66,22 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
         raise
     except NeedNewUrl as error:
         if job.weights_private:
-            return Retry(from_transfer(error, Stage.DOWNLOAD))
+            return after_transfer(error, Stage.DOWNLOAD)
         sentence = f"parked: {error.detail} Next: ask for a link"
         return Wait(sentence, WaitReason.BACKOFF, 0.0, fields={"weights_private": True})
     except SafetensorsError as error:
         # What came is whole and still no weights: perhaps Segmind replaces it, so it is fetched anew.
         discard(part)
         return Retry(from_transfer(error, Stage.DOWNLOAD))
-    except Refused as error:
-        return after_error(from_transfer(error, Stage.DOWNLOAD))
     except TransferError as error:
-        # The weights are paid for, so an outage is sat out; so is a disk that fills up while their store is away.
-        full = error.code == "disk_full"
-        if full and job.outages + 1 >= container.settings.finetune_max_attempts:
+        if error.code == "disk_full" and job.outages + 1 >= container.settings.finetune_max_attempts:
             discard(part)  # or jobs that hold the room which each other lacks would wait for ever
-        outage = full or isinstance(error, NoAnswer)
-        return Retry(from_transfer(error, Stage.DOWNLOAD), after=error.retry_after, outage=outage)
+        return after_transfer(error, Stage.DOWNLOAD)
     name = f"{job.id}/weights.safetensors"
-    stored = _store(container, claim, part, name)
-    if stored is not None:
-        return stored
+    try:
+        _store(container, claim, part, name)
+    except StorageError as error:
+        return after_storage(error, Stage.DOWNLOAD)
     discard(part)
     weights = Weights(
         url=container.artifacts.url_of(name),
@@ -102,7 +101,7 @@ def _done(job: JobRecord, weights: Weights) -> Done:
     return Done(sentence, to=to, fields={"weights": weights})
 
 
-def _store(container: Container, claim: Claim, part: Path, name: str) -> Outcome | None:
+def _store(container: Container, claim: Claim, part: Path, name: str) -> None:
     def on_progress(done: int, total: int | None) -> None:
         claim.progress(done, total)
         if done == total:
@@ -110,16 +109,4 @@ def _store(container: Container, claim: Claim, part: Path, name: str) -> Outcome
             claim.hold(container.store_silence)
 
     claim.hold(container.store_silence)
-    try:
-        container.artifacts.put_file(part, name, on_progress=on_progress)
-    except StorageError as error:
-        return after_storage(error, Stage.DOWNLOAD)
-    return None
-
-
-def _private_link(container: Container, job: JobRecord) -> Outcome | str:
-    what = "ask for a link to the private weights"
-    try:
-        return ask(container, job, CallClass.FINISH, what, lambda client: client.private_link(job.weights_url or ""))
-    except (Rejected, MalformedReply) as error:
-        return after_error(from_api(error, Stage.DOWNLOAD))
+    container.artifacts.put_file(part, name, on_progress=on_progress)

@@ -1,4 +1,4 @@
-"""What a look at Segmind means for a job. Pure: the sweep and the poll stage act on it."""
+"""What a look at Segmind means for a job. Nothing is written here: the sweep and the poll stage act on it."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,22 +1,24 @@
 """How a stage ends: a small closed set. Each carries a sentence for people, which Flower shows as the result."""
 
-import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_queue.contract import JobError, JobState, Stage, WaitReason
 from finetune_queue.storage import StorageError, UnavailableError
-from finetune_worker.stages.errors import from_storage
+from finetune_worker.stages.errors import from_storage, from_transfer
+from finetune_worker.transfer.errors import NoAnswer, TransferError
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The stage has nothing left to do; the job goes to ``to``, or stays in its state for the next stage."""
+    """The stage has nothing left to do; the job goes to ``to``, or stays in its state for the next stage. ``own`` is a
+    training that is the job's from now on."""
 
     sentence: str
     to: JobState | None = None
     own: str | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Wait:
     delay: float
     room_score: float | None = None
     for_transfer: bool = False
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Retry:
     error: JobError
     after: float | None = None
     outage: bool = False
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Fail:
     """The job cannot go on."""
 
     error: JobError
-    fields: dict[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,11 @@ def after_storage(error: StorageError, stage: Stage) -> Retry | Fail:
     return Retry(found, outage=True) if isinstance(error, UnavailableError) else after_error(found)
 
 
-def log_level(outcome: Outcome) -> int:
-    """Return how severe the log line of a stage is that ended so: a warning, if something went wrong."""
-    return logging.WARNING if isinstance(outcome, (Retry, Fail, Attention)) else logging.INFO
+def after_transfer(error: TransferError, stage: str) -> Retry | Fail:
+    """Return how a stage ends whose upload or download did not succeed: the weights are paid for, so an outage is sat
+    out; so is a disk that fills up while their store is away."""
+    found = from_transfer(error, stage)
+    if not error.retryable:
+        return after_error(found)
+    outage = isinstance(error, NoAnswer) or (stage == Stage.DOWNLOAD and error.code == "disk_full")
+    return Retry(found, after=error.retry_after, outage=outage)

@@ -3,13 +3,11 @@
 from finetune_queue.contract import EventType, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import UNKNOWN_STATUSES, CallClass
 from finetune_worker.container import Container
-from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import FinetuneDetails
-from finetune_worker.stages.calls import ask, longest_call
+from finetune_worker.stages.calls import ask
 from finetune_worker.stages.claim import Claim, until_deadline
-from finetune_worker.stages.errors import from_api
 from finetune_worker.stages.observe import observe
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait, after_error
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, Wait
 
 
 def poll(container: Container, claim: Claim) -> Outcome:
@@ -20,11 +18,7 @@ def poll(container: Container, claim: Claim) -> Outcome:
     if not (over or unseen or job.wants_details):
         return _wait(container, claim)
     what = "ask for the training's details"
-    claim.hold(longest_call(container))
-    try:
-        seen = ask(container, job, CallClass.FINISH, what, lambda client: client.details(job.finetune_id or ""))
-    except (Rejected, MalformedReply) as error:
-        return after_error(from_api(error, Stage.POLL))
+    seen = ask(container, claim, CallClass.FINISH, what, lambda client: client.details(job.finetune_id or ""))
     if not isinstance(seen, FinetuneDetails):
         return seen
     outcome = _act_on(container, claim, seen)

@@ -14,8 +14,9 @@ from finetune_worker.backoff import try_again_in
 from finetune_worker.container import Container
 from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import FinetuneDetails
-from finetune_worker.stages.calls import PARKED, ask
-from finetune_worker.stages.claim import until_deadline
+from finetune_worker.stages.calls import PARKED, ask_or_raise
+from finetune_worker.stages.claim import Claim, until_deadline
+from finetune_worker.stages.conclude import leave_to_a_person
 from finetune_worker.stages.errors import again
 from finetune_worker.stages.outcome import Attention, Done, Outcome, Wait
 from finetune_worker.stages.whose import (
@@ -81,21 +82,20 @@ def reconcile(
     over_ms = (job.intent_ms or 0) + int(settings.segmind_call_timeout * 1000)
     if not complete or asked_ms <= over_ms:
         return "too early to say"
-    looks = job.looks + 1
-    delay = settings.finetune_unseen_limit
-    if job.state is not JobState.NEEDS_ATTENTION:  # which waits for a person, however long
-        delay = until_deadline(job, delay)
-    if (
-        looks < LOOKS
-        or asked_ms <= over_ms + int(settings.finetune_settle_time * 1000)
-        or (job.state is JobState.NEEDS_ATTENTION)
-    ):
+    looks, for_a_person = job.looks + 1, job.state is JobState.NEEDS_ATTENTION
+    if for_a_person or looks < LOOKS or asked_ms <= over_ms + int(settings.finetune_settle_time * 1000):
+        delay = settings.finetune_unseen_limit
+        if not for_a_person:  # who may take however long
+            delay = until_deadline(job, delay)
         container.jobs.transition(job, Change(delay=delay), looks=looks)
         return "not seen"
     misnamed = _nobodys(container, job, sightings.misnamed)
     doubts = [_doubt(job, found, aside.get(found)) for found in [*misnamed, *aside] if found not in whose]
     if doubts:
-        return _leave_to_a_person(container, job, doubts)
+        # If one that is nobody's is the job's, it is paid for.
+        log.warning("submit_in_doubt", job_id=job.id, doubts=doubts)
+        leave_to_a_person(container, job, f"the lists do not settle it: {'; '.join(doubts)}")
+        return "in doubt"
     return _absent(container, job, looks)
 
 
@@ -124,16 +124,6 @@ def _doubt(job: JobRecord, finetune_id: str, created_ms: int | None) -> str:
     )
 
 
-def _leave_to_a_person(container: Container, job: JobRecord, doubts: list[str]) -> str:
-    """Have a person say whether one of the trainings that are nobody's is the job's: if it is, it is paid for."""
-    evidence = job.with_evidence(f"the lists do not settle it: {'; '.join(doubts)}")
-    log.warning("submit_in_doubt", job_id=job.id, doubts=doubts)
-    change = Change(delay=container.settings.finetune_training_limit)
-    fields = {**RELEASED, "waiting_for": None, "evidence": evidence}
-    container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)
-    return "in doubt"
-
-
 def _absent(container: Container, job: JobRecord, looks: int) -> str:
     """Let the submit, which reached nobody, be sent again."""
     settings = container.settings
@@ -143,7 +133,7 @@ def _absent(container: Container, job: JobRecord, looks: int) -> str:
     if job.attempts >= settings.finetune_max_attempts:
         # Each was answered, never clearly and not by an outage: it would be sent for ever.
         error = _unanswered()
-        fields = {**RELEASED, "waiting_for": None, "failed_stage": Stage.SUBMIT, "error": error, **absent}
+        fields = {**RELEASED, "failed_stage": Stage.SUBMIT, "error": error, **absent}
         container.count_ended(container.jobs.transition(job, Change(), to=JobState.FAILED, **fields))
         return "absent once too often"
     # It stays in the day's count of submits: if the list is wrong, it was charged.
@@ -198,15 +188,16 @@ def _examine_soon(container: Container, job: JobRecord, candidates: list[str]) -
     container.jobs.transition(job, change, candidates=candidates, aside=aside, waiting_for=WaitReason.API_SLOT)
 
 
-def examine_candidate(container: Container, job: JobRecord) -> Outcome:
+def examine_candidate(container: Container, claim: Claim) -> Outcome:
     """Ask for the details of the first candidate, and take it if it is the job's."""
+    job = claim.job
     candidate = job.candidates[0]
     owner = container.jobs.owner_of(candidate)
     if owner not in {None, job.id}:
         return _next(
             container, job, f"training {candidate} belongs to job {owner}", ruled_out=[*job.ruled_out, candidate]
         )
-    details = _look_at(container, job, candidate)
+    details = _look_at(container, claim, candidate)
     # Outages leave an error, and do not count here: a person is asked because of answers.
     failures = (0 if job.error is not None else job.outages) + 1
     if isinstance(details, Attention) and failures < container.settings.finetune_max_attempts:
@@ -232,14 +223,15 @@ def examine_candidate(container: Container, job: JobRecord) -> Outcome:
             return _next(container, job, found.why, aside={**job.aside, candidate: found.created_ms})
         case Verdict.SOON:
             delay = container.settings.segmind_call_timeout
-            return Wait(f"{found.why}: still looking", WaitReason.PROVIDER, delay, fields=dict(_ANSWERED))
+            return Wait(f"{found.why}: still looking", WaitReason.PROVIDER, delay, fields=_ANSWERED)
         case Verdict.UNCLEAR:
             return Attention(f"needs attention: {found.why}", found.why)
 
 
-def examine_named(container: Container, job: JobRecord, finetune_id: str) -> Outcome:
+def examine_named(container: Container, claim: Claim, finetune_id: str) -> Outcome:
     """Look at the training that a person named as the job's, and take it unless it plainly is another's."""
-    details = _look_at(container, job, finetune_id)
+    job = claim.job
+    details = _look_at(container, claim, finetune_id)
     if not isinstance(details, FinetuneDetails):
         return details
     if not may_be_named(job, details):
@@ -252,10 +244,10 @@ def examine_named(container: Container, job: JobRecord, finetune_id: str) -> Out
     return _found(job, details.finetune_id, f"training {details.finetune_id} was adopted by hand")
 
 
-def _look_at(container: Container, job: JobRecord, finetune_id: str) -> FinetuneDetails | Outcome:
+def _look_at(container: Container, claim: Claim, finetune_id: str) -> FinetuneDetails | Outcome:
     what = f"look at training {finetune_id}, which may be this job's"
     try:
-        return ask(container, job, CallClass.FINISH, what, lambda client: client.details(finetune_id))
+        return ask_or_raise(container, claim, CallClass.FINISH, what, lambda client: client.details(finetune_id))
     except (Rejected, MalformedReply) as error:
         return Attention(
             f"needs attention: training {finetune_id} may be this job's, but it cannot be looked at: {error.detail}",

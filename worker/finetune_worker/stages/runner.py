@@ -24,8 +24,8 @@ from finetune_worker.container import Container, UnknownAccountKeyError
 from finetune_worker.stages.calls import StaleCallError
 from finetune_worker.stages.claim import CancelRequestedError, Claim, WorkerStoppingError
 from finetune_worker.stages.conclude import StageResult, conclude
-from finetune_worker.stages.errors import again, from_transfer
-from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait, log_level
+from finetune_worker.stages.errors import again
+from finetune_worker.stages.outcome import Attention, Done, Fail, Outcome, Retry, Wait, after_transfer
 from finetune_worker.stages.shares import NoShareError
 from finetune_worker.work_folder import WorkFolderError
 
@@ -111,7 +111,8 @@ def record(container: Container, doing: str, outcome: Outcome, started: float, *
     tracing.tell({"finetune.outcome": kind})
     if isinstance(outcome, (Retry, Fail)):
         tracing.failed(outcome.error.code)
-    log.log(log_level(outcome), event, outcome=kind, duration_s=round(seconds, 3), **fields)
+    say = log.warning if isinstance(outcome, (Retry, Fail, Attention)) else log.info
+    say(event, outcome=kind, duration_s=round(seconds, 3), **fields)
 
 
 def read_job(container: Container, job_id: str) -> JobRecord | str:
@@ -122,12 +123,12 @@ def read_job(container: Container, job_id: str) -> JobRecord | str:
         log.warning("job_missing", job_id=job_id)
         return str(error)
     except UnreadableJobError as error:
-        return left_alone(job_id, error)
+        return left_alone(error)
 
 
-def left_alone(job_id: str, error: UnreadableJobError) -> str:
+def left_alone(error: UnreadableJobError) -> str:
     """Say that this worker is too old for a job; its deadline brings it to a newer one."""
-    log.warning("job_left_alone", job_id=job_id, detail=str(error))
+    log.warning("job_left_alone", job_id=error.job_id, detail=str(error))
     return f"nothing to do: {error}"
 
 
@@ -156,8 +157,7 @@ def guarded(
     except NoShareError as error:
         return error.wait
     except WorkFolderError as error:
-        # As a disk that fills up in the middle of a download.
-        return Retry(from_transfer(error, doing), outage=doing == Stage.DOWNLOAD and error.code == "disk_full")
+        return after_transfer(error, doing)
     except WorkerStoppingError:
         return Wait("parked: this worker is stopping; another takes over", WaitReason.BACKOFF, 0.0)
     except StaleCallError:

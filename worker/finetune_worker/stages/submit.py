@@ -40,15 +40,13 @@ def submit(container: Container, claim: Claim) -> Outcome:
     """Send the job's training to Segmind, at most once."""
     job = claim.job
     if job.adopting is not None:
-        claim.hold(longest_call(container))
-        return examine_named(container, claim.job, job.adopting)
+        return examine_named(container, claim, job.adopting)
     if job.intent_ms is not None:
         since_ms = max(job.intent_ms, job.entered_ms)  # a retry looks as long again
         if claim.now_ms - since_ms >= container.settings.finetune_training_limit * 1000:
             return _never_found(container, job)
         if job.candidates:
-            claim.hold(longest_call(container))
-            return examine_candidate(container, claim.job)
+            return examine_candidate(container, claim)
         return _look_for_it(container, job, "no worker has a clear answer")
     client = container.segmind(job.account)  # before the intent, as this worker may have no key for the account
     slot = container.budget.take(job.account, job.id, room_score(CallClass.SUBMIT, job), submit=True, claimed=job)
@@ -74,22 +72,22 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
                 action="Check the disk of the Redis server, and its replicas where FINETUNE_REDIS_REPLICAS is set.",
                 retryable=True,
             ),
-            fields=dict(UNSENT),
+            fields=UNSENT,
             outage=True,
         )
     try:
         reply = call_api(container.budget, slot, partial(client.submit, training_request(claim.job)))
     except AccountPausedError as paused:
-        return replace(park_paused(claim.job, CallClass.SUBMIT, paused, "submit"), fields=dict(UNSENT))
+        return replace(park_paused(claim.job, CallClass.SUBMIT, paused, "submit"), fields=UNSENT)
     except StaleCallError:
         return Wait(
             "parked: this worker stalled before the submit, so it did not send it",
             WaitReason.API_SLOT,
             1.0,
-            fields=dict(UNSENT),
+            fields=UNSENT,
         )
     except Rejected as error:
-        return Fail(from_api(error, Stage.SUBMIT), fields=dict(UNSENT))
+        return Fail(from_api(error, Stage.SUBMIT), fields=UNSENT)
     except OutcomeUnknown as error:
         log.warning("submit_outcome_unknown", code=error.code, detail=error.detail)
         # An answer that is no outage's may be this job's own, so it is a try; an outage costs nobody one.

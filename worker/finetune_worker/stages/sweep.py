@@ -35,7 +35,6 @@ from finetune_worker.stages.whose import Sightings, sight
 
 log = structlog.get_logger(__name__)
 
-
 PAGE = 200
 """Jobs that are read and moved at once."""
 
@@ -206,8 +205,7 @@ def _need_not_look(container: Container, job: JobRecord, asked_ms: int) -> bool:
 def _move(container: Container, job: JobRecord, observation: Observation, asked_ms: int) -> JobRecord:
     to, fields = observation.to, observation.fields
     if to is not None and to.terminal:
-        fields = {**RELEASED, "waiting_for": None, **fields}
-        ended = container.jobs.transition(job, Change(), to=to, **fields)
+        ended = container.jobs.transition(job, Change(), to=to, **{**RELEASED, **fields})
         container.count_ended(ended)
         return ended
     if to is not None or fields.get("deployed"):
@@ -221,7 +219,7 @@ def _move(container: Container, job: JobRecord, observation: Observation, asked_
     else:
         change = Change(delay=look_again_in(container, job, asked_ms))
         fields = {**fields, "waiting_for": WaitReason.PROVIDER, "outages": 0, "error": None}
-    return container.jobs.transition(job, change, event=event, **RELEASED, **fields)
+    return container.jobs.transition(job, change, event=event, **{**RELEASED, **fields})
 
 
 def _ended(job: _Watched, seen: FinetuneItem | FinetuneDetails | None) -> bool:

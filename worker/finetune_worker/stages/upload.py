@@ -15,15 +15,14 @@ from finetune_queue.public_fetch.addresses import AddressPolicy
 from finetune_queue.sources import PublicArchive, resolve_dataset
 from finetune_queue.store import TRANSFERRED_BYTES, CallClass
 from finetune_worker.container import Container
-from finetune_worker.segmind.errors import MalformedReply, Rejected
 from finetune_worker.segmind.models import PresignedUpload
 from finetune_worker.stages.calls import ask, longest_call
 from finetune_worker.stages.claim import Claim
-from finetune_worker.stages.errors import from_api, from_dataset, from_transfer
-from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error
+from finetune_worker.stages.errors import from_dataset, from_transfer
+from finetune_worker.stages.outcome import Done, Fail, Outcome, Retry, after_error, after_transfer
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.stages.whose import upload_name
-from finetune_worker.transfer.errors import NeedNewUrl, Refused, SourceChanged, TransferError
+from finetune_worker.transfer.errors import NeedNewUrl, TransferError
 from finetune_worker.transfer.put import upload_presigned
 
 log = structlog.get_logger(__name__)
@@ -126,10 +125,8 @@ def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpl
         container.jobs.drop_upload_url(claim.job.id)
         # At once, as it may have ended while the job waited; a new one that is refused, too, needs somebody's help.
         return Retry(from_transfer(error, Stage.UPLOAD), after=None if claim.job.attempts else 0.0)
-    except (Refused, SourceChanged) as error:
-        return Fail(from_transfer(error, Stage.UPLOAD))
     except TransferError as error:
-        return Retry(from_transfer(error, Stage.UPLOAD), after=error.retry_after)
+        return after_transfer(error, Stage.UPLOAD)
     container.jobs.drop_upload_url(claim.job.id)
     container.counters.add(TRANSFERRED_BYTES, "upload", by=size)
     return Done(
@@ -178,15 +175,10 @@ def _kept_url(container: Container, job: JobRecord) -> PresignedUpload | None:
 
 
 def _presign(container: Container, claim: Claim) -> PresignedUpload | Outcome:
-    what = "ask for an upload URL"
-    claim.hold(longest_call(container))
-    job = claim.job
-    try:
-        # Named after the job: the mark by which a submit of unknown outcome is found again.
-        name = upload_name(job)
-        found = ask(container, job, CallClass.PREPARE, what, lambda client: client.presign_upload(name, public=True))
-    except (Rejected, MalformedReply) as error:
-        return after_error(from_api(error, Stage.UPLOAD))
+    job, what = claim.job, "ask for an upload URL"
+    # Named after the job: the mark by which a submit of unknown outcome is found again.
+    name = upload_name(job)
+    found = ask(container, claim, CallClass.PREPARE, what, lambda client: client.presign_upload(name))
     if not isinstance(found, PresignedUpload):
         return found
     secret = {"presigned_url": found.presigned_url.get_secret_value(), "s3_url": found.s3_url}

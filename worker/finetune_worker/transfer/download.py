@@ -20,13 +20,11 @@ from finetune_queue.timed_sockets import Deadline
 from finetune_worker.transfer.digests import checksum_of
 from finetune_worker.transfer.errors import NeedNewUrl, NoAnswer, Refused, StartOver, TransferError, TryAgain
 from finetune_worker.transfer.limits import TransferLimits, TransferMeter
-from finetune_worker.transfer.partfile import Known, PartFile, discard
+from finetune_worker.transfer.partfile import Known, PartFile
 from finetune_worker.wire.failures import WIRE_ERRORS, explain
 from finetune_worker.wire.headers import retry_after
 from finetune_worker.wire.session import open_session
 from finetune_worker.wire.urls import UnsafeUrlError, require_callable, safe_url
-
-__all__ = ["Download", "discard", "download"]
 
 MAX_REDIRECTS = 3
 
@@ -211,7 +209,7 @@ def _check_rest(part: PartFile, response: requests.Response) -> int:
         if start == part.size and start <= end < total == known.total:
             return total
     part.drop()
-    raise StartOver("object_changed", "The storage's reply does not continue the bytes that were kept.", status=206)
+    raise StartOver("object_changed", "The storage's reply does not continue the bytes that were kept.")
 
 
 def _check_encoding(response: requests.Response) -> None:
@@ -225,16 +223,16 @@ def _classify(part: PartFile, response: requests.Response, host: str) -> Transfe
     status = response.status_code
     said = f"{host} answered {status}"
     if status in {401, 403}:
-        return NeedNewUrl("weights_url_refused", f"{said}: the link expired or the weights are private.", status=status)
+        return NeedNewUrl("weights_url_refused", f"{said}: the link expired or the weights are private.")
     if status in {404, 410}:
-        return Refused("weights_gone", f"{said}: the weights are not there.", status=status)
+        return Refused("weights_gone", f"{said}: the weights are not there.")
     if status == 416:
         part.drop()
-        return StartOver("object_changed", f"{said}: the object is shorter than what was kept of it.", status=status)
+        return StartOver("object_changed", f"{said}: the object is shorter than what was kept of it.")
     if status in {408, 425, 429} or status >= 500:
         wait = retry_after(response.headers)
-        return NoAnswer("storage_busy", f"{said}: it cannot send the file now.", status=status, retry_after=wait)
-    return Refused("unexpected_status", f"{said} to a plain download.", status=status)
+        return NoAnswer("storage_busy", f"{said}: it cannot send the file now.", retry_after=wait)
+    return Refused("unexpected_status", f"{said} to a plain download.")
 
 
 def _finish(part: PartFile) -> Download:

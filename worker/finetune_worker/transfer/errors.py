@@ -21,17 +21,15 @@ class TransferError(Exception):
     Args:
         code: Stable, snake_case, for programs.
         detail: A sentence for people.
-        status: The HTTP status, if there was a reply.
         retry_after: Seconds that the server asked to wait.
     """
 
     retryable: ClassVar[bool] = False
 
-    def __init__(self, code: str, detail: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+    def __init__(self, code: str, detail: str, *, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
-        self.status = status
         self.retry_after = retry_after
 
     def __str__(self) -> str:

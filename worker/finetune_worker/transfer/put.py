@@ -85,7 +85,7 @@ def upload_presigned(
         raise _classify(reply)
     stored = etag_md5(reply.headers)
     if stored is not None and stored != source.md5:
-        raise TryAgain("upload_damaged", "The storage's checksum is not that of the bytes sent.", status=reply.status)
+        raise TryAgain("upload_damaged", "The storage's checksum is not that of the bytes sent.")
     source.finish()
     tracing.tell({"finetune.bytes": len(source)})
     return len(source)
@@ -171,15 +171,14 @@ def _classify(reply: _StorageReply) -> TransferError:
     status, code = reply.status, reply.code
     said = f"{reply.host} answered {status}" + (f" {code}" if code else "")
     if status in {401, 403} or code in _URL_CODES or 300 <= status < 400:
-        return NeedNewUrl("upload_url_refused", f"{said}: the upload URL expired or was refused.", status=status)
+        return NeedNewUrl("upload_url_refused", f"{said}: the upload URL expired or was refused.")
     if code in _WAIT_CODES or status in {408, 425, 429} or (status >= 500 and status != 501):
-        wait = retry_after(reply.headers)
-        return TryAgain("storage_busy", f"{said}: it cannot take the file now.", status=status, retry_after=wait)
+        return TryAgain("storage_busy", f"{said}: it cannot take the file now.", retry_after=retry_after(reply.headers))
     if status == 404:
-        return Refused("storage_gone", f"{said}: the place to upload to does not exist.", status=status)
+        return Refused("storage_gone", f"{said}: the place to upload to does not exist.")
     if status == 413 or code == "EntityTooLarge":
-        return Refused("too_large", f"{said}: the file is too large.", status=status)
-    return Refused("upload_rejected", f"{said}: it does not take the file.", status=status)
+        return Refused("too_large", f"{said}: the file is too large.")
+    return Refused("upload_rejected", f"{said}: it does not take the file.")
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error of its own

@@ -11,7 +11,6 @@ from finetune_queue.timed_sockets import Deadline
 WIRE_ERRORS = (requests.RequestException, u3.HTTPError, OSError)
 """What sending a request and reading its reply can raise. Their texts hold full URLs: never pass them on."""
 
-
 TIMED_OUT = frozenset({"call_timeout", "read_timeout"})
 """The codes of exchanges that were given up while the other side was silent."""
 

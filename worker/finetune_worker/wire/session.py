@@ -26,7 +26,6 @@ USER_AGENT = f"finetune-queue/{version('finetune-queue')}"
 BLOCK = 256 * 1024
 """Bytes of a body that are read from a file and sent at a time."""
 
-
 MOST_CONNECTING = 3
 """How many times as long as to one address it may take to connect to a host with many, none of which answers: a storage
 has eight. Each of them has its turn, a shorter one."""
@@ -120,11 +119,6 @@ class _Adapter(TimedTLSAdapter):
         self.poolmanager.pool_classes_by_scheme = self._pools
 
 
-def pooled_adapter(kept: int) -> HTTPAdapter:
-    """Return an adapter that keeps ``kept`` connections to a host; more are opened and dropped."""
-    return _Adapter({"http": _Pool, "https": _TLSPool}, kept)
-
-
 def one_use_adapter() -> HTTPAdapter:
     """Return an adapter that opens a connection for each call and closes it after."""
     return _Adapter({"http": _OneUsePool, "https": _OneUseTLSPool}, 1)
@@ -147,7 +141,8 @@ _no_queries = _NoQueries()
 
 
 def open_session(pool_size: int = 1) -> requests.Session:
-    """Return a session that is safe to share between threads. The caller closes it."""
+    """Return a session that is safe to share between threads, and keeps ``pool_size`` connections to a host. The caller
+    closes it."""
     for name in ("urllib3.connectionpool", "urllib3.connection"):
         logging.getLogger(name).addFilter(_no_queries)
     session = NoRedirects()
@@ -155,7 +150,7 @@ def open_session(pool_size: int = 1) -> requests.Session:
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
     session.headers.clear()
     session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
-    adapter = pooled_adapter(pool_size)
+    adapter = _Adapter({"http": _Pool, "https": _TLSPool}, pool_size)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
