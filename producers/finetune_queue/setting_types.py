@@ -23,11 +23,12 @@ from pydantic import (
     model_validator,
 )
 
+from finetune_queue.contract.json_text import RepeatedMemberError, read_json
 from finetune_queue.contract.request import ACCOUNT_NAME
 from finetune_queue.contract.sink import BROKERS, parse_sink
 from finetune_queue.home_path import home_path
 from finetune_queue.loopback import is_loopback
-from finetune_queue.place_url import FORMS, read_place
+from finetune_queue.place_url import FORMS, OBJECT_SCHEMES, read_place
 
 ANY_ORIGIN = "*"
 """Stands for every origin that has no signing secret of its own."""
@@ -130,10 +131,13 @@ def _check_redis_url(url: str) -> str:
     return url
 
 
-def _check_storage_url(url: str) -> str:
-    parts = _split(url)
-    if parts.username is not None:
+def _without_user(place: SplitResult) -> None:
+    if place.username is not None:
         raise ValueError("should hold no user name or password: the storage's own environment variables carry them")
+
+
+def _check_storage_url(url: str) -> str:
+    _without_user(_split(url))
     try:
         read_place(url)
     except ValueError:
@@ -144,10 +148,9 @@ def _check_storage_url(url: str) -> str:
 def _check_bucket_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
     for url in urls:
         parts = _split(url)
-        if parts.scheme not in {"s3", "gs", "az"} or not parts.netloc:
+        if parts.scheme not in OBJECT_SCHEMES or not parts.netloc:
             raise ValueError("should be URLs of buckets or of prefixes in them, like s3://my-bucket/datasets")
-        if parts.username is not None:
-            raise ValueError("should hold no user name or password: the storage's own environment variables carry them")
+        _without_user(parts)
     return urls
 
 
@@ -178,15 +181,24 @@ def _check_reply_to(rules: tuple[str, ...]) -> tuple[str, ...]:
     return rules
 
 
+def _read_json(text: str) -> Any:
+    """Read JSON without the decoder's messages: they hold the whole document, and so the keys."""
+    try:
+        return read_json(text)
+    except RepeatedMemberError:
+        raise ValueError("has a name more than once") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON (line {error.lineno}, column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("is not readable JSON: nested too deeply") from None
+
+
 def _parse_signing_secrets(value: object) -> object:
     if not isinstance(value, str):
         return value
     if not value.lstrip().startswith("{"):
         return {ANY_ORIGIN: value.split()}
-    try:
-        found = json.loads(value)
-    except ValueError:
-        raise ValueError("is neither a secret nor readable JSON") from None
+    found = _read_json(value)
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise ValueError('should be a secret, or JSON like {"https://hooks.example.com": "whsec_..."}')
     return {name: text.split() for name, text in found.items()}
@@ -215,23 +227,10 @@ def _split_paths(value: object) -> object:
     return tuple(home_path(part).absolute() for part in value.split(os.pathsep) if part.strip())
 
 
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("names an account or a field of one twice")
-    return found
-
-
 def _parse_object(value: object) -> object:
     """Read a JSON object whose keys are names; a value that is no text is left to the field's own checks."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value, object_pairs_hook=_no_repeats)
-        except json.JSONDecodeError as error:
-            # The decoder's own message holds the whole document, and so the keys: only the place is told.
-            raise ValueError(f"is not JSON (line {error.lineno}, column {error.colno})") from None
-        except RecursionError:
-            raise ValueError("is not readable JSON: nested too deeply") from None
+        value = _read_json(value)
     if isinstance(value, dict) and not all(
         isinstance(name, str) and re.fullmatch(ACCOUNT_NAME, name) for name in value
     ):

@@ -167,7 +167,7 @@ def test_several_accounts_come_as_json() -> None:
         ('{"a": {"api_key": "$KEY", "rate": "5/60"}}', "account a, rate: is not a field of an account"),
         ('{"a": {"api_key": "$KEY", "rate_limit": "5"}}', "account a, rate_limit: should be calls/seconds"),
         ('{"a": {"api_key": "$KEY", "max_training": 0}}', "account a, max_training: should be greater than 0"),
-        ('{"a": {"api_key": "$KEY"}, "a": {"api_key": "$KEY2"}}', "names an account or a field of one twice"),
+        ('{"a": {"api_key": "$KEY"}, "a": {"api_key": "$KEY2"}}', "has a name more than once"),
         ('{"a": {"api_key": "$KEY"}, "b": {"api_key": "$KEY"}}', "two accounts have the same api_key"),
     ],
 )
@@ -182,6 +182,7 @@ def test_wrong_accounts_are_explained_without_their_keys(value: str, expected: s
     [
         ("FINETUNE_GATEWAY_TOKENS", '{"ci": "secret-token-in-the-clear"}', "client ci: should be a token's SHA-256"),
         ("FINETUNE_GATEWAY_TOKENS", '{"two words": ""}', "should use names of up to 63 letters"),
+        ("FINETUNE_GATEWAY_TOKENS", '{"ci": "", "ci": "in-the-clear"}', ": has a name more than once. "),
         ("FINETUNE_HOOK_SECRET", "secret-token-in-the-clear", "should be 32 or more random characters"),
     ],
 )
