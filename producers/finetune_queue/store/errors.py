@@ -4,11 +4,7 @@ from finetune_queue import __version__
 from finetune_queue.contract.job import JobRecord
 
 
-class StoreError(Exception):
-    """The base of the store's own errors."""
-
-
-class JobNotFoundError(StoreError):
+class JobNotFoundError(Exception):
     """There is no job with this id."""
 
     def __init__(self, job_id: str) -> None:
@@ -16,7 +12,7 @@ class JobNotFoundError(StoreError):
         self.job_id = job_id
 
 
-class UnreadableJobError(StoreError):
+class UnreadableJobError(Exception):
     """The job's record holds what this version does not know, so a newer one wrote it: it is left alone."""
 
     def __init__(self, job_id: str, problem: str) -> None:
@@ -27,7 +23,7 @@ class UnreadableJobError(StoreError):
         self.job_id = job_id
 
 
-class ConflictError(StoreError):
+class ConflictError(Exception):
     """The job changed since it was read: somebody else acts on it, and this write was refused (fencing)."""
 
     def __init__(self, job: JobRecord, current: str) -> None:
@@ -35,7 +31,7 @@ class ConflictError(StoreError):
         self.job = job
 
 
-class IdempotencyError(StoreError):
+class IdempotencyError(Exception):
     """The same idempotency key came with another request."""
 
     def __init__(self, job_id: str) -> None:
@@ -46,7 +42,7 @@ class IdempotencyError(StoreError):
         self.job_id = job_id
 
 
-class OwnedElsewhereError(StoreError):
+class OwnedElsewhereError(Exception):
     """Another job already owns this training."""
 
     def __init__(self, finetune_id: str, owner: str) -> None:
@@ -55,7 +51,7 @@ class OwnedElsewhereError(StoreError):
         self.owner = owner
 
 
-class AlreadySweptError(StoreError):
+class AlreadySweptError(Exception):
     """Another message's sweep of the account is under way, or was made meanwhile."""
 
     def __init__(self, account: str) -> None:
@@ -63,7 +59,7 @@ class AlreadySweptError(StoreError):
         self.account = account
 
 
-class NotDurableError(StoreError):
+class NotDurableError(Exception):
     """Redis did not confirm in time that a write is in its log on disk, and in that of as many replicas as the settings
     say. ``job`` is the job with the write."""
 

@@ -55,13 +55,13 @@ class Write:
         job: JobRecord,
         change: Change,
         *,
-        entered: bool,
         previous: JobState | None,
         event: EventType | None,
         fields: dict[str, Any] | None = None,
     ) -> Self:
-        """Make the write that brings the stored job to ``job``; ``previous`` is None for one that is not stored yet,
-        ``fields`` are those that changed, None: all of a new job."""
+        """Make the write that brings the job from its ``previous`` state, None for one that is not stored yet, to
+        ``job``; ``fields`` are those that changed, None: all of a new job."""
+        entered = job.state != previous
         if event is not None:
             job = job.model_copy(update={"event_seq": job.event_seq + 1})
         if fields is None:
