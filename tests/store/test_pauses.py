@@ -168,6 +168,22 @@ def test_of_refused_submits_one_is_handed_out_at_a_time_and_all_else(
     assert budget.reserve("default", 10)[0] == [submits[1].id]
 
 
+def test_what_was_handed_out_before_a_refused_submit_goes_on_but_for_submits(
+    budget: Budget, jobs: JobStore, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=20, window=60.0))
+    call = take(budget, "a", submit=True)
+    client.hset(keys.account("default"), "sweep_at", "0")
+    submit, prepare = parked(jobs), parked(jobs, CallClass.PREPARE)
+    assert budget.reserve("default", 10)[0] == [SWEEP, submit.id, prepare.id]
+    budget.refuse_submits(call, "no credits", None, code="credits_exhausted")
+    assert isinstance(budget.take_to_sweep("default", 60.0), Slot)
+
+    client.hset(keys.account("default"), "submits_paused_until", "0")
+    take(budget, "b", submit=True)
+    assert refused(budget, submit.id, submit=True).reason is WaitReason.PAUSED
+
+
 def test_to_resume_an_account_ends_what_was_refused_it(budget: Budget, accounts: Accounts) -> None:
     budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted")
     accounts.stop_submits("default", stopped=False)

@@ -3,7 +3,7 @@
 -- stays taken as if its caller had died. An outcome that shows the provider well lifts a probe, but not during a pause:
 -- it is that of a call from before. One that shows it unwell pauses the account, and what was reserved lapses: after the
 -- pause one call goes first. One that was not sent shows nothing: if it was the probe, another goes. A submit that the
--- provider refuses its account pauses the account's submits alone, until one goes well: one tries at a time.
+-- provider refuses its account does the same to the account's submits alone, until one goes well: one tries at a time.
 -- KEYS  1 slots  2 waiting room  3 account  4 wake
 -- ARGV  1 token of the call  2 "well" | "unwell" | "unsent" | "refused"  3 pause_ms asked for by the provider, or ""
 --       4 backoff_base_ms  5 backoff_max_ms  6 jitter, 0 to 1  7 why, for people
@@ -44,8 +44,9 @@ local function pause_by(prefix, counter)
   pause = math.ceil(pause * (1 + 0.25 * jitter))
   redis.call('HSET', account, prefix .. 'paused_until', math.max(already, now + pause), prefix .. 'probe_until', '0',
              'pause_reason', why, 'pause_code', code)
+  local lapsed = 'reserved:' .. (prefix == 'submits_' and 'submit:' or '')
   for _, member in ipairs(redis.call('ZRANGE', slots, 0, -1)) do
-    if string.sub(member, 1, 9) == 'reserved:' then redis.call('ZREM', slots, member) end
+    if string.sub(member, 1, #lapsed) == lapsed then redis.call('ZREM', slots, member) end
   end
   return pause
 end
