@@ -103,6 +103,14 @@ def test_calls_that_fail_together_count_as_one_failure(budget: Budget) -> None:
     assert budget.pause(calls[2], "503", None) <= first
 
 
+def test_so_do_those_that_are_each_told_how_long_to_wait(budget: Budget, client: Any) -> None:
+    for call in [take(budget) for _ in range(3)]:
+        budget.pause(call, "429", 30.0)
+    client.delete(keys.slots("default"))
+    over(client)
+    assert budget.pause(take(budget), "503", None) <= 2.5  # the second failure
+
+
 def test_one_probe_is_reserved_after_a_pause(budget: Budget, jobs: JobStore, client: Any) -> None:
     call = take(budget)
     waiting = [parked(jobs) for _ in range(3)]

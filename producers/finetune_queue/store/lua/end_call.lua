@@ -17,19 +17,19 @@ local submit = ARGV[11] == '1'
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local window = tonumber(redis.call('HGET', account, 'window_ms') or '0')
+local function number(name) return tonumber(redis.call('HGET', account, name) or '0') end
+
+local window = number('window_ms')
 if under_way ~= '1' then redis.call('ZADD', slots, 'XX', now + window + math.ceil(window / 1000) + 1, token) end
 if refund_at ~= '' and redis.call('HGET', account, 'spent_day') == tostring(math.floor(refund_at / 86400000)) then
   redis.call('HINCRBY', account, 'spent', -1)
 end
 
-local function until_of(name) return tonumber(redis.call('HGET', account, name) or '0') end
-
 local function lift()
-  if submit and health == 'well' and until_of('submits_paused_until') <= now then
+  if submit and health == 'well' and number('submits_paused_until') <= now then
     redis.call('HDEL', account, 'submits_paused_until', 'submits_probe_until', 'submits_refused')
   end
-  if until_of('paused_until') > now then return end
+  if number('paused_until') > now then return end
   redis.call('HDEL', account, 'probing', 'probe_until', 'probed_by', 'failures')
   if redis.call('HEXISTS', account, 'submits_refused') == 0 then
     redis.call('HDEL', account, 'pause_reason', 'pause_code')
@@ -37,9 +37,10 @@ local function lift()
 end
 
 local function pause_by(prefix, counter)
-  local already = until_of(prefix .. 'paused_until')
-  if already > now and asked_ms == '' then return already - now end -- calls under way together count as one failure
-  local failures = redis.call('HINCRBY', account, counter, 1)
+  local already = number(prefix .. 'paused_until')
+  if already > now and asked_ms == '' then return already - now end
+  -- Calls under way together count as one failure.
+  local failures = already > now and number(counter) or redis.call('HINCRBY', account, counter, 1)
   local pause = tonumber(asked_ms ~= '' and asked_ms or math.min(backoff_max_ms, backoff_base_ms * 2 ^ (failures - 1)))
   pause = math.ceil(pause * (1 + 0.25 * jitter))
   redis.call('HSET', account, prefix .. 'paused_until', math.max(already, now + pause), prefix .. 'probe_until', '0',
