@@ -337,6 +337,8 @@ class Outbox:
             pipe.hset(keys.job_sinks(job_id), mapping=cast("dict[Any, Any]", anew))
             old = ("gone", "next", "failures", "since")
             pipe.hdel(keys.job_sinks(job_id), *(f"{sink}:{note}" for sink in chosen for note in old))
+            for line in (name.removeprefix("line:") for name in fields if name.startswith("line:")):
+                pipe.zadd(keys.line(line), {job_id: now}, xx=True, lt=True)  # it may be put off there
             self._send_out(pipe, job_id)
             pipe.execute()
         return chosen
