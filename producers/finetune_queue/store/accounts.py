@@ -224,7 +224,8 @@ class Accounts:
             ahead = prepares if status.submits_held else ahead + max(0, prepares - calls // 2)
         waits = [0.0] * (calls - len(taken)) + [max(0.0, (free - now) / 1000) for _, free in taken]
         rounds, place = divmod(ahead, calls)
-        return max(status.paused_for, waits[min(place, len(waits) - 1)] + rounds * window)
+        # Of more than the limit, as from before it was lowered, the first to end make no room.
+        return max(status.paused_for, waits[-calls:][place] + rounds * window)
 
     def status(self, account: str) -> AccountStatus:
         """Return the account as it is now.
