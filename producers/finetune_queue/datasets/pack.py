@@ -43,11 +43,10 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class PackedDataset:
-    """A ZIP to be checked and sent, `size` in bytes. `notes` say what of the folder was left out or renamed."""
+    """A ZIP to be checked and sent. `notes` say what of the folder was left out or renamed."""
 
     path: Path
     sha256: str
-    size: int
     notes: tuple[Finding, ...] = ()
 
 
@@ -292,7 +291,7 @@ def _written(destination: Path) -> Iterator[IO[bytes]]:
 def _packed(path: Path, notes: tuple[Finding, ...]) -> PackedDataset:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return PackedDataset(path=path, sha256=digest, size=file.tell(), notes=notes)
+    return PackedDataset(path=path, sha256=digest, notes=notes)
 
 
 def _makes(size: int, max_bytes: int) -> str:

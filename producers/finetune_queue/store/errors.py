@@ -9,7 +9,6 @@ class JobNotFoundError(Exception):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"There is no job {job_id}. It never existed, or ended longer ago than jobs are kept.")
-        self.job_id = job_id
 
 
 class UnreadableJobError(Exception):
@@ -28,7 +27,6 @@ class ConflictError(Exception):
 
     def __init__(self, job: JobRecord, current: str) -> None:
         super().__init__(f"Job {job.id} is at version {current or 'none'}, not {job.version}: the write was refused.")
-        self.job = job
 
 
 class IdempotencyError(Exception):
@@ -39,7 +37,6 @@ class IdempotencyError(Exception):
             f"The idempotency key belongs to job {job_id}, which was submitted with another request. "
             "Use a new key for a new request."
         )
-        self.job_id = job_id
 
 
 class OwnedElsewhereError(Exception):
@@ -47,7 +44,6 @@ class OwnedElsewhereError(Exception):
 
     def __init__(self, finetune_id: str, owner: str) -> None:
         super().__init__(f"Training {finetune_id} belongs to job {owner}.")
-        self.finetune_id = finetune_id
         self.owner = owner
 
 
@@ -56,7 +52,6 @@ class AlreadySweptError(Exception):
 
     def __init__(self, account: str) -> None:
         super().__init__(f"The account '{account}' is being swept, or just was.")
-        self.account = account
 
 
 class NotDurableError(Exception):
