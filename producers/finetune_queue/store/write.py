@@ -46,7 +46,6 @@ class Write:
     names: list[str]
     text: str
     entered: bool
-    new: bool
     own: str | None
 
     @classmethod
@@ -92,7 +91,7 @@ class Write:
             "held": bool(job.owner) if job.owner or "owner" in fields else None,
         }
         text = json.dumps({name: value for name, value in body.items() if value is not None})
-        return cls(job, _transition_keys(job, previous, change), text, entered, previous is None, change.own)
+        return cls(job, _transition_keys(job, previous, change), text, entered, change.own)
 
     def written(self, reply: Any) -> JobRecord:
         """Return the job as it is stored after the script's reply.
@@ -108,7 +107,7 @@ class Write:
         times = {"version": self.job.version + 1, "updated_ms": detail}
         if self.entered:
             times["entered_ms"] = detail
-        if self.new:
+        if self.job.version == 0:
             times["created_ms"] = detail
         return self.job.model_copy(update=times)
 
