@@ -117,7 +117,7 @@ def _check_redis_url(url: str) -> str:
     if url.partition(":")[0] not in {"redis", "rediss", "unix"}:  # in lower case, as redis-py wants it
         raise ValueError("should start with redis://, rediss:// or unix://")
     if parts.scheme == "unix":
-        if parts.hostname or not parts.path.strip("/"):
+        if parts.hostname or not parts.path.strip("/") or not re.fullmatch(r"(db=[0-9]{1,5})?", parts.query):
             raise ValueError("should name a socket file, like unix:///run/redis.sock?db=0")
         return url
     if not _can_be_looked_up(parts.hostname or ""):
@@ -128,6 +128,13 @@ def _check_redis_url(url: str) -> str:
                 "has an @ after its host: percent-encode the special characters of the password (@ as %40, / as %2F)"
             )
         raise ValueError("should end in a database number, like redis://localhost:6379/0")
+    options = parts.query.split("&") if parts.query else []
+    # With any other, redis-py or kombu raises a TypeError when it connects.
+    if options and not (parts.scheme == "rediss" and all(each.startswith("ssl_") for each in options)):
+        raise ValueError(
+            "should end in a database number, like redis://localhost:6379/0, and have no other options than those of "
+            "TLS, like rediss://HOST:6379/0?ssl_ca_certs=FILE"
+        )
     return url
 
 

@@ -90,6 +90,11 @@ def test_the_broker_may_be_another_server() -> None:
         ("redis://h:0/0", "should not have port 0"),
         ("unix://", "should name a socket file"),
         ("unix://run/redis.sock", "should name a socket file"),
+        ("redis://h:1?db=3", "should end in a database number"),
+        ("redis://h:1/0?ssl_cert_reqs=none", "should end in a database number"),
+        ("rediss://h:1/0?ssl_cert_reqs=none&db=hidden-word", "should end in a database number"),
+        ("unix:///run/redis.sock?db=hidden-word", "should name a socket file"),
+        ("unix:///run/redis.sock?db=0&timeout=3", "should name a socket file"),
     ],
 )
 @pytest.mark.parametrize("name", ["FINETUNE_REDIS_URL", "FINETUNE_BROKER_URL"])

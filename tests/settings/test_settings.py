@@ -294,10 +294,11 @@ def test_secret_values_are_all_found_also_decoded() -> None:
         {
             "SEGMIND_ACCOUNTS": json.dumps({"a": {"api_key": KEY}, "b": {"api_key": f"{KEY}-b"}}),
             "FINETUNE_REDIS_URL": "redis://:pass%40word@h/0",
-            "FINETUNE_BROKER_URL": "unix:///run/x?password=other-word",
+            "FINETUNE_BROKER_URL": "unix://:other-word@/run/x",
+            "FINETUNE_SINKS": "redis://h/0?queue=q&password=third-word",
         }
     )
-    assert {KEY, f"{KEY}-b", "pass@word", "other-word"} <= settings.secret_values
+    assert {KEY, f"{KEY}-b", "pass@word", "other-word", "third-word"} <= settings.secret_values
 
 
 def test_settings_cannot_be_changed_or_misspelt() -> None:
