@@ -155,7 +155,7 @@ def _check_storage_url(url: str) -> str:
 def _check_bucket_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
     for url in urls:
         parts = _split(url)
-        if parts.scheme not in OBJECT_SCHEMES or not parts.netloc:
+        if url.partition(":")[0] not in OBJECT_SCHEMES or not parts.netloc:  # in lower case, as datasets' URLs are
             raise ValueError("should be URLs of buckets or of prefixes in them, like s3://my-bucket/datasets")
         _without_user(parts)
     return urls

@@ -127,7 +127,7 @@ def test_dataset_buckets_are_urls() -> None:
     assert settings.finetune_dataset_buckets == ("s3://a", "gs://b/sets/", "az://c")
 
 
-@pytest.mark.parametrize("value", ["my-bucket", "s3://a my-bucket", "s3:///sets", "s3://key:hidden-word@bucket"])
+@pytest.mark.parametrize("value", ["my-bucket", "s3://a my-bucket", "S3://a", "s3:///sets", "s3://k:hidden-word@b"])
 def test_other_dataset_buckets_are_refused(value: str) -> None:  # they would match no dataset, and nobody would know
     problem = problem_of({"FINETUNE_DATASET_BUCKETS": value})
     assert problem.startswith("FINETUNE_DATASET_BUCKETS (given): should")
