@@ -161,6 +161,12 @@ def _check_bucket_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
     return urls
 
 
+def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(re.fullmatch(r"[A-Za-z0-9._-]+", host) for host in hosts):
+        raise ValueError("should be names of hosts alone, separated by spaces, like files.example.com")
+    return hosts
+
+
 def _split_words(value: object) -> object:
     return tuple(value.split()) if isinstance(value, str) else value
 
@@ -288,7 +294,9 @@ BaseUrl = Annotated[str, AfterValidator(_check_base_url), Shown("URL")]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url), Shown("URL")]
 Accounts = Annotated[dict[str, AccountSettings], BeforeValidator(_parse_object), Shown("JSON object")]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_paths), Shown("folders")]
-Words = Annotated[tuple[str, ...], BeforeValidator(_split_words), Shown("words separated by spaces")]
+Hosts = Annotated[
+    tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_hosts), Shown("words separated by spaces")
+]
 BucketUrls = Annotated[
     tuple[str, ...],
     BeforeValidator(_split_words),

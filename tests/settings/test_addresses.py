@@ -134,6 +134,12 @@ def test_other_dataset_buckets_are_refused(value: str) -> None:  # they would ma
     assert "hidden-word" not in problem
 
 
+@pytest.mark.parametrize("value", ["https://files.example.com", "h:443", "*.example.com", "a.example,b.example"])
+def test_what_is_no_host_alone_is_refused(value: str) -> None:  # it would match no dataset, either
+    assert load_settings({"FINETUNE_DATASET_HOSTS": "a.example 127.0.0.1"}).finetune_dataset_hosts
+    assert problem_of({"FINETUNE_DATASET_HOSTS": value}).startswith("FINETUNE_DATASET_HOSTS (given): should be")
+
+
 def test_dataset_roots_are_written_like_a_path_variable() -> None:
     settings = load_settings({"FINETUNE_DATASET_ROOTS": os.pathsep.join(["/srv/a", " ", "b"])})
     assert settings.finetune_dataset_roots == (Path("/srv/a"), Path.cwd() / "b")
