@@ -29,6 +29,7 @@ from finetune_queue.setting_types import (
     DailyCap,
     Folders,
     Fraction,
+    Hosts,
     LongSecret,
     Lower,
     Port,
@@ -42,7 +43,6 @@ from finetune_queue.setting_types import (
     StorageUrl,
     TokenHashes,
     Upper,
-    Words,
 )
 
 MISSING_KEY = (
@@ -163,7 +163,7 @@ class Settings(BaseSettings):
         "with the workers' credentials. Empty: none may. The staging store always may.",
         example="s3://my-bucket/datasets",
     )
-    finetune_dataset_hosts: Words = _setting(
+    finetune_dataset_hosts: Hosts = _setting(
         (),
         "The only hosts that `https://` datasets may be on. Empty: any public one.",
         example="files.example.com",

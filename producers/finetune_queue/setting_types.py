@@ -23,11 +23,12 @@ from pydantic import (
     model_validator,
 )
 
+from finetune_queue.contract.json_text import RepeatedMemberError, read_json
 from finetune_queue.contract.request import ACCOUNT_NAME
 from finetune_queue.contract.sink import BROKERS, parse_sink
 from finetune_queue.home_path import home_path
 from finetune_queue.loopback import is_loopback
-from finetune_queue.place_url import FORMS, read_place
+from finetune_queue.place_url import FORMS, OBJECT_SCHEMES, read_place
 
 ANY_ORIGIN = "*"
 """Stands for every origin that has no signing secret of its own."""
@@ -116,7 +117,7 @@ def _check_redis_url(url: str) -> str:
     if url.partition(":")[0] not in {"redis", "rediss", "unix"}:  # in lower case, as redis-py wants it
         raise ValueError("should start with redis://, rediss:// or unix://")
     if parts.scheme == "unix":
-        if parts.hostname or not parts.path.strip("/"):
+        if parts.hostname or not parts.path.strip("/") or not re.fullmatch(r"(db=[0-9]{1,5})?", parts.query):
             raise ValueError("should name a socket file, like unix:///run/redis.sock?db=0")
         return url
     if not _can_be_looked_up(parts.hostname or ""):
@@ -127,13 +128,23 @@ def _check_redis_url(url: str) -> str:
                 "has an @ after its host: percent-encode the special characters of the password (@ as %40, / as %2F)"
             )
         raise ValueError("should end in a database number, like redis://localhost:6379/0")
+    options = parts.query.split("&") if parts.query else []
+    # With any other, redis-py or kombu raises a TypeError when it connects.
+    if options and not (parts.scheme == "rediss" and all(each.startswith("ssl_") for each in options)):
+        raise ValueError(
+            "should end in a database number, like redis://localhost:6379/0, and have no other options than those of "
+            "TLS, like rediss://HOST:6379/0?ssl_ca_certs=FILE"
+        )
     return url
 
 
-def _check_storage_url(url: str) -> str:
-    parts = _split(url)
-    if parts.username is not None:
+def _without_user(place: SplitResult) -> None:
+    if place.username is not None:
         raise ValueError("should hold no user name or password: the storage's own environment variables carry them")
+
+
+def _check_storage_url(url: str) -> str:
+    _without_user(_split(url))
     try:
         read_place(url)
     except ValueError:
@@ -144,11 +155,16 @@ def _check_storage_url(url: str) -> str:
 def _check_bucket_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
     for url in urls:
         parts = _split(url)
-        if parts.scheme not in {"s3", "gs", "az"} or not parts.netloc:
+        if url.partition(":")[0] not in OBJECT_SCHEMES or not parts.netloc:  # in lower case, as datasets' URLs are
             raise ValueError("should be URLs of buckets or of prefixes in them, like s3://my-bucket/datasets")
-        if parts.username is not None:
-            raise ValueError("should hold no user name or password: the storage's own environment variables carry them")
+        _without_user(parts)
     return urls
+
+
+def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(re.fullmatch(r"[A-Za-z0-9._-]+", host) for host in hosts):
+        raise ValueError("should be names of hosts alone, separated by spaces, like files.example.com")
+    return hosts
 
 
 def _split_words(value: object) -> object:
@@ -178,15 +194,24 @@ def _check_reply_to(rules: tuple[str, ...]) -> tuple[str, ...]:
     return rules
 
 
+def _read_json(text: str) -> Any:
+    """Read JSON without the decoder's messages: they hold the whole document, and so the keys."""
+    try:
+        return read_json(text)
+    except RepeatedMemberError:
+        raise ValueError("has a name more than once") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON (line {error.lineno}, column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("is not readable JSON: nested too deeply") from None
+
+
 def _parse_signing_secrets(value: object) -> object:
     if not isinstance(value, str):
         return value
     if not value.lstrip().startswith("{"):
         return {ANY_ORIGIN: value.split()}
-    try:
-        found = json.loads(value)
-    except ValueError:
-        raise ValueError("is neither a secret nor readable JSON") from None
+    found = _read_json(value)
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise ValueError('should be a secret, or JSON like {"https://hooks.example.com": "whsec_..."}')
     return {name: text.split() for name, text in found.items()}
@@ -215,23 +240,10 @@ def _split_paths(value: object) -> object:
     return tuple(home_path(part).absolute() for part in value.split(os.pathsep) if part.strip())
 
 
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("names an account or a field of one twice")
-    return found
-
-
 def _parse_object(value: object) -> object:
     """Read a JSON object whose keys are names; a value that is no text is left to the field's own checks."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value, object_pairs_hook=_no_repeats)
-        except json.JSONDecodeError as error:
-            # The decoder's own message holds the whole document, and so the keys: only the place is told.
-            raise ValueError(f"is not JSON (line {error.lineno}, column {error.colno})") from None
-        except RecursionError:
-            raise ValueError("is not readable JSON: nested too deeply") from None
+        value = _read_json(value)
     if isinstance(value, dict) and not all(
         isinstance(name, str) and re.fullmatch(ACCOUNT_NAME, name) for name in value
     ):
@@ -282,7 +294,9 @@ BaseUrl = Annotated[str, AfterValidator(_check_base_url), Shown("URL")]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url), Shown("URL")]
 Accounts = Annotated[dict[str, AccountSettings], BeforeValidator(_parse_object), Shown("JSON object")]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_paths), Shown("folders")]
-Words = Annotated[tuple[str, ...], BeforeValidator(_split_words), Shown("words separated by spaces")]
+Hosts = Annotated[
+    tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_hosts), Shown("words separated by spaces")
+]
 BucketUrls = Annotated[
     tuple[str, ...],
     BeforeValidator(_split_words),

@@ -74,7 +74,6 @@ def resolve_dataset(
     scratch: Path,
     policy: AddressPolicy,
     fetch_public: bool = False,
-    max_bytes: int = MAX_ARCHIVE_BYTES,
     on_progress: OnProgress | None = None,
 ) -> PublicArchive | LocalArchive:
     """Find what `dataset` names, and copy it to `scratch` (a folder of the caller, who removes it) where it must.
@@ -88,11 +87,7 @@ def resolve_dataset(
     """
     scheme = dataset.partition("://")[0].lower() if "://" in dataset else ""
     if scheme in ("https", "http"):
-        return (
-            _public(dataset, scratch, policy, max_bytes, on_progress)
-            if fetch_public
-            else _probed(dataset, policy, max_bytes)
-        )
+        return _public(dataset, scratch, policy, on_progress) if fetch_public else _probed(dataset, policy)
     if (not scheme and not dataset.startswith("/")) or "\0" in dataset:
         raise DatasetError(
             "dataset_bad_address",
@@ -103,31 +98,29 @@ def resolve_dataset(
         address = parse_url(dataset) if scheme else Path(dataset)
         if isinstance(address, ObjectAddress):
             _check_bucket(address, buckets)
-            return _copied(address, scratch, max_bytes, on_progress)
+            return _copied(address, scratch, on_progress)
     except StorageError as error:
         raise _from_storage(error) from error
-    return _local(address, roots, max_bytes)
+    return _local(address, roots)
 
 
-def _probed(url: str, policy: AddressPolicy, max_bytes: int) -> PublicArchive:
+def _probed(url: str, policy: AddressPolicy) -> PublicArchive:
     # Late: `requests` belongs to the extra `worker`, and other addresses do not need it.
     from finetune_queue.public_fetch import fetch
 
     try:
-        size = fetch.probe(url, max_bytes=max_bytes, policy=policy)
+        size = fetch.probe(url, max_bytes=MAX_ARCHIVE_BYTES, policy=policy)
     except FetchError as error:
         raise _from_fetch(error) from error
     return PublicArchive(url=url, size=size)
 
 
-def _public(
-    url: str, scratch: Path, policy: AddressPolicy, max_bytes: int, on_progress: OnProgress | None
-) -> LocalArchive:
+def _public(url: str, scratch: Path, policy: AddressPolicy, on_progress: OnProgress | None) -> LocalArchive:
     from finetune_queue.public_fetch import fetch
 
     path = _scratch_file(scratch)
     try:
-        size = fetch.fetch_to_file(url, path, max_bytes=max_bytes, policy=policy, on_progress=on_progress)
+        size = fetch.fetch_to_file(url, path, max_bytes=MAX_ARCHIVE_BYTES, policy=policy, on_progress=on_progress)
     except FetchError as error:
         raise _from_fetch(error) from error
     except OSError as error:
@@ -135,7 +128,7 @@ def _public(
     return LocalArchive(path=path, size=size)
 
 
-def _local(path: Path, roots: Sequence[Path], max_bytes: int) -> LocalArchive:
+def _local(path: Path, roots: Sequence[Path]) -> LocalArchive:
     # Where the links lead decides; outside of the roots not even the existence of a file is told.
     found = _real(path)
     if not any(found.is_relative_to(_real(root)) for root in roots):
@@ -160,7 +153,7 @@ def _local(path: Path, roots: Sequence[Path], max_bytes: int) -> LocalArchive:
             "Check its permissions.",
             retryable=True,
         ) from error
-    _check_size(display_name(str(path)), size, max_bytes)
+    _check_size(display_name(str(path)), size)
     return LocalArchive(path=found, size=size)
 
 
@@ -180,12 +173,7 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _copied(
-    address: ObjectAddress,
-    scratch: Path,
-    max_bytes: int,
-    on_progress: OnProgress | None,
-) -> LocalArchive:
+def _copied(address: ObjectAddress, scratch: Path, on_progress: OnProgress | None) -> LocalArchive:
     url = f"{address.scheme}://{address.path}"
     if not address.key:
         raise DatasetError("dataset_bad_address", f"{url} is a bucket, not a file in it.", "Add the name of the ZIP.")
@@ -196,7 +184,7 @@ def _copied(
         raise DatasetError(
             "dataset_bad_address", f"{display_name(url)} has an odd name.", "Rename the object."
         ) from error
-    _check_size(display_name(url), total, max_bytes)
+    _check_size(display_name(url), total)
     path = _scratch_file(scratch)
     try:
         _copy(place, address.key, path, total, on_progress)
@@ -234,11 +222,11 @@ def _scratch_file(scratch: Path) -> Path:
     return scratch / f"dataset-{uuid.uuid4().hex}.zip"
 
 
-def _check_size(name: str, size: int, max_bytes: int) -> None:
-    if size >= max_bytes:
+def _check_size(name: str, size: int) -> None:
+    if size >= MAX_ARCHIVE_BYTES:
         raise DatasetError(
             "dataset_too_large",
-            f"{name} has {max_bytes / 1_000_000:g} MB or more, which the API does not accept.",
+            f"{name} has {MAX_ARCHIVE_BYTES / 1_000_000:g} MB or more, which the API does not accept.",
             TAKE_LESS,
         )
 

@@ -149,7 +149,9 @@ def test_a_rule_that_would_never_match_is_refused(rules: str) -> None:
     [
         ("hidden-secret", "should be whsec_"),
         ("whsec_c2hvcnQ=", "should be whsec_"),
-        ("{", "neither a secret nor readable JSON"),
+        ("{", "is not JSON (line 1, column 2)"),
+        ('{"https://h.example": ' + "[" * 100_000, "nested too deeply"),
+        ('{"https://h.example": "hidden-secret", "https://h.example": ""}', "has a name more than once"),
         ('{"h.example": "' + SECRET + '"}', "should name origins"),
         ('{"https://h.example": ""}', "without a secret"),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from finetune_queue.datasets.errors import DatasetError
+from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
 from finetune_queue.public_fetch.addresses import AddressPolicy
 from finetune_queue.sources import LocalArchive, PublicArchive, resolve_dataset
 from finetune_queue.storage import Place
@@ -119,7 +120,8 @@ def test_what_is_no_zip_file_under_a_root(resolve: Resolve, root: Path) -> None:
     assert refusal(resolve, str(root)).code == "dataset_bad_address"
     os.mkfifo(root / "pipe")
     assert refusal(resolve, f"{root}/pipe").code == "dataset_not_found"
-    assert refusal(resolve, f"{root}/a.zip", max_bytes=100).code == "dataset_too_large"
+    os.truncate(root / "a.zip", MAX_ARCHIVE_BYTES)
+    assert refusal(resolve, f"{root}/a.zip").code == "dataset_too_large"
 
 
 @pytest.mark.parametrize(
@@ -210,12 +212,15 @@ def test_an_object_is_found_by_its_key_as_it_is(resolve: Resolve, bucket: str, s
     assert isinstance(resolve(f"s3://{bucket}/{key}"), LocalArchive)
 
 
-def test_an_object_that_cannot_be_had(resolve: Resolve, bucket: str, scratch: Path) -> None:
+def test_an_object_that_cannot_be_had(
+    resolve: Resolve, bucket: str, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert refusal(resolve, f"s3://{bucket}/sets/b.zip").code == "dataset_not_found"
     assert refusal(resolve, f"s3://{bucket}/sets").code == "dataset_not_found"
     assert refusal(resolve, f"s3://{bucket}/sets/a.zip?versionId=x").code == "dataset_not_found"
-    assert refusal(resolve, f"s3://{bucket}/sets/a.zip", max_bytes=100).code == "dataset_too_large"
     assert refusal(resolve, f"s3://{bucket}/sets/a.zip", scratch=scratch / "gone").retryable
+    monkeypatch.setattr("finetune_queue.sources.MAX_ARCHIVE_BYTES", 100)
+    assert refusal(resolve, f"s3://{bucket}/sets/a.zip").code == "dataset_too_large"
     assert list(scratch.iterdir()) == []
 
 

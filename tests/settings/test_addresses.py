@@ -90,6 +90,11 @@ def test_the_broker_may_be_another_server() -> None:
         ("redis://h:0/0", "should not have port 0"),
         ("unix://", "should name a socket file"),
         ("unix://run/redis.sock", "should name a socket file"),
+        ("redis://h:1?db=3", "should end in a database number"),
+        ("redis://h:1/0?ssl_cert_reqs=none", "should end in a database number"),
+        ("rediss://h:1/0?ssl_cert_reqs=none&db=hidden-word", "should end in a database number"),
+        ("unix:///run/redis.sock?db=hidden-word", "should name a socket file"),
+        ("unix:///run/redis.sock?db=0&timeout=3", "should name a socket file"),
     ],
 )
 @pytest.mark.parametrize("name", ["FINETUNE_REDIS_URL", "FINETUNE_BROKER_URL"])
@@ -122,11 +127,17 @@ def test_dataset_buckets_are_urls() -> None:
     assert settings.finetune_dataset_buckets == ("s3://a", "gs://b/sets/", "az://c")
 
 
-@pytest.mark.parametrize("value", ["my-bucket", "s3://a my-bucket", "s3:///sets", "s3://key:hidden-word@bucket"])
+@pytest.mark.parametrize("value", ["my-bucket", "s3://a my-bucket", "S3://a", "s3:///sets", "s3://k:hidden-word@b"])
 def test_other_dataset_buckets_are_refused(value: str) -> None:  # they would match no dataset, and nobody would know
     problem = problem_of({"FINETUNE_DATASET_BUCKETS": value})
     assert problem.startswith("FINETUNE_DATASET_BUCKETS (given): should")
     assert "hidden-word" not in problem
+
+
+@pytest.mark.parametrize("value", ["https://files.example.com", "h:443", "*.example.com", "a.example,b.example"])
+def test_what_is_no_host_alone_is_refused(value: str) -> None:  # it would match no dataset, either
+    assert load_settings({"FINETUNE_DATASET_HOSTS": "a.example 127.0.0.1"}).finetune_dataset_hosts
+    assert problem_of({"FINETUNE_DATASET_HOSTS": value}).startswith("FINETUNE_DATASET_HOSTS (given): should be")
 
 
 def test_dataset_roots_are_written_like_a_path_variable() -> None:

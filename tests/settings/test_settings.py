@@ -167,7 +167,7 @@ def test_several_accounts_come_as_json() -> None:
         ('{"a": {"api_key": "$KEY", "rate": "5/60"}}', "account a, rate: is not a field of an account"),
         ('{"a": {"api_key": "$KEY", "rate_limit": "5"}}', "account a, rate_limit: should be calls/seconds"),
         ('{"a": {"api_key": "$KEY", "max_training": 0}}', "account a, max_training: should be greater than 0"),
-        ('{"a": {"api_key": "$KEY"}, "a": {"api_key": "$KEY2"}}', "names an account or a field of one twice"),
+        ('{"a": {"api_key": "$KEY"}, "a": {"api_key": "$KEY2"}}', "has a name more than once"),
         ('{"a": {"api_key": "$KEY"}, "b": {"api_key": "$KEY"}}', "two accounts have the same api_key"),
     ],
 )
@@ -182,6 +182,7 @@ def test_wrong_accounts_are_explained_without_their_keys(value: str, expected: s
     [
         ("FINETUNE_GATEWAY_TOKENS", '{"ci": "secret-token-in-the-clear"}', "client ci: should be a token's SHA-256"),
         ("FINETUNE_GATEWAY_TOKENS", '{"two words": ""}', "should use names of up to 63 letters"),
+        ("FINETUNE_GATEWAY_TOKENS", '{"ci": "", "ci": "in-the-clear"}', ": has a name more than once. "),
         ("FINETUNE_HOOK_SECRET", "secret-token-in-the-clear", "should be 32 or more random characters"),
     ],
 )
@@ -293,10 +294,11 @@ def test_secret_values_are_all_found_also_decoded() -> None:
         {
             "SEGMIND_ACCOUNTS": json.dumps({"a": {"api_key": KEY}, "b": {"api_key": f"{KEY}-b"}}),
             "FINETUNE_REDIS_URL": "redis://:pass%40word@h/0",
-            "FINETUNE_BROKER_URL": "unix:///run/x?password=other-word",
+            "FINETUNE_BROKER_URL": "unix://:other-word@/run/x",
+            "FINETUNE_SINKS": "redis://h/0?queue=q&password=third-word",
         }
     )
-    assert {KEY, f"{KEY}-b", "pass@word", "other-word"} <= settings.secret_values
+    assert {KEY, f"{KEY}-b", "pass@word", "other-word", "third-word"} <= settings.secret_values
 
 
 def test_settings_cannot_be_changed_or_misspelt() -> None:

@@ -281,6 +281,19 @@ def test_a_redelivery_begins_the_time_anew_after_which_a_sink_is_given_up(
     assert kinds(receiver.got)[-3:] == THREE
 
 
+def test_a_redelivery_does_not_wait_for_what_the_sink_refused_before(make: MakeDeliveries) -> None:
+    bench = make(FINETUNE_BACKOFF_BASE="60", FINETUNE_BACKOFF_MAX="60")
+    with Receiver() as receiver:
+        receiver.refuse = [Answer(status=204), Answer(status=500)]
+        job = bench.cancelled(reply_to=[receiver.url("/hook")])
+        bench.deliver()
+        assert len(receiver.seen) == 2
+
+        bench.outbox.redeliver(job.id)
+        bench.deliver()
+    assert kinds(receiver.got)[-3:] == THREE
+
+
 def test_a_redelivery_during_a_delivery_is_not_lost(make: MakeDeliveries) -> None:
     bench = make()
     with Receiver() as receiver:

@@ -111,6 +111,16 @@ def test_the_estimate_counts_the_submits_that_those_in_front_have_to_come(jobs: 
     assert estimate() == 4 * 60  # 19 presigned uploads
 
 
+def test_the_estimate_counts_the_calls_of_before_a_limit_was_lowered(
+    budget: Budget, accounts: Accounts, client: Any
+) -> None:
+    for _ in range(3):
+        take(budget)
+    expire_slots(client, 2)
+    accounts.configure("default", AccountLimits(calls=1, window=60.0))
+    assert accounts.slot_in(accounts.status("default"), 0) > 60
+
+
 def test_a_reservation_that_nobody_takes_frees_the_slot(budget: Budget, jobs: JobStore, client: Any) -> None:
     lost = parked(jobs)
     budget.reserve("default", 10)

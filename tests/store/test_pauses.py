@@ -159,13 +159,12 @@ def test_calls_that_fail_together_count_as_one_failure(budget: Budget) -> None:
     assert budget.pause(calls[2], "503", None) <= first
 
 
-def test_so_do_those_that_were_told_when_to_come_back(budget: Budget, client: Any) -> None:
-    calls = [take(budget) for _ in range(3)]
-    for call in calls:
+def test_so_do_those_that_are_each_told_how_long_to_wait(budget: Budget, client: Any) -> None:
+    for call in [take(budget) for _ in range(3)]:
         budget.pause(call, "429", 30.0)
-    over(client)
     client.delete(keys.slots("default"))
-    assert 2.0 <= budget.pause(take(budget), "429", None) <= 2.5  # the second, not the fourth
+    over(client)
+    assert budget.pause(take(budget), "503", None) <= 2.5  # the second failure
 
 
 def test_one_probe_is_reserved_after_a_pause(budget: Budget, jobs: JobStore, client: Any) -> None:
@@ -231,6 +230,22 @@ def test_of_refused_submits_one_is_handed_out_at_a_time_and_all_else(
     assert budget.reserve("default", 10)[0] == []
     budget.end(take(budget, submits[0].id, submit=True))
     assert budget.reserve("default", 10)[0] == [submits[1].id]
+
+
+def test_what_was_handed_out_before_a_refused_submit_goes_on_but_for_submits(
+    budget: Budget, jobs: JobStore, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=20, window=60.0))
+    call = take(budget, "a", submit=True)
+    client.hset(keys.account("default"), "sweep_at", "0")
+    submit, prepare = parked(jobs), parked(jobs, CallClass.PREPARE)
+    assert budget.reserve("default", 10)[0] == [SWEEP, submit.id, prepare.id]
+    budget.refuse_submits(call, "no credits", None, code="credits_exhausted")
+    assert isinstance(budget.take_to_sweep("default", 60.0), Slot)
+
+    client.hset(keys.account("default"), "submits_paused_until", "0")
+    take(budget, "b", submit=True)
+    assert refused(budget, submit.id, submit=True).reason is WaitReason.PAUSED
 
 
 def test_to_resume_an_account_ends_what_was_refused_it(budget: Budget, accounts: Accounts) -> None:

@@ -290,17 +290,15 @@ class JobRecord(BaseModel):
 
     def public(self) -> dict[str, Any]:
         """Return the job as shown to callers: no bookkeeping of the workers, times in ISO 8601."""
-        shown: dict[str, Any] = {"job_id": self.id, "state": str(self.state), "account": self.account}
         body = self.model_dump(mode="json", exclude=_INTERNAL, exclude_none=True)
         # A sink's URL may hold a password, or an unguessable path.
         body["request"]["reply_to"] = [sink.shown for sink in self.request.sinks]
         # A signed link opens the file to all who see it.
         body["request"]["dataset"] = redact_text(self.request.dataset)
         body |= {name: redact_text(body[name]) for name in ("dataset_url", "weights_url") if name in body}
-        shown |= {name: value for name, value in body.items() if name not in shown}
-        shown["created_at"] = iso_time(self.created_ms)
-        shown["updated_at"] = iso_time(self.updated_ms)
-        return shown
+        first = {"job_id": self.id, "state": str(self.state), "account": self.account}
+        times = {"created_at": iso_time(self.created_ms), "updated_at": iso_time(self.updated_ms)}
+        return first | body | times
 
 
 RELEASED: Mapping[str, Any] = {"owner": "", "progress": None, "waiting_for": None}

@@ -2,5 +2,5 @@
 
 `check.check_archive` judges a ZIP before anything is paid for, `pack.pack` makes one from a folder,
 `render.render_report` shows a report in a terminal.
-Nothing is imported here: Pillow, fsspec and requests load only with the module that needs them.
+Nothing is imported here: Pillow and Rich load only with the module that needs them.
 """

@@ -35,6 +35,7 @@ from finetune_queue.datasets.names import (
     OTHER_IMAGE_SUFFIXES,
     display_name,
     is_junk,
+    some_of,
     stem_of,
     suffix_of,
 )
@@ -52,7 +53,6 @@ LONG_CAPTION = 3_000
 _COMPARED = 200
 """Images that are compared with each other, so that very many take no time."""
 _PLACEHOLDER = "[trigger]"
-_JUNK_NAMED = 3
 NO_IMAGES = "It has no usable image."
 
 
@@ -87,18 +87,18 @@ def check_archive(
         ) from error
 
 
-def glance(path: Path, limits: Limits = DEFAULT_LIMITS) -> tuple[Finding, ...]:
+def glance(path: Path) -> tuple[Finding, ...]:
     """Return why a ZIP can never be trained on, as far as its list of files and the first bytes of some tell: it is no
     ZIP, is damaged, or has no image. It takes little time; the whole check is :func:`check_archive`.
 
     Raises:
         OSError: the file cannot be read.
     """
-    collector = Collector(limits)
+    collector = Collector(DEFAULT_LIMITS)
     with path.open("rb") as file:
         try:
-            entries = read_entries(file, os.fstat(file.fileno()).st_size, limits, collector)
-            meter = Meter(limits)
+            entries = read_entries(file, os.fstat(file.fileno()).st_size, DEFAULT_LIMITS, collector)
+            meter = Meter(DEFAULT_LIMITS)
             if not any(_begins_as_image(file, entry, meter) for entry in entries if not is_junk(entry.name)):
                 collector.add("no_images", NO_IMAGES)
         except ArchiveRefusedError as refused:
@@ -183,7 +183,7 @@ class _Check:
         self._judge_images()
         self._judge_captions()
         if self._seen.junk:
-            self._collector.add("junk", f"{_listed(self._seen.junk)}: skipped.")
+            self._collector.add("junk", f"{some_of(self._seen.junk)}: skipped.")
         if self._trigger and (why := self._trigger.why_common()):
             self._collector.add("trigger_common", f"The trigger word {self._trigger.shown} {why}.")
         if self._prompt and self._trigger and not self._trigger.within(self._prompt):
@@ -320,9 +320,3 @@ class _Check:
         else:
             for name in without:
                 self._collector.add("caption_missing", "Other images have captions; this one has none.", name)
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(display_name(name) for name in names[:_JUNK_NAMED])
-    more = len(names) - _JUNK_NAMED
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -20,6 +20,7 @@ _JUNK_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", _MAC_ICON.lo
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _SHOWN = 100
+_NAMED = 3
 _MAX_PART_BYTES = 255
 
 
@@ -65,3 +66,9 @@ def display_name(name: str) -> str:
     if len(name) > _SHOWN:
         name = f"{name[: _SHOWN // 2]}…{name[-_SHOWN // 2 + 1 :]}"
     return escaped(name)
+
+
+def some_of(names: list[str]) -> str:
+    """Name the first few, made fit for showing, and say how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(map(display_name, names[:_NAMED])) + (f" and {more} more" if more > 0 else "")

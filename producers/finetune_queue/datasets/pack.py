@@ -27,6 +27,7 @@ from finetune_queue.datasets.names import (
     OTHER_IMAGE_SUFFIXES,
     display_name,
     is_junk,
+    some_of,
     stem_of,
     suffix_of,
 )
@@ -42,11 +43,10 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class PackedDataset:
-    """A ZIP to be checked and sent, `size` in bytes. `notes` say what of the folder was left out or renamed."""
+    """A ZIP to be checked and sent. `notes` say what of the folder was left out or renamed."""
 
     path: Path
     sha256: str
-    size: int
     notes: tuple[Finding, ...] = ()
 
 
@@ -180,7 +180,8 @@ def _pack_folder(source: Path, destination: Path, max_bytes: int) -> PackedDatas
         size = target.tell()
         if size >= max_bytes:
             raise _too_large(source, files, _makes(size, max_bytes))
-    return _packed(destination, (*_left_out_notes(left_out), *renamed))
+    omitted = [finding("left_out", f"Left out of the ZIP: {some_of(left_out)}.")] if left_out else []
+    return _packed(destination, (*omitted, *renamed))
 
 
 def _scan(source: Path) -> tuple[list[_File], list[str]]:
@@ -290,7 +291,7 @@ def _written(destination: Path) -> Iterator[IO[bytes]]:
 def _packed(path: Path, notes: tuple[Finding, ...]) -> PackedDataset:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return PackedDataset(path=path, sha256=digest, size=file.tell(), notes=notes)
+    return PackedDataset(path=path, sha256=digest, notes=notes)
 
 
 def _makes(size: int, max_bytes: int) -> str:
@@ -305,14 +306,6 @@ def _too_large(source: Path, files: list[_File], said: str) -> DatasetError:
         f"{_shown(source)} {said}. Its largest files: {named}.",
         TAKE_LESS,
     )
-
-
-def _left_out_notes(names: list[str]) -> list[Finding]:
-    if not names:
-        return []
-    shown = ", ".join(display_name(name) for name in names[:_SHOWN])
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return [finding("left_out", f"Left out of the ZIP: {shown}{more}.")]
 
 
 def _shortened(notes: list[Finding]) -> list[Finding]:

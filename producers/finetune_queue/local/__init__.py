@@ -1,4 +1,4 @@
-"""The whole system on one machine, as child processes: Valkey, sandbox, worker and Flower.
+"""The whole system on one machine, as child processes: Valkey, sandbox, workers, Flower and the gateway.
 
 It serves the demo, `make up` and the tests. Only the CLI imports it, late.
 """

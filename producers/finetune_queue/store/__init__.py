@@ -30,7 +30,6 @@ from finetune_queue.store.errors import (
     JobNotFoundError,
     NotDurableError,
     OwnedElsewhereError,
-    StoreError,
     UnreadableJobError,
 )
 from finetune_queue.store.feed import PLACE, Feed, FeedItem
@@ -139,7 +138,6 @@ __all__ = [
     "Slot",
     "Standing",
     "StateView",
-    "StoreError",
     "StoreView",
     "Subject",
     "SweepClock",

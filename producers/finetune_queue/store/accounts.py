@@ -224,7 +224,8 @@ class Accounts:
             ahead = prepares if status.submits_held else ahead + max(0, prepares - calls // 2)
         waits = [0.0] * (calls - len(taken)) + [max(0.0, (free - now) / 1000) for _, free in taken]
         rounds, place = divmod(ahead, calls)
-        return max(status.paused_for, waits[min(place, len(waits) - 1)] + rounds * window)
+        # Of more than the limit, as from before it was lowered, the first to end make no room.
+        return max(status.paused_for, waits[-calls:][place] + rounds * window)
 
     def status(self, account: str) -> AccountStatus:
         """Return the account as it is now.
@@ -247,6 +248,9 @@ class Accounts:
         def number(name: str) -> int:
             return int(fields.get(name, "0"))
 
+        def cap(name: str) -> int | None:
+            return int(fields[name]) if fields.get(name) else None
+
         def left(name: str) -> float:
             return max(0, number(name) - now) / 1000
 
@@ -254,19 +258,18 @@ class Accounts:
         probing, submits_refused = fields.get("probing") == "1", "submits_refused" in fields
 
         # Of the caps, as take_slot.lua and reserve.lua count: what is tracked for longer waits for a person.
-        in_flight = tracked
-        if fields.get("training_limit_ms"):
-            since = now - number("training_limit_ms")
-            in_flight = self._redis.zcount(keys.tracked(account), since, "+inf")
+        in_flight, lasts_ms = tracked, cap("training_limit_ms")
+        if lasts_ms is not None:
+            in_flight = self._redis.zcount(keys.tracked(account), now - lasts_ms, "+inf")
         return AccountStatus(
             name=account,
             limits=AccountLimits(
                 calls=number("limit"),
                 window=number("window_ms") / 1000,
-                max_training=int(fields["max_training"]) if fields["max_training"] else None,
-                max_submits_per_day=int(fields["max_submits"]) if fields["max_submits"] else None,
-                max_transfers=int(fields["max_transfers"]) if fields.get("max_transfers") else None,
-                training_limit=number("training_limit_ms") / 1000 if fields.get("training_limit_ms") else None,
+                max_training=cap("max_training"),
+                max_submits_per_day=cap("max_submits"),
+                max_transfers=cap("max_transfers"),
+                training_limit=None if lasts_ms is None else lasts_ms / 1000,
             ),
             used=used,
             waiting=waiting,

@@ -134,10 +134,7 @@ class Budget:
         token = uuid.uuid4().hex
         asked = time.monotonic()
         reply = self._take(
-            [
-                *(keys.slots(account), keys.room(account), keys.account(account), keys.tracked(account)),
-                keys.job(holder if claimed is None else claimed.id),
-            ],
+            [keys.slots(account), keys.room(account), keys.account(account), keys.tracked(account), keys.job(holder)],
             [
                 *(holder, token, score, self._call_timeout_ms, "1" if submit else "0", self._first_sweep_ms),
                 "" if claimed is None else claimed.version,

@@ -4,19 +4,14 @@ from finetune_queue import __version__
 from finetune_queue.contract.job import JobRecord
 
 
-class StoreError(Exception):
-    """The base of the store's own errors."""
-
-
-class JobNotFoundError(StoreError):
+class JobNotFoundError(Exception):
     """There is no job with this id."""
 
     def __init__(self, job_id: str) -> None:
         super().__init__(f"There is no job {job_id}. It never existed, or ended longer ago than jobs are kept.")
-        self.job_id = job_id
 
 
-class UnreadableJobError(StoreError):
+class UnreadableJobError(Exception):
     """The job's record holds what this version does not know, so a newer one wrote it: it is left alone."""
 
     def __init__(self, job_id: str, problem: str) -> None:
@@ -27,15 +22,14 @@ class UnreadableJobError(StoreError):
         self.job_id = job_id
 
 
-class ConflictError(StoreError):
+class ConflictError(Exception):
     """The job changed since it was read: somebody else acts on it, and this write was refused (fencing)."""
 
     def __init__(self, job: JobRecord, current: str) -> None:
         super().__init__(f"Job {job.id} is at version {current or 'none'}, not {job.version}: the write was refused.")
-        self.job = job
 
 
-class IdempotencyError(StoreError):
+class IdempotencyError(Exception):
     """The same idempotency key came with another request."""
 
     def __init__(self, job_id: str) -> None:
@@ -43,27 +37,24 @@ class IdempotencyError(StoreError):
             f"The idempotency key belongs to job {job_id}, which was submitted with another request. "
             "Use a new key for a new request."
         )
-        self.job_id = job_id
 
 
-class OwnedElsewhereError(StoreError):
+class OwnedElsewhereError(Exception):
     """Another job already owns this training."""
 
     def __init__(self, finetune_id: str, owner: str) -> None:
         super().__init__(f"Training {finetune_id} belongs to job {owner}.")
-        self.finetune_id = finetune_id
         self.owner = owner
 
 
-class AlreadySweptError(StoreError):
+class AlreadySweptError(Exception):
     """Another message's sweep of the account is under way, or was made meanwhile."""
 
     def __init__(self, account: str) -> None:
         super().__init__(f"The account '{account}' is being swept, or just was.")
-        self.account = account
 
 
-class NotDurableError(StoreError):
+class NotDurableError(Exception):
     """Redis did not confirm in time that a write is in its log on disk, and in that of as many replicas as the settings
     say. ``job`` is the job with the write."""
 

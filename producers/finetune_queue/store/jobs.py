@@ -142,13 +142,7 @@ class JobStore:
         job = JobRecord(
             id=job_id, state=JobState.ACCEPTED, request=request, digest=request.digest(), traceparent=traceparent
         )
-        return Write.prepare(
-            job,
-            Change(delay=delay),
-            entered=True,
-            previous=None,
-            event=EventType.ACCEPTED,
-        )
+        return Write.prepare(job, Change(delay=delay), previous=None, event=EventType.ACCEPTED)
 
     def _create(self, writes: Mapping[int, Write]) -> dict[int, Registration]:
         """Send the writes of new jobs and return what came of each. One whose job was there already, but was
@@ -228,17 +222,10 @@ class JobStore:
             message = f"an ended job waits for nothing (job {job.id}, {state})"
             raise ValueError(message)
         kind = EventType(state) if to is not None else event
-        write = Write.prepare(
-            changed,
-            change,
-            entered=to is not None,
-            previous=job.state,
-            event=kind,
-            fields=fields,
-        )
-        return self._write(write, durable_within=durable_within)
+        write = Write.prepare(changed, change, previous=job.state, event=kind, fields=fields)
+        return self._write(write, durable_within)
 
-    def _write(self, write: Write, *, durable_within: float | None = None) -> JobRecord:
+    def _write(self, write: Write, durable_within: float | None) -> JobRecord:
         if durable_within is None:
             return write.written(self._transition(write.names, [write.text]))
         # WAITAOF speaks of its own connection's writes, so it has to go with the script, in one pipeline.

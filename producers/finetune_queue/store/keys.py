@@ -122,22 +122,22 @@ def counters() -> str:
 
 
 def api() -> str:
-    """Which API the jobs are for, "sandbox" or "paid"."""
+    """String: which API the jobs are for, "sandbox" or "paid"."""
     return f"{TAG}:api"
 
 
 def write_check() -> str:
-    """Written, and gone at once, to see whether the server takes writes."""
+    """String: written, and gone at once, to see whether the server takes writes."""
     return f"{TAG}:write_check"
 
 
 def data_id() -> str:
-    """A name for all that is in this Redis, given when there was none: another one shows that the data was lost."""
+    """String: a name for all that is in this Redis, given when there was none; with another one the data was lost."""
     return f"{TAG}:redis:data"
 
 
 def emptied() -> str:
-    """When (ms) a worker saw that this Redis had come back without its data; there for a day."""
+    """String: when (ms) a worker saw that this Redis had come back without its data; there for a day."""
     return f"{TAG}:redis:emptied"
 
 

@@ -253,7 +253,7 @@ class Outbox:
         """
         names = [keys.lines(), keys.job_sinks(subject_id), keys.deliveries(subject_id), keys.dead_letters()]
         letter = [text for pair in (dead.fields() if dead else {}).items() for text in pair]
-        args = [hold.line, hold.until, int(lease * 1000), attempt.sink_id, before, after, _entry(attempt), LOG_LENGTH]
+        args = [hold.line, hold.until, int(lease * 1000), attempt.sink_id, before, after, _written(attempt), LOG_LENGTH]
         reply = self._attempt(names, [*args, MOST_LETTERS, int(gone), *letter])
         if reply[0] == 0:
             raise HoldLostError(hold.line)
@@ -310,7 +310,7 @@ class Outbox:
     def _end(self, hold: Hold, seconds: float, state: str, reason: str = "", *, reached: bool = False) -> bool:
         names = [keys.lines(), keys.line(hold.line), keys.line_state(hold.line), keys.wake_outbox()]
         kept = sorted(hold.put_off.items(), key=lambda item: item[1].until_ms)[-MOST_PUT_OFF:]
-        pairs = [text for sink_id, each in kept for text in (sink_id, json.dumps(asdict(each), separators=(",", ":")))]
+        pairs = [text for sink_id, each in kept for text in (sink_id, _written(each))]
         origin = hold.origin if reached else ""
         ended = self._settle(
             [*names, keys.put_off(hold.line), keys.reached()],
@@ -323,7 +323,7 @@ class Outbox:
     def deliveries(self, job_id: str) -> list[Attempt]:
         """Return the latest attempts to deliver the job's events, newest first."""
         rows = cast("list[str]", self._redis.lrange(keys.deliveries(job_id), 0, -1))
-        return [Attempt(**json.loads(row)) for row in rows]
+        return read_attempts(rows)
 
     def redeliver(self, job_id: str, sink_id: str | None = None) -> list[str]:
         """Send all of a job's events again, to one sink or to all that have some; returns the sinks' ids."""
@@ -337,6 +337,8 @@ class Outbox:
             pipe.hset(keys.job_sinks(job_id), mapping=cast("dict[Any, Any]", anew))
             old = ("gone", "next", "failures", "since")
             pipe.hdel(keys.job_sinks(job_id), *(f"{sink}:{note}" for sink in chosen for note in old))
+            for line in (name.removeprefix("line:") for name in fields if name.startswith("line:")):
+                pipe.zadd(keys.line(line), {job_id: now}, xx=True, lt=True)  # it may be put off there
             self._send_out(pipe, job_id)
             pipe.execute()
         return chosen
@@ -366,6 +368,11 @@ def line_origin(line: str) -> str:
     return line.partition("#")[0]
 
 
+def read_attempts(rows: Iterable[str]) -> list[Attempt]:
+    """Read a job's log of deliveries."""
+    return [Attempt(**json.loads(row)) for row in rows]
+
+
 def read_put_off(rows: Mapping[str, str]) -> dict[str, PutOff]:
     """Read which sinks of a line are put off, by their ids."""
     return {sink_id: PutOff(**json.loads(text)) for sink_id, text in rows.items()}
@@ -383,6 +390,5 @@ def _subject(subject_id: str, fields: dict[str, str], events: Sequence[str]) -> 
     )
 
 
-def _entry(attempt: Attempt) -> str:
-    fields = {name: getattr(attempt, name) for name in Attempt.__dataclass_fields__}
-    return json.dumps(fields, separators=(",", ":"))
+def _written(known: Attempt | PutOff) -> str:
+    return json.dumps(asdict(known), separators=(",", ":"))

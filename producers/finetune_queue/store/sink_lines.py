@@ -1,8 +1,7 @@
 """How the sinks are: the lines in which jobs' events wait for them, and which sinks are out of reach or refuse."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import redis
@@ -10,7 +9,7 @@ import redis
 from finetune_queue.contract import Sink
 from finetune_queue.contract.job import iso_time
 from finetune_queue.store import keys
-from finetune_queue.store.outbox import Attempt, PutOff, Subject, line_origin, read_put_off
+from finetune_queue.store.outbox import PutOff, Subject, line_origin, read_attempts, read_put_off
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +120,9 @@ class SinkLines:
         lines = self.all()
         found: dict[str, SinkTrouble] = {}
         for each in (*_out_of_reach(lines), *self._refusals(lines)):
-            known = found.get(each.sink)
-            if known is None:
-                found[each.sink] = each
-                continue
+            known = found.get(each.sink, replace(each, waiting=0))
             older = min(known, each, key=lambda one: one.since_ms)
-            waiting = known.waiting + each.waiting
-            found[each.sink] = SinkTrouble(older.sink, older.since_ms, waiting, older.reason, older.refused_job)
+            found[each.sink] = replace(older, waiting=known.waiting + each.waiting)
         return sorted(found.values(), key=lambda each: each.since_ms)
 
     def _refusals(self, lines: Iterable[LineStatus]) -> list[SinkTrouble]:
@@ -146,7 +141,7 @@ class SinkLines:
             SinkTrouble(each.sink, each.since_ms, 1, each.reason, each.job_id) for line in up for each in line.put_off
         ]
         for (line, job_id), state, rows in zip(last, replies[::2], replies[1::2], strict=True):
-            for attempt in (Attempt(**json.loads(row)) for row in rows):
+            for attempt in read_attempts(rows):
                 since = state.get(f"{attempt.sink_id}:since")
                 if since is not None and attempt.sink.startswith(line.origin):
                     found.append(SinkTrouble(attempt.sink, int(since), 1, attempt.detail, job_id))
@@ -182,8 +177,7 @@ class SinkLines:
             return None, ""
         if sink is not None:
             failed = f"{sink.id}:failures" in subject.notes
-            attempts = [Attempt(**json.loads(row)) for row in rows] if failed else []
-            own = [each.detail for each in attempts if each.sink_id == sink.id]
+            own = [each.detail for each in read_attempts(rows) if each.sink_id == sink.id] if failed else []
             silent = read_put_off(put_off).get(sink.id)
             reason = silent.reason if silent else own[0] if own else reason
         return int(max(due or 0, place)), reason or ""

@@ -46,7 +46,6 @@ class Write:
     names: list[str]
     text: str
     entered: bool
-    new: bool
     own: str | None
 
     @classmethod
@@ -55,13 +54,13 @@ class Write:
         job: JobRecord,
         change: Change,
         *,
-        entered: bool,
         previous: JobState | None,
         event: EventType | None,
         fields: dict[str, Any] | None = None,
     ) -> Self:
-        """Make the write that brings the stored job to ``job``; ``previous`` is None for one that is not stored yet,
-        ``fields`` are those that changed, None: all of a new job."""
+        """Make the write that brings the job from its ``previous`` state, None for one that is not stored yet, to
+        ``job``; ``fields`` are those that changed, None: all of a new job."""
+        entered = job.state != previous
         if event is not None:
             job = job.model_copy(update={"event_seq": job.event_seq + 1})
         if fields is None:
@@ -92,7 +91,7 @@ class Write:
             "held": bool(job.owner) if job.owner or "owner" in fields else None,
         }
         text = json.dumps({name: value for name, value in body.items() if value is not None})
-        return cls(job, _transition_keys(job, previous, change), text, entered, previous is None, change.own)
+        return cls(job, _transition_keys(job, previous, change), text, entered, change.own)
 
     def written(self, reply: Any) -> JobRecord:
         """Return the job as it is stored after the script's reply.
@@ -108,7 +107,7 @@ class Write:
         times = {"version": self.job.version + 1, "updated_ms": detail}
         if self.entered:
             times["entered_ms"] = detail
-        if self.new:
+        if self.job.version == 0:
             times["created_ms"] = detail
         return self.job.model_copy(update=times)
 

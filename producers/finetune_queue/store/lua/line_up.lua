@@ -21,4 +21,3 @@ end
 redis.call('ZREM', KEYS[1], ARGV[1])
 -- Events without a job that nobody wants have nobody else who ends them.
 if #ARGV == 1 and redis.call('EXISTS', KEYS[4]) == 0 then redis.call('DEL', KEYS[3], KEYS[5]) end
-return 1

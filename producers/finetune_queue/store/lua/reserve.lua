@@ -24,19 +24,17 @@ end
 local tracked = redis.call('ZCARD', KEYS[4])
 -- What is tracked for longer than a training lasts waits for a person. Both caps count as in take_slot.lua.
 local in_flight = redis.call('ZCOUNT', KEYS[4], now - cap('training_limit_ms'), '+inf')
--- Submits that were handed a slot and have not come for it yet take their part of the caps already.
-local capped = math.min(cap('max_training'), cap('max_submits')) < math.huge
-local on_their_way = 0
-if capped then
-  for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-    if string.sub(member, 1, 16) == 'reserved:submit:' then on_their_way = on_their_way + 1 end
-  end
-end
 local day = tostring(math.floor(now / 86400000))
 local spent = account.spent_day == day and number('spent') or 0
 local left = math.min(cap('max_training') - in_flight, cap('max_submits') - spent)
 if account.stopped == '1' then left = 0 end
-local submits = left - on_their_way
+local submits = left
+if left < math.huge then
+  -- Submits that were handed a slot and have not come for it yet take their part of the caps already.
+  for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    if string.sub(member, 1, 16) == 'reserved:submit:' then submits = submits - 1 end
+  end
+end
 local submits_in = left > 0 and submits <= 0 and tonumber(ARGV[2]) or math.huge -- should one of them not come
 if account.submits_refused then
   local held = math.max(number('submits_paused_until'), number('submits_probe_until')) - now
@@ -80,7 +78,7 @@ local function pop(low, high, count, kind)
   return popped
 end
 pop('-inf', '(' .. ARGV[3], math.huge, '')
-local handed = pop(ARGV[3], '(' .. ARGV[4], submits, capped and 'submit:' or '')
+local handed = pop(ARGV[3], '(' .. ARGV[4], submits, 'submit:')
 submits = submits - handed
 if handed > 0 and account.submits_refused then
   redis.call('HSET', KEYS[3], 'submits_probe_until', now + ARGV[2])

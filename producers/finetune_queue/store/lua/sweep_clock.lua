@@ -2,8 +2,9 @@
 -- When an account is swept next. A hint may bring the next sweep forward, but all sweeps together keep to the share of
 -- calls that looking may use: each moves `sweep_due` on by the time that it costs (GCRA, ITU-T I.371).
 -- KEYS  1 account  2 tracked  3 wake
--- ARGV  1 "swept" | "hint" | "now": for once without regard to the share  2 next_ms: when the next look is worth it  3 cost_ms: one sweep's time within the share
---       4 gap_ms: the least between two sweeps  5 1 if the sweep saw what Segmind has
+-- ARGV  1 "swept": a sweep has ended; "hint"; "now": for once without regard to the share. Of "swept" also:
+--       2 next_ms: when the next look is worth it  3 cost_ms: one sweep's time within the share
+--       4 gap_ms: the least between two sweeps  5 "1" if the sweep saw what Segmind has
 --       6 idle_ms: when the next look is worth it once nobody waits for a call
 -- Returns ms until the next sweep, -1 when there is nothing to look at.
 local time = redis.call('TIME')
