@@ -59,7 +59,7 @@ class GatewayServer(uvicorn.Server):
         """Listen on this address; port 0 takes a free one.
 
         Raises:
-            SettingsError: without tokens it would listen where others can reach it.
+            SettingsError: without tokens it would listen where others can reach it; or a reader has no token.
             OSError: it cannot listen there.
         """
         if not settings.finetune_gateway_tokens and not is_loopback(host):
@@ -68,6 +68,10 @@ class GatewayServer(uvicorn.Server):
                 f"on {host}. Make a token: finetune gateway token NAME"
             )
             raise SettingsError([message])
+        if nobody := set(settings.finetune_gateway_readers) - set(settings.finetune_gateway_tokens):
+            # A misspelt name would leave its client all rights.
+            names = ", ".join(sorted(nobody))
+            raise SettingsError([f"FINETUNE_GATEWAY_READERS: there is no token for {names}"])
         self.socket = _listen(host, port)
         name = f"[{host}]" if ":" in host else host
         self.url = f"http://{name}:{self.socket.getsockname()[1]}"
