@@ -115,6 +115,12 @@ def test_answers_do_not_wait_for_acknowledgements(make_settings: MakeSettings) -
         assert listening.proto == socket.IPPROTO_TCP  # or asyncio would not set TCP_NODELAY on what it accepts
 
 
+def test_a_kept_connection_is_not_closed_before_who_keeps_it_does(make_settings: MakeSettings) -> None:
+    found = GatewayServer(make_settings(), "127.0.0.1", 0)
+    with found.socket:
+        assert found.config.timeout_keep_alive > 90  # Go's; nginx and load balancers have 60
+
+
 def test_without_tokens_this_machine_may_use_it(open_url: str) -> None:
     assert httpx.post(f"{open_url}/v1/jobs", json=sample(), trust_env=False).status_code == 202
 
