@@ -57,6 +57,17 @@ def test_each_disruption_budget_lets_one_go_at_a_time(overlay: Rendered) -> None
     assert all(budget["spec"].get("unhealthyPodEvictionPolicy") == "AlwaysAllow" for budget in budgets)
 
 
+def test_a_folder_for_temporary_files_keeps_no_node_from_being_given_back(everything: Rendered) -> None:
+    for name, pod in everything.pods.items():
+        local = {volume["name"] for volume in pod["spec"]["volumes"] if "emptyDir" in volume}
+        may_go = (
+            pod["metadata"]
+            .get("annotations", {})
+            .get("cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes", "")
+        )
+        assert set(filter(None, may_go.split(","))) == local, name
+
+
 def test_pods_spread_over_zones_and_nodes_by_their_own_label(everything: Rendered) -> None:
     for name in (*WORKERS, "finetune-gateway"):
         spread = everything.pods[name]["spec"]["topologySpreadConstraints"]
