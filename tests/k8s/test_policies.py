@@ -105,6 +105,13 @@ def test_what_prometheus_is_to_take_has_the_label_that_it_chooses_by_and_nothing
     assert "release" not in str([service["spec"]["selector"] for service in everything.of("Service")])
 
 
+def test_an_alertmanager_config_of_the_namespace_takes_the_alerts(everything: Rendered) -> None:
+    (rules,) = everything.of("PrometheusRule")
+    for group in rules["spec"]["groups"]:
+        for rule in group["rules"]:
+            assert rule["labels"].get("namespace") == rules["metadata"]["namespace"], rule["alert"]
+
+
 def test_the_jobs_that_alerts_and_dashboard_ask_for_are_those_of_the_scrapes(everything: Rendered) -> None:
     asked = {job for file in (ALERTS, DASHBOARD) for job in JOB.findall(file.read_text(encoding="utf-8"))}
     assert asked
