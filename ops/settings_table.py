@@ -14,7 +14,7 @@ from ops.generated import ROOT, main, replace_block
 from finetune_queue.settings import SettingRow, describe
 
 # Where the table stands, between markers.
-PAGES = (ROOT / "docs" / "settings.md", ROOT / "README.md")
+PAGE = ROOT / "docs" / "settings.md"
 ENV_EXAMPLE = ROOT / ".env.example"
 
 
@@ -38,7 +38,7 @@ def env_example(rows: list[SettingRow]) -> str:
 def wanted() -> dict[Path, str]:
     """Return what each generated file should hold."""
     rows = list(describe())
-    return {ENV_EXAMPLE: env_example(rows), **{page: replace_block(page, "settings", table(rows)) for page in PAGES}}
+    return {ENV_EXAMPLE: env_example(rows), PAGE: replace_block(PAGE, "settings", table(rows))}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from finetune_queue.local.stack import LocalStack
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.logs import configure_logging
 from finetune_queue.storage import drivers
+from finetune_queue.store import connect
 from segmind_sandbox.testing import SandboxControl
 from support.clouds import environment
 
@@ -140,6 +141,13 @@ def redis_url(valkey: ValkeyServer) -> str:
     with redis.Redis.from_url(valkey.url, socket_timeout=5, socket_connect_timeout=5) as client:
         client.flushall()
     return valkey.url
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """A connection to it, as the programs make theirs."""
+    with connect(redis_url) as connection:
+        yield connection
 
 
 @pytest.fixture

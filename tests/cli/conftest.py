@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from finetune_queue import __version__
 from finetune_queue.cli import main
@@ -40,10 +41,15 @@ def queue_url(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def worker(queue_url: str) -> Iterator[Worker]:
-    with connect(queue_url) as client:
-        Workers(client).seen(LiveWorker("worker1@here", __version__))
-        yield Worker(client)
+def client(queue_url: str) -> Iterator[redis.Redis]:
+    with connect(queue_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def worker(client: redis.Redis) -> Worker:
+    Workers(client).seen(LiveWorker("worker1@here", __version__))
+    return Worker(client)
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,10 @@ from finetune_queue.cli.output import ExitCode
 from finetune_queue.contract import parse_sink
 from finetune_queue.messaging import producer_app
 from finetune_queue.settings import load_settings
-from finetune_queue.store import connect
 from finetune_worker.container import Container
 from support.cli import Run
-from support.sinks import SECRET, Deliveries, Receiver, kinds
+from support.sinks import SECRET, THREE, Deliveries, Receiver, kinds
 from support.web import Answer
-
-THREE = ["accepted", "uploading", "cancelled"]
-
-
-@pytest.fixture
-def client(queue_url: str) -> Iterator[redis.Redis]:
-    with connect(queue_url) as connection:
-        yield connection
 
 
 @pytest.fixture

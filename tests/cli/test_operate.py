@@ -2,7 +2,6 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,16 +17,9 @@ from finetune_queue.store import (
     LostDelivery,
     RawMessage,
     TaskCall,
-    connect,
     keys,
 )
 from support.cli import Run, Worker
-
-
-@pytest.fixture
-def client(queue_url: str) -> Iterator[redis.Redis]:
-    with connect(queue_url) as found:
-        yield found
 
 
 def needs_attention(worker: Worker, **fields: Any) -> Any:
@@ -205,7 +197,7 @@ def test_an_account_s_submits_are_stopped_and_let_go_on(run: Run, worker: Worker
     assert "submits are stopped" not in run("doctor").out
 
 
-def test_an_unknown_account_cannot_be_stopped(run: Run, client: redis.Redis) -> None:
+def test_an_unknown_account_cannot_be_stopped(run: Run, queue_url: str) -> None:
     said = run("account", "stop", "nobody")
     assert said.code == 3
     assert "nobody" in said.err

@@ -10,9 +10,10 @@ import redis
 from pydantic import SecretStr
 
 from finetune_queue.settings import load_settings
-from finetune_queue.store import Budget, RedisError, connect, keys
+from finetune_queue.store import Budget, RedisError, keys
 from finetune_worker.segmind.webhooks import WebhookClient
 from gateway.serving import HOOK_SECRET, run_gateway
+from sandbox.calls import Api
 from segmind_sandbox.testing import LiveSandbox
 from support.cli import Run
 from support.until import until
@@ -22,12 +23,6 @@ from support.until import until
 def gateway(sandbox: LiveSandbox) -> Iterator[str]:
     with run_gateway(load_settings()) as url:
         yield url
-
-
-@pytest.fixture
-def client(queue_url: str) -> Iterator[redis.Redis]:
-    with connect(queue_url) as connection:
-        yield connection
 
 
 def add(sandbox: LiveSandbox, url: str, *types: str) -> None:
@@ -56,6 +51,26 @@ def test_a_registered_webhook_reaches_the_gateway(run: Run, gateway: str, client
     assert result.code == 0, result.err + result.out
     assert "202, accepted as a hint" in result.out
     until(lambda: float(str(client.hget(keys.account("default"), "sweep_at"))) < 9e12, seconds=30)
+
+
+def test_the_sample_and_all_three_changes_of_a_training_reach_the_gateway(
+    run: Run, gateway: str, sandbox: LiveSandbox
+) -> None:
+    sandbox.control.change_settings(rate_limit="1000/60")
+    run("webhooks", "register", gateway)
+    [webhook] = listed(run)
+    sandbox.control.test_webhook(webhook["webhook_id"])
+    api = Api(sandbox)
+    api.trained()
+
+    def answered() -> list[tuple[str, int]]:
+        asked = {"webhook_id": webhook["webhook_id"]}
+        log = api.call("GET", "/webhook/dispatch-logs", params=asked).json()["logs"]
+        return sorted((each["payload"]["status"], each["response_code"]) for each in log)
+
+    words = ["AVAILABLE", "AVAILABLE", "INFERENCE_QUEUED", "TRAINING_COMPLETED"]
+    until(lambda: answered() == [(word, 202) for word in words], seconds=30)
+    api.close()
 
 
 def test_registering_again_changes_nothing_and_another_needs_replace(run: Run, gateway: str) -> None:

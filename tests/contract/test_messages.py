@@ -6,21 +6,19 @@ The files are docs/contract/messages. What differs from message to message is wr
 import base64
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from contract.published import load
 from finetune_queue.contract import EventType, JobState, parse_sink
 from finetune_queue.contract.event import Event
 from finetune_queue.messaging import ACCEPT, BEGIN, CALL, CONTINUE, QUEUE, RUN, producer_app, queue_lists
 from finetune_queue.settings import Settings
-from finetune_queue.store import LocalQueues, connect, keys
+from finetune_queue.store import LocalQueues, keys
 from finetune_worker.sinks import Senders
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "docs" / "contract"
 LISTS = {
     CALL: "{finetune}:finetune",
     CONTINUE: "{finetune}:finetune\x06\x163",
@@ -28,14 +26,6 @@ LISTS = {
     ACCEPT: "{finetune}:finetune\x06\x169",
 }
 """Where the messages of a queue are, as others are told: docs/contract/README.md, docs/architecture.md."""
-
-
-def golden(name: str) -> Any:
-    return json.loads((FOLDER / "messages" / f"{name}.json").read_text("utf-8"))
-
-
-def example(name: str) -> Any:
-    return json.loads((FOLDER / "examples" / f"{name}.json").read_text("utf-8"))
 
 
 def in_redis(client: Any, key: str) -> dict[str, Any]:
@@ -57,18 +47,12 @@ def settings(redis_url: str) -> Settings:
     return Settings(finetune_redis_url=redis_url)
 
 
-@pytest.fixture
-def client(redis_url: str) -> Any:
-    with connect(redis_url) as connection:
-        yield connection
-
-
 def test_a_request_as_a_raw_celery_client_sends_it(settings: Settings, client: redis.Redis) -> None:
-    request = example("request.minimal")
+    request = load("examples/request.minimal.json")
     job_id = "5a1f0f4e-60b5-4d39-8f0f-0a3c2a4b9d11"
     producer_app(settings).send_task(RUN, [request], queue=QUEUE, task_id=job_id, priority=ACCEPT)
     found = in_redis(client, LISTS[ACCEPT])
-    assert found == golden("finetune.run")
+    assert found == load("messages/finetune.run.json")
 
 
 def test_each_priority_has_a_list_and_there_are_no_others(settings: Settings, client: redis.Redis) -> None:
@@ -80,10 +64,10 @@ def test_each_priority_has_a_list_and_there_are_no_others(settings: Settings, cl
 
 
 def test_an_event_as_a_celery_sink_gets_it(settings: Settings, client: redis.Redis) -> None:
-    body = example(f"event.{EventType.SUCCEEDED}")
+    body = load(f"examples/event.{EventType.SUCCEEDED}.json")
     event = Event.model_validate(body)
     assert event.data["state"] == JobState.SUCCEEDED
     with Senders(settings, producer_app(settings), LocalQueues(client)).open() as sending:
         sending.send(parse_sink("celery://orders/orders.finetuned"), event, json.dumps(body))
     found = in_redis(client, f"{keys.BROKER_PREFIX}orders")
-    assert found == golden("celery-sink")
+    assert found == load("messages/celery-sink.json")

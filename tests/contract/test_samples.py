@@ -20,6 +20,7 @@ from finetune_queue.local.processes import Child
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.messaging import ACCEPT, QUEUE, Messenger, producer_app, queue_lists
 from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.staging import stage
 from support.images import make_dataset_folder
 from support.samples import sample
 from support.sinks import SECRET
@@ -53,9 +54,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dataset(queue: FineTuneQueue, images: Path) -> str:
+def dataset(stack: LocalStack, images: Path) -> str:
     """The URL of images that the workers can read."""
-    return queue.submit(sample(dataset=str(images))).record.request.dataset
+    return stage(str(images), stack.settings)
 
 
 def program(stack: LocalStack, *command: str, **settings: str) -> Child:

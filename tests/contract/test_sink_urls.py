@@ -21,8 +21,7 @@ from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
 from finetune_queue.settings import SettingsError, load_settings
 from finetune_queue.store import keys
 from support.samples import sample, sample_request
-
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+from support.sinks import SECRET
 
 
 @pytest.mark.parametrize(

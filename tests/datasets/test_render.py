@@ -41,7 +41,7 @@ def test_the_verdict_and_the_numbers_come_first(tmp_path: Path) -> None:
     assert "and 2 more" in text
 
 
-def test_nothing_to_say_is_said(tmp_path: Path) -> None:
+def test_nothing_to_say_is_said() -> None:
     assert "PASS  cats  no problems found" in shown(DatasetReport(ok=True))
 
 

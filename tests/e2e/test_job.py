@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from finetune_queue.errors import IdempotencyConflictError, InvalidRequestError
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.messaging import ACCESS, QUEUE, RUN, producer_app, stage_task
 from finetune_queue.replaying import DeadLetterBox
-from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.store import keys
+from finetune_queue.sdk import FineTuneQueue, Job
+from finetune_queue.staging import stage
+from finetune_queue.store import DeadLetter, keys
 from segmind_sandbox.testing import SandboxControl
 from support.samples import sample
 from support.until import until
@@ -81,7 +83,7 @@ NO_DEFAULTS = {
     "base_model": "FLUX_PRO",
     "theme": "Style",
     "segmind_public": True,
-    "advance_parameters": {"steps": 700, "face_crop": True, "finetune_type": "LORA", "lora_rank": 16},
+    "advance_parameters": {"steps": 700, "face_crop": True, "finetune_type": "FULL", "lora_rank": 16},
 }
 
 
@@ -119,12 +121,41 @@ def test_a_batch_s_messages_start_its_jobs(
     assert [job.id for job in jobs if job.id not in started] == []
 
 
-def test_a_raw_celery_client_may_send_the_request(queue: FineTuneQueue, images: Path, stack: LocalStack) -> None:
-    staged = queue.submit(sample(dataset=str(images))).wait(SECONDS).record.request.dataset
+@pytest.fixture
+def staged(images: Path, stack: LocalStack) -> str:
+    """The URL of a dataset that is staged, which a message from elsewhere may name."""
+    return stage(str(images), stack.settings)
+
+
+@pytest.fixture
+def letters(stack: LocalStack) -> Iterator[DeadLetterBox]:
+    with DeadLetterBox(stack.settings) as box:
+        yield box
+
+
+def kept(letters: DeadLetterBox, message_id: str) -> DeadLetter:
+    """Wait until the message is set aside."""
+    found: list[DeadLetter] = []
+
+    def came() -> bool:
+        found[:] = [letter for letter in letters.newest(5) if letter.message_id == message_id]
+        return bool(found)
+
+    until(came, seconds=SECONDS)
+    [letter] = found
+    return letter
+
+
+def job_of(message_id: str, queue: FineTuneQueue) -> Job:
+    """Wait until the message is a job, and until that has ended."""
+    until(lambda: any(job.id == message_id for job in queue.list()), seconds=SECONDS)
+    return queue.get(message_id).wait(SECONDS)
+
+
+def test_a_raw_celery_client_may_send_the_request(queue: FineTuneQueue, staged: str, stack: LocalStack) -> None:
     app = producer_app(stack.settings)
     sent = app.send_task(RUN, [sample(dataset=staged)], queue=QUEUE)
-    until(lambda: any(job.id == sent.id for job in queue.list()), seconds=SECONDS)
-    assert queue.get(sent.id).wait(SECONDS).state is JobState.SUCCEEDED
+    assert job_of(sent.id, queue).state is JobState.SUCCEEDED
 
 
 @pytest.mark.parametrize(
@@ -139,38 +170,26 @@ def test_a_raw_celery_client_may_send_the_request(queue: FineTuneQueue, images: 
     ],
 )
 def test_a_message_that_cannot_become_a_job_is_kept_and_told_of(
-    queue: FineTuneQueue, stack: LocalStack, argument: Any, problem: str
+    stack: LocalStack, letters: DeadLetterBox, argument: Any, problem: str
 ) -> None:
     sent = producer_app(stack.settings).send_task(RUN, [argument], queue=QUEUE)
-    with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
-
-        def letters() -> list[Any]:
-            rows: Any = client.xrange(keys.dead_letters())
-            return [fields for _, fields in rows if fields["message_id"] == sent.id]
-
-        until(lambda: bool(letters()), seconds=SECONDS)
-        [letter] = letters()
-    assert problem in letter["problems"]
-    assert json.loads(letter["body"])[0] == [argument]
+    letter = kept(letters, sent.id)
+    assert problem in " ".join(letter.problems)
+    assert json.loads(letter.body)[0] == [argument]
 
 
 def test_a_request_that_expired_in_the_queue_is_kept_and_may_be_sent_again(
-    queue: FineTuneQueue, stack: LocalStack, images: Path
+    queue: FineTuneQueue, stack: LocalStack, letters: DeadLetterBox, staged: str
 ) -> None:
-    staged = queue.submit(sample(dataset=str(images))).wait(SECONDS).record.request.dataset
     request, past = sample(dataset=staged), datetime.now(UTC) - timedelta(seconds=1)
     sent = producer_app(stack.settings).send_task(RUN, [request], queue=QUEUE, expires=past)
-    with DeadLetterBox(stack.settings) as letters:
-        until(lambda: sent.id in [each.message_id for each in letters.newest(5)], seconds=SECONDS)
-        [letter] = [each for each in letters.newest(5) if each.message_id == sent.id]
-        assert "the message expired at 20" in letter.problems[0]
-        letters.replay(letter.id)
-    until(lambda: any(job.id == sent.id for job in queue.list()), seconds=SECONDS)
-    assert queue.get(sent.id).wait(SECONDS).state is JobState.SUCCEEDED
+    letter = kept(letters, sent.id)
+    assert "the message expired at 20" in letter.problems[0]
+    letters.replay(letter.id)
+    assert job_of(sent.id, queue).state is JobState.SUCCEEDED
 
 
-def test_a_request_for_later_is_a_job_that_waits(queue: FineTuneQueue, stack: LocalStack, images: Path) -> None:
-    staged = queue.submit(sample(dataset=str(images))).wait(SECONDS).record.request.dataset
+def test_a_request_for_later_is_a_job_that_waits(queue: FineTuneQueue, stack: LocalStack, staged: str) -> None:
     app = producer_app(stack.settings)
     later = app.send_task(RUN, [sample(dataset=staged)], queue=QUEUE, countdown=3600)
     soon = app.send_task(RUN, [sample(dataset=staged)], queue=QUEUE, countdown=2)
@@ -183,88 +202,61 @@ def test_a_request_for_later_is_a_job_that_waits(queue: FineTuneQueue, stack: Lo
 
 
 def test_a_request_that_was_revoked_is_kept_and_may_be_sent_again(
-    queue: FineTuneQueue, stack: LocalStack, images: Path
+    queue: FineTuneQueue, stack: LocalStack, letters: DeadLetterBox, staged: str
 ) -> None:
-    staged = queue.submit(sample(dataset=str(images))).wait(SECONDS).record.request.dataset
     app, message_id = producer_app(stack.settings), new_job_id()
     told = app.control.revoke(message_id, reply=True, limit=len(stack.workers), timeout=SECONDS)
     assert len(told or ()) == len(stack.workers)
     app.send_task(RUN, [sample(dataset=staged)], queue=QUEUE, task_id=message_id)
-    with DeadLetterBox(stack.settings) as letters:
-        until(lambda: message_id in [each.message_id for each in letters.newest(5)], seconds=SECONDS)
-        [letter] = [each for each in letters.newest(5) if each.message_id == message_id]
-        assert letter.problems == ["the message was revoked before a worker took it"]
-        letters.replay(letter.id)
-    until(lambda: any(job.id == message_id for job in queue.list()), seconds=SECONDS)
-    assert queue.get(message_id).wait(SECONDS).state is JobState.SUCCEEDED
+    letter = kept(letters, message_id)
+    assert letter.problems == ["the message was revoked before a worker took it"]
+    letters.replay(letter.id)
+    assert job_of(message_id, queue).state is JobState.SUCCEEDED
 
 
 @pytest.mark.parametrize("task", [stage_task(Stage.SUBMIT), ACCESS])
 def test_a_request_that_was_sent_to_another_task_is_kept_and_may_be_sent_again(
-    queue: FineTuneQueue, stack: LocalStack, images: Path, task: str
+    queue: FineTuneQueue, stack: LocalStack, letters: DeadLetterBox, staged: str, task: str
 ) -> None:
-    staged = queue.submit(sample(dataset=str(images))).wait(SECONDS).record.request.dataset
     request = sample(dataset=staged, labels={"note": f"hidden-{task}"})
     sent = producer_app(stack.settings).send_task(task, [request], queue=QUEUE)
-    with DeadLetterBox(stack.settings) as letters:
-        until(lambda: sent.id in [each.message_id for each in letters.newest(5)], seconds=SECONDS)
-        [letter] = [each for each in letters.newest(5) if each.message_id == sent.id]
-        assert letter.problems == [f"{task} is the workers' own and takes a job's id: send requests to finetune.run"]
-        letters.replay(letter.id)
-    until(lambda: any(job.id == sent.id for job in queue.list()), seconds=SECONDS)
-    assert queue.get(sent.id).wait(SECONDS).state is JobState.SUCCEEDED
+    letter = kept(letters, sent.id)
+    assert letter.problems == [f"{task} is the workers' own and takes a job's id: send requests to finetune.run"]
+    letters.replay(letter.id)
+    assert job_of(sent.id, queue).state is JobState.SUCCEEDED
     assert not [worker for worker in stack.workers if f"hidden-{task}" in worker.log.read_text()]
 
 
-def test_a_message_of_10_mb_is_kept(queue: FineTuneQueue, stack: LocalStack, images: Path) -> None:
+def test_a_message_of_10_mb_is_kept(
+    queue: FineTuneQueue, stack: LocalStack, letters: DeadLetterBox, images: Path
+) -> None:
     body = "x" * 10_000_000
     sent = producer_app(stack.settings).send_task(RUN, [sample(name=body)], queue=QUEUE)
-    with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
-
-        def letters() -> list[Any]:
-            rows: Any = client.xrevrange(keys.dead_letters(), count=1)
-            return [fields for _, fields in rows if fields["message_id"] == sent.id]
-
-        until(lambda: bool(letters()), seconds=SECONDS, pause=0.2)
-        [letter] = letters()
-    assert json.loads(letter["body"])[0][0]["name"] == body
-    assert len(letter["problems"]) < 1000
+    letter = kept(letters, sent.id)
+    assert json.loads(letter.body)[0][0]["name"] == body
+    assert len(str(letter.problems)) < 1000
     assert queue.submit(sample(dataset=str(images))).wait(SECONDS).state is JobState.SUCCEEDED
 
 
-def test_a_message_that_is_no_json_is_kept(queue: FineTuneQueue, stack: LocalStack) -> None:
+def test_a_message_that_is_no_json_is_kept(stack: LocalStack, letters: DeadLetterBox) -> None:
     app = producer_app(stack.settings)
     with app.connection_for_write() as connection:
         connection.Producer(serializer="json").publish(
             b"{ not json", content_type="application/json", content_encoding="utf-8", routing_key=QUEUE,
             exchange="", headers={"id": "broken-1", "task": RUN},
         )  # fmt: skip
-    with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
-
-        def kept() -> bool:
-            rows: Any = client.xrange(keys.dead_letters())
-            return any("{ not json" in fields["body"] for _, fields in rows)
-
-        until(kept, seconds=SECONDS)
+    assert "{ not json" in kept(letters, "broken-1").body
 
 
-def test_a_message_that_is_pickled_is_kept_and_told_what_is_read(queue: FineTuneQueue, stack: LocalStack) -> None:
+def test_a_message_that_is_pickled_is_kept_and_told_what_is_read(stack: LocalStack, letters: DeadLetterBox) -> None:
     sent = producer_app(stack.settings).send_task(RUN, [sample()], queue=QUEUE, serializer="pickle")
-    with DeadLetterBox(stack.settings) as letters:
-        until(lambda: sent.id in [each.message_id for each in letters.newest(5)], seconds=SECONDS)
-        [letter] = [each for each in letters.newest(5) if each.message_id == sent.id]
+    letter = kept(letters, sent.id)
     assert letter.problems == ["its content is application/x-python-serialize: only application/json is read"]
 
 
-def test_an_unknown_task_is_kept(queue: FineTuneQueue, stack: LocalStack) -> None:
+def test_an_unknown_task_is_kept(stack: LocalStack, letters: DeadLetterBox) -> None:
     sent = producer_app(stack.settings).send_task("finetune.nonsense", [1], queue=QUEUE)
-    with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as client:
-
-        def kept() -> bool:
-            rows: Any = client.xrange(keys.dead_letters())
-            return any(fields["message_id"] == sent.id for _, fields in rows)
-
-        until(kept, seconds=SECONDS)
+    assert json.loads(kept(letters, sent.id).body)[0] == [1]
 
 
 EMPTY_ZIP = b"PK\x05\x06" + bytes(18)

@@ -1,4 +1,4 @@
-"""What tests of histories in a time of their own share, and those of kombu as the worker has it."""
+"""What tests of crashes, of trouble under real workers, and of histories in a time of their own share."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +7,30 @@ from typing import Any
 import pytest
 from kombu.transport import redis as transport
 
+from finetune_queue.local.stack import LocalStack
 from finetune_worker.broker import patch_kombu
+from segmind_sandbox.settings import SandboxSettings
+from segmind_sandbox.testing import LiveSandbox, SandboxControl, run_sandbox
+from support.hard_times import HardTimes
+from support.images import make_dataset_folder
 from support.world import World
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[LiveSandbox]:
+    settings = SandboxSettings(rate_limit="10000/1", training_seconds=0, deploy_seconds=0, weights_bytes=8192)
+    with run_sandbox(settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def times(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HardTimes]:
+    """Jobs in a module's own ``stack``."""
+    control = SandboxControl(stack.sandbox_url)
+    found = HardTimes(stack, control, make_dataset_folder(tmp_path_factory.mktemp("images"), count=4))
+    yield found
+    found.close()
+    control.close()
 
 
 @pytest.fixture

@@ -10,9 +10,7 @@ import pytest
 from finetune_queue.local.processes import Child
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.sdk import Job
-from segmind_sandbox.testing import SandboxControl
 from support.hard_times import SANDBOX, SECONDS, SETTINGS, HardTimes, PromptStack
-from support.images import make_dataset_folder
 from support.until import until
 
 WAYS = [signal.SIGKILL, signal.SIGTERM, *([signal.SIGQUIT] if os.environ.get("FAULTS") == "all" else [])]
@@ -27,16 +25,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     folder = tmp_path_factory.mktemp("deaths")
     with PromptStack(folder, workers=1, rate_limit="200/1", sandbox=SANDBOX, settings=SETTINGS) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def times(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HardTimes]:
-    control = SandboxControl(stack.sandbox_url)
-    dataset = make_dataset_folder(tmp_path_factory.mktemp("images"), count=4)
-    found = HardTimes(stack, control, dataset)
-    yield found
-    found.close()
-    control.close()
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from segmind_sandbox.settings import SandboxSettings
-from segmind_sandbox.testing import LiveSandbox, run_sandbox
+from segmind_sandbox.testing import LiveSandbox
 from support.images import make_dataset_folder
 from support.lane import Lane, open_lanes
 
@@ -25,13 +24,6 @@ SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10
 SAMPLE = 5
 LANES = 3
 NOT_REACHED = "the point was not reached"
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[LiveSandbox]:
-    settings = SandboxSettings(rate_limit="10000/1", training_seconds=0, deploy_seconds=0, weights_bytes=8192)
-    with run_sandbox(settings) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +42,7 @@ def record(lane: Lane, *, first: str | None = None, **request: Any) -> list[str]
         if first is not None:
             assert lane.crash(asked, first) is None
         points = lane.crash(asked, None) or []
-        assert not list(lane.check(asked, lane.recover(asked)))
+        assert not list(lane.check(lane.recover(asked)))
     return [point for point in points if not _IDLE.search(point)]
 
 
@@ -82,7 +74,7 @@ def die_everywhere(
             if first is not None and lane.crash(asked, first) is not None:
                 return [f"{first} was never reached"]
             reached = lane.crash(asked, point) is None
-            wrong = list(lane.check(asked, lane.recover(asked)))
+            wrong = list(lane.check(lane.recover(asked)))
         except AssertionError as error:
             return [str(error)]
         finally:

@@ -1,8 +1,7 @@
 """Histories of submits whose answers were lost, among trainings that are much like theirs: found in reviews, move by
 move. Nothing is paid twice, nobody gets what another asked for, and it does not take hours."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from hypothesis.stateful import rule
@@ -64,12 +63,9 @@ class History(Steps):
 
 
 @pytest.fixture
-def history(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[History]:
-    world = World(redis_url, tmp_path)
-    world.open(monkeypatch)
+def history(world: World) -> History:
     History.world = world
-    yield History()
-    world.close()
+    return History()
 
 
 def told(jobs: list[JobRecord]) -> bool:

@@ -10,19 +10,11 @@ import pytest
 from finetune_queue.contract import JobRecord, JobState, Stage
 from finetune_queue.messaging import CONTINUE
 from finetune_queue.sdk import FineTuneQueue
-from segmind_sandbox.settings import SandboxSettings
-from segmind_sandbox.testing import LiveSandbox, run_sandbox
+from segmind_sandbox.testing import LiveSandbox
 from support.driver import Driver, Message, Post
 from support.images import make_dataset_folder
 from support.lane import SECONDS, Lane, open_lanes
 from support.until import until
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[LiveSandbox]:
-    settings = SandboxSettings(rate_limit="10000/1", training_seconds=0, deploy_seconds=0, weights_bytes=8192)
-    with run_sandbox(settings) as running:
-        yield running
 
 
 @pytest.fixture
@@ -68,7 +60,7 @@ def test_of_every_few_messages_one_is_lost(lane: Lane, every: int) -> None:
     job = driver.until_ended(job_id, seconds=SECONDS)
 
     assert post.sent >= every
-    assert list(lane.check(request, job)) == []
+    assert list(lane.check(job)) == []
 
 
 def test_each_message_is_delivered_twice_at_once_and_all_again_in_reverse(lane: Lane) -> None:
@@ -97,7 +89,7 @@ def test_each_message_is_delivered_twice_at_once_and_all_again_in_reverse(lane: 
     assert post.messages == []
     assert job.state is JobState.SUCCEEDED
     assert lane.container.jobs.get(job_id) == job
-    assert list(lane.check(request, job)) == []
+    assert list(lane.check(job)) == []
 
 
 def in_single_steps(message: Message) -> list[Message]:

@@ -16,16 +16,11 @@ from finetune_queue.messaging import QUEUE
 from finetune_queue.store import Outbox, Rejections, connect
 from finetune_worker.envelope import NO_TASK, PROBLEM
 from finetune_worker.intake import DeadLetterStep
+from support.full import full
 
 BODY = base64.b64encode(b"[[], {}, {}]").decode()
 
 Entry = dict[str, Any]
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[Any]:
-    with redis.Redis.from_url(redis_url, decode_responses=True) as found:
-        yield found
 
 
 @pytest.fixture
@@ -125,40 +120,23 @@ def test_a_message_without_a_copy_is_the_next_when_it_went_back(connection: Any,
     assert [back["headers"]["id"] for back in put_back(connection, client)] == ["b", "a"]  # taken from the right
 
 
-@pytest.fixture
-def full(client: Any) -> Iterator[None]:
-    """The server takes nothing that needs memory."""
-    before = client.config_get("maxmemory")["maxmemory"]
-    yield
-    client.config_set("maxmemory", before)
-
-
-@pytest.mark.usefixtures("full")
 def test_a_full_server_takes_back_the_message_that_it_handed_out_and_takes_no_copy_of(
     connection: Any, client: Any
 ) -> None:
     client.lpush(QUEUE, json.dumps(entry()))
     connection.default_channel.client.ping()
-    client.config_set("maxmemory", 1)
-
-    with pytest.raises(redis.OutOfMemoryError):
+    with full(client), pytest.raises(redis.OutOfMemoryError):
         take(connection, lambda _: None)
-
-    client.config_set("maxmemory", 0)
     assert [back["body"] for back in put_back(connection, client)] == [BODY]
 
 
-@pytest.mark.usefixtures("full")
 @pytest.mark.parametrize("task", ["finetune.run", "finetune.download"])
 def test_a_full_server_takes_back_what_is_to_be_tried_later(connection: Any, client: Any, task: str) -> None:
     client.lpush(QUEUE, json.dumps(entry(headers={"task": task, "id": "a"})))
     got: list[Any] = []
     take(connection, got.append)
-    client.config_set("maxmemory", 1)
-
-    got[0].requeue()
-
-    client.config_set("maxmemory", 0)
+    with full(client):
+        got[0].requeue()
     assert [back["headers"]["task"] for back in put_back(connection, client)] == [task]
 
 

@@ -15,9 +15,7 @@ from finetune_queue.local.processes import Child
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.local.valkey import ValkeyServer, free_port
 from finetune_queue.sdk import Job
-from segmind_sandbox.testing import SandboxControl
 from support.hard_times import SANDBOX, SECONDS, SETTINGS, HardTimes, PromptStack
-from support.images import make_dataset_folder
 from support.until import until
 
 BLOCKED = 31.0 if os.environ.get("FAULTS") == "all" else 3.0
@@ -32,15 +30,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     running.valkey = ValkeyServer(folder / "valkey", port=port)
     with running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def times(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HardTimes]:
-    control = SandboxControl(stack.sandbox_url)
-    found = HardTimes(stack, control, make_dataset_folder(tmp_path_factory.mktemp("images"), count=4))
-    yield found
-    found.close()
-    control.close()
 
 
 @pytest.fixture

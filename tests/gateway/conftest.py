@@ -16,7 +16,7 @@ from finetune_queue.gateway.clients import token_hash
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
-from finetune_queue.store import AccountLimits, Accounts, connect
+from finetune_queue.store import AccountLimits, Accounts
 from gateway.serving import AUTH, HOOK_SECRET, TOKEN, MakeSettings, Start, run_gateway
 
 
@@ -88,12 +88,6 @@ def http(url: str) -> Iterator[httpx.Client]:
 def queue(settings: Settings, redis_url: str) -> Iterator[FineTuneQueue]:
     with FineTuneQueue(settings) as found:
         yield found
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with connect(redis_url) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -102,10 +102,14 @@ def test_every_other_path_is_as_if_it_were_not_there(
     anybody: httpx.Client, client: redis.Redis, swept: SweepClock, path: str
 ) -> None:
     reply = anybody.post(path, json=PAYLOAD)
-    nothing = anybody.post("/hooks/default/nothing", json=PAYLOAD)
-    assert reply.status_code == 404
-    assert {**reply.json(), "instance": ""} == {**nothing.json(), "instance": ""} or reply.json()["code"] == "not-found"
+    assert (reply.status_code, reply.json()["code"]) == (404, "not-found")
     assert next_sweep(client) > 190
+
+
+def test_nobody_can_tell_which_accounts_there_are(anybody: httpx.Client) -> None:
+    wrong, unknown = (anybody.post(f"/hooks/{account}/nothing", json=PAYLOAD) for account in ("default", "other"))
+    assert wrong.status_code == 404
+    assert {**wrong.json(), "instance": ""} == {**unknown.json(), "instance": ""}
 
 
 def test_without_a_secret_there_are_no_hooks(make_settings: MakeSettings, start: Start) -> None:
@@ -154,7 +158,7 @@ def budget_sweeps(client: redis.Redis, swept: SweepClock) -> object:
     thread.join()
 
 
-def test_hooks_change_no_job(anybody: httpx.Client, http: httpx.Client, client: redis.Redis, swept: SweepClock) -> None:
+def test_hooks_change_no_job(anybody: httpx.Client, http: httpx.Client, swept: SweepClock) -> None:
     job = http.get(http.post("/v1/jobs", json=sample()).json()["links"]["self"]).json()
     for status in ("AVAILABLE", "FAILED", "TRAINING_COMPLETED"):
         anybody.post(PATH, json={"request_id": job["job_id"], "finetune_id": "x", "status": status})

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from finetune_queue.local.processes import Child, ProcessError
+from support.until import until
 
 ENV = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
 
@@ -49,13 +49,6 @@ def _gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
-
-
-def _wait_gone(pid: int) -> None:
-    deadline = time.monotonic() + 10
-    while not _gone(pid):
-        assert time.monotonic() < deadline, f"process {pid} still runs"
-        time.sleep(0.01)
 
 
 def test_a_ready_line_is_found_also_when_it_was_printed_before_the_question(python: Callable[[str], Child]) -> None:
@@ -101,7 +94,7 @@ def test_stop_insists_and_takes_the_grandchildren_along(python: Callable[[str], 
     grandchild = int(child.wait_for_line(lambda line: line.startswith("ready"), timeout=60).split()[1])
     child.stop(grace=0.1)
     assert child.returncode == -signal.SIGKILL
-    _wait_gone(grandchild)
+    until(lambda: _gone(grandchild), seconds=10)
 
 
 def test_grandchildren_left_behind_by_a_crash_are_ended_too(python: Callable[[str], Child]) -> None:
@@ -109,7 +102,7 @@ def test_grandchildren_left_behind_by_a_crash_are_ended_too(python: Callable[[st
     grandchild = int(child.wait_for_line(lambda line: line.startswith("ready"), timeout=60).split()[1])
     child.send_signal(signal.SIGKILL)
     assert child.wait(timeout=60) == -signal.SIGKILL
-    _wait_gone(grandchild)
+    until(lambda: _gone(grandchild), seconds=10)
 
 
 def test_a_process_of_somebody_else_is_left_alone(python: Callable[[str], Child]) -> None:
@@ -155,4 +148,4 @@ time.sleep(60)
     # The command runs, not the leash before it: only then is the leash certainly on.
     parent.wait_until(lambda: b"leash" not in Path(f"/proc/{inner}/cmdline").read_bytes(), timeout=60)
     parent.send_signal(signal.SIGKILL)
-    _wait_gone(inner)
+    until(lambda: _gone(inner), seconds=10)

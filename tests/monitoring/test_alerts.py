@@ -174,6 +174,14 @@ def promtool(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+def written(*tests: dict[str, object], rules: Path | None = ALERTS, every: str = "5m") -> str:
+    """Write cases down in the current folder, with the file of rules that they are about; returns the file's name."""
+    file = Path(f"{rules.stem if rules else 'no-rules'}-tests.json")
+    rule_files = [str(rules)] if rules else []
+    file.write_text(json.dumps({"rule_files": rule_files, "evaluation_interval": every, "tests": tests}))
+    return str(file)
+
+
 def rule_test(name: str, changes: Series, firing: str, *, fires: bool) -> dict[str, object]:
     """Return a case in the form of promtool; ``firing`` selects alerts of which some should be firing, or none."""
     minutes = LATER.get(name.partition(" ")[0], MINUTES)
@@ -211,21 +219,14 @@ def test_each_alert_fires_and_is_quiet(tmp_path: Path) -> None:
     found = alerts()
     assert set(CASES) == set(found)
 
-    def tests_of(rules: Path, *tests: dict[str, object]) -> str:
-        file = rules.with_name(f"{rules.stem}-tests.json")
-        file.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "5m", "tests": tests}))
-        return str(file)
-
-    all_rules = tmp_path / "all.json"
-    all_rules.write_bytes(ALERTS.read_bytes())
-    files = [tests_of(all_rules, rule_test("nothing fires at a healthy queue", {}, 'alertname!=""', fires=False))]
+    files = [written(rule_test("nothing fires at a healthy queue", {}, 'alertname!=""', fires=False))]
     for name, (firing, quiet) in CASES.items():
         assert quiet, name
         rule = tmp_path / f"{name}.json"  # alone: promtool evaluates all that a file has
         rule.write_text(json.dumps({"groups": [{"name": name, "rules": [found[name]]}]}))
         fires = rule_test(f"{name} fires", firing, f'alertname="{name}"', fires=True)
         is_quiet = rule_test(f"{name} is quiet", quiet, f'alertname="{name}"', fires=False)
-        files.append(tests_of(rule, fires, is_quiet))
+        files.append(written(fires, is_quiet, rules=rule))
     said = promtool("test", "rules", *files)
     assert said.count("SUCCESS") == len(files)
 
@@ -280,16 +281,12 @@ def test_a_queue_that_nobody_can_read_is_missed_beside_another(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "fires"), [(IDLE, True), ({**IDLE, 'finetune_account_waiting{account="a"}': "0"}, False)]
 )
-def test_an_account_that_no_job_needs_any_more_is_not_unwell_for_ever(
-    changes: Series, tmp_path: Path, *, fires: bool
-) -> None:
+def test_an_account_that_no_job_needs_any_more_is_not_unwell_for_ever(changes: Series, *, fires: bool) -> None:
     """Its last call failed, and nobody makes another; while jobs wait for one, that is no excuse."""
     name = "FinetuneAccountUnwell"
     unwell: Series = {'finetune_account_unwell{account="a",code="server_error"}': "1"}
     test = rule_test(name, {**changes, **unwell}, f'alertname="{name}"', fires=fires)
-    file = tmp_path / "tests.yaml"
-    file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "5m", "tests": [test]}))
-    promtool("test", "rules", str(file))
+    promtool("test", "rules", written(test))
 
 
 USED, LIMIT = 'finetune_account_slots_used{account="a"}', 'finetune_account_calls_limit{account="a"}'
@@ -312,22 +309,16 @@ WINDOW = 'finetune_account_window_seconds{account="a"}'
         ("FinetuneQueueUntaken", {TRANSFERS: "4", 'finetune_workers{version="1"}': None}, False),
     ],
 )
-def test_what_rightly_waits_is_told_from_what_nobody_takes(
-    name: str, changes: Series, tmp_path: Path, *, fires: bool
-) -> None:
+def test_what_rightly_waits_is_told_from_what_nobody_takes(name: str, changes: Series, *, fires: bool) -> None:
     test = rule_test(name, changes, f'alertname="{name}"', fires=fires)
-    file = tmp_path / "tests.yaml"
-    file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "1m", "tests": [test]}))
-    promtool("test", "rules", str(file))
+    promtool("test", "rules", written(test, every="1m"))
 
 
 @needs_promtool
-def test_a_flower_that_is_there_and_does_not_answer_is_down_too(tmp_path: Path) -> None:
+def test_a_flower_that_is_there_and_does_not_answer_is_down_too() -> None:
     name = "FinetuneFlowerDown"
     test = rule_test(name, {'up{job="finetune-flower",instance="a"}': "0"}, f'alertname="{name}"', fires=True)
-    file = tmp_path / "tests.yaml"
-    file.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "5m", "tests": [test]}))
-    promtool("test", "rules", str(file))
+    promtool("test", "rules", written(test))
 
 
 def test_each_alert_says_how_bad_it_is_and_leads_to_its_heading() -> None:

@@ -1,11 +1,9 @@
 """The queries of docs/slo.md say what they should of a queue that keeps its objectives three quarters of the time."""
 
-import json
 import re
-from pathlib import Path
 
 from monitoring.rules import ROOT, alerts, objectives
-from monitoring.test_alerts import MINUTES, Series, needs_promtool, promtool, series_of
+from monitoring.test_alerts import MINUTES, Series, needs_promtool, promtool, series_of, written
 
 GOOD_THEN_BAD = "x74"  # of the last hour of 90 minutes the first three quarters
 FAILED, REQUESTS = "finetune_jobs_failed_total", "finetune_gateway_requests_total"
@@ -75,15 +73,10 @@ def rule_test(query: str, series: Series, value: float) -> dict[str, object]:
     }
 
 
-def run(tests: list[dict[str, object]], folder: Path) -> None:
-    file = folder / "tests.yaml"
-    file.write_text(json.dumps({"rule_files": [], "evaluation_interval": "5m", "tests": tests}))
-    promtool("test", "rules", str(file))
-
-
 @needs_promtool
-def test_each_query_tells_the_good_from_the_bad(tmp_path: Path) -> None:
-    run([rule_test(query, *case) for query, case in zip(objectives(), CASES, strict=True)], tmp_path)
+def test_each_query_tells_the_good_from_the_bad() -> None:
+    cases = [rule_test(query, *case) for query, case in zip(objectives(), CASES, strict=True)]
+    promtool("test", "rules", written(*cases, rules=None))
 
 
 # A gateway ended when three quarters of the hour were over, and another came, which shows what was counted before too.
@@ -124,9 +117,10 @@ ROLLED: list[tuple[str, Series, float]] = [
 
 
 @needs_promtool
-def test_a_query_counts_what_gateways_showed_one_after_the_other(tmp_path: Path) -> None:
+def test_a_query_counts_what_gateways_showed_one_after_the_other() -> None:
     queries = {word: query for word, *_ in ROLLED for query in objectives() if word in query}
-    run([rule_test(queries[word], series, value) for word, series, value in ROLLED], tmp_path)
+    cases = [rule_test(queries[word], series, value) for word, series, value in ROLLED]
+    promtool("test", "rules", written(*cases, rules=None))
 
 
 def test_each_objective_has_alerts_that_exist() -> None:

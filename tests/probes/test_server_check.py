@@ -49,6 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
 @pytest.fixture
 def client(server: ValkeyServer) -> Iterator[Any]:
     with redis.Redis.from_url(server.url, socket_timeout=5) as found:
+        found.flushall()
         yield found
         found.replicaof("NO", "ONE")
         found.config_set("maxmemory", 0)
@@ -107,7 +108,6 @@ def test_the_sandbox_s_jobs_are_not_paid_for_and_paid_ones_not_looked_for_in_the
 
 
 def test_a_full_server_s_jobs_are_told_apart_too(server: ValkeyServer, client: Any) -> None:
-    client.flushdb()
     assert check_api(server.url, sandbox=True)
     client.zadd(keys.deadlines(), {"a-job": 1})
     client.config_set("maxmemory", 1)
@@ -123,7 +123,6 @@ def test_a_full_server_s_jobs_are_told_apart_too(server: ValkeyServer, client: A
 def test_whose_jobs_they_are_is_asked_until_the_server_answers(
     server: ValkeyServer, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client.flushdb()
     assert check_api(server.url, sandbox=True)
     client.zadd(keys.deadlines(), {"a-job": 1})
     away = [redis.ConnectionError("away")]
@@ -205,7 +204,7 @@ def test_on_an_unfit_server_no_worker_starts(server: ValkeyServer, client: Any, 
 
 
 def test_a_broker_that_was_away_for_long_is_soon_found_again(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = create_app(Settings(finetune_redis_url="redis://127.0.0.1:1/0"))
     consumer = PatientConsumer.__new__(PatientConsumer)

@@ -1,6 +1,7 @@
 """The API call by call: what it takes, what it answers, and what it refuses."""
 
 import json
+import re
 import uuid
 from datetime import datetime
 from typing import Any
@@ -51,8 +52,9 @@ def test_every_operation_has_one_method(api: Api, method: str, path: str) -> Non
         assert reply.headers["Allow"] == method
 
 
-def test_unknown_path(api: Api) -> None:
-    reply = api.call("GET", f"{FINETUNE}/cancel")
+@pytest.mark.parametrize("path", ["/cancel", "/list/"])
+def test_unknown_path(api: Api, path: str) -> None:
+    reply = api.call("GET", f"{FINETUNE}{path}", allow_redirects=False)
     assert (reply.status_code, reply.json()) == (404, {"error": "Not Found"})
 
 
@@ -146,7 +148,17 @@ def test_a_wrong_submit_names_the_field_and_costs_nothing(
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"null", b'{"name": NaN}', rb'{"name": "\ud800"}', b"\xff\xfe", b"[" * 100_000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"name": NaN}',
+        rb'{"name": "\ud800"}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        json.dumps(submit_body(advance_parameters={"learning_rate": 9})).replace("9}", "1e999}").encode(),
+    ],
     ids=lambda body: repr(body[:15]),
 )
 def test_a_body_that_is_no_json_object(api: Api, body: bytes) -> None:
@@ -197,6 +209,10 @@ def test_ids_that_are_unknown_or_of_another_account(api: Api, other: Api) -> Non
     link = other.call("GET", f"{FINETUNE}/file/download", data={"cloud_storage_url": job["cloud_storage_url"]})
     assert link.status_code == 404
     assert other.list() == []
+
+
+def test_a_slug_can_stand_in_a_url(api: Api) -> None:
+    assert re.fullmatch("zo--1-[0-9a-f]{8}", api.details(api.submit(name="Zoë 1"))["slug"])
 
 
 @pytest.mark.parametrize("encoding", ["multipart", "urlencoded"])
@@ -263,7 +279,7 @@ def test_the_last_credits_are_enough_for_a_submit(api: Api, sandbox: LiveSandbox
 
 def test_the_siblings(api: Api) -> None:
     dataset = api.upload(public=False)  # they read private uploads; FAST_FLUX does not
-    parameters = {"iterations": 300, "captioning": True, "lora_rank": 32, "finetune_type": "LORA"}
+    parameters = {"iterations": 300, "captioning": True, "lora_rank": 32, "finetune_type": "FULL"}
     pro = api.submit(
         base_model="FLUX_PRO", theme="GENERAL", advance_parameters=parameters, data_source_path=dataset, name="pro"
     )

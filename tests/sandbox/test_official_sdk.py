@@ -1,7 +1,9 @@
-"""Segmind's own SDK against the sandbox: unchanged, but that its hosts are the sandbox."""
+"""Segmind's own SDK against the sandbox: unchanged, but that its hosts are the sandbox, as the page on it says how."""
 
 import importlib
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +17,17 @@ from support.until import until
 # Not import statements: the folder tests/segmind hides the package from mypy.
 segmind: Any = importlib.import_module("segmind")
 SegmindError: type[Any] = segmind.SegmindError
+PAGE = (Path(__file__).resolve().parents[2] / "docs/sandbox.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
 def client(sandbox: LiveSandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(segmind.client.Finetune, "base_url", f"{sandbox.base_url}/finetune/request")
-    monkeypatch.setattr(segmind.client.Webhooks, "base_url", f"{sandbox.base_url}/webhook")
-    client = segmind.SegmindClient(api_key=sandbox.api_key, base_url=f"{sandbox.base_url}/v1")
+    for namespace in (segmind.client.Finetune, segmind.client.Webhooks):
+        monkeypatch.setattr(namespace, "base_url", "http://127.0.0.1:9")  # never Segmind's own; put back in the end
+    [shown] = re.findall(r"^```python\n(from segmind import .*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"base_url": sandbox.base_url}
+    exec(shown.replace("sandbox-key", sandbox.api_key), names)
+    client = names["client"]
     yield client
     client._client.close()
 

@@ -111,7 +111,7 @@ def test_a_slow_reader_does_not_stop_others(api: Api, sandbox: LiveSandbox) -> N
     until(lambda: api.credits(timeout=1).status_code == 200, seconds=30)
 
 
-def test_many_jobs_are_listed_at_once(api: Api, sandbox: LiveSandbox) -> None:
+def test_many_jobs_are_listed_at_once(api: Api) -> None:
     body = submit_body(data_source_path="http://127.0.0.1:9/nothing.zip")
     for number in range(150):
         reply = api.call("POST", f"{FINETUNE}/submit", json=body | {"name": f"job-{number}"})

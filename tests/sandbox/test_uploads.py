@@ -103,6 +103,8 @@ def test_a_changed_link(api: Api) -> None:
     assert code_of(put(url + "%C3%A9", b"x")) == (403, "SignatureDoesNotMatch")
     for_ever = url.replace("X-Amz-Expires=3600", f"X-Amz-Expires={10**20}")
     assert code_of(put(for_ever, b"x")) == (403, "AuthorizationQueryParametersError")
+    odd = url.replace("X-Amz-SignedHeaders=", "X-Amz-SignedHeaders=%FF")
+    assert code_of(put(odd, b"x")) == (403, "AuthorizationQueryParametersError")
     assert code_of(put(f"{links['s3_url']}?X-Amz-Signature=0", b"x")) == (403, "AuthorizationQueryParametersError")
     assert code_of(put(links["s3_url"], b"x")) == (403, "AccessDenied")
     assert code_of(requests.get(url, timeout=TIMEOUT)) == (403, "SignatureDoesNotMatch")
@@ -129,11 +131,12 @@ def test_content_md5_is_checked(api: Api) -> None:
     url = api.presign()["presigned_url"]
 
     def with_md5(value: bytes) -> requests.Response:
-        return put(url, b"data", SIGNED | {"Content-MD5": value.decode()})
+        return put(url, b"data", SIGNED | {"Content-MD5": value.decode("latin-1")})
 
     assert with_md5(base64.b64encode(hashlib.md5(b"data").digest())).status_code == 200
     assert code_of(with_md5(base64.b64encode(hashlib.md5(b"other").digest()))) == (400, "BadDigest")
     assert code_of(with_md5(b"%%")) == (400, "InvalidDigest")
+    assert code_of(with_md5(b"\xe9")) == (400, "InvalidDigest")
 
 
 @pytest.mark.parametrize("leak", [{"x-api-key": "secret"}, {"Authorization": "Bearer secret"}])

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from finetune_queue import FineTuneQueue, Settings
+from support.cli import Worker
 
 
 @pytest.fixture
@@ -17,3 +19,8 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
 def queue(settings: Settings) -> Iterator[FineTuneQueue]:
     with FineTuneQueue(settings) as found:
         yield found
+
+
+@pytest.fixture
+def worker(client: redis.Redis) -> Worker:
+    return Worker(client)

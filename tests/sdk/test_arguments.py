@@ -11,7 +11,6 @@ import pytest
 
 from finetune_queue import FineTuneQueue, FineTuneRequest, InvalidArgumentError, InvalidRequestError
 from finetune_queue.contract import JobState
-from finetune_queue.store import connect
 from support.cli import Worker
 from support.images import make_dataset_folder
 from support.samples import sample
@@ -22,25 +21,23 @@ Call = Callable[[Any], Any]
 
 
 @pytest.mark.parametrize("word", ["no", "false", "", 0, 1, None])
-def test_only_true_and_false_are_true_and_false(queue: FineTuneQueue, redis_url: str, word: Any) -> None:
+def test_only_true_and_false_are_true_and_false(queue: FineTuneQueue, worker: Worker, word: Any) -> None:
     job = queue.submit(sample())
-    with connect(redis_url) as client:
-        worker = Worker(client)
-        worker.announce()
-        record = worker.bring(worker.store.get(job.id), JobState.SUCCEEDED)
-        for call in (
-            lambda: job.set_public(word),
-            lambda: queue.set_public(job.id, word),
-            lambda: queue.stop_submits("default", stopped=word),
-            lambda: job.resolve(resubmit=word),
-            lambda: job.resolve(adopt="ft-1", resubmit=word),
-            lambda: job.download(force=word),
-        ):
-            with pytest.raises(InvalidArgumentError, match=r"^\w+: should be True or False, not of the type") as caught:
-                call()
-            assert isinstance(caught.value, InvalidRequestError)
-        assert worker.store.get(job.id) == record
-        assert not worker.accounts.status("default").stopped
+    worker.announce()
+    record = worker.bring(worker.store.get(job.id), JobState.SUCCEEDED)
+    for call in (
+        lambda: job.set_public(word),
+        lambda: queue.set_public(job.id, word),
+        lambda: queue.stop_submits("default", stopped=word),
+        lambda: job.resolve(resubmit=word),
+        lambda: job.resolve(adopt="ft-1", resubmit=word),
+        lambda: job.download(force=word),
+    ):
+        with pytest.raises(InvalidArgumentError, match=r"^\w+: should be True or False, not of the type") as caught:
+            call()
+        assert isinstance(caught.value, InvalidRequestError)
+    assert worker.store.get(job.id) == record
+    assert not worker.accounts.status("default").stopped
 
 
 ID = "01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21"

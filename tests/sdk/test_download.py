@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,10 @@ from finetune_queue.contract import JobState
 from finetune_queue.contract.job import Weights
 from finetune_queue.sdk import fetching
 from finetune_queue.storage import Place
-from finetune_queue.store import connect
 from support.cli import Worker
 from support.rights import file_modes_count
 
 CONTENT = os.urandom(3 << 20) + b"the end"
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[Worker]:
-    with connect(redis_url) as client:
-        yield Worker(client)
 
 
 @pytest.fixture(params=["file", "s3"])

@@ -231,25 +231,22 @@ def test_a_wait_goes_on_through_a_restart_of_redis(tmp_path: Path) -> None:
     assert [event.id for event in events] == [f"{job.id}-{number}" for number in range(1, 7)]
 
 
-def test_a_wait_does_not_say_that_a_job_goes_on_that_needs_a_person(queue: FineTuneQueue, redis_url: str) -> None:
+def test_a_wait_does_not_say_that_a_job_goes_on_that_needs_a_person(queue: FineTuneQueue, worker: Worker) -> None:
     job = queue.submit(sample())
-    with connect(redis_url) as client:
-        worker = Worker(client)
-        worker.move(worker.bring(worker.store.get(job.id), JobState.SUBMITTING), JobState.NEEDS_ATTENTION, intent_ms=1)
+    worker.move(worker.bring(worker.store.get(job.id), JobState.SUBMITTING), JobState.NEEDS_ATTENTION, intent_ms=1)
     with pytest.raises(WaitTimeoutError, match=r"was still needs_attention after 0 s\. It waits for a person\.$"):
         job.wait(0)
 
 
 @pytest.mark.parametrize(("number", "jobs"), [(0, 1), (1, 1000), (2, 3)], ids=["one", "many", "async"])
-def test_the_examples_of_the_page_run(redis_url: str, number: int, jobs: int) -> None:
+def test_the_examples_of_the_page_run(redis_url: str, worker: Worker, number: int, jobs: int) -> None:
     program = subprocess.Popen(
         [sys.executable, "-c", EXAMPLES[number]],
         env={"FINETUNE_REDIS_URL": redis_url},
         stdout=subprocess.PIPE,
         text=True,
     )
-    with program, connect(redis_url) as client:
-        worker = Worker(client)
+    with program:
 
         def work() -> bool:
             if jobs < 10:  # the example waits for them
@@ -271,13 +268,11 @@ def test_the_page_has_no_other_examples() -> None:
 
 @pytest.mark.parametrize("words", [{}, {"adopt": "ft-1", "resubmit": True}, {"adopt": ""}, {"adopt": " "}])
 def test_a_word_on_a_submit_that_says_nothing_or_both_changes_nothing(
-    queue: FineTuneQueue, redis_url: str, words: dict[str, Any]
+    queue: FineTuneQueue, worker: Worker, words: dict[str, Any]
 ) -> None:
     job = queue.submit(sample())
-    with connect(redis_url) as client:
-        worker = Worker(client)
-        record = worker.bring(worker.store.get(job.id), JobState.SUBMITTING)
-        record = worker.move(record, JobState.NEEDS_ATTENTION, intent_ms=1)
-        with pytest.raises(ValueError, match="adopt"):
-            job.resolve(**words)
-        assert worker.store.get(job.id) == record
+    record = worker.bring(worker.store.get(job.id), JobState.SUBMITTING)
+    record = worker.move(record, JobState.NEEDS_ATTENTION, intent_ms=1)
+    with pytest.raises(ValueError, match="adopt"):
+        job.resolve(**words)
+    assert worker.store.get(job.id) == record

@@ -1,7 +1,5 @@
 """What the SDK says of a job that does not move because no worker moves it."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from finetune_queue import Event, FineTuneQueue, QueueUnavailableError, UnknownJobError, WaitTimeoutError, __version__
@@ -10,12 +8,6 @@ from finetune_queue.sdk import Waiting, waiting
 from finetune_queue.store import LiveWorker, Workers, connect
 from support.cli import Worker
 from support.samples import sample
-
-
-@pytest.fixture
-def worker(redis_url: str) -> Iterator[Worker]:
-    with connect(redis_url) as client:
-        yield Worker(client)
 
 
 def start_worker(redis_url: str) -> None:

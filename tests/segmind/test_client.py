@@ -184,7 +184,7 @@ def test_access_is_changed_when_the_body_says_so_or_nothing(client: SegmindClien
         (b"true", MalformedReply, "malformed_reply"),
         (b"{}", MalformedReply, "malformed_reply"),
         (b'{"message": "Unauthorized"}', MalformedReply, "malformed_reply"),
-        (b'{"status": "error"}', MalformedReply, "malformed_reply"),
+        (b'{"status": "error"}', Rejected, "request_rejected"),
         (b"Unauthorized", MalformedReply, "malformed_reply"),
     ],
     ids=repr,

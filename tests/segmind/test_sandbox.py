@@ -124,13 +124,13 @@ def test_from_a_dataset_to_verified_weights(client: SegmindClient, sandbox: Live
     assert report["key_leaks"] == 0
 
 
-def test_access_link_and_credits(client: SegmindClient, sandbox: LiveSandbox, tmp_path: Path) -> None:
+def test_access_link_and_credits(client: SegmindClient, tmp_path: Path) -> None:
     finetune_id = submitted(client, tmp_path)
     url = finished(client, finetune_id).cloud_storage_url
     assert url is not None
-    client.set_access(finetune_id, public=True)
-    assert client.details(finetune_id).model_extra is not None
-    client.set_access(finetune_id, public=False)
+    for public in (True, False):
+        client.set_access(finetune_id, public=public)
+        assert (client.details(finetune_id).model_extra or {})["public_model"] is public
     link = client.private_link(url)
     assert download(link, tmp_path / "w.part", allow_loopback=True, limits=QUICK).size == WEIGHTS
     assert client.credits().total > 0

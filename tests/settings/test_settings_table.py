@@ -14,7 +14,7 @@ from finetune_worker import celery
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [
     *(Path("ops/settings_table.py"), Path("ops/generated.py")),
-    *(Path("README.md"), Path("docs/settings.md"), Path(".env.example")),
+    *(Path("docs/settings.md"), Path(".env.example")),
 ]
 
 
@@ -37,7 +37,7 @@ def test_the_committed_files_agree_with_the_settings() -> None:
 
 
 def test_every_setting_is_in_each_generated_file() -> None:
-    for path in ("README.md", "docs/settings.md", ".env.example"):
+    for path in ("docs/settings.md", ".env.example"):
         text = (ROOT / path).read_text()
         assert [name for name in Settings.model_fields if name.upper() not in text] == []
 
@@ -47,7 +47,7 @@ def test_every_field_of_an_account_is_explained() -> None:
     assert [name for name in AccountSettings.model_fields if f"| `{name}` |" not in page] == []
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/settings.md", ".env.example"])
+@pytest.mark.parametrize("path", ["docs/settings.md", ".env.example"])
 def test_a_changed_file_is_named_and_mended(copy: Path, path: str) -> None:
     original = (copy / path).read_text()
     (copy / path).write_text(original.replace("free plan", "expensive plan"))

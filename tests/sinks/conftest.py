@@ -8,15 +8,8 @@ import redis
 
 from finetune_queue.messaging import producer_app
 from finetune_queue.settings import load_settings
-from finetune_queue.store import connect
 from finetune_worker.container import Container
 from support.sinks import SECRET, Deliveries, MakeDeliveries
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with connect(redis_url) as connection:
-        yield connection
 
 
 @pytest.fixture

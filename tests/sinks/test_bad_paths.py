@@ -9,11 +9,9 @@ import redis
 
 from finetune_queue.contract import JobRecord, JobState, parse_sink
 from finetune_queue.store import Hold, Standing, keys
-from support.sinks import Deliveries, MakeDeliveries, Receiver, kinds
+from support.sinks import THREE, Deliveries, MakeDeliveries, Receiver, kinds
 from support.until import until
 from support.web import Answer
-
-THREE = ["accepted", "uploading", "cancelled"]
 
 
 def break_off(handler: BaseHTTPRequestHandler) -> None:

@@ -17,11 +17,9 @@ from finetune_queue.messaging import transport_config
 from finetune_queue.store import Change, connect
 from finetune_worker.sinks import DeliveryError
 from support.rabbitmq import RabbitMQ, find_rabbitmq
-from support.sinks import MakeDeliveries, Receiver, kinds
-from support.slow_wire import slow_wire
+from support.sinks import THREE, MakeDeliveries, Receiver, kinds
+from support.switch import Switch
 from support.until import until
-
-THREE = ["accepted", "uploading", "cancelled"]
 
 
 @pytest.fixture(scope="module")
@@ -241,8 +239,12 @@ def test_the_failure_of_a_broker_that_went_silent_is_written_down_before_it_is_c
 def test_a_broker_whose_answers_together_take_longer_than_a_line_is_held_gets_nothing_twice(
     make: MakeDeliveries, tmp_path: Path
 ) -> None:
-    with ValkeyServer(tmp_path / "other") as other, slow_wire(other.port, 0.15) as port, connect(other.url) as watched:
-        bench = make(FINETUNE_SINKS=f"redis://127.0.0.1:{port}/0?queue=x&events=accepted", FINETUNE_LEASE="1.6")
+    with (
+        ValkeyServer(tmp_path / "other") as other,
+        Switch(other.port, delay=0.15) as slow,
+        connect(other.url) as watched,
+    ):
+        bench = make(FINETUNE_SINKS=f"redis://127.0.0.1:{slow.port}/0?queue=x&events=accepted", FINETUNE_LEASE="1.6")
         job = bench.job()
         bench.line_up()
         bench.deliver()

@@ -276,7 +276,7 @@ def test_a_redelivery_begins_the_time_anew_after_which_a_sink_is_given_up(
 
         bench.outbox.redeliver(job.id)
         bench.until_done()
-    assert client.xlen("{finetune}:dead") == 0
+    assert client.xlen(keys.dead_letters()) == 0
     assert [attempt.outcome for attempt in bench.outbox.deliveries(job.id)].count("failed") == 2
     assert kinds(receiver.got)[-3:] == THREE
 

@@ -7,11 +7,11 @@ import redis
 
 from finetune_queue.contract import JobRecord
 from finetune_queue.store import keys
-from support.sinks import MakeDeliveries, kinds
+from support.sinks import MakeDeliveries, kinds, listed
 
 
 def read(client: Any, name: str) -> list[str]:
-    return kinds([json.loads(row) for row in reversed(client.lrange(name, 0, -1))])
+    return kinds(listed(client, name))
 
 
 def append_new_kind(client: Any, job: JobRecord) -> None:

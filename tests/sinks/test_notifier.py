@@ -219,7 +219,7 @@ def test_a_line_whose_thread_the_system_refused_takes_no_place(
     assert bench.notifier._free() == THREADS
 
 
-def test_a_notifier_that_stops_gives_its_lines_back(make: MakeDeliveries, client: redis.Redis) -> None:
+def test_a_notifier_that_stops_gives_its_lines_back(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_LEASE="60")
     started = threading.Event()
     with Receiver() as receiver:

@@ -41,7 +41,7 @@ def test_a_host_with_its_usual_port_written_out_is_the_same_host(make: MakeDeliv
 
 
 def test_a_web_sink_needs_a_secret(make: MakeDeliveries) -> None:
-    bench = make(FINETUNE_SIGNING_SECRET='{"https://a.example": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}')
+    bench = make(FINETUNE_SIGNING_SECRET=f'{{"https://a.example": "{SECRET}"}}')
     assert refusal(bench, "https://a.example/x") is None
     assert "no FINETUNE_SIGNING_SECRET" in (refusal(bench, "https://b.example/x") or "")
 

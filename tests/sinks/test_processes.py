@@ -15,6 +15,7 @@ from finetune_queue.contract import JobState
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.sdk import FineTuneQueue
+from finetune_queue.staging import stage
 from finetune_queue.store import keys
 from support.images import make_dataset_folder
 from support.samples import sample
@@ -69,11 +70,9 @@ def client(stack: LocalStack) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def dataset(queue: FineTuneQueue, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = make_dataset_folder(tmp_path_factory.mktemp("images"), count=6)
-    job = queue.submit(sample(dataset=str(folder))).wait(SECONDS)
-    assert job.state is JobState.SUCCEEDED
-    return job.record.request.dataset
+def dataset(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of images that are staged."""
+    return stage(str(make_dataset_folder(tmp_path_factory.mktemp("images"), count=6)), stack.settings)
 
 
 def read(rows: Any) -> list[dict[str, Any]]:

@@ -1,17 +1,9 @@
-from collections.abc import Iterator
-
 import pytest
 import redis
 
-from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, SweepClock, connect
+from finetune_queue.store import AccountLimits, Accounts, Budget, Deadlines, JobStore, SweepClock
 
 HANDOVER = 2.0
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with connect(redis_url) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -134,9 +134,13 @@ def test_a_live_job_cannot_lose_its_deadline(jobs: JobStore) -> None:
         jobs.transition(job, Change(), to=JobState.UPLOADING)
 
 
-def test_a_durable_write_is_in_the_log_when_it_returns(jobs: JobStore) -> None:
+def test_only_a_durable_write_waits_for_the_log(jobs: JobStore, client: Any) -> None:
     job, _ = jobs.register(new_job_id(), sample_request(), delay=15)
+    client.config_resetstat()
+    job = jobs.transition(job, Change(delay=15))
+    assert "cmdstat_waitaof" not in client.info("commandstats")
     job = jobs.transition(job, Change(delay=15), durable_within=5.0, attempts=1)
+    assert client.info("commandstats")["cmdstat_waitaof"]["calls"] == 1
     assert jobs.get(job.id) == job
 
 

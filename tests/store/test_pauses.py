@@ -16,21 +16,21 @@ from finetune_queue.store import (
 from support.calls import ANYTIME, parked, refused, take
 
 
+def over(client: Any) -> None:
+    """Let the account's pause be over."""
+    client.hset(keys.account("default"), "paused_until", "0")
+
+
 def test_a_pause_stops_all_then_lets_one_probe_go_first(budget: Budget, client: Any) -> None:
     call = take(budget)
     assert budget.pause(call, "429", 30.0) >= 30.0
     assert refused(budget).reason is WaitReason.PAUSED
 
-    client.hset(keys.account("default"), "paused_until", "0")
+    over(client)
     probe = take(budget)
     assert refused(budget).reason is WaitReason.PAUSED
     budget.end(probe)
     take(budget)
-
-
-def over(client: Any) -> None:
-    """Let the account's pause be over."""
-    client.hset(keys.account("default"), "paused_until", "0")
 
 
 def test_a_call_from_before_the_pause_that_went_well_does_not_spare_the_probe(budget: Budget, client: Any) -> None:
@@ -88,7 +88,7 @@ def test_pauses_without_a_retry_after_grow_and_are_capped(budget: Budget, client
     lengths = []
     for _ in range(6):
         client.delete(keys.slots("default"))
-        client.hset(keys.account("default"), "paused_until", "0")
+        over(client)
         client.hdel(keys.account("default"), "probe_until")
         lengths.append(budget.pause(take(budget), "503", None))
     assert 1.0 <= lengths[0] <= 1.25
@@ -112,7 +112,7 @@ def test_one_probe_is_reserved_after_a_pause(budget: Budget, jobs: JobStore, cli
     assert wait is not None
     assert 0.5 < wait <= 1.25
 
-    client.hset(keys.account("default"), "paused_until", "0")
+    over(client)
     holders, _ = budget.reserve("default", 10)
     assert holders == [waiting[0].id]
     assert budget.reserve("default", 10)[0] == []

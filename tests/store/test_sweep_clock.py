@@ -205,7 +205,7 @@ def test_trainings_that_come_one_by_one_are_not_looked_at_more_often_while_other
 
 
 def test_no_other_sweep_starts_while_one_runs_however_long(
-    clock: Clock, sweep_clock: SweepClock, budget: Budget, client: redis.Redis
+    clock: Clock, sweep_clock: SweepClock, budget: Budget
 ) -> None:
     sweep_clock.sweep_now("default")
     assert budget.reserve("default", 10)[0] == [SWEEP]

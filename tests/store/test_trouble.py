@@ -26,19 +26,10 @@ from finetune_queue.store import (
     connect,
     keys,
 )
+from support.full import full
 from support.samples import sample_request
 from support.switch import Switch
 from support.until import until
-
-
-@contextmanager
-def full(client: Any) -> Iterator[None]:
-    """Let the server's memory be used up."""
-    client.config_set("maxmemory", 1)
-    try:
-        yield
-    finally:
-        client.config_set("maxmemory", 0)
 
 
 @contextmanager

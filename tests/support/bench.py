@@ -77,6 +77,16 @@ class Bench:
         requests.put(url, data=_empty_zip(), headers=headers, timeout=5).raise_for_status()
         return jobs.transition(job, Change(delay=60), to=JobState.SUBMITTING, dataset_url=upload.s3_url)
 
+    def downloading(self, **request: Any) -> JobRecord:
+        """Return a job whose training is over and whose weights are not fetched yet."""
+        self.sandbox.control.change_settings(list_carries_weights_url=True)
+        job = self.submitting(**request)
+        self.run(job)
+        self.until_trained()
+        sweep(self.container, "default")
+        assert self.read(job).state is JobState.DOWNLOADING
+        return self.read(job)
+
     def change_settings(self, **fields: Any) -> None:
         """Have the stages, and not the API's client, go by other settings."""
         settings = self.container.settings.model_copy(update=fields)
@@ -102,6 +112,10 @@ class Bench:
         finetune_id = self.read(job).finetune_id
         assert finetune_id is not None
         return finetune_id
+
+    def end_pause(self) -> None:
+        """End the account's pause, so that a test need not wait for it."""
+        self.container.jobs._redis.hdel(keys.account("default"), "paused_until", "probing", "probe_until")
 
     def due_ms(self, job: JobRecord) -> float:
         """Return when somebody has to look at the job again."""

@@ -1,13 +1,19 @@
 """What must hold between the jobs in a store and everything else that is kept of them there."""
 
+import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from finetune_queue.contract import TRANSITIONS, EventType, JobRecord, JobState
+from finetune_queue.contract import TRANSITIONS, Event, EventType, JobRecord, JobState
 from finetune_queue.contract.event import type_name
 from finetune_queue.store import keys, transfers_of
+from segmind_sandbox.weights import Weights
+
+_ENDS = {EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED}
 
 STATES = {type_name(EventType(state)): state for state in JobState}
 
@@ -48,3 +54,24 @@ def check_events(client: Any, jobs: list[JobRecord], ended: Mapping[str, int]) -
             assert after in TRANSITIONS[before], states
         ends = sum(state.terminal for state in states)
         assert ends == ended[job.id] - (not job.state.terminal), states
+
+
+def wrong_with_success(job: JobRecord, events: list[Event], trainings: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield what is wrong with a job that should have succeeded, with one training, once, and its own weights."""
+    if job.state is not JobState.SUCCEEDED:
+        yield f"it ended as {job.state}: {job.error} {job.evidence}"
+        return
+    its_own = [row for row in trainings if row["name"] == job.request.name]
+    if len(its_own) != 1:
+        yield f"it was submitted {len(its_own)} times"
+        return
+    assert job.weights is not None
+    body = Path(urlsplit(job.weights.url).path).read_bytes()
+    made = Weights(its_own[0]["model_id"], 0, len(body)).digests()
+    if (hashlib.md5(body).hexdigest(), hashlib.sha256(body).hexdigest()) != (made.md5, job.weights.sha256):
+        yield "its weights are not those of the training"
+    if [event.id for event in events] != [f"{job.id}-{number + 1}" for number in range(job.event_seq)]:
+        yield f"its events are numbered {[event.id for event in events]}"
+    ends = [event.kind for event in events if event.kind in _ENDS]
+    if ends != [EventType.SUCCEEDED]:
+        yield f"it ended with the events {ends}"

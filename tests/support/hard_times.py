@@ -1,22 +1,20 @@
 """Jobs held in each stage by a slow sandbox, and what must hold of jobs in the end, for tests with real workers."""
 
-import hashlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 
-from finetune_queue.contract import Event, EventType, JobState, derived_job_id
+from finetune_queue.contract import JobState, derived_job_id
 from finetune_queue.local.stack import LocalStack
 from finetune_queue.sdk import FineTuneQueue, Job
 from finetune_queue.store import keys
 from segmind_sandbox.testing import SandboxControl
-from segmind_sandbox.weights import Weights
+from support.consistency import wrong_with_success
 from support.other_stack import OtherStack
 from support.samples import sample
 from support.until import until
@@ -45,8 +43,6 @@ SANDBOX = {"SANDBOX_TRAINING_SECONDS": "0.3", "SANDBOX_WEIGHTS_BYTES": "65536", 
 
 HOLD = 2.5
 """Seconds for which the sandbox holds a call: less than the call's time-out."""
-
-_ENDS = {EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED}
 
 
 class PromptStack(OtherStack):
@@ -118,28 +114,9 @@ class HardTimes:
 
     def check(self, *jobs: Job) -> None:
         """Wait for the jobs and fail unless each succeeded, with one training, once, and its own weights."""
-        wrong = {job.id: said for job in jobs if (said := list(self._wrong_with(job.wait(SECONDS))))}
+        ended, trainings = [job.wait(SECONDS) for job in jobs], self.control.trainings()
+        found = {job.id: list(wrong_with_success(job.record, job.events(), trainings)) for job in ended}
+        wrong = {job_id: said for job_id, said in found.items() if said}
         assert wrong == {}
         left = self.redis.zcard(keys.deadlines()), self.redis.zcard(keys.room("default"))
         assert left == (0, 0)
-
-    def _wrong_with(self, job: Job) -> Iterator[str]:
-        if job.state is not JobState.SUCCEEDED:
-            yield f"it ended as {job.state}: {job.record.error} {job.record.evidence}"
-            return
-        trainings = [row for row in self.control.trainings() if row["name"] == job.record.request.name]
-        if len(trainings) != 1:
-            yield f"it was submitted {len(trainings)} times"
-            return
-        assert job.record.weights is not None
-        body = Path(urlsplit(job.record.weights.url).path).read_bytes()
-        made = Weights(trainings[0]["model_id"], 0, len(body)).digests()
-        if (hashlib.md5(body).hexdigest(), hashlib.sha256(body).hexdigest()) != (made.md5, job.record.weights.sha256):
-            yield "its weights are not those of the training"
-        yield from self._wrong_events(job, job.events())
-
-    def _wrong_events(self, job: Job, events: list[Event]) -> Iterator[str]:
-        if [event.id for event in events] != [f"{job.id}-{number + 1}" for number in range(job.record.event_seq)]:
-            yield f"its events are numbered {[event.id for event in events]}"
-        if [event.kind for event in events if event.kind in _ENDS] != [EventType.SUCCEEDED]:
-            yield f"its events are {[str(event.kind) for event in events]}"

@@ -1,7 +1,9 @@
-"""A name that can point elsewhere: new connections go to another port, those that are open stay where they are."""
+"""A name that can point elsewhere: new connections go to another port, those that are open stay where they are. Or a
+slow line: each answer comes ``delay`` seconds later."""
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Self
 
@@ -9,8 +11,9 @@ from typing import Self
 class Switch:
     """Passes connections on to ``target``, a loopback port."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, delay: float = 0.0) -> None:
         self.target = target
+        self._delay = delay
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
@@ -42,13 +45,14 @@ class Switch:
                 return
             far = socket.create_connection(("127.0.0.1", self.target))
             self._open += [near, far]
-            for pair in ((near, far), (far, near)):
-                threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+            for way in ((near, far, 0.0), (far, near, self._delay)):
+                threading.Thread(target=self._pass_on, args=way, daemon=True).start()
 
     @staticmethod
-    def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(source: socket.socket, sink: socket.socket, delay: float) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                time.sleep(delay)
                 sink.sendall(data)
         with suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)

@@ -48,6 +48,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Ite
         yield running
 
 
+@pytest.fixture(autouse=True)
+def worker(stack: LocalStack) -> Child:
+    """The only worker that runs, another one after a test that has killed it."""
+    last = stack.workers[-1]
+    return last if last.running else stack.start_worker(f"worker{len(stack.workers) + 1}")
+
+
 @pytest.fixture
 def queue(stack: LocalStack) -> Iterator[FineTuneQueue]:
     with FineTuneQueue(stack.settings) as found:
@@ -122,7 +129,7 @@ def test_a_job_over_http_is_one_trace_with_all_that_was_done_for_it(
     # The same trace is on the job, its events and the lines of the log.
     assert job.as_dict()["traceparent"] == traceparent_of(trace_id).replace("00f067aa0ba902b7", sent.span_id)
     assert {event.traceparent for event in job.events()} == {job.record.traceparent}
-    lines = [json.loads(line) for line in stack.workers[0].lines() if line.startswith("{") and job.id in line]
+    lines = [json.loads(line) for line in stack.workers[-1].lines() if line.startswith("{") and job.id in line]
     assert {line.get("trace_id") for line in lines if line["event"] == "stage_finished"} == {trace_id}
 
     # The sweep saw all trainings at once: a trace of its own, which names those of the jobs that it moved.
@@ -179,9 +186,8 @@ def test_each_job_of_a_batch_is_a_trace_that_names_the_batch_s(
 
 
 def test_a_collector_that_is_away_hurts_no_job_and_is_told_of_once(
-    stack: LocalStack, queue: FineTuneQueue, dataset: str, collector: Collector, control: SandboxControl
+    worker: Child, queue: FineTuneQueue, dataset: str, collector: Collector, control: SandboxControl
 ) -> None:
-    worker = stack.workers[0]
     worker.new_lines()
     with collector.away():
         control.add_fault(op="presign", kind="http_error", status=422)
@@ -198,14 +204,14 @@ def test_a_collector_that_is_away_hurts_no_job_and_is_told_of_once(
 
 @pytest.mark.usefixtures("control")
 def test_processes_of_a_prefork_pool_and_the_command_line_send_their_spans(
-    stack: LocalStack, dataset: str, collector: Collector, tmp_path: Path
+    stack: LocalStack, worker: Child, dataset: str, collector: Collector, tmp_path: Path
 ) -> None:
     # "-P prefork" would be what the app is set to: threads.
-    worker = ["celery", "--quiet", "-A", "finetune_worker", "worker", "-P", "processes", "-c", "1", "-n", "forks@%h"]
+    pool = ["celery", "--quiet", "-A", "finetune_worker", "worker", "-P", "processes", "-c", "1", "-n", "forks@%h"]
     at_the_end = {"OTEL_BSP_SCHEDULE_DELAY": "600000"}  # they send what they have when they end, not before
     env = {"PATH": "", "PYTHONWARNINGS": "ignore:You're running the worker", **stack.worker_env, **at_the_end}
-    stack.workers[0].kill()  # it would take the job
-    with Child("forks", [sys.executable, "-m", *worker], env=env, cwd=tmp_path, log=tmp_path / "log") as forks:
+    worker.kill()  # it would take the job
+    with Child("forks", [sys.executable, "-m", *pool], env=env, cwd=tmp_path, log=tmp_path / "log") as forks:
         forks.wait_for_line(lambda line: " ready." in line, timeout=60)
         command = [sys.executable, "-m", "finetune_queue.cli", "submit", "--json", "--wait", "-d", dataset]
         about = ["-n", "traced", "-p", "photo of 1MAN", "-t", "1MAN"]

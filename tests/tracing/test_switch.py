@@ -19,7 +19,7 @@ from finetune_queue import tracing
 from finetune_queue.contract import new_job_id
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
-from finetune_queue.store import JobStore, connect, keys
+from finetune_queue.store import JobStore, keys
 from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.segmind.errors import Rejected
 from support.collector import Collector
@@ -45,12 +45,6 @@ def start(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         tracing.start("tests")
 
     return start
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with connect(redis_url) as found:
-        yield found
 
 
 def registered(client: redis.Redis) -> tuple[Any, str]:

@@ -109,8 +109,8 @@ def trickle_headers(wire: Wire) -> None:
 def test_a_reply_that_never_begins_ends_before_the_jobs_lease(source: Path) -> None:
     began = time.monotonic()
     with RawServer(trickle_headers) as server:
-        error = failure(server, source, limits=TransferLimits(stall_timeout=0.3, total_timeout=9))
-    assert time.monotonic() - began < 5
+        error = failure(server, source, limits=TransferLimits(stall_timeout=0.3, total_timeout=60))
+    assert time.monotonic() - began < 20
     assert (type(error), error.code) == (TryAgain, "call_timeout")
 
 

@@ -1,4 +1,4 @@
-"""A certificate for 127.0.0.1 that nobody trusts unless told to."""
+"""A certificate that nobody trusts unless told to."""
 
 import ipaddress
 import ssl
@@ -11,8 +11,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def server_context(folder: Path) -> tuple[ssl.SSLContext, Path]:
-    """Return a server's TLS context and the file of the certificate to trust."""
+def server_context(folder: Path, host: str | None = None) -> tuple[ssl.SSLContext, Path]:
+    """Return the TLS context of a server with that name, or of 127.0.0.1, and the file of the certificate to trust."""
+    subject = x509.DNSName(host) if host else x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     now = datetime.now(UTC)
@@ -24,7 +25,7 @@ def server_context(folder: Path) -> tuple[ssl.SSLContext, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([subject]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from finetune_queue.messaging import producer_app
+from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
 from finetune_worker.container import Container
 from segmind_sandbox.settings import SandboxSettings
 from segmind_sandbox.testing import LiveSandbox, run_sandbox
 from support.bench import Bench, make_settings
+from support.driver import Driver
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +45,14 @@ def container(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def bench(container: Container, sandbox: LiveSandbox) -> Bench:
     return Bench(container, sandbox)
+
+
+@pytest.fixture
+def queue(bench: Bench) -> Iterator[FineTuneQueue]:
+    with FineTuneQueue(bench.container.settings) as found:
+        yield found
+
+
+@pytest.fixture
+def driver(bench: Bench) -> Driver:
+    return Driver(bench.container)

@@ -1,6 +1,5 @@
 """A model made public or private after its job has ended: one call within the budget, once it is confirmed."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -17,17 +16,6 @@ from finetune_worker.stages.access import change_access
 from support.bench import Bench, sweep
 from support.driver import Driver, Message
 from support.until import until
-
-
-@pytest.fixture
-def queue(bench: Bench) -> Iterator[FineTuneQueue]:
-    with FineTuneQueue(bench.container.settings) as found:
-        yield found
-
-
-@pytest.fixture
-def driver(bench: Bench) -> Driver:
-    return Driver(bench.container)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_queue.contract import JobRecord, JobState, Stage
 from finetune_queue.resuming import resubmitted, resume_at, to_adopt
-from finetune_queue.store import Change, keys
+from finetune_queue.store import Change
 from finetune_worker.segmind.models import SubmitRequest
 from finetune_worker.stages.training_request import training_request
 from support.bench import Bench, sweep
@@ -27,7 +27,7 @@ def in_doubt(bench: Bench, shared: str, **request: Any) -> JobRecord:
     bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
     job = on_shared(bench, shared, **request)
     bench.run(job)
-    open_for_calls(bench)
+    bench.end_pause()
     return bench.read(job)
 
 
@@ -36,17 +36,12 @@ def on_shared(bench: Bench, shared: str, **request: Any) -> JobRecord:
     return bench.container.jobs.transition(job, Change(delay=60), dataset_url=shared)
 
 
-def open_for_calls(bench: Bench) -> None:
-    """End the account's pause, so that a test need not wait for it."""
-    bench.container.jobs._redis.hdel(keys.account("default"), "paused_until", "probing", "probe_until")
-
-
 def look(bench: Bench, *jobs: JobRecord) -> bool:
     """Let a sweep see what Segmind has, and each of the jobs examine its candidates; tells whether all have found."""
-    open_for_calls(bench)
+    bench.end_pause()
     sweep(bench.container, "default")
     for job in jobs:
-        open_for_calls(bench)
+        bench.end_pause()
         if bench.read(job).state is JobState.SUBMITTING and bench.read(job).candidates:
             bench.run(job)
     return all(bench.read(job).finetune_id is not None for job in jobs)
@@ -166,7 +161,7 @@ def test_a_training_of_a_prompt_that_no_job_has_is_left_to_a_person(bench: Bench
     job = on_shared(bench, shared)
     bench.sandbox.control.add_fault(op="submit", kind="reset")
     bench.run(job)
-    open_for_calls(bench)
+    bench.end_pause()
     finetune_id = train_elsewhere(bench, job, instance_prompt="somebody else's")
 
     until(lambda: look(bench, job) or bench.read(job).state is JobState.NEEDS_ATTENTION, seconds=20, pause=0.3)
@@ -246,7 +241,7 @@ def named(bench: Bench, job: JobRecord, finetune_id: str) -> JobRecord:
         job = jobs.transition(job, Change(delay=60), to=JobState.NEEDS_ATTENTION)
     to, fields = to_adopt(job, finetune_id)
     jobs.transition(job, Change(delay=60), to=to, **fields)
-    open_for_calls(bench)
+    bench.end_pause()
     sweep(bench.container, "default")  # which must not send it again meanwhile
     bench.run(job)
     return bench.read(job)

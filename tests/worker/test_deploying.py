@@ -19,15 +19,7 @@ from support.until import until
 @pytest.fixture
 def deploying(bench: Bench) -> JobRecord:
     """A job whose weights are stored and whose model is not deployed yet."""
-    bench.sandbox.control.change_settings(list_carries_weights_url=True, deploy_seconds=600)
-    job = bench.submitting(wait_for="available")
-    bench.run(job)
-
-    def trained() -> bool:
-        sweep(bench.container, "default")
-        return bench.read(job).state is JobState.DOWNLOADING
-
-    until(trained, seconds=30)
+    job = bench.downloading(wait_for="available")
     bench.run(job)
     assert bench.read(job).state is JobState.DEPLOYING
     return bench.read(job)
@@ -133,7 +125,7 @@ def test_a_retry_after_that_pays_nothing(bench: Bench, deploying: JobRecord) -> 
 
 @pytest.mark.parametrize("look", [by_the_sweep, by_the_poll])
 def test_a_deployed_job_goes_on_at_once_with_the_stage_that_is_next(
-    bench: Bench, deploying: JobRecord, look: Any, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, deploying: JobRecord, look: Any
 ) -> None:
     post = Post()
     bench.container = replace(bench.container, messenger=cast("Any", post))

@@ -20,25 +20,11 @@ from finetune_queue.store import Change
 from finetune_worker.transfer.errors import NoAnswer, NoRoom
 from finetune_worker.transfer.limits import TransferLimits
 from finetune_worker.transfer.partfile import SPARE_BYTES
-from support.bench import Bench, sweep
-from support.until import until
-
-
-def downloading(bench: Bench) -> JobRecord:
-    bench.sandbox.control.change_settings(list_carries_weights_url=True)
-    job = bench.submitting()
-    bench.run(job)
-
-    def trained() -> bool:
-        sweep(bench.container, "default")
-        return bench.read(job).state is JobState.DOWNLOADING
-
-    until(trained, seconds=30)
-    return bench.read(job)
+from support.bench import Bench
 
 
 def test_a_worker_that_stands_still_on_the_part_does_not_keep_the_next_one_from_downloading(bench: Bench) -> None:
-    job = downloading(bench)
+    job = bench.downloading()
     part: Path = bench.container.work_folder.part_of(job.id)
     with part.open("wb") as held:
         held.write(b"some bytes")
@@ -56,7 +42,7 @@ def test_a_worker_that_stands_still_on_the_part_does_not_keep_the_next_one_from_
 
 
 def test_an_overtaken_worker_does_not_replace_the_weights(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = downloading(bench)
+    job = bench.downloading()
     stored = Path(urlsplit(bench.container.artifacts.url_of(f"{job.id}/weights.safetensors")).path)
     put_file = bench.container.artifacts.put_file
 
@@ -87,7 +73,7 @@ def test_to_find_out_that_the_weights_need_a_link_uses_no_try(bench: Bench) -> N
     """Those of FLUX_PRO always do, and nothing says so before."""
     bench.change_settings(finetune_max_attempts=1)
     bench.sandbox.control.change_settings(private_weights=True)
-    job = downloading(bench)
+    job = bench.downloading()
 
     bench.run(job)
     waiting = bench.read(job)
@@ -99,7 +85,7 @@ def test_to_find_out_that_the_weights_need_a_link_uses_no_try(bench: Bench) -> N
 
 def test_weights_that_are_not_there_for_a_moment_are_asked_for_again(bench: Bench) -> None:
     bench.change_settings(finetune_max_attempts=3)
-    job = downloading(bench)
+    job = bench.downloading()
     bench.sandbox.control.add_fault(op="download", kind="http_error", status=404, count=2)
 
     for tried in (1, 2):
@@ -112,7 +98,7 @@ def test_weights_that_are_not_there_for_a_moment_are_asked_for_again(bench: Benc
 
 def test_weights_that_are_gone_for_good_fail_their_job(bench: Bench) -> None:
     bench.change_settings(finetune_max_attempts=2)
-    job = downloading(bench)
+    job = bench.downloading()
     bench.sandbox.control.add_fault(op="download", kind="http_error", status=404, count=None)
 
     for _ in range(2):
@@ -124,7 +110,7 @@ def test_weights_that_are_gone_for_good_fail_their_job(bench: Bench) -> None:
 
 def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(bench: Bench, s3: Any, bucket: str) -> None:
     object.__setattr__(bench.container, "artifacts", Place(f"s3://{bucket}/weights"))
-    job = downloading(bench)
+    job = bench.downloading()
     s3.delete_bucket(Bucket=bucket)
 
     bench.run(job)
@@ -153,7 +139,7 @@ def test_a_vanished_bucket_is_said_and_the_weights_in_hand_are_stored_later(benc
 )
 def test_an_outage_of_segmind_s_storage_ends_no_paid_job(bench: Bench, fault: dict[str, Any]) -> None:
     bench.change_settings(finetune_max_attempts=2)
-    job = downloading(bench)
+    job = bench.downloading()
     bench.sandbox.control.add_fault(op="download", count=4, **fault)
 
     for outages in range(1, 5):
@@ -167,7 +153,7 @@ def test_an_outage_of_segmind_s_storage_ends_no_paid_job(bench: Bench, fault: di
 
 def test_an_address_that_nobody_can_call_is_no_outage(bench: Bench) -> None:
     """It would be called for ever."""
-    job = downloading(bench)
+    job = bench.downloading()
     nowhere = "https://.s3.amazonaws.com/weights?X-Amz-Signature=feed-face"
     bench.container.jobs.transition(job, Change(delay=60), weights_url=nowhere)
 
@@ -193,7 +179,7 @@ def test_an_outage_of_the_store_ends_no_paid_job(bench: Bench, s3: Any, bucket: 
         assert (waiting.state, waiting.owner, waiting.waiting_for) == (JobState.DOWNLOADING, "", WaitReason.BACKOFF)
         assert (waiting.takeovers, bench.error(job).code) == (0, "unavailable")
 
-    job = downloading(bench)
+    job = bench.downloading()
     meets_an_outage(job)
     bench.run(job)
     assert bench.read(job).stage is Stage.PUBLISH
@@ -206,7 +192,7 @@ def test_an_outage_of_the_store_ends_no_paid_job(bench: Bench, s3: Any, bucket: 
 def test_what_failed_while_the_store_was_away_does_not_count_against_another_failure(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = downloading(bench)
+    job = bench.downloading()
 
     def away(*_args: object, **_options: object) -> None:
         raise UnavailableError("The store is away.")
@@ -226,7 +212,7 @@ def test_what_failed_while_the_store_was_away_does_not_count_against_another_fai
 
 def test_failures_between_outages_of_the_store_count_together(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.change_settings(finetune_max_attempts=3)
-    job = downloading(bench)
+    job = bench.downloading()
     in_turns = itertools.cycle([UnavailableError("The store is away."), DiskFullError("The disk is full.")])
 
     def put_file(*_args: object, **_options: object) -> None:
@@ -240,7 +226,7 @@ def test_failures_between_outages_of_the_store_count_together(bench: Bench, monk
 
 
 def test_a_full_disk_keeps_what_came_and_ends_no_paid_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = downloading(bench)
+    job = bench.downloading()
 
     def full(*_args: object) -> None:
         raise NoRoom("disk_full", "The download needs 9 more bytes on the disk, which has 1 free.")
@@ -263,7 +249,7 @@ def test_jobs_whose_parts_fill_the_disk_do_not_wait_for_each_other_for_ever(
 ) -> None:
     """Each kept what had arrived, and lacked what the other held."""
     bench.sandbox.control.add_fault(op="download", kind="truncated", after_bytes=40_000, count=2)
-    jobs = [downloading(bench) for _ in range(2)]
+    jobs = [bench.downloading() for _ in range(2)]
     parts = [bench.container.work_folder.part_of(job.id) for job in jobs]
     for job in jobs:
         bench.run(job)
@@ -285,7 +271,7 @@ def test_jobs_whose_parts_fill_the_disk_do_not_wait_for_each_other_for_ever(
 
 def test_weights_whose_last_bytes_the_disk_lost_are_not_stored(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The copy would be made of what the disk had before, and be told of by the sha256 of what came."""
-    job = downloading(bench)
+    job = bench.downloading()
     part, fsync = bench.container.work_folder.part_of(job.id), os.fsync
 
     def lost(handle: int) -> None:
@@ -308,7 +294,7 @@ def test_weights_whose_last_bytes_the_disk_lost_are_not_stored(bench: Bench, mon
 
 
 def test_what_a_killed_worker_left_among_the_artifacts_goes_with_the_job_s_success(bench: Bench) -> None:
-    job = downloading(bench)
+    job = bench.downloading()
     folder = Path(urlsplit(bench.container.artifacts.url_of(job.id)).path)
     folder.mkdir(parents=True)
     (folder / ".weights.safetensors.0123.part").write_bytes(b"some bytes")
@@ -324,7 +310,7 @@ def test_a_job_whose_link_took_long_is_held_until_the_storage_must_have_answered
     """What was left of the hold for the call was shorter: the job was taken from a worker that lives."""
     bench.change_settings(finetune_lease=1.0, segmind_call_timeout=1.0)
     bench.sandbox.control.change_settings(private_weights=True)
-    job = downloading(bench)
+    job = bench.downloading()
     bench.run(job)
     left = []
 
@@ -346,7 +332,7 @@ def test_a_job_whose_link_took_long_is_held_until_the_storage_must_have_answered
 
 
 def test_the_job_is_held_for_as_long_as_a_bucket_may_be_silent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = downloading(bench)
+    job = bench.downloading()
     lease = bench.container.settings.finetune_lease
     put_file, held = bench.container.artifacts.put_file, []
 

@@ -72,16 +72,23 @@ def test_a_text_that_is_no_job_s_id_is_rejected(bench: Bench) -> None:
     assert accept(bench.container, [events_of], {}, message_id="m-1").startswith("rejected: ")
 
 
-def test_a_request_that_expired_before_a_worker_took_it_is_set_aside(bench: Bench) -> None:
-    past = datetime.now(UTC) - timedelta(minutes=1)
-    said = accept(bench.container, [sample()], {}, message_id="m-1", terms=Terms(expires=past))
+@pytest.mark.parametrize(
+    ("terms", "why"),
+    [
+        (Terms(expires=datetime(2020, 1, 2, tzinfo=UTC)), "the message expired at 2020-01-02"),
+        (Terms(revoked=True), "the message was revoked before a worker took it"),
+    ],
+    ids=["expired", "revoked"],
+)
+def test_a_request_that_its_sender_wants_no_more_is_set_aside(bench: Bench, terms: Terms, why: str) -> None:
+    said = accept(bench.container, [sample()], {}, message_id="m-1", terms=terms)
 
     redis: Any = bench.container.jobs._redis
     [(_, letter)] = redis.xrange(keys.dead_letters())
     assert json.loads(letter["body"]) == [[sample()], {}]
     [(_, event)] = redis.xrange(keys.events())
     for told in (said, letter["problems"], event["event"]):
-        assert "the message expired at 20" in told
+        assert why in told
     assert redis.zcard(keys.jobs()) == 0
 
 
@@ -91,18 +98,6 @@ def test_a_request_in_time_that_comes_again_when_it_has_expired_finds_its_job(be
     said = accept(bench.container, [sample()], {}, message_id="m-1", terms=Terms(expires=now - timedelta(minutes=1)))
     assert said.startswith("nothing to do: job ")
     assert bench.container.jobs._redis.exists(keys.dead_letters()) == 0
-
-
-def test_a_request_that_was_revoked_before_a_worker_took_it_is_set_aside(bench: Bench) -> None:
-    said = accept(bench.container, [sample()], {}, message_id="m-1", terms=Terms(revoked=True))
-
-    redis: Any = bench.container.jobs._redis
-    [(_, letter)] = redis.xrange(keys.dead_letters())
-    assert json.loads(letter["body"]) == [[sample()], {}]
-    [(_, event)] = redis.xrange(keys.events())
-    for told in (said, letter["problems"], event["event"]):
-        assert "the message was revoked before a worker took it" in told
-    assert redis.zcard(keys.jobs()) == 0
 
 
 def test_to_revoke_a_message_cancels_no_job(bench: Bench) -> None:

@@ -14,6 +14,7 @@ from finetune_worker.dispatcher import DispatcherStep
 from finetune_worker.loops import LoopStep
 from finetune_worker.pulse import Loop
 from support.bench import Bench
+from support.full import full
 from support.until import until
 
 AN_HOUR_OF_TRIES = 1100
@@ -80,13 +81,10 @@ def test_on_a_full_server_finished_jobs_are_removed_though_the_worker_cannot_ann
     client.delete(keys.accounts(), keys.outbox())
     step = DispatcherStep(None)
     thread = threading.Thread(target=step.run, args=(bench.container,), daemon=True)
-    client.config_set("maxmemory", 1)
-    try:
+    with full(client):
         thread.start()
         until(lambda: not client.exists(keys.job(ended.id)), seconds=30)
         assert not bench.container.accounts.names()
-    finally:
-        client.config_set("maxmemory", 0)
     until(lambda: bench.container.accounts.names() == ["default"], seconds=30)
     step.stopping.set()
     thread.join(10)

@@ -40,7 +40,7 @@ def test_a_submit_whose_answer_is_lost_is_found_and_not_repeated(bench: Bench, f
     bench.run(job)
     assert bench.submits() == 1
 
-    open_for_calls(bench)
+    bench.end_pause()
     sweep(bench.container, "default")
 
     job = bench.read(job)
@@ -49,22 +49,13 @@ def test_a_submit_whose_answer_is_lost_is_found_and_not_repeated(bench: Bench, f
     assert bench.submits() == 1
 
 
-def test_what_a_person_decides_by_does_not_say_that_a_living_worker_is_gone(bench: Bench) -> None:
-    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
-    job = bench.submitting()
-    bench.run(job)
-    bench.run(job)  # no list could be read meanwhile
-
-    assert not [said for said in bench.read(job).evidence if "come back" in said]
-
-
 def test_a_sweep_leaves_a_submit_to_the_worker_that_waits_for_its_answer(bench: Bench) -> None:
     bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
     job = bench.submitting()
     bench.run(job)
     held = bench.container.jobs.transition(bench.read(job), Change(delay=30), owner="waits for its answer")
 
-    open_for_calls(bench)
+    bench.end_pause()
     sweep(bench.container, "default")
 
     assert bench.read(job) == held  # or the answer would be refused as that of a worker which was overtaken
@@ -72,20 +63,20 @@ def test_a_sweep_leaves_a_submit_to_the_worker_that_waits_for_its_answer(bench: 
 
 def test_a_dead_worker_s_submit_that_never_left_is_sent_after_the_settle_time(bench: Bench) -> None:
     bench.change_settings(segmind_call_timeout=0.4, finetune_settle_time=2.0)
+    started = time.monotonic()
     job = dead_in_the_middle(bench, bench.submitting())
     bench.run(job)
     assert bench.submits() == 0
 
     def absent() -> bool:
-        open_for_calls(bench)
+        bench.end_pause()
         sweep(bench.container, "default")
         return bench.read(job).intent_ms is None
 
-    started = time.monotonic()
     until(absent, seconds=20, pause=0.3)
     assert time.monotonic() - started >= bench.container.settings.finetune_settle_time
 
-    open_for_calls(bench)
+    bench.end_pause()
     bench.run(job)
     assert bench.read(job).state is JobState.TRAINING
     assert bench.submits() == 1
@@ -99,7 +90,7 @@ def test_a_list_that_lags_does_not_make_a_submit_absent(bench: Bench) -> None:
     bench.run(job)
 
     def found() -> bool:
-        open_for_calls(bench)
+        bench.end_pause()
         sweep(bench.container, "default")
         return bench.read(job).finetune_id is not None
 
@@ -117,11 +108,11 @@ def test_submits_that_never_have_a_clear_answer_use_up_the_attempts_but_for_an_o
     job = bench.submitting()
 
     def sent_and_absent() -> JobRecord:
-        open_for_calls(bench)
+        bench.end_pause()
         bench.run(job)
         assert bench.read(job).waiting_for is WaitReason.PROVIDER
         bench.container.jobs.transition(bench.read(job), Change(delay=60), intent_ms=1, looks=50)
-        open_for_calls(bench)
+        bench.end_pause()
         sweep(bench.container, "default")
         return bench.read(job)
 
@@ -166,7 +157,7 @@ def test_a_list_with_an_item_that_cannot_be_read_says_nothing_about_absence(
     bench.run(job)
     bench.container.jobs.transition(bench.read(job), Change(delay=60), intent_ms=1, looks=50)
     monkeypatch.setattr(Training, "list_item", lambda *_: '{"finetune_id": null}')
-    open_for_calls(bench)
+    bench.end_pause()
 
     sweep(bench.container, "default")
 
@@ -185,7 +176,7 @@ def test_a_mark_is_found_however_the_list_spells_the_url(
     job = bench.submitting()
     bench.run(job)
     spell(monkeypatch, lambda item: {**item, "data_source_path": spelling(item["data_source_path"])})
-    open_for_calls(bench)
+    bench.end_pause()
 
     sweep(bench.container, "default")
 
@@ -354,17 +345,11 @@ def dead_in_the_middle(bench: Bench, job: JobRecord) -> JobRecord:
     return jobs.transition(job, Change(delay=60), owner="")
 
 
-def open_for_calls(bench: Bench) -> None:
-    """End the account's pause, so that a test need not wait for it."""
-    client = bench.container.jobs._redis
-    client.hdel(keys.account("default"), "paused_until", "probing", "probe_until")
-
-
 def looked_for(bench: Bench, job: JobRecord) -> bool:
     """Look for the job's training as the sweeps and the submit stage do, and tell whether it was found."""
-    open_for_calls(bench)
+    bench.end_pause()
     sweep(bench.container, "default")
-    open_for_calls(bench)
+    bench.end_pause()
     if bench.read(job).candidates:
         bench.run(job)
     return bench.read(job).finetune_id is not None

@@ -16,11 +16,6 @@ TOO_NEW = [
 """A state, a reason to wait and a field of the request that this version does not know; a text where it has JSON."""
 
 
-@pytest.fixture
-def driver(bench: Bench) -> Driver:
-    return Driver(bench.container)
-
-
 def write(bench: Bench, job: JobRecord, field: str, value: str) -> None:
     bench.container.jobs._redis.hset(keys.job(job.id), field, value)
 

@@ -10,12 +10,8 @@ from finetune_worker.stages.reconcile import Undecided, reconcile
 from finetune_worker.stages.whose import Sightings
 from support.bench import Bench
 from support.driver import Driver, Message
+from support.full import full
 from support.until import until
-
-
-@pytest.fixture
-def driver(bench: Bench) -> Driver:
-    return Driver(bench.container)
 
 
 def make_due(bench: Bench, job: JobRecord) -> None:
@@ -91,9 +87,8 @@ def test_a_job_that_ends_its_workers_is_set_aside_after_some(bench: Bench, drive
 
     job = bench.read(job)
     assert (job.state, job.failed_stage) == (JobState.FAILED, Stage.UPLOAD)
-    assert job.error is not None
-    assert job.error.code == "worker_lost"
-    assert f"{most} workers died or stalled" in job.error.message
+    assert bench.error(job).code == "worker_lost"
+    assert f"{most} workers died or stalled" in bench.error(job).message
     assert len(driver.post.messages) == most - 1
 
 
@@ -102,12 +97,8 @@ def test_outages_of_redis_are_no_deaths_of_workers(bench: Bench, driver: Driver)
     job = jobs.transition(bench.job(), Change(delay=60), to=JobState.UPLOADING)
     for _ in range(bench.container.settings.finetune_max_attempts):
         jobs.transition(bench.read(job), Change(delay=0), owner="lives")
-        jobs._redis.config_set("maxmemory", 1)
-        try:
-            with pytest.raises(RedisError):
-                driver.dispatcher.step()
-        finally:
-            jobs._redis.config_set("maxmemory", 0)
+        with full(jobs._redis), pytest.raises(RedisError):
+            driver.dispatcher.step()
         until(lambda: bench.container.deadlines.now_ms() > bench.read(job).updated_ms, seconds=30)
         driver.dispatcher.step()
         assert (bench.read(job).takeovers, bench.read(job).owner) == (0, "")

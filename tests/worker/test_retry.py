@@ -1,14 +1,11 @@
 """What a person does to a job: cancel and retry, at any moment."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
-
 from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.store import Change, keys
+from finetune_queue.store import Change
 from finetune_worker.container import Container
 from finetune_worker.stages.cadence import began_ms
 from finetune_worker.stages.claim import Claim
@@ -17,12 +14,6 @@ from finetune_worker.stages.runner import run_stage
 from support.bench import Bench, sweep
 from support.driver import Driver
 from support.until import until
-
-
-@pytest.fixture
-def queue(bench: Bench) -> Iterator[FineTuneQueue]:
-    with FineTuneQueue(bench.container.settings) as found:
-        yield found
 
 
 def fail(bench: Bench, job: JobRecord, stage: Stage, **fields: Any) -> JobRecord:
@@ -80,7 +71,7 @@ def test_a_retry_does_not_submit_again_what_may_have_been_paid(bench: Bench, que
     assert retried.record.intent_ms is not None
     bench.run(job)
     assert bench.submits() == 1
-    bench.container.jobs._redis.hdel(keys.account("default"), "paused_until", "probing", "probe_until")
+    bench.end_pause()
     sweep(bench.container, "default")
     assert bench.read(job).finetune_id == bench.sandbox.control.trainings()[0]["finetune_id"]
 
@@ -98,7 +89,7 @@ def test_a_retry_after_a_failed_training_pays_a_new_one_and_does_not_find_the_ol
     queue.retry(job.id)
     bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
     bench.run(job)
-    bench.container.jobs._redis.hdel(keys.account("default"), "paused_until", "probing", "probe_until")
+    bench.end_pause()
 
     sweep(bench.container, "default")
 

@@ -96,9 +96,7 @@ def test_a_defect_of_ours_ends_in_the_job_and_not_in_a_traceback_alone(bench: Be
 
     result = run(bench, job, stage)
     assert "ZeroDivisionError" in result.sentence
-    error = bench.read(job).error
-    assert error is not None
-    assert error.code == "internal_error"
+    assert bench.error(job).code == "internal_error"
 
 
 def test_a_cancel_while_a_stage_runs_takes_effect_at_its_next_sign_of_life(bench: Bench) -> None:
@@ -138,9 +136,7 @@ def test_a_worker_that_stops_gives_a_long_stage_s_job_back_at_once(bench: Bench)
 def test_a_passed_deadline_fails_the_job_before_anything_is_paid(bench: Bench) -> None:
     job = bench.job(deadline=datetime.now(UTC) - timedelta(seconds=1))
     run(bench, job, lambda *_: pytest.fail("the stage ran"))
-    error = bench.read(job).error
-    assert error is not None
-    assert error.code == "deadline_passed"
+    assert bench.error(job).code == "deadline_passed"
 
 
 def test_a_message_of_an_earlier_stage_does_nothing(bench: Bench) -> None:

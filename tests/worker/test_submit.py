@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import redis
 
-from finetune_queue.contract import EventType, JobRecord, JobState, WaitReason
+from finetune_queue.contract import JobRecord, JobState, WaitReason
 from finetune_queue.store import Budget, Change, NotDurableError, jobs
 from finetune_worker.dispatcher import Dispatcher
+from finetune_worker.segmind.client import SegmindClient
 from finetune_worker.stages import calls
 from support.bench import Bench, make_settings
 from support.until import until
@@ -81,11 +82,11 @@ def test_a_clear_no_takes_the_intent_back(bench: Bench, fault: dict[str, Any], r
     assert job.state is (JobState.SUBMITTING if reason else JobState.FAILED)
     assert bench.container.accounts.status("default").spent_today == 0
     if reason is None:
-        assert job.error is not None
-        assert job.error.message
-        assert job.error.upstream_status == fault["status"]
+        error = bench.error(job)
+        assert error.message
+        assert error.upstream_status == fault["status"]
         wrong_request = fault.get("status") == 422
-        assert job.error.action.startswith("Submit again" if wrong_request else "Once the cause is fixed")
+        assert error.action.startswith("Submit again" if wrong_request else "Once the cause is fixed")
 
 
 def test_an_account_without_credits_is_held_back_and_pays_nothing(bench: Bench) -> None:
@@ -174,8 +175,7 @@ def test_a_log_that_does_not_confirm_the_intent_stops_the_submit(bench: Bench, m
     job = bench.read(job)
     assert (job.state, job.intent_ms, job.owner) == (JobState.SUBMITTING, None, "")
     assert (job.attempts, job.outages) == (0, 1)
-    assert job.error is not None
-    assert job.error.code == "store_not_durable"
+    assert bench.error(job).code == "store_not_durable"
     assert bench.submits() == 0
     assert bench.container.accounts.status("default").spent_today == 0
 
@@ -248,12 +248,19 @@ def test_a_worker_whose_job_ended_while_it_stood_still_takes_no_slot(
     assert bench.submits() == 0
 
 
-def test_the_intent_is_written_before_the_call(bench: Bench) -> None:
-    bench.sandbox.control.add_fault(op="submit", kind="slow", seconds=0.5)
+def test_the_intent_is_written_before_the_call(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = SegmindClient.submit
+    at_the_call: list[JobRecord] = []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        at_the_call.append(bench.read(job))
+        return submit(*args, **kwargs)
+
+    monkeypatch.setattr(SegmindClient, "submit", noted)
     job = bench.submitting()
     bench.run(job)
-    kinds = [event.kind for event in bench.container.jobs.events(job.id)]
-    assert kinds[-1] is EventType.TRAINING
+    [stored] = at_the_call
+    assert stored.intent_ms is not None
 
 
 def test_a_training_that_waited_long_for_its_submit_is_looked_at_no_sooner(bench: Bench) -> None:

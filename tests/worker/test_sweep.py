@@ -215,9 +215,8 @@ def test_a_failed_training_fails_its_job_with_segmind_s_words(bench: Bench) -> N
 
     job = bench.read(job)
     assert job.state is JobState.FAILED
-    assert job.error is not None
-    assert "no faces found" in job.error.message
-    assert job.error.code == "training_failed"
+    assert "no faces found" in bench.error(job).message
+    assert bench.error(job).code == "training_failed"
     assert not job.tracked
     assert bench.container.accounts.status("default").in_flight == 0
 
@@ -313,10 +312,8 @@ def test_a_training_that_segmind_forgot_fails_its_job(bench: Bench) -> None:
         assert bench.read(job).state is JobState.TRAINING
         bench.run(job)
 
-    job = bench.read(job)
-    assert job.state is JobState.FAILED
-    assert job.error is not None
-    assert job.error.code == "not_found"
+    assert bench.read(job).state is JobState.FAILED
+    assert bench.error(job).code == "not_found"
 
 
 def test_a_training_that_never_ends_fails_its_job(bench: Bench) -> None:
@@ -325,11 +322,9 @@ def test_a_training_that_never_ends_fails_its_job(bench: Bench) -> None:
 
     bench.run(job)
 
-    job = bench.read(job)
-    assert job.state is JobState.FAILED
-    assert job.error is not None
-    assert job.error.code == "training_too_long"
-    assert bench.finetune_id(job) in job.error.message
+    assert bench.read(job).state is JobState.FAILED
+    assert bench.error(job).code == "training_too_long"
+    assert bench.finetune_id(job) in bench.error(job).message
 
 
 def test_a_training_that_ended_while_nobody_could_look_is_fetched_however_late(bench: Bench) -> None:

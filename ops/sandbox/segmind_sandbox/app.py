@@ -45,5 +45,6 @@ def create_app(settings: SandboxSettings) -> Starlette:
         lifespan=lifespan,
         exception_handlers={HTTPException: unknown},
     )
+    app.router.redirect_slashes = False  # the API has no address with a slash at its end
     app.state.sandbox = sandbox
     return app

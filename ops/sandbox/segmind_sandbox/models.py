@@ -38,7 +38,7 @@ class AdvanceParameters(BaseModel):
 
     steps: int | None = Field(None, ge=1)
     face_crop: bool | None = None
-    finetune_type: Literal["LORA"] | None = None
+    finetune_type: Literal["LORA", "FULL"] | None = None
 
 
 class Submit(_Body):
@@ -58,10 +58,12 @@ class Submit(_Body):
     learning_rate: float | None = None
 
     @model_validator(mode="after")
-    def _needed_fields(self) -> Self:
+    def _fits_the_model(self) -> Self:
         missing = [name for name in _NEEDED[self.base_model] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"{', '.join(missing)} required for {self.base_model}")
+        if self.base_model == "FAST_FLUX" and self.advance_parameters.finetune_type == "FULL":
+            raise ValueError("advance_parameters.finetune_type must be LORA for FAST_FLUX")
         return self
 
     def parameters(self) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class Signer:
             since = datetime.strptime(query["X-Amz-Date"], _DATE).replace(tzinfo=UTC)
             ends = since + timedelta(seconds=int(query["X-Amz-Expires"]))
             names = query["X-Amz-SignedHeaders"].split(";")
+            signed = {name: headers.get(name, "") for name in names}
         except (KeyError, ValueError, OverflowError):
             message = (
                 "Query-string authentication version 4 requires the X-Amz-Date, X-Amz-Expires and other parameters."
@@ -78,7 +79,6 @@ class Signer:
         unsigned = [name for name in headers if name.startswith("x-amz-") and name not in names]
         if unsigned:
             raise SignatureError("AccessDenied", "There were headers present in the request which were not signed")
-        signed = {name: headers.get(name, "") for name in names}
         if not hmac.compare_digest(given.encode(), self._signature(method, raw_path, query, signed).encode()):
             raise SignatureError(
                 "SignatureDoesNotMatch",

@@ -7,7 +7,6 @@ query, and a client that sends x-api-key to a storage host leaks it.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Awaitable, Callable, Mapping
 from xml.sax.saxutils import escape
 
@@ -160,7 +159,7 @@ def _check_md5(given: str | None, digest: bytes) -> None:
         return
     try:
         expected = base64.b64decode(given, validate=True)
-    except binascii.Error:
+    except ValueError:
         expected = b""
     if len(expected) != len(digest):
         raise RefusedByStorageError(400, "InvalidDigest", "The Content-MD5 you specified is not valid.")

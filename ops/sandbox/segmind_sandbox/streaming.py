@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def parse_range(value: str, size: int) -> tuple[int, int] | None:
     first, dash, last = spec.strip().partition("-")
     if unit.strip().lower() != "bytes" or not equals or not dash:
         return None
-    if not all(part == "" or (part.isascii() and part.isdecimal()) for part in (first, last)) or not (first or last):
+    if not all(re.fullmatch("[0-9]{0,18}", part) for part in (first, last)) or not (first or last):
         return None
     if not first:
         if int(last) == 0 or size == 0:
@@ -75,7 +76,7 @@ def _range_holds(condition: str | None, entity: Entity) -> bool:
         return True
     try:
         return parsedate_to_datetime(condition) == entity.modified
-    except ValueError:
+    except (ValueError, OverflowError):
         return False
 
 

@@ -75,7 +75,7 @@ class Training:
     @property
     def slug(self) -> str:
         """The deployed model's name in inference URLs."""
-        words = "".join(char if char.isalnum() else "-" for char in self.request.name.lower())
+        words = "".join(char if char.isascii() and char.isalnum() else "-" for char in self.request.name.lower())
         return f"{words}-{self.model_id[:8]}"
 
     @property

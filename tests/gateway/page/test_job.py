@@ -136,7 +136,7 @@ def test_names_are_texts(board: Page, worker: Worker, seen: Seen) -> None:
     assert seen.errors == []
 
 
-def test_the_model_of_an_ended_job_is_made_public(board: Page, worker: Worker, client: redis.Redis) -> None:
+def test_the_model_of_an_ended_job_is_made_public(board: Page, worker: Worker) -> None:
     job = worker.bring(worker.accept(name="my-face"), JobState.SUCCEEDED)
     board.get_by_role("link", name="my-face").click()
     model = board.get_by_role("region", name="Facts").locator("dt:text-is('model') + dd")

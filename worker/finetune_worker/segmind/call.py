@@ -186,9 +186,9 @@ class Call:
         if body.lstrip().startswith(b"<"):
             raise self._logged(self._unreadable("a web page"))
         if says_error(body):
-            detail = f"Segmind rejected the request. It said: {error_message(body, self._endpoint.key)}"
-            failure = Rejected("request_rejected", detail=detail, status=self._status)
-            raise self._logged(failure)
+            words = error_message(body, self._endpoint.key) or "error"
+            detail = f"Segmind rejected the request. It said: {words}"
+            raise self._logged(Rejected("request_rejected", detail=detail, status=self._status))
         if said is not None and not 200 <= said < 300:
             raise self._logged(from_status(said, {}, error_message(body, self._endpoint.key), repeatable=True))
         if confirmed and said is None and body.strip():

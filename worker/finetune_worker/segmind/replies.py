@@ -84,12 +84,12 @@ def error_message(body: bytes, secret: str) -> str:
 
 
 def says_error(body: bytes) -> bool:
-    """Tell whether the body is a JSON object with an ``error`` that is set."""
+    """Tell whether the body is a JSON object with an ``error`` that is set, or with that word as its ``status``."""
     try:
         found = parse_json(body)
     except ValueError:
         return False
-    return isinstance(found, dict) and bool(found.get("error"))
+    return isinstance(found, dict) and (bool(found.get("error")) or found.get("status") == "error")
 
 
 def said_status(body: bytes) -> int | None:

@@ -4,15 +4,19 @@ An account has one webhook for fine-tunes at a time (Fast Flux API, Webhooks).
 """
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from finetune_worker.segmind.call import Call, Endpoint, nobody
 from finetune_worker.segmind.models import Id, LooseText
 
 FINETUNE = "FINETUNE"
 """The type of event that a webhook for fine-tunes asks for."""
+
+
+_or_none = BeforeValidator(lambda value: [] if value is None else value)
+"""Some programs write an empty list as null."""
 
 
 class _Reply(BaseModel):
@@ -24,7 +28,7 @@ class Webhook(_Reply):
 
     webhook_id: Id = Field(validation_alias=AliasChoices("webhook_id", "id"))
     webhook_url: LooseText = None
-    event_types: list[str] = Field(default_factory=list)
+    event_types: Annotated[list[str], _or_none] = Field(default_factory=list)
     status: LooseText = None
 
     @property
@@ -49,11 +53,11 @@ class Delivery(_Reply):
 
 
 class _Listed(_Reply):
-    webhooks: list[Webhook] = Field(default_factory=list)
+    webhooks: Annotated[list[Webhook], _or_none]
 
 
 class _Logged(_Reply):
-    logs: list[Delivery] = Field(default_factory=list)
+    logs: Annotated[list[Delivery], _or_none]
 
 
 class WebhookClient:
