@@ -14,16 +14,24 @@ OPS = ROOT / "ops"
 SOURCE = OPS / "monitoring" / "alerts.yaml"
 TARGET = OPS / "k8s" / "components" / "monitoring" / "alerts.yaml"
 
+NAMESPACE = "finetune"
+"""That of the overlays. An AlertmanagerConfig gets only alerts with the label of its namespace, and the expressions,
+being about all gateways, leave none."""
+
 HEAD = "# Generated from ops/monitoring/alerts.yaml by ops/k8s/prometheus_rule.py.\n"
 
 
 def prometheus_rule() -> str:
     """Return the manifest."""
+    spec = yaml.safe_load(SOURCE.read_text(encoding="utf-8"))
+    for group in spec["groups"]:
+        for rule in group["rules"]:
+            rule["labels"]["namespace"] = NAMESPACE
     manifest = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
         "metadata": {"name": "finetune"},
-        "spec": yaml.safe_load(SOURCE.read_text(encoding="utf-8")),
+        "spec": spec,
     }
     text: str = yaml.safe_dump(manifest, sort_keys=False, width=110)
     return HEAD + text

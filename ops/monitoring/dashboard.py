@@ -186,7 +186,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "Redis keeps what it has",
             ("min(finetune_redis_primary)", "is a primary"),
             ("min(finetune_redis_append_only)", "keeps a log"),
-            ("min(finetune_redis_log_ok)", "the log can be written"),
+            ("min(finetune_redis_log_ok)", "log and snapshots can be written"),
             ("min(finetune_redis_noeviction)", "never evicts"),
             ("max(finetune_redis_emptied)", "came back without its data within a day"),
             ("max(increase(finetune_redis_evicted_keys_total[1h]))", "keys dropped within an hour"),

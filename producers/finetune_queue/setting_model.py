@@ -242,6 +242,12 @@ class Settings(BaseSettings):
         "NAME` prints it. Empty: the gateway only listens on loopback addresses, and asks for no token.",
         example='{"team-a": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}',
     )
+    finetune_gateway_readers: Words = _setting(
+        (),
+        "Names of clients in `FINETUNE_GATEWAY_TOKENS` that may only read, as who scrapes metrics or scales workers: "
+        "their tokens start nothing that is charged.",
+        example="prometheus keda",
+    )
     finetune_gateway_rate_limit: Annotated[RateLimit, Shown("calls/seconds")] = _setting(
         RateLimit(calls=100, seconds=1), "How many requests each client of a gateway process may send.", example="100/1"
     )

@@ -106,6 +106,7 @@ def test_valkey_keeps_what_it_is_told(compose: Any) -> None:
     command = compose["services"]["valkey"]["command"]
     assert command[command.index("--appendonly") + 1] == "yes"
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+    assert command[command.index("--save") + 1] == ""  # a snapshot that fails has it refuse every write
 
 
 def test_a_stopping_worker_has_its_time(compose: Any) -> None:

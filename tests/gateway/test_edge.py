@@ -14,11 +14,12 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune_queue.contract import new_job_id
+from finetune_queue.contract import JobState, new_job_id
 from finetune_queue.errors import FineTuneQueueError
 from finetune_queue.gateway import edge, server
 from finetune_queue.gateway.clients import new_token, token_hash
 from finetune_queue.gateway.server import GatewayServer
+from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import SettingsError
 from gateway.serving import AUTH, TOKEN, MakeSettings, Start
 from support.samples import sample
@@ -75,6 +76,29 @@ def test_each_client_has_a_token_of_its_own_and_a_removed_one_is_refused(
         assert reply.status_code == status
 
 
+def test_a_client_that_may_only_read_changes_nothing_and_pays_for_nothing(
+    make_settings: MakeSettings, start: Start, queue: FineTuneQueue
+) -> None:
+    job = queue.submit(sample())
+    token = "ftq_scraper"
+    tokens = {"prometheus": token_hash(token), "tests": token_hash(TOKEN)}
+    url = start(make_settings(finetune_gateway_tokens=tokens, finetune_gateway_readers=("prometheus",)))
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, trust_env=False) as http:
+        for path in ("/metrics", "/v1/load", f"/v1/jobs/{job.id}"):
+            assert http.get(path).status_code == 200, path
+        for path in ("/v1/jobs", f"/v1/jobs/{job.id}/cancel", "/v1/datasets"):
+            reply = http.post(path, json=sample())
+            assert (reply.status_code, reply.json()["code"]) == (403, "read-only"), path
+        assert http.post("/v1/jobs", json=sample(), headers=AUTH).status_code == 202
+    assert job.refresh().state is JobState.ACCEPTED
+    assert len(list(queue.list())) == 2
+
+
+def test_a_misspelt_name_does_not_leave_its_client_all_rights(make_settings: MakeSettings) -> None:
+    with pytest.raises(SettingsError, match="FINETUNE_GATEWAY_READERS: there is no token for promethius"):
+        GatewayServer(make_settings(finetune_gateway_readers=("promethius",)), "127.0.0.1", 0)
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "gateway.example.com"])
 def test_without_tokens_it_listens_on_loopback_addresses_only(make_settings: MakeSettings, host: str) -> None:
     with pytest.raises(SettingsError, match="FINETUNE_GATEWAY_TOKENS: missing"):
@@ -89,6 +113,12 @@ def open_url(make_settings: MakeSettings, start: Start) -> str:
 def test_answers_do_not_wait_for_acknowledgements(make_settings: MakeSettings) -> None:
     with GatewayServer(make_settings(), "127.0.0.1", 0).socket as listening:
         assert listening.proto == socket.IPPROTO_TCP  # or asyncio would not set TCP_NODELAY on what it accepts
+
+
+def test_a_kept_connection_is_not_closed_before_who_keeps_it_does(make_settings: MakeSettings) -> None:
+    found = GatewayServer(make_settings(), "127.0.0.1", 0)
+    with found.socket:
+        assert found.config.timeout_keep_alive > 90  # Go's; nginx and load balancers have 60
 
 
 def test_without_tokens_this_machine_may_use_it(open_url: str) -> None:

@@ -51,6 +51,13 @@ def scrape(http: httpx.Client) -> Numbers:
     }
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_a_probe_may_ask_by_head(http: httpx.Client, path: str) -> None:
+    reply = http.head(path)
+    assert (reply.status_code, reply.text) == (200, "")
+    assert http.post(path).headers["allow"] == "GET, HEAD"
+
+
 def test_the_numbers_are_those_of_the_queue(
     http: httpx.Client, queue: FineTuneQueue, client: redis.Redis, account: Accounts
 ) -> None:

@@ -15,6 +15,7 @@ from gateway.test_health import scrape
 from support.full_disk import fill_disk
 from support.samples import sample
 from support.switch import Switch
+from support.until import until
 
 
 def become_replica(server: ValkeyServer) -> None:
@@ -23,13 +24,23 @@ def become_replica(server: ValkeyServer) -> None:
         client.replicaof("127.0.0.1", 1)
 
 
+def lose_snapshots(server: ValkeyServer) -> None:
+    """Have the server make snapshots, which fail, beside its log, which goes well."""
+    (server.folder / "dump.rdb").mkdir()
+    with redis.Redis.from_url(server.url, socket_timeout=5) as client:
+        client.config_set("save", "3600 1")
+        client.bgsave()
+        until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", seconds=30)
+        assert client.info("persistence")["aof_last_write_status"] == "ok"
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ValkeyServer]:
     with ValkeyServer(tmp_path / "valkey", appendfsync="no") as found:
         yield found
 
 
-@pytest.mark.parametrize(("refuse", "log_ok"), [(fill_disk, 0), (become_replica, 1)])
+@pytest.mark.parametrize(("refuse", "log_ok"), [(fill_disk, 0), (lose_snapshots, 0), (become_replica, 1)])
 def test_what_only_reads_works_on_a_server_that_takes_no_writes(
     make_settings: MakeSettings, start: Start, server: ValkeyServer, refuse: Callable[[ValkeyServer], None], log_ok: int
 ) -> None:

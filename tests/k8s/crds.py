@@ -67,7 +67,6 @@ SCHEMAS = {
             {
                 "scaleTargetRef": closed({"name": TEXT}),
                 "pollingInterval": COUNT,
-                "cooldownPeriod": COUNT,
                 "minReplicaCount": COUNT,
                 "maxReplicaCount": COUNT,
                 "advanced": closed(

@@ -1,5 +1,6 @@
 """The images that pods run: pinned, and built from docker/Dockerfile as the manifests take them."""
 
+import json
 import re
 from importlib.metadata import entry_points
 
@@ -36,6 +37,15 @@ def test_each_image_is_a_target_that_starts_the_same_program(overlay: Rendered) 
         target = container["image"].rpartition("/")[2].partition(":")[0].removeprefix("finetune-queue-")
         program = re.sub(r"^python3$", "python", starts[target])  # a virtual environment has both
         assert container["command"] == [program], name
+
+
+def test_flower_is_bounded_alike_in_its_image_and_on_kubernetes(overlay: Rendered) -> None:
+    text = DOCKERFILE.replace("\\\n", "")
+    (command,) = re.findall(r'^ENTRYPOINT (\[.*"flower"\])\nCMD (\[.*\])$', text, re.MULTILINE)
+    program, *words = [word for part in command for word in json.loads(part)]
+    container = overlay.containers["finetune-flower/flower"]
+    assert [program] == container["command"]
+    assert words == container["args"]
 
 
 def test_every_program_is_one_that_the_image_s_packages_install(overlay: Rendered) -> None:

@@ -53,6 +53,19 @@ def test_each_disruption_budget_lets_one_go_at_a_time(overlay: Rendered) -> None
     assert all(len(names) == 1 for names in held)
     assert set().union(*held) == {name for name in overlay.pods if name in {*WORKERS, "finetune-gateway"}}
     assert all(budget["spec"]["maxUnavailable"] == 1 for budget in budgets)
+    # While Redis is away no worker is ready: without this a node could then not be drained.
+    assert all(budget["spec"].get("unhealthyPodEvictionPolicy") == "AlwaysAllow" for budget in budgets)
+
+
+def test_a_folder_for_temporary_files_keeps_no_node_from_being_given_back(everything: Rendered) -> None:
+    for name, pod in everything.pods.items():
+        local = {volume["name"] for volume in pod["spec"]["volumes"] if "emptyDir" in volume}
+        may_go = (
+            pod["metadata"]
+            .get("annotations", {})
+            .get("cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes", "")
+        )
+        assert set(filter(None, may_go.split(","))) == local, name
 
 
 def test_pods_spread_over_zones_and_nodes_by_their_own_label(everything: Rendered) -> None:
@@ -90,6 +103,13 @@ def test_what_prometheus_is_to_take_has_the_label_that_it_chooses_by_and_nothing
             "name"
         ]
     assert "release" not in str([service["spec"]["selector"] for service in everything.of("Service")])
+
+
+def test_an_alertmanager_config_of_the_namespace_takes_the_alerts(everything: Rendered) -> None:
+    (rules,) = everything.of("PrometheusRule")
+    for group in rules["spec"]["groups"]:
+        for rule in group["rules"]:
+            assert rule["labels"].get("namespace") == rules["metadata"]["namespace"], rule["alert"]
 
 
 def test_the_jobs_that_alerts_and_dashboard_ask_for_are_those_of_the_scrapes(everything: Rendered) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from finetune_queue.gateway.app import create_app
 from finetune_queue.settings import Settings
-from monitoring.rules import ALERTS, ROOT, alerts
+from monitoring.rules import ALERTS, DASHBOARD, ROOT, alerts
 
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None,
@@ -242,6 +242,39 @@ def test_what_is_no_client_s_is_a_route_of_the_gateway() -> None:
     (left_out,) = set(re.findall(r'route!~"([^"]*)"', alerts()["FinetuneGatewayErrors"]["expr"]))
     routes = set(create_app(Settings()).openapi()["paths"])
     assert set(left_out.split("|")) <= routes
+
+
+def narrowed(file: Path) -> str:
+    """Return what the command of docs/metrics.md makes of a file."""
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (function,) = re.findall(r"^only\(\) \{.*\}$", page, re.MULTILINE)
+    command = f"{function}\nonly \"namespace='a'\" {file}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_the_command_in_the_docs_narrows_every_query_to_one_queue() -> None:
+    rules = [rule for group in yaml.safe_load(narrowed(ALERTS))["groups"] for rule in group["rules"]]
+    manifest = ROOT / "ops" / "k8s" / "components" / "monitoring" / "alerts.yaml"
+    (wrapped,) = yaml.safe_load(narrowed(manifest))["spec"]["groups"]
+    assert [rule["expr"] for rule in wrapped["rules"]] == [rule["expr"] for rule in rules]
+    panels = json.loads(narrowed(DASHBOARD))["panels"]
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    for query in [*(rule["expr"] for rule in rules), *queries]:
+        found = re.findall(r"\b(?:up|finetune_[a-z_]+)\b(?:\{[^,}]*)?", query)
+        assert found
+        assert all(each.endswith("{namespace='a'") for each in found), query
+
+
+@needs_promtool
+def test_a_queue_that_nobody_can_read_is_missed_beside_another(tmp_path: Path) -> None:
+    file = tmp_path / "tests.yaml"
+    (tmp_path / "one.yaml").write_text(narrowed(ALERTS))
+    other: Series = {key.replace("{", '{namespace="b",'): value for key, value in HEALTHY.items() if "{" in key}
+    for rules, fires in ((tmp_path / "one.yaml", True), (ALERTS, False)):
+        test = rule_test("", {}, 'alertname="FinetuneUnreadable"', fires=fires)
+        test["input_series"] = series_of(other)
+        file.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "5m", "tests": [test]}))
+        promtool("test", "rules", str(file))
 
 
 @needs_promtool

@@ -14,10 +14,10 @@ from kombu import Connection
 from finetune_queue.contract import JobState
 from finetune_queue.local.valkey import ValkeyServer
 from finetune_queue.messaging import transport_config
-from finetune_queue.store import connect
+from finetune_queue.store import Change, connect
 from finetune_worker.sinks import DeliveryError
 from support.rabbitmq import RabbitMQ, find_rabbitmq
-from support.sinks import THREE, MakeDeliveries, kinds
+from support.sinks import THREE, MakeDeliveries, Receiver, kinds
 from support.switch import Switch
 from support.until import until
 
@@ -97,6 +97,24 @@ def test_a_python_service_on_our_broker_gets_a_task(make: MakeDeliveries) -> Non
         until(lambda: len(got) == 3, seconds=15)
     assert kinds([event for _, event in got]) == THREE
     assert [task_id for task_id, _ in got] == [event["id"] for _, event in got] == [f"{job.id}-{n}" for n in (1, 2, 3)]
+
+
+def test_what_brings_an_event_has_the_trace_of_its_job_as_a_header(make: MakeDeliveries, redis_url: str) -> None:
+    """There instrumentations of HTTP, Celery and brokers look for it; a stream or a list has the event alone."""
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with Receiver() as receiver:
+        brokers = f"{redis_url}?queue=plain {redis_url}?queue=tasks&task=a.done celery://shop/shop.done"
+        bench = make(FINETUNE_SINKS=f"{brokers} {receiver.url('/hook')}")
+        untraced = bench.job()
+        bench.until_done()
+        bench.container.jobs.transition(untraced, Change(delay=60), to=JobState.UPLOADING, traceparent=trace)
+        bench.until_done()
+    sent = [headers.get("traceparent") for headers in receiver.got_headers]
+    assert sent == [None, trace]
+    for queue in ("plain", "tasks", "{finetune}:shop"):
+        before, after = (message.headers for message in taken(redis_url, queue, 2))
+        assert "traceparent" not in before
+        assert after["traceparent"] == trace, queue
 
 
 def test_a_queue_that_is_there_with_other_properties_is_used(make: MakeDeliveries, rabbitmq: RabbitMQ) -> None:

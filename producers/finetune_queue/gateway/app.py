@@ -28,7 +28,9 @@ Errors are problem details (RFC 9457); `code` is the stable word for programs. E
 header `X-Request-Id` and in the gateway's log.
 """
 
-_ANY = documented("unauthorized", "foreign-origin", "invalid-request", "rate-limited", "queue-unavailable", "busy")
+_ANY = documented(
+    "unauthorized", "foreign-origin", "read-only", "invalid-request", "rate-limited", "queue-unavailable", "busy"
+)
 """What every route of the API may answer."""
 
 

@@ -77,7 +77,11 @@ class Backend:
             feed=feed,
             facts=facts,
             refusal=partial(refuses_writes, quick),
-            clients=Clients(settings.finetune_gateway_tokens, settings.finetune_gateway_rate_limit),
+            clients=Clients(
+                settings.finetune_gateway_tokens,
+                settings.finetune_gateway_rate_limit,
+                settings.finetune_gateway_readers,
+            ),
             hub=Hub(feed),
             hints=Hints(SweepClock(client).hint),
             looks=Looks(jobs, accounts, overview, sinks, messenger),

@@ -3,7 +3,7 @@
 import hmac
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -37,9 +37,11 @@ class _Bucket:
 class Clients:
     """The clients of one process. Limits are its own: with several replicas each client has that many times as much."""
 
-    def __init__(self, tokens: Mapping[str, str], limit: RateLimit) -> None:
-        """``tokens`` maps names to the SHA-256 of their token; none: everybody is :data:`LOCAL`."""
+    def __init__(self, tokens: Mapping[str, str], limit: RateLimit, readers: Collection[str] = ()) -> None:
+        """``tokens`` maps names to the SHA-256 of their token; none: everybody is :data:`LOCAL`. ``readers`` are the
+        names of those that may only read."""
         self._tokens = dict(tokens)
+        self._readers = frozenset(readers)
         self._limit = limit
         self._buckets = {name: _Bucket(limit.calls, time.monotonic()) for name in [*tokens, LOCAL]}
 
@@ -48,11 +50,11 @@ class Clients:
         """Whether no token is asked for."""
         return not self._tokens
 
-    def identify(self, token: str | None) -> str:
-        """Return the client that has this token.
+    def identify(self, token: str | None, *, changing: bool = False) -> str:
+        """Return the client that has this token; ``changing`` tells that its request may change something.
 
         Raises:
-            ProblemError: 401.
+            ProblemError: 401; 403 if it may only read.
         """
         if self.local_only:
             return LOCAL
@@ -62,6 +64,8 @@ class Clients:
         found = [name for name, kept in self._tokens.items() if hmac.compare_digest(kept, given)]
         if not found:
             raise ProblemError("unauthorized", "The token is unknown.", headers=_CHALLENGE)
+        if changing and found[0] in self._readers:
+            raise ProblemError("read-only", f"FINETUNE_GATEWAY_READERS lets {found[0]} read, and change nothing.")
         return found[0]
 
     def admit(self, client: str) -> None:

@@ -128,7 +128,7 @@ class Edge:
         if scope["method"] not in _SAFE and scope["path"].startswith("/v1/"):
             # Before its body is read, which may come slowly: strangers must not take all places.
             try:
-                self._clients.identify(_token(scope))
+                self._clients.identify(_token(scope), changing=True)
             except ProblemError as error:
                 return respond(error, request_id)
         return None

@@ -101,7 +101,9 @@ _SERVER: dict[Metric, Read[ServerFacts]] = {
     _gauge("redis_max_bytes", "Memory that it may use (`maxmemory`); 0 without a limit"): lambda facts: facts.max_bytes,
     _gauge("redis_primary", "1 if it is a primary; a replica accepts no jobs"): lambda facts: int(not facts.replica),
     _gauge("redis_append_only", "1 if it keeps an append-only log"): lambda facts: int(facts.append_only),
-    _gauge("redis_log_ok", "1 if its last write to that log succeeded"): lambda facts: int(facts.log_ok),
+    _gauge(
+        "redis_log_ok", "1 if its last write to that log succeeded, and it refuses no write because a snapshot failed"
+    ): lambda facts: int(facts.log_ok),
     _gauge("redis_noeviction", "1 if it never drops a key when full, as required"): (
         lambda facts: int(facts.eviction == "noeviction")
     ),

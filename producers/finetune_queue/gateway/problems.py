@@ -29,6 +29,7 @@ TITLES: Mapping[str, tuple[int, str]] = {
     "bad-request": (400, "The request cannot be read"),
     "unauthorized": (401, "A valid bearer token is needed"),
     "foreign-origin": (403, "This gateway is for this machine only"),
+    "read-only": (403, "This client may only read"),
     "not-found": (404, "There is nothing here"),
     "job-not-found": (404, "There is no such job"),
     "method-not-allowed": (405, "The method is not allowed here"),

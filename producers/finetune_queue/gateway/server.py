@@ -17,6 +17,11 @@ from finetune_queue.settings import Settings, SettingsError
 GRACE = 5
 """Seconds that running requests have when the gateway is told to stop."""
 
+KEPT = 100
+"""Seconds that a connection is kept for its next request: longer than by those who keep it (nginx and load balancers
+60, Go's client 90), who would else now and then send one into a connection that is being closed. A POST is not sent
+again: their client gets a 502."""
+
 HEAD_SECONDS = 10.0
 """Within which a connection has to bring a request's head; uvicorn itself waits for ever, and a stranger who opens a
 thousand connections would leave none for others."""
@@ -59,7 +64,7 @@ class GatewayServer(uvicorn.Server):
         """Listen on this address; port 0 takes a free one.
 
         Raises:
-            SettingsError: without tokens it would listen where others can reach it.
+            SettingsError: without tokens it would listen where others can reach it; or a reader has no token.
             OSError: it cannot listen there.
         """
         if not settings.finetune_gateway_tokens and not is_loopback(host):
@@ -68,6 +73,10 @@ class GatewayServer(uvicorn.Server):
                 f"on {host}. Make a token: finetune gateway token NAME"
             )
             raise SettingsError([message])
+        if nobody := set(settings.finetune_gateway_readers) - set(settings.finetune_gateway_tokens):
+            # A misspelt name would leave its client all rights.
+            names = ", ".join(sorted(nobody))
+            raise SettingsError([f"FINETUNE_GATEWAY_READERS: there is no token for {names}"])
         self.socket = _listen(host, port)
         name = f"[{host}]" if ":" in host else host
         self.url = f"http://{name}:{self.socket.getsockname()[1]}"
@@ -79,6 +88,7 @@ class GatewayServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,  # the edge logs each request, without what may be secret in its path
                 server_header=False,
+                timeout_keep_alive=KEPT,
                 timeout_graceful_shutdown=GRACE,
             )
         )

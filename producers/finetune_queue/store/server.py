@@ -22,7 +22,8 @@ class ServerFacts:
     """What a server says of itself in INFO, which managed services allow where they refuse CONFIG.
 
     ``max_bytes`` is 0 without a limit, ``evicted`` how many keys it dropped for want of memory, ``log_ok`` whether its
-    last write to the append-only log went well, ``replicas`` how many are connected."""
+    last write to the append-only log went well, and no snapshot that failed has it refuse every write, ``replicas`` how
+    many are connected."""
 
     name: str
     version: str
@@ -107,7 +108,8 @@ def server_facts(client: redis.Redis) -> ServerFacts:
         redis.RedisError: it is out of reach, or refuses.
     """
     info = client.info()
-    if info.get("role") != "master":
+    replica = info.get("role") != "master"
+    if replica:
         client.connection_pool.disconnect(inuse_connections=False)
     valkey = info.get("valkey_version")
     return ServerFacts(
@@ -115,12 +117,12 @@ def server_facts(client: redis.Redis) -> ServerFacts:
         version=str(valkey or info.get("redis_version", "")),
         append_only=bool(info.get("aof_enabled")),
         eviction=str(info.get("maxmemory_policy", "")),
-        replica=info.get("role") != "master",
+        replica=replica,
         cluster=bool(info.get("cluster_enabled")),
         used_bytes=int(info.get("used_memory", 0)),
         max_bytes=int(info.get("maxmemory", 0)),
         evicted=int(info.get("evicted_keys", 0)),
-        log_ok=info.get("aof_last_write_status", "ok") == "ok",
+        log_ok=info.get("aof_last_write_status", "ok") == "ok" and (replica or not disk_trouble(client)),
         replicas=int(info.get("connected_slaves", 0)),
     )
 
@@ -141,7 +143,9 @@ def server_problems(facts: ServerFacts) -> Iterator[ServerProblem]:
         yield ServerProblem("persistence", "the server keeps no append-only log", action, unfit=False)
     elif not facts.log_ok:
         action = "Check the server's disk: it is full or failing."
-        yield ServerProblem("persistence", "the server cannot write its append-only log", action, unfit=False)
+        yield ServerProblem(
+            "persistence", "the server cannot write its append-only log, or a snapshot", action, unfit=False
+        )
     if facts.eviction != "noeviction":
         policy = facts.eviction or "it does not say by which policy"
         action = "Set `maxmemory-policy noeviction`: a full server would drop jobs."

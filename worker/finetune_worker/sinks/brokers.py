@@ -13,6 +13,7 @@ from finetune_queue.contract import Event, Sink, SinkKind
 from finetune_queue.redaction import redact_text
 from finetune_queue.store import MOST_WAITING
 from finetune_worker.sinks.errors import DeliveryError, never_connected
+from finetune_worker.sinks.trace import trace_headers
 
 _LONGEST_ANSWER = 1 / 3
 """Of the time for a delivery, how much a single answer may take: one may be waited for when the time is over, or the
@@ -84,6 +85,7 @@ class Broker:
                         routing_key=sink.name,
                         content_type="application/json",
                         content_encoding="utf-8",
+                        headers=trace_headers(event),
                         message_id=event.id,
                         type=event.type,
                         confirm_timeout=self._answer,
@@ -129,7 +131,7 @@ def _length(declared: Any) -> int:
 def _publish_task(app: Celery, producer: Any, sink: Sink, event: Event, text: str, **options: Any) -> None:
     """Publish as Celery's own clients do (message protocol 2), without their retries."""
     message = app.amqp.as_task_v2(event.id, sink.task, args=(json.loads(text),), ignore_result=True)
-    headers, properties, body = message.headers, message.properties, message.body
+    headers, properties, body = message.headers | trace_headers(event), message.properties, message.body
     producer.publish(
         body,
         exchange="",

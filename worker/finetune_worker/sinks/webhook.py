@@ -10,6 +10,7 @@ from finetune_queue.public_fetch.addresses import AddressPolicy
 from finetune_queue.public_fetch.errors import FetchError
 from finetune_queue.public_fetch.guard import opened
 from finetune_worker.sinks.errors import DeliveryError, never_connected
+from finetune_worker.sinks.trace import trace_headers
 from finetune_worker.wire.headers import retry_after
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
@@ -34,7 +35,7 @@ def post(sink: Sink, event: Event, text: str, *, secrets: Sequence[str], policy:
     Raises:
         DeliveryError: it was not taken, or nobody knows.
     """
-    headers = {"Content-Type": CONTENT_TYPE, **signature(event.id, text, secrets)}
+    headers = {"Content-Type": CONTENT_TYPE, **trace_headers(event), **signature(event.id, text, secrets)}
     try:
         with opened("POST", sink.target, policy, seconds=seconds, headers=headers, body=text.encode(), redirects=0) as (
             response,

@@ -20,12 +20,14 @@ class Health(BaseModel):
     status: str
 
 
+@router.head("/livez")
 @router.get("/livez")
 async def live() -> Health:
     """Say that the process answers. Asks nothing else."""
     return Health(status="ok")
 
 
+@router.head("/readyz", responses=documented("queue-unavailable"))
 @router.get("/readyz", responses=documented("queue-unavailable"))
 async def ready(backend: BackendDep) -> Health:
     """Say whether the queue can be used."""
