@@ -9,7 +9,7 @@ from finetune_queue.cli import output, words
 from finetune_queue.cli.follow import ctrl_c_leaves, snapshots
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.cli.session import open_queue
-from finetune_queue.cli.show import waiting_json
+from finetune_queue.cli.show import job_json
 from finetune_queue.cli.submit import stay
 from finetune_queue.cli.summary import exit_code
 from finetune_queue.cli.table import jobs_table, lines_each
@@ -45,7 +45,7 @@ def watch_job(job_id: str, *, timeout: float | None, as_json: bool) -> ExitCode:
             for seen in snapshots(queue, job, timeout):
                 if seen.job.record.version != version:
                     version = seen.job.record.version
-                    output.emit_line({**seen.job.as_dict(), "waiting": waiting_json(seen.waiting)})
+                    output.emit_line(job_json(seen.job, seen.waiting))
         return exit_code(seen.job.state)
 
 
@@ -76,7 +76,7 @@ def watch_all(*, as_json: bool) -> NoReturn:
 
 def _tell(job: Job, waiting: Waiting | None, *, as_json: bool) -> None:
     if as_json:
-        output.emit_line({**job.as_dict(), "waiting": waiting_json(waiting)})
+        output.emit_line(job_json(job, waiting))
         return
     name = words.printable(job.record.request.name)
     output.say(f"{job.id}  {job.state:<15}  {name}  {detail(job.record, waiting)}".rstrip())

@@ -96,19 +96,6 @@ class WaitingView(_Model):
     no_worker: bool = False
     pause_reason: str | None = None
 
-    @classmethod
-    def of(cls, waiting: Waiting) -> "WaitingView":
-        """Return what the SDK tells."""
-        return cls(
-            reason=waiting.reason,
-            ahead=waiting.ahead,
-            estimate_seconds=waiting.estimate,
-            submits_stopped=waiting.submits_stopped,
-            unserved=waiting.unserved,
-            no_worker=waiting.no_worker,
-            pause_reason=waiting.pause_reason or None,
-        )
-
 
 class JobView(PublicJob):
     """A job. What is not known yet, or does not apply, is left out."""
@@ -119,7 +106,7 @@ class JobView(PublicJob):
     @classmethod
     def of(cls, job: Job, waiting: Waiting | None = None) -> "JobView":
         """Return a job as this API shows it."""
-        shown = None if waiting is None else WaitingView.of(waiting)
+        shown = None if waiting is None else WaitingView(**waiting.as_dict())
         return cls(**job.as_dict(), links=Links.to(job.id), waiting=shown)
 
 
