@@ -88,7 +88,7 @@ def _account(account: AccountStatus) -> Finding:
     limits = account.limits
     parts = [
         f"{account.used} of {limits.calls} calls per {limits.window:g} s in use",
-        f"{account.waiting} {'job' if account.waiting == 1 else 'jobs'} waiting",
+        f"{words.count(account.waiting, 'job')} waiting",
     ]
     cap = "" if limits.max_training is None else f" of {limits.max_training}"
     parts.append(f"{account.in_flight}{cap} {'training' if account.in_flight == 1 and not cap else 'trainings'}")
