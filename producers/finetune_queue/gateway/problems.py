@@ -107,8 +107,7 @@ def explain(error: Exception) -> ProblemError | None:
             code = _BY_STATUS.get(error.status_code, "bad-request")
             return ProblemError(code, str(error.detail), headers=error.headers)
         case InvalidRequestError():
-            problems = [FieldProblem(where=_pointer(line), detail=line) for line in error.problems]
-            return ProblemError("invalid-request", "; ".join(error.problems), errors=problems)
+            return _listed([_field_problem(line) for line in error.problems])
         case UnknownJobError() | JobNotFoundError():
             return ProblemError("job-not-found", text)
         case UnreadableJobError():
@@ -229,6 +228,7 @@ def _said(found: Mapping[str, Any], where: str) -> str:
             return encodable(f"{text[:1].lower()}{text[1:]}")
 
 
-def _pointer(line: str) -> str:
-    field, colon, _ = line.partition(":")
-    return f"/{field}" if colon and field.replace("_", "").replace(".", "").isalnum() else ""
+def _field_problem(line: str) -> FieldProblem:
+    """Return a problem of the SDK's, which begins with its field."""
+    field, colon, said = line.partition(": ")
+    return FieldProblem(where=f"/{field}", detail=said) if colon else FieldProblem(where="/", detail=line)
