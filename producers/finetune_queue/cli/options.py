@@ -1,4 +1,4 @@
-"""The options that several commands have."""
+"""The options that several commands have, and how all options are read."""
 
 import math
 from collections import Counter

@@ -165,11 +165,6 @@ def note(text: str) -> None:
     errors().print(escaped_lines(text), soft_wrap=True)
 
 
-def still_trying(why: str) -> None:
-    """Say on standard error that a look failed, and is made again."""
-    errors().print(f"{escaped_lines(why)} Still trying.", style="yellow", soft_wrap=True)
-
-
 def emit(document: Mapping[str, Any] | list[Any]) -> None:
     """Print one JSON document, indented on a terminal and otherwise on one line."""
     indent = 2 if sys.stdout.isatty() else None

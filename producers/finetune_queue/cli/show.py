@@ -128,7 +128,7 @@ def _following(queue: FineTuneQueue, job: Job) -> Iterator[Event]:
     trouble: str | None = None
     for seen in snapshots(queue, job, None):
         if seen.trouble is not None and trouble is None:
-            output.still_trying(seen.trouble)
+            output.note(words.still_trying(seen.trouble))
         trouble = seen.trouble
         yield from seen.events[shown:]
         shown = len(seen.events)

@@ -61,7 +61,7 @@ def watch_all(*, as_json: bool) -> NoReturn:
         while True:
             view = next(views)
             if view.trouble is not None and trouble is None:  # once for an outage, not at every look
-                output.still_trying(view.trouble)
+                output.note(words.still_trying(view.trouble))
             trouble = view.trouble
             if trouble is not None:
                 continue
@@ -139,7 +139,7 @@ def _picture(view: _View, *, width: int) -> "RenderableType":
     if view.rows:
         parts += [jobs_table(view.rows, width=width), Text()]
     if view.trouble is not None:
-        parts.append(Text(f"{view.trouble} Still trying.", style="yellow"))
+        parts.append(Text(words.still_trying(view.trouble), style="yellow"))
     else:
         parts.append(Text("Ctrl-C ends this view; the jobs go on.", style="dim"))
     return Group(*parts)
