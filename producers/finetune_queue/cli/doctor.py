@@ -314,7 +314,7 @@ def _sinks(client: "Redis") -> Iterator[Finding]:
             action = f"Fix that; delivery is retried automatically. See: finetune deliveries {each.refused_job}"
             yield Finding("sinks", "warn", f"{why}; for {since} now", action)
             continue
-        waits = "1 job waits" if each.waiting == 1 else f"{each.waiting} jobs wait"
+        waits = f"{words.count(each.waiting, 'job')} {'waits' if each.waiting == 1 else 'wait'}"
         message = f"{words.printable(each.sink)} has been out of reach for {since}, {waits}: {why}"
         yield Finding("sinks", "warn", message, "It is retried automatically.")
 
