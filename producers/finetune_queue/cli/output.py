@@ -107,11 +107,17 @@ def report(error: CliError, *, as_json: bool) -> None:
     errors().print(label.append(escaped_lines(str(error)), style="not bold default"), soft_wrap=True)
 
 
+def expected(error: Exception) -> CliError:
+    """Return the end that an error means; raises one that is not expected."""
+    found = explain(error)
+    if found is None:
+        raise error
+    return found
+
+
 def refused(error: Exception, *, as_json: bool) -> ExitCode:
     """Say what went wrong with one of several, so that the others go on; returns the code that it stands for."""
-    failure = explain(error)
-    if failure is None:
-        raise error
+    failure = expected(error)
     report(failure, as_json=as_json)
     return failure.exit_code
 
