@@ -2,10 +2,12 @@
 
 import errno
 import json
+import re
 
 from finetune_queue.cli import output
 from finetune_queue.cli.output import CliError, ExitCode
-from finetune_queue.settings import SettingsError, load_settings
+from finetune_queue.contract.request import ACCOUNT_NAME, ACCOUNT_RULE
+from finetune_queue.settings import load_settings
 
 
 def gateway(host: str, port: int) -> ExitCode:
@@ -44,13 +46,10 @@ def token(name: str, *, as_json: bool) -> ExitCode:
     except ImportError as error:
         raise _missing(error) from None
 
+    if re.fullmatch(ACCOUNT_NAME, name) is None:
+        raise output.usage_error(f"NAME {ACCOUNT_RULE}.")
     secret = new_token()
-    one = {name: token_hash(secret)}
-    try:
-        load_settings({"FINETUNE_GATEWAY_TOKENS": json.dumps(one)})
-    except SettingsError:  # it holds nothing of the caller's but the name
-        raise output.usage_error("NAME should be up to 63 letters, digits, dots, dashes and underscores.") from None
-    tokens = {**load_settings().finetune_gateway_tokens, **one}
+    tokens = {**load_settings().finetune_gateway_tokens, name: token_hash(secret)}
     value = json.dumps(tokens)
     if as_json:
         output.emit({"name": name, "token": secret, "sha256": tokens[name]})
