@@ -72,7 +72,7 @@ def test_a_quoted_key_may_be_no_emptier_than_a_plain_one(http: httpx.Client) -> 
 @pytest.mark.parametrize(
     ("query", "where", "said"),
     [
-        ({"label": "team"}, "label.0", "should be KEY=VALUE"),
+        ({"label": "_x=1"}, "label.0", "should be KEY=VALUE, the key of letters, digits and . _ / -, beginning"),
         ({"cursor": "x"}, "cursor", "should be `next` of the previous page"),
         ({"account": "a b"}, "account", "should be letters, digits"),
     ],

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from finetune_queue.contract.request import ACCOUNT_RULE
+from finetune_queue.contract.request import ACCOUNT_RULE, LABEL_KEY_RULE
 from finetune_queue.errors import (
     IdempotencyConflictError,
     InvalidRequestError,
@@ -130,7 +130,7 @@ _FORMS = {
     "account": ACCOUNT_RULE,
     "cursor": "should be `next` of the previous page",
     "idempotency-key": "should be ASCII characters, 255 at most, without a space at either end",
-    "label": "should be KEY=VALUE, the key of letters, digits and . _ / -, 63 at most",
+    "label": f"should be KEY=VALUE, the key of {LABEL_KEY_RULE}",
     "/account": ACCOUNT_RULE,
     "/dataset": "should be a URL: https://example.com/my%20faces.zip, percent-encoded, or s3://bucket/my faces.zip, "
     "the key as it is",
