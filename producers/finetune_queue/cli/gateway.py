@@ -24,7 +24,7 @@ def gateway(host: str, port: int) -> ExitCode:
     try:
         from finetune_queue.gateway.server import GatewayServer
     except ImportError as error:
-        raise _missing(error) from None
+        raise output.not_installed("The gateway", error, "gateway") from None
     try:
         server = GatewayServer(settings, host, port)
     except OSError as error:
@@ -44,7 +44,7 @@ def token(name: str, *, as_json: bool) -> ExitCode:
     try:
         from finetune_queue.gateway.clients import new_token, token_hash
     except ImportError as error:
-        raise _missing(error) from None
+        raise output.not_installed("The gateway", error, "gateway") from None
 
     if re.fullmatch(ACCOUNT_NAME, name) is None:
         raise output.usage_error(f"NAME {ACCOUNT_RULE}.")
@@ -67,8 +67,3 @@ def _deaf(host: str, port: int, error: OSError) -> str:
         )
     why = str(error.strerror).partition(" (while ")[0]  # socket's own words of where it was
     return f"Cannot listen on {host}:{port}: {why}. --host and --port choose where."
-
-
-def _missing(error: ImportError) -> CliError:
-    message = f"The gateway needs {error.name}, which is not installed: pip install 'finetune-queue[gateway]'"
-    return CliError(message, ExitCode.MISSING, "not_installed")

@@ -48,6 +48,12 @@ def usage_error(message: str) -> CliError:
     return CliError(message, ExitCode.USAGE, "usage")
 
 
+def not_installed(what: str, error: ImportError, extra: str) -> CliError:
+    """Make the error for a command whose part of the program only an extra installs."""
+    message = f"{what} needs {error.name}, which is not installed: pip install 'finetune-queue[{extra}]'"
+    return CliError(message, ExitCode.MISSING, "not_installed")
+
+
 def explain(error: Exception) -> CliError | None:  # noqa: PLR0912 - one case for each error
     """Return the end that an error of the layers below means; None for one that is not expected."""
     # Imported here: nothing but an error needs them, and what raised it has imported most of them already.
