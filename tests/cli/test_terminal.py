@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from finetune_queue.cli import output
+from finetune_queue.cli import output, words
 from finetune_queue.cli.batch import Tally
 from finetune_queue.cli.output import ExitCode, usage_error
 from segmind_sandbox.testing import LiveSandbox
@@ -22,6 +22,7 @@ def test_texts_for_people_are_printed_without_what_steers_a_terminal(capsys: pyt
     assert out == "two\nlines \\x1b[2J\\x9b31m\\x07\n"
     assert err.count("\\x1b[2J\\x9b31m\\x07") == 3
     assert not any(character in err for character in "\x1b\x9b\x07")
+    assert words.still_trying(CLEARS).isprintable()  # also drawn in the table of `watch`
 
 
 def test_a_webhook_whose_address_another_program_chose(run: Run, sandbox: LiveSandbox) -> None:
