@@ -2,10 +2,11 @@
 
 from typing import Self
 
-from finetune_queue.errors import QueueUnavailableError, UnknownLetterError
+from finetune_queue.errors import UnknownLetterError
 from finetune_queue.messaging import Messenger, producer_app
+from finetune_queue.sdk.translation import translated
 from finetune_queue.settings import Settings
-from finetune_queue.store import DeadLetter, DeadLetters, LostDelivery, Outbox, RedisError, connect
+from finetune_queue.store import DeadLetter, DeadLetters, LostDelivery, Outbox, connect
 
 __all__ = ["DeadLetter", "DeadLetterBox"]
 
@@ -30,12 +31,10 @@ class DeadLetterBox:
         """Return up to ``limit`` dead letters, newest first.
 
         Raises:
-            QueueUnavailableError: Redis is out of reach.
+            QueueUnavailableError: Redis is out of reach, or refuses.
         """
-        try:
+        with translated():
             return self._letters.newest(limit)
-        except RedisError as error:
-            raise _unavailable(error) from error
 
     def replay(self, letter_id: str) -> DeadLetter:
         """Send a dead letter again, as it came, and remove it. One that is refused again comes back as a new one.
@@ -44,9 +43,9 @@ class DeadLetterBox:
 
         Raises:
             UnknownLetterError: there is none with this id.
-            QueueUnavailableError: Redis or the broker is out of reach; the letter is kept.
+            QueueUnavailableError: Redis or the broker is out of reach, or refuses; the letter is kept.
         """
-        try:
+        with translated():
             letter = self._letters.get(letter_id)
             if letter is None:
                 message = f"There is no dead letter {letter_id}. It never existed, or was sent again, or is too old."
@@ -57,10 +56,4 @@ class DeadLetterBox:
             else:
                 self._messenger.send_again(letter.message_id, letter.content)
             self._letters.remove(letter_id)
-        except RedisError as error:
-            raise _unavailable(error) from error
-        return letter
-
-
-def _unavailable(error: RedisError) -> QueueUnavailableError:
-    return QueueUnavailableError(f"The queue's Redis is out of reach: {error}")
+            return letter

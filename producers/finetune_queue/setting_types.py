@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from finetune_queue.contract.json_text import RepeatedMemberError, read_json
-from finetune_queue.contract.request import ACCOUNT_NAME
+from finetune_queue.contract.request import ACCOUNT_NAME, ACCOUNT_RULE
 from finetune_queue.contract.sink import BROKERS, parse_sink
 from finetune_queue.home_path import home_path
 from finetune_queue.loopback import is_loopback
@@ -247,7 +247,7 @@ def _parse_object(value: object) -> object:
     if isinstance(value, dict) and not all(
         isinstance(name, str) and re.fullmatch(ACCOUNT_NAME, name) for name in value
     ):
-        raise ValueError("should use names of up to 63 letters, digits, dots, dashes and underscores")
+        raise ValueError(f"has a name that {ACCOUNT_RULE}")
     return value
 
 

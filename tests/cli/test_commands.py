@@ -267,6 +267,7 @@ def test_wrong_settings_are_all_named(run: Run, monkeypatch: pytest.MonkeyPatch)
         (["submt"], "No such command 'submt'. Did you mean 'submit'? See: finetune --help"),
         (["list", "--nonsense"], "No such option: --nonsense. See: finetune list --help"),
         (["status"], "Missing argument 'JOB'. See: finetune status --help"),
+        (["list", "--limit"], "Option '--limit' requires an argument. See: finetune list --help"),
         (["submit", "--steps", "abc"], "Invalid value for '--steps': should be a whole number. See: finetune submit"),
         (["list", "--limit", "0"], "See: finetune list --help"),
         (["list", "--label", "a b=x"], "--label: a key should be letters, digits and . _ / -"),

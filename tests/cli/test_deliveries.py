@@ -95,7 +95,7 @@ def test_events_are_sent_again(run: Run, bench: Deliveries, client: redis.Redis,
     assert "to 1 sink." in run("redeliver", job.id, "--sink", sink).out
     bench.until_done()
     assert (client.llen("a"), client.llen("b")) == (6, 3)
-    assert run("redeliver", job.id, "--json").json == {"job_id": job.id, "sinks": 2}
+    assert run("redeliver", job.id.upper(), "--json").json == {"job_id": job.id, "sinks": 2}
     bench.until_done()
     assert (client.llen("a"), client.llen("b")) == (9, 6)
 

@@ -142,6 +142,7 @@ def test_the_demo_ends_in_weights_that_stay(run: Run, monkeypatch: pytest.Monkey
     work.mkdir()
     monkeypatch.setattr(demo, "TRAINING_SECONDS", 0.5)
     monkeypatch.setattr(tempfile, "tempdir", str(work))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # which is not to be asked about this machine
     result = run("demo", "--output", work / "results", "--json")
     assert result.code == ExitCode.OK, result.err
     found = result.json

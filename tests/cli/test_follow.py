@@ -172,7 +172,7 @@ def test_a_redis_that_goes_away_is_waited_for(tmp_path: Path) -> None:
             watching.expect("REQUESTED")
             following.expect("REQUESTED")
             server.stop()
-            watching.expect("still trying")
+            watching.expect("Still trying")
             following.expect_error("Still trying")
             server.start()
             with connect(server.url) as client:

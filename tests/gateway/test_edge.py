@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune_queue.contract import JobState, new_job_id
+from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
 from finetune_queue.errors import FineTuneQueueError
 from finetune_queue.gateway import edge, server
 from finetune_queue.gateway.clients import new_token, token_hash
@@ -174,9 +175,16 @@ def test_a_client_that_sends_too_much_is_told_when_to_come_back(make_settings: M
         assert http.get("/livez").status_code == 200
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(url: str) -> None:
-    head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n"
-    reply = raw(url, f"{head}Content-Length: 999999999999\r\n\r\n".encode())
+@pytest.mark.parametrize(
+    ("path", "kind", "size"),
+    [("jobs", "json", 999_999_999_999), ("datasets", "zip", MAX_ARCHIVE_BYTES)],  # a dataset has to be under its limit
+)
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(
+    url: str, monkeypatch: pytest.MonkeyPatch, path: str, kind: str, size: int
+) -> None:
+    monkeypatch.setattr(edge, "IDLE_SECONDS", 0.2)
+    head = f"POST /v1/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    reply = raw(url, f"{head}Content-Type: application/{kind}\r\nContent-Length: {size}\r\n\r\n".encode())
     assert reply.startswith(b"HTTP/1.1 413 ")
     assert b'"too-large"' in reply
 

@@ -24,7 +24,8 @@ def _runs(pid: int) -> bool:
 
 @pytest.fixture
 def real_account(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A developer's machine, with the key of a real account in the environment and in `.env`."""
+    """A developer's machine behind a proxy, with the key of a real account in the environment and in `.env`."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("SEGMIND_API_KEY", "SG_real_account")
     monkeypatch.setenv("SANDBOX_PORT", "not-a-port")
     Path(".env").write_text("SEGMIND_ACCOUNTS={}\nFINETUNE_REDIS_URL=redis://real-server/0\n")

@@ -50,7 +50,7 @@ def submit_lines(file: str, options: Options, *, batch: str | None, as_json: boo
         except KeyboardInterrupt:
             raise tally.cut_short("Interrupted.", ExitCode.INTERRUPTED, "interrupted") from None
         except FineTuneQueueError as error:
-            end = _explained(error)
+            end = output.expected(error)
             raise tally.cut_short(str(end), end.exit_code, end.code) from None
         if tally.empty:
             raise output.usage_error(f"{file_name(file)} holds no request.")
@@ -76,7 +76,7 @@ class Tally:
     def add(self, number: int, submission: Submission) -> None:
         """Tell what became of a request."""
         if submission.error is not None:
-            error = _explained(submission.error)
+            error = output.expected(submission.error)
             if error.exit_code is not ExitCode.UNAVAILABLE:
                 self.refuse(number, error)
             elif self.as_json:  # for people it is said once, in the end
@@ -165,10 +165,3 @@ def bar(lines: Lines, tally: Tally) -> Iterator[Callable[[], None]]:
 def _emit_error(number: int, error: CliError) -> None:
     body = {"code": error.code, "message": str(error), **error.details}
     output.emit_line({"line": number, "error": body})
-
-
-def _explained(error: FineTuneQueueError) -> CliError:
-    found = output.explain(error)
-    if found is None:
-        raise error
-    return found

@@ -54,9 +54,10 @@ def redeliver(job_id: str, *, sink: str | None, as_json: bool) -> ExitCode:
         except ValueError as error:
             raise output.usage_error(f"--sink {error}.") from None
     with open_queue() as queue:
-        count = queue.redeliver(job_id, sink=sink)
+        job = queue.get(job_id)
+        count = queue.redeliver(job.id, sink=sink)
     if as_json:
-        output.emit({"job_id": job_id, "sinks": count})
+        output.emit({"job_id": job.id, "sinks": count})
     else:
-        output.say(f"All events of job {job_id} are being sent again, to {words.count(count, 'sink')}.")
+        output.say(f"All events of job {job.id} are being sent again, to {words.count(count, 'sink')}.")
     return ExitCode.OK

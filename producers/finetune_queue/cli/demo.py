@@ -1,11 +1,9 @@
 """``finetune demo``: the whole system on this machine, one fine-tune through it, and what came of it."""
 
-import json
 import shutil
 import signal
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -104,7 +102,7 @@ def _run(work: Path, results: Path, *, keep: bool, as_json: bool) -> ExitCode:
             output.say(f"\nJob {job.id}")
         follow(queue, job, timeout=JOB_TIMEOUT, show=_watched(stack, quiet=as_json))
         seen = look(queue, job)
-        calls = _api_calls(stack.sandbox_url)
+        calls = {name: sum(outcomes.values()) for name, outcomes in stack.sandbox_calls().items() if name in _API}
         if as_json:
             event = seen.events[-1].model_dump(mode="json")
             kept = str(work) if keep or seen.job.state is not JobState.SUCCEEDED else None
@@ -176,13 +174,6 @@ def _watched(stack: LocalStack, *, quiet: bool) -> Iterator[Show]:
             check()
 
         yield show
-
-
-def _api_calls(sandbox_url: str) -> dict[str, int]:
-    """Return how many calls the sandbox saw of each operation of the API."""
-    with urllib.request.urlopen(f"{sandbox_url}/_sandbox/report", timeout=5) as reply:  # noqa: S310 - loopback
-        calls: dict[str, dict[str, int]] = json.load(reply)["calls"]
-    return {operation: sum(outcomes.values()) for operation, outcomes in calls.items() if operation in _API}
 
 
 _API = ("presign", "submit", "list", "details")

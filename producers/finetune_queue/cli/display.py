@@ -54,7 +54,7 @@ class _Lines:
         self._told = len(seen.events)
         now = datetime.now(UTC)
         if seen.trouble is not None:
-            self._once(now, seen, f"Redis does not answer; still trying. {words.printable(seen.trouble)}")
+            self._once(now, seen, words.still_trying(seen.trouble))
             return
         if seen.job.done:
             return

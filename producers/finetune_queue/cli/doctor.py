@@ -201,14 +201,13 @@ def _silent(settings: Settings, beside: str, client: "Redis") -> Iterator[Findin
     if there := len(Workers(client).alive()):
         count = words.count(there, "worker")
         said = f"none answered within {PING_SECONDS:g} s, though {count} gave a sign of life in the last {GONE:g} s"
-        why = "not back at the broker yet, busy, or killed a moment ago"
-        action = "Run finetune doctor again in a minute. If it says this still, restart them one after the other."
-        if not _other_broker(settings):
-            yield Finding("workers", "warn", f"{said}: {why}{beside}", action)
-            return
-        why += ", or their FINETUNE_BROKER_URL is another than here"
-        action = action.replace("still, ", "still, make FINETUNE_BROKER_URL the same here and there, or ")
-        yield Finding("workers", "fail", f"{said}: {why}{beside}", action)
+        status: Status = "warn"
+        why, then = "not back at the broker yet, busy, or killed a moment ago", "restart them one after the other"
+        if _other_broker(settings):
+            status, why = "fail", f"{why}, or their FINETUNE_BROKER_URL is another than here"
+            then = f"make FINETUNE_BROKER_URL the same here and there, or {then}"
+        action = f"Run finetune doctor again in a minute. If it says this still, {then}."
+        yield Finding("workers", status, f"{said}: {why}{beside}", action)
 
 
 def _read(settings: Settings, name: str, look: Callable[["Redis"], Iterable[Finding]]) -> Iterator[Finding]:
@@ -314,7 +313,7 @@ def _sinks(client: "Redis") -> Iterator[Finding]:
             action = f"Fix that; delivery is retried automatically. See: finetune deliveries {each.refused_job}"
             yield Finding("sinks", "warn", f"{why}; for {since} now", action)
             continue
-        waits = "1 job waits" if each.waiting == 1 else f"{each.waiting} jobs wait"
+        waits = f"{words.count(each.waiting, 'job')} {'waits' if each.waiting == 1 else 'wait'}"
         message = f"{words.printable(each.sink)} has been out of reach for {since}, {waits}: {why}"
         yield Finding("sinks", "warn", message, "It is retried automatically.")
 

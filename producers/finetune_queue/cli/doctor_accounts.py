@@ -88,7 +88,7 @@ def _account(account: AccountStatus) -> Finding:
     limits = account.limits
     parts = [
         f"{account.used} of {limits.calls} calls per {limits.window:g} s in use",
-        f"{account.waiting} {'job' if account.waiting == 1 else 'jobs'} waiting",
+        f"{words.count(account.waiting, 'job')} waiting",
     ]
     cap = "" if limits.max_training is None else f" of {limits.max_training}"
     parts.append(f"{account.in_flight}{cap} {'training' if account.in_flight == 1 and not cap else 'trainings'}")
@@ -126,12 +126,12 @@ def _pause(account: AccountStatus) -> Iterator[tuple[str, str]]:
     elif account.probing:
         action = "Fix the cause if it is yours to fix; the next successful call clears this."
         yield f"no call has succeeded since: {why}", action
-    elif account.submits_paused_for:
+    elif account.submits_paused_for or account.submits_tested_for:
+        left = "while one tests whether Segmind takes them"
+        if account.submits_paused_for:
+            left = f"for {words.duration(account.submits_paused_for)}"
         action = f"Fix the cause. Submits then resume by themselves, or at once with {resume}."
-        yield f"submits are paused for {words.duration(account.submits_paused_for)}: {why}", action
-    elif account.submits_tested_for:
-        action = f"Fix the cause. Submits then resume by themselves, or at once with {resume}."
-        yield f"submits are paused while one tests whether Segmind takes them: {why}", action
+        yield f"submits are paused {left}: {why}", action
     elif account.submits_refused:
         action = f"Fix the cause. The next submit that Segmind accepts clears this, or {resume}."
         yield f"no submit has succeeded since: {why}", action

@@ -6,7 +6,7 @@ from finetune_queue.cli import words
 from finetune_queue.cli.findings import Finding, clock
 from finetune_queue.cli.output import CliError
 from finetune_queue.cli.segmind import Session, open_session
-from finetune_queue.cli.webhooks import is_ours, without_token
+from finetune_queue.cli.webhooks import is_ours, shown_url
 from finetune_queue.settings import Settings
 
 _WRONG_ADDRESS = ("api", "Correct SEGMIND_BASE_URL, here and on the workers.")
@@ -95,7 +95,7 @@ def _webhook(session: Session) -> Finding:
         return Finding(name, "warn", f"cannot be read: {words.printable(error)}", action)
     active = next((each for each in registered if each.for_finetunes), None)
     if active is not None:
-        url = words.printable(without_token(active.webhook_url or "an address that it does not show"))
+        url = shown_url(active)
         if is_ours(session, active.webhook_url):
             return Finding(name, "ok", f"Segmind calls {url}; `finetune webhooks test` tries it")
         message = f"Segmind calls {url}, which was not made with this FINETUNE_HOOK_SECRET"

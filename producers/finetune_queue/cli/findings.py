@@ -35,7 +35,7 @@ def show(finding: Finding) -> None:
 
     console = output.out()
     status = Text(finding.status, style={"ok": "green", "warn": "yellow", "fail": "bold red"}[finding.status])
-    action = f"→ {finding.action}" if finding.action and finding.status != "ok" else ""
+    action = f"→ {finding.action}" if finding.action else ""
     if not console.is_terminal:
         output.say(f"{finding.status:<4}  {finding.name}: {finding.message} {action}".rstrip())
         return

@@ -2,10 +2,12 @@
 
 import errno
 import json
+import re
 
 from finetune_queue.cli import output
 from finetune_queue.cli.output import CliError, ExitCode
-from finetune_queue.settings import SettingsError, load_settings
+from finetune_queue.contract.request import ACCOUNT_NAME, ACCOUNT_RULE
+from finetune_queue.settings import load_settings
 
 
 def gateway(host: str, port: int) -> ExitCode:
@@ -22,7 +24,7 @@ def gateway(host: str, port: int) -> ExitCode:
     try:
         from finetune_queue.gateway.server import GatewayServer
     except ImportError as error:
-        raise _missing(error) from None
+        raise output.not_installed("The gateway", error, "gateway") from None
     try:
         server = GatewayServer(settings, host, port)
     except OSError as error:
@@ -42,15 +44,12 @@ def token(name: str, *, as_json: bool) -> ExitCode:
     try:
         from finetune_queue.gateway.clients import new_token, token_hash
     except ImportError as error:
-        raise _missing(error) from None
+        raise output.not_installed("The gateway", error, "gateway") from None
 
+    if re.fullmatch(ACCOUNT_NAME, name) is None:
+        raise output.usage_error(f"NAME {ACCOUNT_RULE}.")
     secret = new_token()
-    one = {name: token_hash(secret)}
-    try:
-        load_settings({"FINETUNE_GATEWAY_TOKENS": json.dumps(one)})
-    except SettingsError:  # it holds nothing of the caller's but the name
-        raise output.usage_error("NAME should be up to 63 letters, digits, dots, dashes and underscores.") from None
-    tokens = {**load_settings().finetune_gateway_tokens, **one}
+    tokens = {**load_settings().finetune_gateway_tokens, name: token_hash(secret)}
     value = json.dumps(tokens)
     if as_json:
         output.emit({"name": name, "token": secret, "sha256": tokens[name]})
@@ -68,8 +67,3 @@ def _deaf(host: str, port: int, error: OSError) -> str:
         )
     why = str(error.strerror).partition(" (while ")[0]  # socket's own words of where it was
     return f"Cannot listen on {host}:{port}: {why}. --host and --port choose where."
-
-
-def _missing(error: ImportError) -> CliError:
-    message = f"The gateway needs {error.name}, which is not installed: pip install 'finetune-queue[gateway]'"
-    return CliError(message, ExitCode.MISSING, "not_installed")

@@ -1,4 +1,4 @@
-"""The options that several commands have."""
+"""The options that several commands have, and how all options are read."""
 
 import math
 from collections import Counter
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
 from finetune_queue.cli.output import usage_error
 
@@ -27,7 +28,11 @@ class _Once:
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known: Any = super()
-        _, _, order = self.make_parser(ctx).parse_args(args=[*args])  # type: ignore[attr-defined]
+        try:
+            _, _, order = self.make_parser(ctx).parse_args(args=[*args])  # type: ignore[attr-defined]
+        except TyperException as error:
+            error.ctx = ctx  # type: ignore[attr-defined]  # whose help to see; of a missing value it is not said
+            raise
         counts = {} if ctx.resilient_parsing else Counter(order)  # a shell may ask what can come next
         for param, count in counts.items():
             if count > 1 and param.param_type_name == "option" and not (param.multiple or param.is_flag):

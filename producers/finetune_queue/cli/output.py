@@ -48,6 +48,12 @@ def usage_error(message: str) -> CliError:
     return CliError(message, ExitCode.USAGE, "usage")
 
 
+def not_installed(what: str, error: ImportError, extra: str) -> CliError:
+    """Make the error for a command whose part of the program only an extra installs."""
+    message = f"{what} needs {error.name}, which is not installed: pip install 'finetune-queue[{extra}]'"
+    return CliError(message, ExitCode.MISSING, "not_installed")
+
+
 def explain(error: Exception) -> CliError | None:  # noqa: PLR0912 - one case for each error
     """Return the end that an error of the layers below means; None for one that is not expected."""
     # Imported here: nothing but an error needs them, and what raised it has imported most of them already.
@@ -107,11 +113,17 @@ def report(error: CliError, *, as_json: bool) -> None:
     errors().print(label.append(escaped_lines(str(error)), style="not bold default"), soft_wrap=True)
 
 
+def expected(error: Exception) -> CliError:
+    """Return the end that an error means; raises one that is not expected."""
+    found = explain(error)
+    if found is None:
+        raise error
+    return found
+
+
 def refused(error: Exception, *, as_json: bool) -> ExitCode:
     """Say what went wrong with one of several, so that the others go on; returns the code that it stands for."""
-    failure = explain(error)
-    if failure is None:
-        raise error
+    failure = expected(error)
     report(failure, as_json=as_json)
     return failure.exit_code
 
@@ -163,11 +175,6 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """Say on standard error what is not part of the output, whose lines a program reads as data."""
     errors().print(escaped_lines(text), soft_wrap=True)
-
-
-def still_trying(why: str) -> None:
-    """Say on standard error that a look failed, and is made again."""
-    errors().print(f"{escaped_lines(why)} Still trying.", style="yellow", soft_wrap=True)
 
 
 def emit(document: Mapping[str, Any] | list[Any]) -> None:

@@ -55,7 +55,7 @@ class Picture:
             table.add_row(mark, state, elapsed, Padding(_detail(step, seen), (0, 0, 0, 1)))
         yield table
         if seen.trouble is not None:
-            yield Text(f"Still trying. {words.printable(seen.trouble)}", style="yellow")
+            yield Text(words.still_trying(seen.trouble), style="yellow")
 
     def _mark(self, mark: Mark, *, ascii_only: bool) -> RenderableType:
         if mark == "now" and self._moving:

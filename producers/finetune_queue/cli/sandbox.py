@@ -15,8 +15,7 @@ def sandbox(arguments: list[str]) -> ExitCode:
     try:
         from segmind_sandbox.__main__ import main
     except ImportError as error:
-        message = f"The sandbox needs {error.name}, which is not installed: pip install 'finetune-queue[sandbox]'"
-        raise CliError(message, ExitCode.MISSING, "not_installed") from None
+        raise output.not_installed("The sandbox", error, "sandbox") from None
     if sys.stderr.isatty() and not {"-h", "--help"} & set(arguments):
         output.errors().print(
             "Ready when it prints its address. Then set SEGMIND_BASE_URL and SEGMIND_API_KEY to what it says. "

@@ -173,8 +173,7 @@ def open_session(settings: Settings, account: str) -> Iterator[Session]:
         try:
             session = Session(settings, account, budget, accounts)
         except ImportError as error:
-            message = f"This needs {error.name}, which is not installed: pip install 'finetune-queue[worker]'"
-            raise CliError(message, ExitCode.MISSING, "not_installed") from None
+            raise output.not_installed("This", error, "worker") from None
         with session.api, session.hooks:
             try:
                 _announce(accounts, account, settings)

@@ -22,7 +22,7 @@ def status(job_id: str, *, as_json: bool) -> ExitCode:
     with open_queue() as queue:
         seen = look(queue, queue.get(job_id))
     if as_json:
-        output.emit({**seen.job.as_dict(), "waiting": waiting_json(seen.waiting)})
+        output.emit(job_json(seen.job, seen.waiting))
         return ExitCode.OK
     record = seen.job.record
     style = STATE_STYLES.get(record.state, "cyan")
@@ -128,22 +128,12 @@ def _following(queue: FineTuneQueue, job: Job) -> Iterator[Event]:
     trouble: str | None = None
     for seen in snapshots(queue, job, None):
         if seen.trouble is not None and trouble is None:
-            output.still_trying(seen.trouble)
+            output.note(words.still_trying(seen.trouble))
         trouble = seen.trouble
         yield from seen.events[shown:]
         shown = len(seen.events)
 
 
-def waiting_json(waiting: Waiting | None) -> dict[str, Any] | None:
-    """Return why a job waits as JSON shows it."""
-    if waiting is None:
-        return None
-    return {
-        "reason": waiting.reason,
-        "ahead": waiting.ahead,
-        "estimate_seconds": waiting.estimate,
-        "submits_stopped": waiting.submits_stopped,
-        "unserved": waiting.unserved,
-        "no_worker": waiting.no_worker,
-        "pause_reason": waiting.pause_reason or None,
-    }
+def job_json(job: Job, waiting: Waiting | None) -> dict[str, Any]:
+    """Return a job, and why it waits, as JSON shows it."""
+    return {**job.as_dict(), "waiting": None if waiting is None else waiting.as_dict()}

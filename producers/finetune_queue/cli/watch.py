@@ -9,7 +9,7 @@ from finetune_queue.cli import output, words
 from finetune_queue.cli.follow import ctrl_c_leaves, snapshots
 from finetune_queue.cli.output import ExitCode
 from finetune_queue.cli.session import open_queue
-from finetune_queue.cli.show import waiting_json
+from finetune_queue.cli.show import job_json
 from finetune_queue.cli.submit import stay
 from finetune_queue.cli.summary import exit_code
 from finetune_queue.cli.table import jobs_table, lines_each
@@ -45,7 +45,7 @@ def watch_job(job_id: str, *, timeout: float | None, as_json: bool) -> ExitCode:
             for seen in snapshots(queue, job, timeout):
                 if seen.job.record.version != version:
                     version = seen.job.record.version
-                    output.emit_line({**seen.job.as_dict(), "waiting": waiting_json(seen.waiting)})
+                    output.emit_line(job_json(seen.job, seen.waiting))
         return exit_code(seen.job.state)
 
 
@@ -61,7 +61,7 @@ def watch_all(*, as_json: bool) -> NoReturn:
         while True:
             view = next(views)
             if view.trouble is not None and trouble is None:  # once for an outage, not at every look
-                output.still_trying(view.trouble)
+                output.note(words.still_trying(view.trouble))
             trouble = view.trouble
             if trouble is not None:
                 continue
@@ -76,7 +76,7 @@ def watch_all(*, as_json: bool) -> NoReturn:
 
 def _tell(job: Job, waiting: Waiting | None, *, as_json: bool) -> None:
     if as_json:
-        output.emit_line({**job.as_dict(), "waiting": waiting_json(waiting)})
+        output.emit_line(job_json(job, waiting))
         return
     name = words.printable(job.record.request.name)
     output.say(f"{job.id}  {job.state:<15}  {name}  {detail(job.record, waiting)}".rstrip())
@@ -139,7 +139,7 @@ def _picture(view: _View, *, width: int) -> "RenderableType":
     if view.rows:
         parts += [jobs_table(view.rows, width=width), Text()]
     if view.trouble is not None:
-        parts.append(Text(f"{view.trouble} Still trying.", style="yellow"))
+        parts.append(Text(words.still_trying(view.trouble), style="yellow"))
     else:
         parts.append(Text("Ctrl-C ends this view; the jobs go on.", style="dim"))
     return Group(*parts)

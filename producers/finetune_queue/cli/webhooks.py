@@ -40,7 +40,7 @@ class _Ended:
 
     @classmethod
     def of(cls, session: Session, webhook: "Webhook") -> Self:
-        url = words.printable(without_token(webhook.webhook_url or "an address that it does not show"))
+        url = shown_url(webhook)
         consequence, instead = "", ""
         if not is_ours(session, webhook.webhook_url):
             consequence, instead = _AND_SO, f" {_INSTEAD}"
@@ -217,16 +217,17 @@ def _command(name: str, account: str, *arguments: str) -> str:
 
 
 def _full_url(base_url: str, settings: Settings, account: str) -> str:
+    wrong = usage_error(f"{base_url}: should be just an address, like https://finetune.example.com")
     try:
         parts = urlsplit(base_url)
         _ = parts.port
     except ValueError:
-        raise usage_error(f"{base_url}: should be just an address, like https://finetune.example.com") from None
+        raise wrong from None
     sandbox = is_loopback(urlsplit(settings.webhook_api).hostname) and is_loopback(parts.hostname)
     if parts.scheme != "https" and not (parts.scheme == "http" and sandbox):
         raise usage_error(f"{base_url}: should be the gateway's https:// address, as Segmind reaches it.")
     if not parts.hostname or parts.query or parts.fragment or parts.username is not None:
-        raise usage_error(f"{base_url}: should be just an address, like https://finetune.example.com")
+        raise wrong
     return base_url.rstrip("/") + _path(settings, account)
 
 
@@ -234,6 +235,11 @@ def is_ours(session: Session, url: str | None) -> bool:
     """Tell whether a webhook's URL has the path of this account's hook, by the secret of these settings."""
     settings = session.settings
     return settings.finetune_hook_secret is not None and (url or "").endswith(_path(settings, session.account))
+
+
+def shown_url(webhook: "Webhook") -> str:
+    """Return whom a webhook calls, as it may be shown."""
+    return words.printable(without_token(webhook.webhook_url or "an address that it does not show"))
 
 
 def _shown(session: Session, webhook: "Webhook") -> dict[str, Any]:

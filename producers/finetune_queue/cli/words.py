@@ -115,6 +115,11 @@ def waiting_line(waiting: "Waiting", error: JobError | None) -> str:
     return text
 
 
+def still_trying(why: str) -> str:
+    """Say that a look at the queue failed, and is made again."""
+    return f"{printable(why)} Still trying."
+
+
 NO_WORKER = "no worker is running: it waits until one is started"
 """Said of a job that no worker is there to go on with."""
 

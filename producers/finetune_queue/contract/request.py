@@ -98,6 +98,7 @@ DEFAULT_ACCOUNT = "default"
 
 AccountName = Annotated[str, StringConstraints(strict=True, pattern=ACCOUNT_NAME)]
 LABEL_KEY = r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$"
+LABEL_KEY_RULE = "letters, digits and . _ / -, beginning with a letter or digit, 63 at most"
 LabelKey = Annotated[str, StringConstraints(strict=True, pattern=LABEL_KEY)]
 LabelValue = Annotated[str, StringConstraints(strict=True, max_length=256)]
 
@@ -127,9 +128,7 @@ def check_label_keys(labels: object) -> object:
     wrong = [key for key in labels if not _is_label_key(key)] if isinstance(labels, Mapping) else []
     if wrong:
         shown = ", ".join(f"'{escaped(str(key)[:64])}'" for key in wrong[:3])
-        raise ValueError(
-            f"a key should be letters, digits and . _ / -, beginning with a letter or digit, 63 at most (not {shown})"
-        )
+        raise ValueError(f"a key should be {LABEL_KEY_RULE} (not {shown})")
     return labels
 
 

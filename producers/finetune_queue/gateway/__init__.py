@@ -1,4 +1,4 @@
 """The HTTP gateway: the queue for clients that speak HTTP, a page for people, and the receiver of Segmind's webhooks.
 
-Needs the extra ``gateway``; nothing outside this package imports it but ``finetune gateway``, late.
+Needs the extra ``gateway``, but for ``hook_paths``. Nothing outside imports it but commands of the CLI, late.
 """

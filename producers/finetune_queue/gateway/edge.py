@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 MAX_JSON = 256 * 1024
 MAX_HOOK = 64 * 1024
-"""Bytes of a body; that of a dataset may have as many as Segmind takes."""
+"""Bytes of a body; that of a dataset has to be under what Segmind takes."""
 
 JSON_SECONDS = 30.0
 DATASET_SECONDS = 1800.0
@@ -174,7 +174,7 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
     path = scope["path"]
     most, seconds = MAX_JSON, JSON_SECONDS
     if path == "/v1/datasets":
-        most, seconds = MAX_ARCHIVE_BYTES, DATASET_SECONDS
+        most, seconds = MAX_ARCHIVE_BYTES - 1, DATASET_SECONDS
     elif path.startswith("/hooks/"):
         most = MAX_HOOK
     declared = Headers(scope=scope).get("content-length", "0")

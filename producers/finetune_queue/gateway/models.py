@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
-from urllib.parse import quote
 
 from pydantic import (
     AfterValidator,
@@ -18,7 +17,7 @@ from pydantic import (
 from finetune_queue.contract import Event, FineTuneRequest, JobState, Stage, WaitReason
 from finetune_queue.contract.dataset_url import DATASET_SCHEMA, WHOLE_DATASET_URL, check_dataset, missing_part
 from finetune_queue.contract.job import Progress
-from finetune_queue.contract.request import AccountName
+from finetune_queue.contract.request import LABEL_KEY, AccountName
 from finetune_queue.contract.views import PublicJob
 from finetune_queue.load import Load
 from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE
@@ -41,7 +40,7 @@ DatasetUrl = Annotated[
     AfterValidator(check_dataset),
     BeforeValidator(_check_first),
 ]
-LabelFilter = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}=", max_length=320)]
+LabelFilter = Annotated[str, StringConstraints(pattern=LABEL_KEY.removesuffix("$") + "=", max_length=320)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[!-~]([ -~]*[!-~])?$")]
 Place = Annotated[str, StringConstraints(pattern=rf"^{PLACE}$")]
 # Empty is what a client sends that has not seen an event yet.
@@ -78,7 +77,7 @@ class Links(_Model):
     @classmethod
     def to(cls, job_id: str) -> "Links":
         """Return the links of a job."""
-        base = f"/v1/jobs/{quote(job_id, safe='')}"
+        base = f"/v1/jobs/{job_id}"
         return cls(self=base, **{name: f"{base}/{name}" for name in ("events", "stream", "cancel", "retry", "access")})
 
 
@@ -96,19 +95,6 @@ class WaitingView(_Model):
     no_worker: bool = False
     pause_reason: str | None = None
 
-    @classmethod
-    def of(cls, waiting: Waiting) -> "WaitingView":
-        """Return what the SDK tells."""
-        return cls(
-            reason=waiting.reason,
-            ahead=waiting.ahead,
-            estimate_seconds=waiting.estimate,
-            submits_stopped=waiting.submits_stopped,
-            unserved=waiting.unserved,
-            no_worker=waiting.no_worker,
-            pause_reason=waiting.pause_reason or None,
-        )
-
 
 class JobView(PublicJob):
     """A job. What is not known yet, or does not apply, is left out."""
@@ -119,7 +105,7 @@ class JobView(PublicJob):
     @classmethod
     def of(cls, job: Job, waiting: Waiting | None = None) -> "JobView":
         """Return a job as this API shows it."""
-        shown = None if waiting is None else WaitingView.of(waiting)
+        shown = None if waiting is None else WaitingView(**waiting.as_dict())
         return cls(**job.as_dict(), links=Links.to(job.id), waiting=shown)
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from finetune_queue.contract.request import ACCOUNT_RULE
+from finetune_queue.contract.request import ACCOUNT_RULE, LABEL_KEY_RULE
 from finetune_queue.errors import (
     IdempotencyConflictError,
     InvalidRequestError,
@@ -108,8 +108,7 @@ def explain(error: Exception) -> ProblemError | None:
             code = _BY_STATUS.get(error.status_code, "bad-request")
             return ProblemError(code, str(error.detail), headers=error.headers)
         case InvalidRequestError():
-            problems = [FieldProblem(where=_pointer(line), detail=line) for line in error.problems]
-            return ProblemError("invalid-request", "; ".join(error.problems), errors=problems)
+            return _listed([_field_problem(line) for line in error.problems])
         case UnknownJobError() | JobNotFoundError():
             return ProblemError("job-not-found", text)
         case UnreadableJobError():
@@ -132,7 +131,7 @@ _FORMS = {
     "account": ACCOUNT_RULE,
     "cursor": "should be `next` of the previous page",
     "idempotency-key": "should be ASCII characters, 255 at most, without a space at either end",
-    "label": "should be KEY=VALUE, the key of letters, digits and . _ / -, 63 at most",
+    "label": f"should be KEY=VALUE, the key of {LABEL_KEY_RULE}",
     "/account": ACCOUNT_RULE,
     "/dataset": "should be a URL: https://example.com/my%20faces.zip, percent-encoded, or s3://bucket/my faces.zip, "
     "the key as it is",
@@ -230,6 +229,7 @@ def _said(found: Mapping[str, Any], where: str) -> str:
             return encodable(f"{text[:1].lower()}{text[1:]}")
 
 
-def _pointer(line: str) -> str:
-    field, colon, _ = line.partition(":")
-    return f"/{field}" if colon and field.replace("_", "").replace(".", "").isalnum() else ""
+def _field_problem(line: str) -> FieldProblem:
+    """Return a problem of the SDK's, which begins with its field."""
+    field, colon, said = line.partition(": ")
+    return FieldProblem(where=f"/{field}", detail=said) if colon else FieldProblem(where="/", detail=line)

@@ -21,6 +21,9 @@ _START_TIMEOUT = 60.0
 _SIGNING_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105
 _GRACE = 5.0
 
+_ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+"""Asks this machine, whatever proxy the environment names for others."""
+
 
 class LocalStack:
     """A context manager that starts everything, ready for use, and ends all of it.
@@ -104,6 +107,12 @@ class LocalStack:
     def children(self) -> list[Child]:
         """Every process of the stack, in the order of their start."""
         return [self.valkey.process, *self._others]
+
+    def sandbox_calls(self) -> dict[str, dict[str, int]]:
+        """Return how many calls the sandbox has answered, by operation and outcome."""
+        with _ask(f"{self.sandbox_url}/_sandbox/report", timeout=5) as reply:
+            calls: dict[str, dict[str, int]] = json.load(reply)["calls"]
+        return calls
 
     def start_worker(self, name: str) -> Child:
         """Start one more worker and wait until it takes work.
@@ -193,7 +202,7 @@ class LocalStack:
 
 def _is_healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=1) as reply:  # noqa: S310 - our own loopback URL
+        with _ask(url, timeout=1) as reply:
             return bool(reply.status == HTTPStatus.OK)
     except OSError:  # not listening yet
         return False

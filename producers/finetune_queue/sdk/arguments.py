@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from typing import NoReturn
 
 from finetune_queue.contract import JobState, parse_sink
 from finetune_queue.contract.request import ACCOUNT_NAME, ACCOUNT_RULE, check_label_keys
@@ -92,7 +93,6 @@ def check_filter(account: object, labels: object) -> None:
         return
     if not isinstance(labels, Mapping):
         _refuse("labels", 'a mapping, like {"team": "faces"}', labels)
-        return
     try:
         check_label_keys(labels)
     except ValueError as error:
@@ -130,6 +130,6 @@ def state_named(name: object) -> JobState:
         raise UnknownStateError(message) from None
 
 
-def _refuse(name: str, wanted: str, value: object) -> None:
+def _refuse(name: str, wanted: str, value: object) -> NoReturn:
     message = f"{name}: should be {wanted}, not of the type {type(value).__name__}"
     raise InvalidArgumentError(message)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import Accounts, Deadlines, UnknownAccountError, Workers, unserved
@@ -26,6 +27,18 @@ class Waiting:
     unserved: bool = False
     pause_reason: str = ""
     no_worker: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON shows it."""
+        return {
+            "reason": self.reason,
+            "ahead": self.ahead,
+            "estimate_seconds": self.estimate,
+            "submits_stopped": self.submits_stopped,
+            "unserved": self.unserved,
+            "no_worker": self.no_worker,
+            "pause_reason": self.pause_reason or None,
+        }
 
 
 def why_waiting(record: JobRecord, accounts: Accounts, workers: Workers, deadlines: Deadlines) -> Waiting | None:

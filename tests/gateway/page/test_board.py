@@ -131,6 +131,14 @@ def add_newer(client: redis.Redis, count: int) -> None:
     client.zadd(keys.jobs(), {new_job_id(): at + number for number in range(count)})
 
 
+def test_an_address_that_a_person_typed_is_shown_as_far_as_it_can_be(page: Page, open_url: str) -> None:
+    for typed, heading in (("label=done=100%", "Jobs: done=100%"), ("toString=x", "Jobs")):
+        page.goto("about:blank")
+        page.goto(f"{open_url}/#{typed}")
+        expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
+        expect(page.locator("#link-text")).to_have_text("live")
+
+
 def test_a_job_with_a_label_is_found_behind_thousands_of_newer_ones(
     board: Page, worker: Worker, client: redis.Redis
 ) -> None:

@@ -134,9 +134,9 @@ function soon(milliseconds) {
 }
 
 async function route({ first = false } = {}) {
-  const [name, value] = location.hash.slice(1).split(/=(.*)/s);
+  const [[name, value] = []] = new URLSearchParams(location.hash.slice(1));
   if (location.hash === "#main") return; // the skip link
-  view = name in views && value ? views[name](decodeURIComponent(value)) : views.board();
+  view = Object.hasOwn(views, name) && value ? views[name](value) : views.board();
   await refresh();
   if (!first) focusTitle();
 }

@@ -25,7 +25,7 @@ const UNCLEAR = "waits: the submit had no clear answer, so Segmind is searched f
 export const reason = (state, why) => (state === "submitting" && why === "provider" ? UNCLEAR : REASONS[why]);
 
 const ONLY_WITH_JOBS = new Set(["deploying", "needs_attention"]);
-const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+export const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 
 /** A state as people write it. */
 export const words = (state) => state.replace("_", " ");

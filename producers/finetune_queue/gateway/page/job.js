@@ -1,10 +1,9 @@
 // One job: its facts, its timeline with progress, its dataset's findings and its error.
 
-import { reason, TONES, words } from "./board.js";
+import { ENDED, reason, TONES, words } from "./board.js";
 import { age, bar, duration, el, facts, size, took } from "./dom.js";
 
 const PATH = ["accepted", "uploading", "submitting", "training", "downloading", "deploying", "succeeded"];
-const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 
 export function job(found, events, act) {
   const { request, state } = found;

@@ -9,7 +9,6 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from finetune_queue.datasets.limits import MAX_ARCHIVE_BYTES
 from finetune_queue.errors import StagingUnavailableError
 from finetune_queue.gateway.bodies import check_encoding
 from finetune_queue.gateway.models import Dataset
@@ -72,8 +71,6 @@ def _spooling() -> Iterator[None]:
 
 
 def _store(path: Path, digest: str, size: int, settings: Settings) -> Dataset:
-    if size >= MAX_ARCHIVE_BYTES:
-        raise ProblemError("too-large", "Segmind takes datasets under 100 MB.")
     # Imported late: the check needs Pillow, which other calls do not pay for.
     from finetune_queue.datasets.check import glance
     from finetune_queue.staging import sentence
