@@ -43,6 +43,7 @@ from finetune_queue.setting_types import (
     StorageUrl,
     TokenHashes,
     Upper,
+    Words,
 )
 
 MISSING_KEY = (

@@ -294,9 +294,8 @@ BaseUrl = Annotated[str, AfterValidator(_check_base_url), Shown("URL")]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url), Shown("URL")]
 Accounts = Annotated[dict[str, AccountSettings], BeforeValidator(_parse_object), Shown("JSON object")]
 Folders = Annotated[tuple[Path, ...], BeforeValidator(_split_paths), Shown("folders")]
-Hosts = Annotated[
-    tuple[str, ...], BeforeValidator(_split_words), AfterValidator(_check_hosts), Shown("words separated by spaces")
-]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split_words), Shown("words separated by spaces")]
+Hosts = Annotated[Words, AfterValidator(_check_hosts)]
 BucketUrls = Annotated[
     tuple[str, ...],
     BeforeValidator(_split_words),
