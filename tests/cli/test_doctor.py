@@ -216,7 +216,7 @@ def test_workers_of_another_broker_are_not_said_to_come_back(
         same = checks(run("doctor", "--json"))["workers"]
         monkeypatch.setenv("FINETUNE_BROKER_URL", queue_url)
         assert checks(run("doctor", "--json"))["workers"] == same
-        monkeypatch.setenv("FINETUNE_BROKER_URL", f"{queue_url}?socket_timeout=7")
+        monkeypatch.setenv("FINETUNE_BROKER_URL", queue_url.replace("127.0.0.1", "localhost"))
         other = checks(run("doctor", "--json"))["workers"]
     assert (same["status"], other["status"]) == ("warn", "fail")
     assert "FINETUNE_BROKER_URL" not in same["message"]
