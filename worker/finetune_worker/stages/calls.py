@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 FRESH = 5.0
-"""Seconds that may pass between taking a slot and the first byte of its call. A process that was stopped longer must
+"""Seconds that may pass between taking a slot and the start of its call. A process that was stopped longer must
 not send: its slot, or its job, may be another's by then."""
 
 OTHERS_TRY = 1.0
