@@ -245,8 +245,8 @@ class Settings(BaseSettings):
     )
     finetune_gateway_readers: Words = _setting(
         (),
-        "Names of clients in `FINETUNE_GATEWAY_TOKENS` that may only read, as who scrapes metrics or scales workers: "
-        "their tokens start nothing that is charged.",
+        "Names of clients in `FINETUNE_GATEWAY_TOKENS` that may only read, such as Prometheus or an autoscaler: they "
+        "cannot submit or change anything.",
         example="prometheus keda",
     )
     finetune_gateway_rate_limit: Annotated[RateLimit, Shown("calls/seconds")] = _setting(
