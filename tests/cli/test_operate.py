@@ -20,6 +20,7 @@ from finetune_queue.store import (
     keys,
 )
 from support.cli import Run, Worker
+from support.full import full
 
 
 def needs_attention(worker: Worker, **fields: Any) -> Any:
@@ -169,12 +170,9 @@ def test_events_that_a_sink_did_not_take_are_sent_to_it_again(run: Run, client: 
     assert "1 event of job job-1 for https://a.example/hook" in said.out
     assert "secret" not in said.out + run("dead", "list", "--json").out
 
-    client.config_set("maxmemory", 1)
-    try:
-        full = run("dead", "replay", place)
-    finally:
-        client.config_set("maxmemory", 0)
-    assert (full.code, "The queue's Redis is full (maxmemory)" in full.err) == (4, True)
+    with full(client):
+        refused = run("dead", "replay", place)
+    assert (refused.code, "The queue's Redis is full (maxmemory)" in refused.err) == (4, True)
     run("dead", "replay", place)
 
     subjects: Any = client.zrange(keys.outbox(), 0, -1)

@@ -267,14 +267,12 @@ def test_the_command_in_the_docs_narrows_every_query_to_one_queue() -> None:
 
 @needs_promtool
 def test_a_queue_that_nobody_can_read_is_missed_beside_another(tmp_path: Path) -> None:
-    file = tmp_path / "tests.yaml"
-    (tmp_path / "one.yaml").write_text(narrowed(ALERTS))
+    one = tmp_path / "one.yaml"
+    one.write_text(narrowed(ALERTS))
     other: Series = {key.replace("{", '{namespace="b",'): value for key, value in HEALTHY.items() if "{" in key}
-    for rules, fires in ((tmp_path / "one.yaml", True), (ALERTS, False)):
+    for rules, fires in ((one, True), (ALERTS, False)):
         test = rule_test("", {}, 'alertname="FinetuneUnreadable"', fires=fires)
-        test["input_series"] = series_of(other)
-        file.write_text(json.dumps({"rule_files": [str(rules)], "evaluation_interval": "5m", "tests": [test]}))
-        promtool("test", "rules", str(file))
+        promtool("test", "rules", written({**test, "input_series": series_of(other)}, rules=rules))
 
 
 @needs_promtool

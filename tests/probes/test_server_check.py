@@ -24,6 +24,7 @@ from finetune_worker import server_check
 from finetune_worker.celery import create_app
 from finetune_worker.pulse import Pulse
 from finetune_worker.server_check import MOST_WAIT, PatientConsumer, check_api, check_clock, check_server
+from support.full import full
 
 SOUND = ServerFacts(
     name="Redis",
@@ -110,12 +111,11 @@ def test_the_sandbox_s_jobs_are_not_paid_for_and_paid_ones_not_looked_for_in_the
 def test_a_full_server_s_jobs_are_told_apart_too(server: ValkeyServer, client: Any) -> None:
     assert check_api(server.url, sandbox=True)
     client.zadd(keys.deadlines(), {"a-job": 1})
-    client.config_set("maxmemory", 1)
-    assert not check_api(server.url, sandbox=False)
+    with full(client):
+        assert not check_api(server.url, sandbox=False)
 
-    client.delete(keys.deadlines())
-    assert check_api(server.url, sandbox=False)
-    client.config_set("maxmemory", 0)
+        client.delete(keys.deadlines())
+        assert check_api(server.url, sandbox=False)
     Workers(client).seen(LiveWorker("other:1", "0.1.0"), "paid")
     assert not check_api(server.url, sandbox=True)
 
