@@ -98,6 +98,17 @@ class AnyOrder(BudgetSteps):
             self._tick(apart)
             self._come([CallClass.FINISH] * (self.caps.calls - self._taken()))
 
+    @rule(later=st.sampled_from([WINDOW - 0.1, WINDOW + MARGIN]))
+    def as_many_again(self, later: float) -> None:
+        """All that can go arrive and end together, and others come just before their slots are free, or just after."""
+        self._come([CallClass.FINISH] * (self.caps.calls - self._taken()))
+        for call in self._open():
+            self._end(call, "well", 5.0)
+        self._tick(later)
+        self._come([CallClass.FINISH] * self.caps.calls)
+        for call in self._on_their_way():
+            self._arrive(call)
+
     @precondition(lambda self: self._open())
     @rule(how=st.sampled_from(["503", "429 with a time"]), later=st.sampled_from([2.0, 11.0]))
     def trouble_before_they_come(self, how: str, later: float) -> None:
