@@ -161,6 +161,11 @@ def test_all_that_records_spans_is_told_where_they_go(compose: Any) -> None:
     assert told == {"worker", "gateway"}
 
 
+def test_a_client_that_may_only_read_is_one_in_the_container_too(compose: Any) -> None:
+    gateway = environment(compose["services"]["gateway"])
+    assert {"FINETUNE_GATEWAY_TOKENS", "FINETUNE_GATEWAY_READERS"} <= gateway  # without the second it could submit
+
+
 def test_only_the_worker_is_given_the_key(compose: Any) -> None:
     both, own = "segmind${SEGMIND_API_KEY:+-paid}.env", "worker${SEGMIND_API_KEY:+-paid}.env"
     assert compose["services"]["worker"]["env_file"] == [both, own]
