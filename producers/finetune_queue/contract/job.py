@@ -190,6 +190,7 @@ class JobRecord(BaseModel):
     version: int = 0
     event_seq: int = 0
     request: FineTuneRequest
+    digest: str | None = None  # of the request as it came, where a retry has changed it since
     created_ms: int = 0
     entered_ms: int = 0
     updated_ms: int = 0
@@ -319,7 +320,7 @@ UNSENT: Mapping[str, Any] = {**FOUND, "intent_ms": None}
 """The fields of a job whose submit did not happen, so that it may be sent. What was ruled out stays so."""
 
 _INTERNAL = {
-    *("id", "version", "event_seq", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
+    *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
     *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private", "takeovers"),
     *("access_settles_ms", "adopting", "aside", "outages"),
 }

@@ -168,7 +168,7 @@ class JobStore:
                 except UnreadableJobError as error:
                     found[index] = error
                 else:
-                    same = job.request.digest() == write.job.request.digest()
+                    same = (job.digest or job.request.digest()) == write.job.request.digest()
                     found[index] = (job, False) if same else IdempotencyError(job.id)
         return found
 
