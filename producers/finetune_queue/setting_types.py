@@ -34,6 +34,12 @@ ANY_ORIGIN = "*"
 """Stands for every origin that has no signing secret of its own."""
 
 _RATE = re.compile(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*")
+_TLS_OPTION = re.compile(
+    r"(ssl_ca_certs|ssl_ca_path|ssl_ca_data|ssl_certfile|ssl_keyfile|ssl_password|ssl_ciphers)=.+"
+    r"|ssl_cert_reqs=(none|optional|required)|ssl_check_hostname=([tT]rue|[fF]alse)"
+)
+"""An option of a `rediss://` URL that redis-py and kombu read alike. Of another kombu makes a text of what should be a
+number or a list, so that jobs are stored and then Celery fails; or one of the two does not know it."""
 
 
 class RateLimit(BaseModel):
@@ -129,11 +135,10 @@ def _check_redis_url(url: str) -> str:
             )
         raise ValueError("should end in a database number, like redis://localhost:6379/0")
     options = parts.query.split("&") if parts.query else []
-    # With any other, redis-py or kombu raises a TypeError when it connects.
-    if options and not (parts.scheme == "rediss" and all(each.startswith("ssl_") for each in options)):
+    if options and not (parts.scheme == "rediss" and all(map(_TLS_OPTION.fullmatch, options))):
         raise ValueError(
-            "should end in a database number, like redis://localhost:6379/0, and have no other options than those of "
-            "TLS, like rediss://HOST:6379/0?ssl_ca_certs=FILE"
+            "should end in a database number, like redis://localhost:6379/0, and have no options but those of TLS in "
+            "docs/settings.md, like rediss://HOST:6379/0?ssl_ca_certs=FILE"
         )
     return url
 

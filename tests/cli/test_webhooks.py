@@ -224,7 +224,7 @@ def test_the_url_is_printed_where_there_is_no_key_nor_redis(run: Run, monkeypatc
     result = run("webhooks", "url", "https://gateway.example.com", "--account", "team-a")
     assert (result.code, result.out.rpartition("/")[0]) == (0, "https://gateway.example.com/hooks/team-a")
     refused = run("webhooks", "url", "https://gateway.example.com", "--account", "a/b")
-    assert (refused.code, refused.out, "the name of an account" in refused.err) == (2, "", True)
+    assert (refused.code, refused.out, "beginning with a letter or digit" in refused.err) == (2, "", True)
 
 
 def test_each_call_takes_a_slot_of_the_account(run: Run, sandbox: LiveSandbox, client: redis.Redis) -> None:

@@ -237,6 +237,25 @@ def test_a_request_that_does_not_come_holds_no_connection(
             trickle(connection, b"v", seconds=10)  # which ends no wait
 
 
+def test_the_rest_of_a_refused_request_does_not_close_its_connection(
+    make_settings: MakeSettings, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(server, "KEPT", 2)
+    parts = urlsplit(start(make_settings()))
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+        for _ in range(2):
+            connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+            reply = b""
+            while not reply.endswith(b"}"):
+                piece = connection.recv(65536)
+                assert piece
+                reply += piece
+            connection.sendall(b"{}")
+            time.sleep(0.8)
+        assert connection.recv(65536) == b""  # after two seconds, as any other
+
+
 def test_a_stream_outlives_the_wait_for_its_request(
     url: str, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

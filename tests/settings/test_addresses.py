@@ -55,6 +55,7 @@ def test_other_base_urls_are_refused_without_being_shown(value: str) -> None:
     [
         ("redis://h:1/2", None),
         ("rediss://u:p%40@h:6380/0?ssl_cert_reqs=none", None),
+        ("rediss://h/0?ssl_ca_certs=/a.crt&ssl_certfile=/b.crt&ssl_keyfile=/b.key&ssl_check_hostname=False", None),
         ("redis://[::1]:6379", None),
         ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
         ("unix://:hidden@/run/redis.sock?db=3", "redis+socket://:hidden@/run/redis.sock?virtual_host=3"),
@@ -93,6 +94,11 @@ def test_the_broker_may_be_another_server() -> None:
         ("redis://h:1?db=3", "should end in a database number"),
         ("redis://h:1/0?ssl_cert_reqs=none", "should end in a database number"),
         ("rediss://h:1/0?ssl_cert_reqs=none&db=hidden-word", "should end in a database number"),
+        # Here redis-py makes a number or a list, and kombu a text: a job would be stored, and Celery then fail.
+        ("rediss://h:1/0?ssl_min_version=771", "should end in a database number"),
+        ("rediss://h:1/0?ssl_include_verify_flags=VERIFY_X509_STRICT", "should end in a database number"),
+        ("rediss://h:1/0?ssl_cert_reqs=CERT_NONE", "should end in a database number"),  # kombu alone takes it
+        ("rediss://h:1/0?ssl_ca_cert=/hidden-word", "should end in a database number"),
         ("unix:///run/redis.sock?db=hidden-word", "should name a socket file"),
         ("unix:///run/redis.sock?db=0&timeout=3", "should name a socket file"),
     ],

@@ -101,6 +101,18 @@ def test_weights_that_were_refused_once_and_have_no_link_are_fetched_by_their_ur
     assert bench.read(job).weights is not None
 
 
+@pytest.mark.parametrize("end", ["?X-Amz-Signature=refused", "/gone"])
+def test_so_are_those_whose_link_leads_nowhere(bench: Bench, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Whoever signs any path gives a link for public weights as well."""
+    job = bench.downloading()
+    bench.sandbox.control.add_fault(op="download", kind="http_error", status=403)
+    monkeypatch.setattr(SegmindClient, "private_link", lambda _, url: f"{url}{end}")
+    for _ in range(3):
+        bench.run(job)
+
+    assert bench.read(job).weights is not None
+
+
 def test_weights_that_are_not_there_for_a_moment_are_asked_for_again(bench: Bench) -> None:
     bench.change_settings(finetune_max_attempts=3)
     job = bench.downloading()

@@ -34,6 +34,8 @@ def test_a_retry_after_the_caller_s_deadline_has_none_and_fetches_what_was_paid(
     retried = queue.retry(job.id)
 
     assert retried.record.request.deadline is None
+    # A repeat of the caller's key, or of its message, is no other request.
+    assert bench.container.jobs.register(job.id, job.request, delay=60) == (retried.record, False)
     bench.until_trained()
     sweep(bench.container, "default")
     bench.run(job)

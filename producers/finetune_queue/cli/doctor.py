@@ -131,7 +131,8 @@ def _server(settings: Settings) -> Iterator[Finding]:
         place = f" at {where}" if about == "redis" else ""
         if about == "persistence" and trouble:
             said = f"the server refuses every write: {words.printable(trouble)}"
-            yield Finding(about, "fail", said, "Check the server's disk: it is full or failing. No job is lost.")
+            action = "Check the server's disk, and whether a snapshot failed (docs/runbook.md, FinetuneRedisForgets)."
+            yield Finding(about, "fail", said, f"{action} No job is lost.")
         elif problem := problems.get(about):
             status: Status = "fail" if problem.unfit else "warn"
             yield Finding(about, status, f"{problem.message}{place}", problem.action)

@@ -12,7 +12,7 @@ from finetune_queue.cli.options import DEFAULT_ACCOUNT
 from finetune_queue.cli.output import CliError, ExitCode, usage_error
 from finetune_queue.cli.segmind import Session, knock, known_account, open_session
 from finetune_queue.cli.session import quiet_logs
-from finetune_queue.contract.request import ACCOUNT_NAME
+from finetune_queue.contract.request import ACCOUNT_NAME, ACCOUNT_RULE
 from finetune_queue.gateway.hook_paths import hook_path
 from finetune_queue.loopback import is_loopback
 from finetune_queue.setting_model import MISSING_KEY
@@ -73,7 +73,7 @@ def full_url(base_url: str, account: str, *, as_json: bool) -> ExitCode:
     if settings.accounts:
         known_account(settings, account)
     elif re.fullmatch(ACCOUNT_NAME, account) is None:
-        raise usage_error(f"--account {account}: should be the name of an account, like team-a.")
+        raise usage_error(f"--account {account}: {ACCOUNT_RULE}.")
     url = _full_url(base_url, settings, account)
     if as_json:
         output.emit({"account": account, "url": url})

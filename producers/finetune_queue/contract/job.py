@@ -190,7 +190,7 @@ class JobRecord(BaseModel):
     version: int = 0
     event_seq: int = 0
     request: FineTuneRequest
-    digest: str
+    digest: str | None = None  # of the request as it came, where a retry has changed it since
     created_ms: int = 0
     entered_ms: int = 0
     updated_ms: int = 0
@@ -339,7 +339,7 @@ def encode_field(value: object) -> str:
         case bool():
             return "1" if value else "0"
         case BaseModel():
-            return value.model_dump_json()
+            return value.model_dump_json(exclude_none=True)  # None is the default of each field that may be None
         case dict() | list():
             return json.dumps(value, separators=(",", ":"))
         case _:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -48,6 +49,12 @@ class _Connection(H11Protocol):
         cycle: Any = self.cycle  # of the latest request; None before the first
         if cycle is not None and not cycle.response_complete:
             self._stop_waiting()
+        elif cycle is not None and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            # It was the rest of a request that was refused at its head; the connection is kept as after any other.
+            self._stop_waiting()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
         elif self._until is None:
             self._until = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 

@@ -239,7 +239,9 @@ class FineTuneQueue:
                 raise NotPossibleError(message)
             to, fields = resume_at(record)
             if record.request.expired(datetime.now(UTC)):  # with it, the next stage would only fail the job again
-                fields = {**fields, "request": record.request.model_copy(update={"deadline": None})}
+                without = record.request.model_copy(update={"deadline": None})
+                # By the digest a repeat of its key finds the job.
+                fields = {**fields, "request": without, "digest": record.digest or record.request.digest()}
             try:
                 record = self._jobs.transition(record, Change(delay=0.0), to=to, **fields)
             except ConflictError as error:

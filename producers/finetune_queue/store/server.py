@@ -142,7 +142,7 @@ def server_problems(facts: ServerFacts) -> Iterator[ServerProblem]:
         action = "Set `appendonly yes`: a restart would lose jobs, and what was paid for."
         yield ServerProblem("persistence", "the server keeps no append-only log", action, unfit=False)
     elif not facts.log_ok:
-        action = "Check the server's disk: it is full or failing."
+        action = "Check the server's disk, and whether a snapshot failed (docs/runbook.md, FinetuneRedisForgets)."
         yield ServerProblem(
             "persistence", "the server cannot write its append-only log, or a snapshot", action, unfit=False
         )

@@ -132,7 +132,11 @@ def add_newer(client: redis.Redis, count: int) -> None:
 
 
 def test_an_address_that_a_person_typed_is_shown_as_far_as_it_can_be(page: Page, open_url: str) -> None:
-    for typed, heading in (("label=done=100%", "Jobs: done=100%"), ("toString=x", "Jobs")):
+    for typed, heading in (
+        ("label=done=100%", "Jobs: done=100%"),
+        ("label=v=1+2&3", "Jobs: v=1+2&3"),
+        ("toString=x", "Jobs"),
+    ):
         page.goto("about:blank")
         page.goto(f"{open_url}/#{typed}")
         expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()

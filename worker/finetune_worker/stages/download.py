@@ -17,11 +17,15 @@ from finetune_worker.stages.outcome import Done, Outcome, Retry, Wait, after_sto
 from finetune_worker.stages.publish import manifest_name
 from finetune_worker.stages.shares import transfer_share
 from finetune_worker.transfer.download import download as fetch
-from finetune_worker.transfer.errors import NeedNewUrl, PartBusy, SafetensorsError, TransferError
+from finetune_worker.transfer.errors import NeedNewUrl, PartBusy, Refused, SafetensorsError, TransferError
 from finetune_worker.transfer.partfile import discard
 from finetune_worker.transfer.safetensors import verify_safetensors
 
 log = structlog.get_logger(__name__)
+
+_BY_URL = {"weights_private": False}
+"""The fields of a job that got no link, or one that leads nowhere. Public weights, whose URL may have been refused by
+mistake, may have no other: the URL is tried next."""
 
 
 def download(container: Container, claim: Claim) -> Outcome:
@@ -38,8 +42,7 @@ def download(container: Container, claim: Claim) -> Outcome:
             if isinstance(link, Wait):
                 return link
             if not isinstance(link, str):
-                # Public weights, whose URL may have been refused by mistake, may have no link: the URL is tried next.
-                return replace(link, fields={"weights_private": False})
+                return replace(link, fields=_BY_URL)
             url = link
             claim.hold(container.settings.finetune_lease)  # of the call's hold too little may be left
         try:
@@ -64,11 +67,11 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
         tensors = verify_safetensors(part)
     except PartBusy:
         raise
-    except NeedNewUrl as error:
-        if job.weights_private:
-            return after_transfer(error, Stage.DOWNLOAD)
-        sentence = f"parked: {error.detail} Next: ask for a link"
-        return Wait(sentence, WaitReason.BACKOFF, 0.0, fields={"weights_private": True})
+    except (NeedNewUrl, Refused) as error:
+        if isinstance(error, NeedNewUrl) and not job.weights_private:
+            sentence = f"parked: {error.detail} Next: ask for a link"
+            return Wait(sentence, WaitReason.BACKOFF, 0.0, fields={"weights_private": True})
+        return replace(after_transfer(error, Stage.DOWNLOAD), fields=_BY_URL)
     except SafetensorsError as error:
         # What came is whole and still no weights: perhaps Segmind replaces it, so it is fetched anew.
         discard(part)

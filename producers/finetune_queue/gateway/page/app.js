@@ -134,7 +134,8 @@ function soon(milliseconds) {
 }
 
 async function route({ first = false } = {}) {
-  const [[name, value] = []] = new URLSearchParams(location.hash.slice(1));
+  const typed = location.hash.slice(1).replace(/[+&]/g, encodeURIComponent); // which mean themselves, as in no query
+  const [[name, value] = []] = new URLSearchParams(typed);
   if (location.hash === "#main") return; // the skip link
   view = Object.hasOwn(views, name) && value ? views[name](value) : views.board();
   await refresh();
