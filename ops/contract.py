@@ -117,7 +117,6 @@ def jobs() -> dict[EventType, JobRecord]:
         id=JOB_ID,
         state=JobState.ACCEPTED,
         request=request,
-        digest=request.digest(),
         created_ms=_ms(0),
         updated_ms=_ms(0),
     )

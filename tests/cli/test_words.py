@@ -68,7 +68,7 @@ def test_an_escape_sequence_is_shown_and_not_obeyed() -> None:
 
 def _record() -> JobRecord:
     error = JobError(code="timeout", stage="submit", message="No answer.")
-    return JobRecord(id=new_job_id(), state=JobState.SUBMITTING, request=sample_request(), digest="", error=error)
+    return JobRecord(id=new_job_id(), state=JobState.SUBMITTING, request=sample_request(), error=error)
 
 
 @pytest.mark.parametrize("reason", WaitReason)

@@ -28,7 +28,7 @@ from finetune_queue.contract import (
     parse_request,
 )
 from finetune_queue.contract.event import SCHEMA, Event, job_event, type_name
-from finetune_queue.contract.job import _INTERNAL
+from finetune_queue.contract.job import _INTERNAL, encode_field
 from finetune_queue.contract.views import EVENT_DATA, PublicJob
 from support.samples import sample, sample_request
 
@@ -125,7 +125,7 @@ def test_parameters_nested_deeper_than_can_be_written_are_refused(levels: int) -
     deeper = json.loads('{"a":' * levels + "1" + "}" * levels)
     with pytest.raises(RequestError, match="should not be nested more than 100 levels deep"):
         parse_request(sample(advance_parameters=deeper))
-    stored = {"state": "training", "request": json.dumps(sample(advance_parameters=deeper)), "digest": ""}
+    stored = {"state": "training", "request": json.dumps(sample(advance_parameters=deeper))}
     assert JobRecord.from_hash("j", stored).request.advance_parameters == deeper
 
 
@@ -138,7 +138,7 @@ def test_a_name_that_nobody_can_read_is_refused_by_the_schema_too(name: str) -> 
 
 def test_a_job_that_was_accepted_before_a_check_was_made_is_read() -> None:
     fields = {"name": "my\nface", "advance_parameters": {"steps": "many"}, "instance_prompt": " ", "base_model": "FLUX"}
-    stored = {"state": "training", "request": json.dumps(sample(**fields)), "digest": ""}
+    stored = {"state": "training", "request": json.dumps(sample(**fields))}
     assert JobRecord.from_hash("j", stored).request.model_dump().items() >= fields.items()
 
 
@@ -206,7 +206,7 @@ def test_an_event_from_before_it_named_its_schema_stays_as_it_was() -> None:
 def test_a_traced_job_is_in_line_with_the_contract() -> None:
     traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     request = parse_request(load("examples/request.minimal.json"))
-    job = JobRecord(id="x", state=JobState.ACCEPTED, request=request, digest="", traceparent=traceparent)
+    job = JobRecord(id="x", state=JobState.ACCEPTED, request=request, traceparent=traceparent)
     text = job_event(job, EventType.ACCEPTED, None).model_dump_json()
     validator("event").validate(json.loads(text))
     event = from_http(HTTPMessage({"content-type": "application/cloudevents+json"}, text.encode()), JSONFormat())
@@ -258,6 +258,18 @@ def test_what_is_accepted_is_valid_by_the_schema(fields: dict[str, Any]) -> None
     assert errors == []
 
 
+@given(REQUESTS)
+def test_a_stored_request_is_known_again(fields: dict[str, Any]) -> None:
+    """By its digest an idempotency key tells the same request from another."""
+    try:
+        request = parse_request(sample(**fields))
+    except RequestError:
+        return
+    stored = JobRecord.from_hash("j", {"state": "accepted", "request": encode_field(request)})
+    assert stored.request == request
+    assert stored.request.digest() == request.digest()
+
+
 def _read_as_number(error: ValidationError) -> bool:
     return error.validator == "type" and isinstance(error.instance, str)
 
@@ -282,7 +294,7 @@ def test_what_the_schema_refuses_is_refused(wrong: dict[str, Any]) -> None:
 def test_the_public_job_is_the_record_without_bookkeeping() -> None:
     added = {"job_id", "account", "created_at", "updated_at"}
     assert set(PublicJob.model_fields) - added == set(JobRecord.model_fields) - _INTERNAL
-    job = JobRecord(id="j", state=JobState.ACCEPTED, request=sample_request(), digest="")
+    job = JobRecord(id="j", state=JobState.ACCEPTED, request=sample_request())
     validator("job").validate(job.public())
 
 
@@ -292,7 +304,6 @@ def test_a_signed_link_is_shown_without_its_signature() -> None:
         id="j",
         state=JobState.TRAINING,
         request=sample_request(dataset=link),
-        digest="",
         dataset_url=link,
         weights_url=link,
     ).public()

@@ -102,7 +102,7 @@ def test_what_is_named_twice_is_one_sink() -> None:
 def test_secrets_of_a_sink_are_not_shown(url: str) -> None:
     sink = parse_sink(url)
     request = sample_request(reply_to=[url])
-    job = JobRecord(id="j", state=JobState.ACCEPTED, request=request, digest="")
+    job = JobRecord(id="j", state=JobState.ACCEPTED, request=request)
     for text in (sink.shown, repr(sink), sink.origin, sink.line("j"), str(job.public())):
         assert "pass-word" not in text
 

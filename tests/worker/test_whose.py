@@ -24,7 +24,6 @@ def job(name: str, sent: float = 0.0, *, on: str = SHARED, owner: str = "", **re
         id=name,
         state=JobState.SUBMITTING,
         request=sample_request(dataset=SHARED, **request),
-        digest="",
         dataset_url=on,
         intent_ms=int((SENT + sent) * 1000),
         owner=owner,

@@ -190,7 +190,6 @@ class JobRecord(BaseModel):
     version: int = 0
     event_seq: int = 0
     request: FineTuneRequest
-    digest: str
     created_ms: int = 0
     entered_ms: int = 0
     updated_ms: int = 0
@@ -320,7 +319,7 @@ UNSENT: Mapping[str, Any] = {**FOUND, "intent_ms": None}
 """The fields of a job whose submit did not happen, so that it may be sent. What was ruled out stays so."""
 
 _INTERNAL = {
-    *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
+    *("id", "version", "event_seq", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),
     *("wants_details", "submitted_ms", "candidates", "ruled_out", "deployed", "weights_private", "takeovers"),
     *("access_settles_ms", "adopting", "aside", "outages"),
 }
@@ -339,7 +338,7 @@ def encode_field(value: object) -> str:
         case bool():
             return "1" if value else "0"
         case BaseModel():
-            return value.model_dump_json()
+            return value.model_dump_json(exclude_none=True)  # None is the default of each field that may be None
         case dict() | list():
             return json.dumps(value, separators=(",", ":"))
         case _:

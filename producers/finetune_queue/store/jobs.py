@@ -139,9 +139,7 @@ class JobStore:
         return [outcomes[index] for index in range(len(writes))]
 
     def _new(self, job_id: str, request: FineTuneRequest, delay: float, traceparent: str | None) -> Write:
-        job = JobRecord(
-            id=job_id, state=JobState.ACCEPTED, request=request, digest=request.digest(), traceparent=traceparent
-        )
+        job = JobRecord(id=job_id, state=JobState.ACCEPTED, request=request, traceparent=traceparent)
         return Write.prepare(job, Change(delay=delay), previous=None, event=EventType.ACCEPTED)
 
     def _create(self, writes: Mapping[int, Write]) -> dict[int, Registration]:
@@ -170,7 +168,8 @@ class JobStore:
                 except UnreadableJobError as error:
                     found[index] = error
                 else:
-                    found[index] = (job, False) if job.digest == write.job.digest else IdempotencyError(job.id)
+                    same = job.request.digest() == write.job.request.digest()
+                    found[index] = (job, False) if same else IdempotencyError(job.id)
         return found
 
     def _send(self, writes: list[Write]) -> list[Any]:

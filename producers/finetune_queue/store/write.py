@@ -64,7 +64,7 @@ class Write:
         if event is not None:
             job = job.model_copy(update={"event_seq": job.event_seq + 1})
         if fields is None:
-            fields = {"request": job.request, "digest": job.digest, "owner": ""}
+            fields = {"request": job.request, "owner": ""}
             if job.traceparent is not None:
                 fields["traceparent"] = job.traceparent
         fields = {**fields, "state": job.state, "event_seq": job.event_seq}

@@ -1,0 +1,39 @@
+"""What a waiting job takes of Redis' memory, which bounds how many may wait."""
+
+from typing import Any
+
+import redis
+
+from finetune_queue.contract import JobState, WaitReason, new_job_id
+from finetune_queue.store import CallClass, Change, JobStore, keys, room_score
+from support.samples import sample_request
+
+MANY = 1_000
+REPORT: dict[str, Any] = {
+    "ok": True,
+    "images": 12,
+    "captions": 12,
+    "bytes": 539_398,
+    "sha256": "7d179da18a2c70c31bf7d3bcd220ecdbcb751c58940bb2336c5ee3a031a168b6",
+    "short_sides": [1024, 1024],
+    "findings": [],
+    "omitted": {},
+}
+
+
+def test_a_parked_job_takes_3_kb_at_most(jobs: JobStore, client: redis.Redis) -> None:
+    def used() -> int:
+        stream = client.memory_usage(keys.events(), samples=0)  # it is cut at a length, whatever waits
+        return int(client.info("memory")["used_memory"]) - int(stream or 0)
+
+    def park() -> None:
+        job, _ = jobs.register(new_job_id(), sample_request(labels={"team": "a"}), delay=60)
+        job = jobs.transition(job, Change(delay=60), to=JobState.UPLOADING)
+        change = Change(delay=60, room_score=room_score(CallClass.PREPARE, job))
+        jobs.transition(job, change, dataset_report=REPORT, waiting_for=WaitReason.API_SLOT)
+
+    park()  # scripts and tables are no job's
+    before = used()
+    for _ in range(MANY):
+        park()
+    assert (used() - before) / MANY <= 3_000
