@@ -105,7 +105,7 @@ def test_a_field_with_its_default_takes_no_room(jobs: JobStore, client: Any) -> 
     assert jobs.get(job.id) == job
     assert (job.attempts, job.looks, job.candidates, job.aside) == (0, 0, [], {})
     gone = set(stored) - set(client.hkeys(keys.job(job.id)))
-    assert gone == {"attempts", "looks", "candidates", "aside"}
+    assert gone == {"owner", "attempts", "looks", "candidates", "aside"}
 
 
 def test_an_ended_job_leaves_the_deadlines_and_the_room(jobs: JobStore, client: Any) -> None:

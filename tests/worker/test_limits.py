@@ -1,5 +1,6 @@
 """The limits of an account where the settings of its workers differ: the strictest hold, so that none lifts a cap."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,39 @@ def test_higher_limits_hold_at_once_when_the_last_with_the_lower_ones_has_left(c
     container.workers.left(CAREFUL)
     container.announce_accounts()
     assert in_force(container) == OWN
+
+
+def test_who_leaves_last_with_the_lower_limits_leaves_the_higher_ones_in_force(container: Container) -> None:
+    """A rolling restart may start the new workers before the old ones stop, and none of the new need notice that."""
+    higher = replace(OWN, calls=100)
+    container.workers.seen(LiveWorker("new:1", __version__, ("default",), limits=(("default", higher),)))
+    container.announce_accounts()
+    assert in_force(container) == OWN
+
+    container.sign_off()
+    assert in_force(container) == higher
+
+
+def test_the_last_to_leave_leaves_its_limits_in_force(container: Container) -> None:
+    container.announce_accounts()
+    container.sign_off()
+    assert in_force(container) == OWN
+
+
+def test_who_comes_between_another_s_look_and_its_write_is_seen(
+    container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure = container.accounts.configure
+
+    def beside_another(account: str, limits: AccountLimits) -> bool:
+        monkeypatch.setattr(container.accounts, "configure", configure)
+        container.workers.seen(CAREFUL)
+        configure(account, BOTH)  # what the other writes, having seen both
+        return configure(account, limits)
+
+    monkeypatch.setattr(container.accounts, "configure", beside_another)
+    container.announce_accounts()
+    assert in_force(container) == BOTH
 
 
 def test_who_went_without_a_word_may_come_back(container: Container, redis_url: str) -> None:

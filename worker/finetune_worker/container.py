@@ -176,11 +176,19 @@ class Container:
         self._data = data
         if now - self._announced_since >= GONE:
             self.workers.forget_gone()
-        workers = self.workers.not_forgotten()
-        for name, own in self.me.limits:
-            limits = reduce(AccountLimits.strictest, limits_by_worker(name, workers).values(), own)
-            if self.accounts.configure(name, limits):
-                log.info("account_limits_set", account=name, in_force=asdict(limits), these_settings=asdict(own))
+        self._set_limits()
+
+    def _set_limits(self) -> None:
+        """Set the limits of this worker's accounts to what the workers that are there leave. Looks again after each
+        change: of two workers that come or go at once, the last to write has seen both."""
+        changed = True
+        while changed:
+            workers, changed = self.workers.not_forgotten(), False
+            for name, own in self.me.limits:
+                settings = limits_by_worker(name, workers).values()
+                if settings and self.accounts.configure(name, limits := reduce(AccountLimits.strictest, settings)):
+                    log.info("account_limits_set", account=name, in_force=asdict(limits), these_settings=asdict(own))
+                    changed = True
 
     def segmind(self, account: str) -> SegmindClient:
         """Return the account's API client, one connection pool for the process.
@@ -214,6 +222,7 @@ class Container:
         self.counters.send()
         try:
             self.workers.left(self.me)
+            self._set_limits()  # if it was the last with the lower ones, there is nothing more to wait for
         except RedisError as error:
             log.warning("sign_off_failed", error=str(error))  # it counts as gone all the same, a little later
 

@@ -16,11 +16,7 @@ from finetune_queue.store.errors import ConflictError, NotDurableError, OwnedEls
 from finetune_queue.store.feed import STREAM_LENGTH
 from finetune_queue.store.room import room_class
 
-_DEFAULTS = {
-    name: field.get_default(call_default_factory=True)
-    for name, field in JobRecord.model_fields.items()
-    if name != "owner"  # which the scripts compare with ""
-}
+_DEFAULTS = {name: field.get_default(call_default_factory=True) for name, field in JobRecord.model_fields.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ class Write:
         if event is not None:
             job = job.model_copy(update={"event_seq": job.event_seq + 1})
         if fields is None:
-            fields = {"request": job.request, "owner": ""}
+            fields = {"request": job.request}
             if job.traceparent is not None:
                 fields["traceparent"] = job.traceparent
         fields = {**fields, "state": job.state, "event_seq": job.event_seq}

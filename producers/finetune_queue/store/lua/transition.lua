@@ -23,8 +23,8 @@ if change.own then
 end
 
 -- A cancel that came while a worker held the job is due as soon as that lets go.
-if change.delay_ms and change.set.owner == '' and redis.call('HGET', job, 'cancel_requested') == '1'
-   and redis.call('HGET', job, 'owner') ~= '' then
+if change.delay_ms and change.held == false and redis.call('HGET', job, 'cancel_requested') == '1'
+   and redis.call('HEXISTS', job, 'owner') == 1 then
   change.delay_ms, change.room_score = 0, nil
 end
 
