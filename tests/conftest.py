@@ -32,6 +32,8 @@ for _name in [name for name in os.environ if name.upper().startswith(("FINETUNE_
 # A shell that starts the tests in the background lets them, and all they start, ignore Ctrl-C, which some tests press.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# And `nohup` lets them ignore the loss of a terminal.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # No example is judged by its time, which on a busy machine says nothing.

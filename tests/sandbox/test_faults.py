@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import socket
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -45,6 +47,18 @@ def test_a_reset_sends_rst_before_the_job_is_taken(api: Api, sandbox: LiveSandbo
 
     assert submits(sandbox) == len(api.list()) == 0
     assert sandbox.control.report()["calls"]["submit"] == {"reset": 1}
+
+
+def test_a_client_that_has_left_before_its_reset_is_no_error(
+    sandbox: LiveSandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.control.add_fault(op="credits", kind="slow", seconds=0.2)
+    sandbox.control.add_fault(op="credits", kind="reset")
+    address = urlsplit(sandbox.base_url)
+    with socket.create_connection((address.hostname, address.port), timeout=TIMEOUT) as client:
+        client.sendall(raw_request(sandbox, "GET", "/v1/get-user-credits", b"", {}))
+    until(lambda: sandbox.control.report()["calls"].get("credits") == {"reset": 1}, seconds=TIMEOUT)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize("kind", ["reply_lost", "reset"])

@@ -49,7 +49,9 @@ async def hang_up(scope: Scope, receive: Receive, *, reset: bool) -> None:
     transport = cast("asyncio.Transport | None", scope.get("state", {}).get(_TRANSPORT))
     if transport is None:
         raise RuntimeError("faults that close the connection need uvicorn with http=SandboxProtocol")
-    if reset:
+    if transport.is_closing():
+        pass  # the client was first, and its socket may be closed by now
+    elif reset:
         _socket(transport).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         transport.abort()
     else:
