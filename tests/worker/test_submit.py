@@ -13,7 +13,6 @@ from finetune_queue.contract import JobRecord, JobState, WaitReason
 from finetune_queue.store import Budget, Change, NotDurableError, jobs
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.segmind.client import SegmindClient
-from finetune_worker.stages import calls
 from support.bench import Bench, make_settings
 from support.until import until
 
@@ -220,7 +219,7 @@ def test_a_worker_overtaken_while_it_waited_for_the_log_writes_nothing(
 
 
 def test_a_worker_that_stood_still_does_not_send(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "FRESH", -1.0)
+    monkeypatch.setattr("finetune_queue.store.budget.START_WITHIN", -1.0)
     job = bench.submitting()
 
     bench.run(job)

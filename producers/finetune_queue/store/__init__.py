@@ -3,7 +3,7 @@
 from redis import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
 
 from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfers_of
-from finetune_queue.store.budget import CALL_MARGIN, SWEEP, Budget, NoSlot, Slot
+from finetune_queue.store.budget import CALL_MARGIN, START_WITHIN, SWEEP, Budget, NoSlot, Slot
 from finetune_queue.store.connection import TakesPing, connect, database_of
 from finetune_queue.store.counters import (
     API_CALL_SECONDS,
@@ -81,6 +81,7 @@ __all__ = [
     "PAID_TWICE",
     "PLACE",
     "STAGE_SECONDS",
+    "START_WITHIN",
     "SWEEP",
     "TAKEOVERS",
     "TRANSFERRED_BYTES",
