@@ -264,6 +264,8 @@ def test_a_command_that_stood_still_after_it_took_its_slot_calls_in_another(
     assert asked(run("doctor", "--api", "--json")).keys() == {*ASKED}
     with connect(queue_url) as client:
         assert (api_calls(sandbox), client.zcard(keys.slots("default"))) == (2, 3)
+        [(_, latest)] = client.zrange(keys.slots("default"), -1, -1, withscores=True)
+        assert latest / 1000 - client.time()[0] < 62, "the slot that was not used waits as for a call that may arrive"
 
 
 def test_webhooks_that_cannot_be_read_fail_nothing(run: Run, sandbox: LiveSandbox) -> None:

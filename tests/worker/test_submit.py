@@ -227,6 +227,7 @@ def test_a_worker_that_stood_still_does_not_send(bench: Bench, monkeypatch: pyte
     assert bench.submits() == 0
     job = bench.read(job)
     assert (job.state, job.intent_ms) == (JobState.SUBMITTING, None)
+    assert bench.container.accounts.status("default").spent_today == 0
 
 
 def test_a_worker_whose_job_ended_while_it_stood_still_takes_no_slot(
