@@ -4,7 +4,7 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import redis
@@ -27,6 +27,18 @@ def test_an_accepted_submit_makes_the_job_a_training(bench: Bench) -> None:
     assert bench.finetune_id(job) in result.sentence
     assert job.owner == ""
     assert bench.submits() == 1
+
+
+def test_an_answer_is_recorded_though_redis_was_away_when_its_slot_was_to_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> NoReturn:
+        raise redis.ConnectionError
+
+    monkeypatch.setattr(bench.container.budget, "end", away)
+    job = bench.submitting()
+    bench.run(job)
+    assert bench.read(job).state is JobState.TRAINING
 
 
 def test_steps_from_a_caller_without_integers_are_sent_as_one(bench: Bench) -> None:
