@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from finetune_queue.contract import WaitReason
 from finetune_queue.store import (
     SWEEP,
@@ -13,6 +15,7 @@ from finetune_queue.store import (
     Slot,
     keys,
 )
+from finetune_queue.store.clock import server_ms
 from support.calls import ANYTIME, parked, refused, take
 
 
@@ -140,23 +143,30 @@ def test_a_pause_is_one_account_s_own(budget: Budget, accounts: Accounts) -> Non
     assert isinstance(budget.take("other", "h", ANYTIME), Slot)
 
 
-def test_pauses_without_a_retry_after_grow_and_are_capped(budget: Budget, client: Any) -> None:
+@pytest.mark.parametrize("jitter", [0.0, 1.0])
+def test_pauses_without_a_retry_after_grow_and_are_capped(
+    budget: Budget, client: Any, monkeypatch: pytest.MonkeyPatch, jitter: float
+) -> None:
+    monkeypatch.setattr("random.random", lambda: jitter)
     lengths = []
     for _ in range(6):
         client.delete(keys.slots("default"))
         over(client)
         client.hdel(keys.account("default"), "probe_until")
         lengths.append(budget.pause(take(budget), "503", None))
-    assert 1.0 <= lengths[0] <= 1.25
-    assert 2.0 <= lengths[1] <= 2.5
-    assert 8.0 <= lengths[5] <= 10.0
+    assert lengths == [seconds * (1 + jitter / 4) for seconds in (1, 2, 4, 8, 8, 8)]
 
 
-def test_calls_that_fail_together_count_as_one_failure(budget: Budget) -> None:
+def test_calls_that_fail_together_count_as_one_failure_and_do_not_draw_out_the_pause(
+    budget: Budget, client: Any
+) -> None:
     calls = [take(budget) for _ in range(3)]
     first = budget.pause(calls[0], "503", None)
+    soon = server_ms(client) + 500
+    client.hset(keys.account("default"), "paused_until", soon)
     assert budget.pause(calls[1], "503", None) <= first
     assert budget.pause(calls[2], "503", None) <= first
+    assert client.hget(keys.account("default"), "paused_until") == str(soon)
 
 
 def test_so_do_those_that_are_each_told_how_long_to_wait(budget: Budget, client: Any) -> None:
