@@ -223,6 +223,15 @@ def test_refused_submits_pause_submits_alone_and_one_tries_at_a_time(
         take(budget, holder, submit=True)
 
 
+def test_a_refused_submit_shows_that_the_provider_is_well(budget: Budget, accounts: Accounts, client: Any) -> None:
+    budget.pause(take(budget), "503", None)
+    over(client)
+    budget.refuse_submits(take(budget, submit=True), "no credits", None, code="credits_exhausted")
+    status = accounts.status("default")
+    assert (status.probing, status.submits_refused) == (False, True)
+    take(budget, "a")
+
+
 def test_of_refused_submits_one_is_handed_out_at_a_time_and_all_else(
     budget: Budget, jobs: JobStore, accounts: Accounts, client: Any
 ) -> None:
