@@ -267,9 +267,13 @@ def test_what_was_handed_out_before_a_refused_submit_goes_on_but_for_submits(
     assert refused(budget, submit.id, submit=True).reason is WaitReason.PAUSED
 
 
-def test_to_resume_an_account_ends_what_was_refused_it(budget: Budget, accounts: Accounts) -> None:
+def test_to_resume_an_account_ends_what_was_refused_it_and_wakes_a_dispatcher(
+    budget: Budget, accounts: Accounts, client: Any
+) -> None:
     budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted")
+    client.delete(keys.wake())
     accounts.stop_submits("default", stopped=False)
+    assert client.llen(keys.wake()) == 1
     assert accounts.status("default").unwell == ""
     for holder in ("b", "c"):
         take(budget, holder, submit=True)
