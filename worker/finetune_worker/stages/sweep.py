@@ -99,7 +99,7 @@ class _Look:
 
 def sweep_if_due(container: Container, account: str) -> str:
     """Sweep if that was not done by another message. While transfers keep all threads busy a new one is sent for each
-    that is not picked up; all but one of them would cost a call for nothing."""
+    that is not picked up; all but one of them would read all trainings, to be refused their call."""
     if not container.budget.wants_sweep(account):
         return _SWEPT
     return sweep(container, account)
