@@ -88,6 +88,13 @@ def test_a_wait_uses_no_attempt(bench: Bench) -> None:
     assert bench.container.accounts.place(job) == 0
 
 
+@pytest.mark.parametrize("outcome", [Wait("w", WaitReason.API_SLOT, 3600, room_score=1.0), Retry(ERROR, after=3600)])
+def test_a_job_waits_no_longer_than_its_caller_does(bench: Bench, outcome: Outcome) -> None:
+    job = bench.job(deadline=datetime.now(UTC) + timedelta(seconds=60))
+    run(bench, job, lambda *_: outcome)
+    assert 30_000 < bench.due_ms(job) - bench.read(job).updated_ms <= 60_000
+
+
 def test_a_defect_of_ours_ends_in_the_job_and_not_in_a_traceback_alone(bench: Bench) -> None:
     job = bench.job()
 
