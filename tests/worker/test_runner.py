@@ -71,6 +71,13 @@ def test_a_retry_uses_an_attempt_and_the_last_one_fails_the_job(bench: Bench) ->
     assert not result.proceed
 
 
+def test_an_outage_uses_no_attempt_and_is_over_with_another_failure(bench: Bench) -> None:
+    job = bench.job()
+    for outage, counted in (True, (0, 1)), (True, (0, 2)), (False, (1, 0)), (True, (1, 1)):
+        run(bench, job, lambda *_, outage=outage: Retry(ERROR, outage=outage))
+        assert (bench.read(job).attempts, bench.read(job).outages) == counted
+
+
 def test_what_went_wrong_is_logged_as_a_warning(bench: Bench) -> None:
     outcomes = (Wait("w", WaitReason.BACKOFF, 10), Retry(ERROR), Fail(ERROR), Attention("look", "it may be paid"))
     for outcome, level in zip(outcomes, ("info", "warning", "warning", "warning"), strict=True):
