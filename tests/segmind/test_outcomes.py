@@ -53,7 +53,7 @@ def test_a_name_server_that_does_not_answer_sent_nothing(monkeypatch: pytest.Mon
     error = failure("https://api.segmind.invalid", submit, call_timeout=0.3)
     over.set()
     assert time.monotonic() - began < 20
-    assert (type(error), error.code) == (NotSent, "connect_timeout")
+    assert (type(error), error.code, error.under_way) == (NotSent, "connect_timeout", False)
 
 
 def test_a_name_that_no_thread_is_left_to_look_up_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_tls_handshake_that_never_ends_sent_nothing() -> None:
 
 def test_a_connection_that_is_never_accepted_sent_nothing(deaf_port: int) -> None:
     error = failure(f"http://127.0.0.1:{deaf_port}", submit, connect_timeout=0.3)
-    assert (type(error), error.code) == (NotSent, "connect_timeout")
+    assert (type(error), error.code, error.under_way) == (NotSent, "connect_timeout", False)
 
 
 def test_of_many_addresses_each_has_its_turn(deaf_port: int, monkeypatch: pytest.MonkeyPatch) -> None:

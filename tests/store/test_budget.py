@@ -124,9 +124,12 @@ def test_the_estimate_counts_the_calls_of_before_a_limit_was_lowered(
     assert accounts.slot_in(accounts.status("default"), 0) > 60
 
 
-def test_a_reservation_that_nobody_takes_frees_the_slot(budget: Budget, jobs: JobStore, client: Any) -> None:
+def test_a_reservation_that_nobody_takes_frees_the_slot_and_its_job_is_due_again(
+    budget: Budget, jobs: JobStore, client: Any
+) -> None:
     lost = parked(jobs)
     budget.reserve("default", 10)
+    assert client.zscore(keys.deadlines(), lost.id) <= server_ms(client) + 2_000  # the handover
     expire_slots(client, 3)
     for _ in range(3):
         take(budget)
