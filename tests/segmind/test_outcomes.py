@@ -53,7 +53,7 @@ def test_a_name_server_that_does_not_answer_sent_nothing(monkeypatch: pytest.Mon
     error = failure("https://api.segmind.invalid", submit, call_timeout=0.3)
     over.set()
     assert time.monotonic() - began < 20
-    assert (type(error), error.code, error.under_way) == (NotSent, "connect_timeout", False)
+    assert (type(error), error.code) == (NotSent, "connect_timeout")
 
 
 def test_a_name_that_no_thread_is_left_to_look_up_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_tls_handshake_that_never_ends_sent_nothing() -> None:
 
 def test_a_connection_that_is_never_accepted_sent_nothing(deaf_port: int) -> None:
     error = failure(f"http://127.0.0.1:{deaf_port}", submit, connect_timeout=0.3)
-    assert (type(error), error.code, error.under_way) == (NotSent, "connect_timeout", False)
+    assert (type(error), error.code) == (NotSent, "connect_timeout")
 
 
 def test_of_many_addresses_each_has_its_turn(deaf_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,8 @@ def test_a_call_whose_time_was_over_before_its_first_byte_sends_nothing(
     monkeypatch.setattr(HTTPConnection, "connect", stand_still)
     heard: list[bytes] = []
     with RawServer(lambda wire: heard.append(wire.sock.recv(100))) as server:
-        assert type(failure(server.url, call, call_timeout=0.3)) is NotSent
+        error = failure(server.url, call, call_timeout=0.3)
+    assert (type(error), error.under_way) == (NotSent, False)
     assert heard == [b""]
 
 

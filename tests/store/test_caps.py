@@ -66,6 +66,17 @@ def test_no_more_submits_are_started_than_a_cap_leaves_room_for(
     assert budget.reserve("default", 10)[0] == [waiting[2].id]  # the other's message was lost
 
 
+def test_who_waits_behind_submits_that_were_just_handed_out_keeps_no_dispatcher_awake(
+    budget: Budget, accounts: Accounts, jobs: JobStore, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=5, window=60.0, max_training=1))
+    first, _ = parked(jobs), parked(jobs)
+    client.zadd(keys.slots("default"), {"free soon": server_ms(client) + 500})
+    holders, wait = budget.reserve("default", 10)
+    assert holders == [first.id]
+    assert wait == 2.0, "the handover: it does not come sooner that one of them did not come for its slot"
+
+
 @pytest.mark.parametrize(
     ("ages", "spent", "days_ago", "held"),
     [
