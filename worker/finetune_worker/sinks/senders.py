@@ -126,7 +126,7 @@ class Sending:
             raise
         except Exception as error:
             # A driver's own kind of failure must not keep its line from being tried again, and reported.
-            log.exception("sender_crashed", sink=sink.shown)
+            log.exception("sender_crashed", job_id=event.subject, event_id=event.id, sink=sink.shown)
             raise DeliveryError(f"{sink.shown} met an unexpected {type(error).__name__}") from error
 
     def _send(self, sink: Sink, event: Event, text: str) -> int | None:
