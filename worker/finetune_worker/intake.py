@@ -48,7 +48,8 @@ _READ = "application/json"
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a message says, beside its request, of when that may become a job, and when the job is to start."""
+    """A message's conditions, beside its request: when the job is to start (``eta``), until when it may become a job at
+    all (``expires``), and whether it was ``revoked`` before a worker took it."""
 
     eta: datetime | None = None
     expires: datetime | None = None
@@ -86,10 +87,11 @@ def accept(
     message_id: str,
     terms: Terms = AT_ONCE,
 ) -> str:
-    """Register the request of a message, or find the job that it names, and start its chain, or let it wait.
+    """Register the request of a message, or find the job that the message names; then start the job's chain, or let the
+    job wait for its time. Returns a sentence on what was done.
 
-    A message that cannot become a job is set aside with its body, and a ``rejected`` event tells of it; so is a request
-    that comes too late by its message's ``terms``.
+    A message that cannot become a job is set aside: it is kept with its body, and a ``rejected`` event says why. So is
+    a request that its message's ``terms`` no longer allow to become a job.
 
     Raises:
         RedisError: the store is out of reach; the message was not acknowledged and comes again.
@@ -142,7 +144,7 @@ def _put_off(container: Container, job: JobRecord, seconds: float) -> str:
 
 
 def named_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """Return the job that a message names and no more; None for any other, which may be a raw client's request."""
+    """Return the id of the job if that is all the message holds, else None: it may be a raw client's request."""
     match args:
         case [str(job_id)] if is_job_id(job_id) and not kwargs:
             return job_id
@@ -186,7 +188,7 @@ def _register(
 
 
 def _refuse_new(container: Container, job_id: str, refusal: str) -> None:
-    """Refuse the request, unless its message came in time before and made its job."""
+    """Refuse a request that comes too late, unless its message was delivered before, in time, and made the job."""
     try:
         container.jobs.get(job_id)
     except JobNotFoundError:
