@@ -146,7 +146,7 @@ def _put_off(container: Container, job: JobRecord, seconds: float) -> str:
 def named_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
     """Return the id of the job if that is all the message holds, else None: it may be a raw client's request."""
     match args:
-        case [str(job_id)] if is_job_id(job_id) and not kwargs:
+        case [str(job_id)] if is_job_id(job_id) and not kwargs:  # no other string may become part of a key
             return job_id
     return None
 
@@ -168,20 +168,20 @@ def set_aside(
 def _register(
     container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str, terms: Terms
 ) -> str:
+    if (registered := named_job(args, kwargs)) is not None:
+        return registered  # by the SDK, before it sent the message
     if len(args) != 1 or kwargs:
         raise RequestError([f"finetune.run takes one argument, the request (got {len(args)} and {len(kwargs)} named)"])
     if isinstance(args[0], str):
-        if not is_job_id(args[0]):  # it would become part of a key
-            raise RequestError(["finetune.run takes a request, or the id of a registered job (got another string)"])
-        return args[0]  # the SDK registered the job before it sent the message
+        raise RequestError(["finetune.run takes a request, or the id of a registered job (got another string)"])
     request = parse_request(args[0])
     if request.idempotency_key is not None:
         job_id = derived_job_id(request.account, request.idempotency_key)
     else:
         # So that a redelivered message finds the job it made the first time.
         job_id = message_job_id(request.account, message_id)
-    if terms.refusal is not None:
-        _refuse_new(container, job_id, terms.refusal)
+    if (refusal := terms.refusal) is not None:
+        _refuse_new(container, job_id, refusal)
         return job_id
     container.jobs.register(job_id, request, delay=max(terms.wait, container.settings.finetune_handover))
     return job_id
