@@ -42,8 +42,8 @@ log = structlog.get_logger(__name__)
 PUT_BACK_AFTER = 1.0
 """Seconds before a message that could not be written down goes back to the queue."""
 
-_READ = "application/json"
-"""The one type of content that a worker takes from a message (``accept_content``)."""
+_CONTENT_TYPE = "application/json"
+"""The only content type that a worker reads (``accept_content``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class DeadLetterStep(bootsteps.StartStopStep):
 
         def keep(*args: Any, **kwargs: Any) -> Any:
             message = args[position]
-            if not self._set_aside(parent.app.finetune.container, message, name):
+            if not self._set_aside(parent.app.finetune.container, message, name.removeprefix("on_")):
                 # Kept in hand, it would take a thread's place until the worker ends.
                 parent.timer.call_after(PUT_BACK_AFTER, message.requeue)
                 return None
@@ -232,16 +232,16 @@ class DeadLetterStep(bootsteps.StartStopStep):
             content_encoding=str(message.content_encoding or "binary"),
         )
         message_id = str(headers.get("id") or new_job_id())
-        task = str(headers.get("task") or "none")
-        problems = [f"Celery could not take the message ({why.removeprefix('on_')}, task {task})"]
         if problem is not None:
-            problems = [f"not a valid Celery message: {problem}"]
-        elif raw.content_type != _READ:
-            problems = [f"its content is {raw.content_type}: only {_READ} is read"]
+            said = f"not a valid Celery message: {problem}"
+        elif raw.content_type != _CONTENT_TYPE:
+            said = f"its content is {raw.content_type}: only {_CONTENT_TYPE} is read"
+        else:
+            said = f"Celery could not take the message ({why}, task {headers.get('task') or 'none'})"
         try:
-            container.rejections.add(message_id, raw, why.removeprefix("on_"), problems)
+            container.rejections.add(message_id, raw, why, [said])
         except RedisError:
             log.exception("dead_letter_not_kept", message_id=message_id)
             return False
-        log.warning("message_rejected", message_id=message_id, problems=problems)
+        log.warning("message_rejected", message_id=message_id, problems=[said])
         return True
