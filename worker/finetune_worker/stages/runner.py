@@ -54,9 +54,6 @@ def run_stage(
     job = read_job(container, job_id)
     if isinstance(job, str):
         return StageResult(job, proceed=False)
-    structlog.contextvars.bind_contextvars(account=job.account)
-    if job.finetune_id is not None:
-        structlog.contextvars.bind_contextvars(finetune_id=job.finetune_id)
     if job.state.terminal or job.state is JobState.NEEDS_ATTENTION or job.stage is not stage:
         return StageResult(f"nothing to do: the job {job.state.sentence}", proceed=False)
     if job.owner:
@@ -119,14 +116,18 @@ def record(container: Container, doing: str, outcome: Outcome, started: float, *
 
 
 def read_job(container: Container, job_id: str) -> JobRecord | str:
-    """Return the job, or say why this worker can do nothing for it."""
+    """Return the job, with its account and training bound for the log; or say why this worker can do nothing for it."""
     try:
-        return container.jobs.get(job_id)
+        job = container.jobs.get(job_id)
     except JobNotFoundError as error:
         log.warning("job_missing", job_id=job_id)
         return str(error)
     except UnreadableJobError as error:
         return left_alone(error)
+    structlog.contextvars.bind_contextvars(account=job.account)
+    if job.finetune_id is not None:
+        structlog.contextvars.bind_contextvars(finetune_id=job.finetune_id)
+    return job
 
 
 def left_alone(error: UnreadableJobError) -> str:
