@@ -45,7 +45,8 @@ def upload(container: Container, claim: Claim) -> Outcome:
         return Fail(_unreachable_sink(refusal))
     upload_to = None
     if claim.job.dataset_report is not None:
-        # Checked before. If it came with a call slot all the same, that must not wait for a share of the transfers.
+        # Checked before, so the URL is all that it lacks. It is asked for before a share of the transfers is taken: the
+        # job may have been given a call slot, which would lapse while it waits for the share.
         presigned = _kept_url(container, claim.job) or _presign(container, claim)
         if not isinstance(presigned, PresignedUpload):
             return presigned
@@ -65,14 +66,15 @@ def presign(container: Container, claim: Claim) -> Outcome:
     found = _kept_url(container, claim.job) or _presign(container, claim)
     if not isinstance(found, PresignedUpload):
         return found
-    # No step further than the uploads that may have failed before.
+    # To have the URL is no step further: what is counted of uploads that failed stays. Outages are over with a call
+    # that went well, and so is the error that the last of them left.
     job = claim.job
     as_before = {"attempts": job.attempts, "takeovers": job.takeovers, "error": None if job.outages else job.error}
     return Done("has its upload URL", fields=as_before)
 
 
 def _unreachable_sink(refusal: str) -> JobError:
-    """A training whose result nobody would get is not paid for."""
+    """The error if a sink of the request cannot be served: its result would reach nobody, so no training is paid."""
     return JobError(
         code="reply_to_refused",
         stage=Stage.UPLOAD,
@@ -137,7 +139,8 @@ def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpl
 
 
 def _checked(claim: Claim, path: Path, *, hold: float) -> DatasetReport:
-    """Return the report of the dataset's check; the job that has a new one is held for the call that comes next."""
+    """Return the report of the dataset's check: the stored one if the file is the same, else a new one. With a new one
+    the job is held for ``hold`` seconds, for the API call that comes next."""
     request = claim.job.request
     if claim.job.dataset_report is not None:
         known = DatasetReport.model_validate(claim.job.dataset_report)
