@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from finetune_queue.contract import JobError, JobRecord, JobState, Stage
+from finetune_queue.contract import JobError, JobState, Stage
 from finetune_queue.datasets.check import check_archive
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.datasets.report import DatasetReport
@@ -47,10 +47,10 @@ def upload(container: Container, claim: Claim) -> Outcome:
     if claim.job.dataset_report is not None:
         # Checked before, so the URL is all that it lacks. It is asked for before a share of the transfers is taken: the
         # job may have been given a call slot, which would lapse while it waits for the share.
-        presigned = _kept_url(container, claim.job) or _presign(container, claim)
-        if not isinstance(presigned, PresignedUpload):
-            return presigned
-        upload_to = presigned
+        found = _upload_url(container, claim)
+        if not isinstance(found, PresignedUpload):
+            return found
+        upload_to = found
     with (
         transfer_share(container, claim, CallClass.PREPARE),
         container.work_folder.scratch() as scratch,
@@ -63,7 +63,7 @@ def upload(container: Container, claim: Claim) -> Outcome:
 
 def presign(container: Container, claim: Claim) -> Outcome:
     """Ask for the upload URL of a job that was given a call slot for it; its upload has a message of its own."""
-    found = _kept_url(container, claim.job) or _presign(container, claim)
+    found = _upload_url(container, claim)
     if not isinstance(found, PresignedUpload):
         return found
     # To have the URL is no step further: what is counted of uploads that failed stays. Outages are over with a call
@@ -107,10 +107,10 @@ def _prepare(container: Container, claim: Claim, scratch: Path, upload_to: Presi
     report = _checked(claim, found.path, hold=longest_call(container))
     if not report.ok:
         return Fail(_rejected(report))
-    presigned = upload_to or _presign(container, claim)
-    if not isinstance(presigned, PresignedUpload):
-        return presigned
-    return _put(container, claim, found.path, presigned, report)
+    target = upload_to or _upload_url(container, claim)
+    if not isinstance(target, PresignedUpload):
+        return target
+    return _put(container, claim, found.path, target, report)
 
 
 def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpload, report: DatasetReport) -> Outcome:
@@ -172,13 +172,13 @@ def _rejected(report: DatasetReport) -> JobError:
     )
 
 
-def _kept_url(container: Container, job: JobRecord) -> PresignedUpload | None:
-    kept = container.jobs.upload_url(job.id)
-    return None if kept is None else PresignedUpload.model_validate_json(kept)
-
-
-def _presign(container: Container, claim: Claim) -> PresignedUpload | Outcome:
+def _upload_url(container: Container, claim: Claim) -> PresignedUpload | Outcome:
+    """Return where to put the job's dataset: the URL that is kept, or a new one, for a call; or the outcome by which
+    the job waits for that call."""
     job, what = claim.job, "ask for an upload URL"
+    kept = container.jobs.upload_url(job.id)
+    if kept is not None:
+        return PresignedUpload.model_validate_json(kept)
     # Named after the job: the mark by which a submit of unknown outcome is found again.
     name = upload_name(job)
     found = ask(container, claim, CallClass.PREPARE, what, lambda client: client.presign_upload(name))
