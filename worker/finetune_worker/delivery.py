@@ -215,17 +215,22 @@ class _Delivery:
         else:
             found_ms = self._now_ms()
             rest = self._put_off(down, rest, found_ms)
-            # The hold was just made longer; an attempt may have taken all of the slice.
-            end = time.monotonic() + min(SLICE, self._lease / 2)
-            seen: set[str] = set()
-            while time.monotonic() < end:
-                ids = self._outbox.waiting(self._hold, BATCH, due=True)
-                passed = self._pass_over(ids, found_ms, down)
-                # Where this takes longer than the sink has to wait, those that were put off come round again.
-                if not ids or len(passed) < len(ids) or passed & seen:
-                    break
-                seen |= passed
+            self._pass_over_due(down, found_ms)
         self._outbox.settle(self._hold, down_for=rest, reason=error.sentence, reached=self._reached)
+
+    def _pass_over_due(self, down: _LineDownError, found_ms: int) -> None:
+        """Pass over the due jobs of sinks that are put off, up to the first job that may be tried: the line's next
+        attempt is to be at that one."""
+        # Not until the end of the slice, of which the attempt may have left nothing: it has renewed the hold.
+        end = time.monotonic() + min(SLICE, self._lease / 2)
+        seen: set[str] = set()
+        while time.monotonic() < end:
+            ids = self._outbox.waiting(self._hold, BATCH, due=True)
+            passed = self._pass_over(ids, found_ms, down)
+            # If this takes longer than the sink has to wait, the jobs that were put off first are due again.
+            if not ids or len(passed) < len(ids) or passed & seen:
+                return
+            seen |= passed
 
     def _put_off(self, down: _LineDownError, rest: float, now: int) -> float:
         """Put off the sink that did not answer; returns for how many seconds its line rests. The sink waits for longer
