@@ -25,7 +25,7 @@ from finetune_queue.store import (
     transfers_of,
 )
 from finetune_worker.container import Container
-from finetune_worker.loops import LoopStep
+from finetune_worker.loops import LONGEST_SLEEP, LoopStep
 from finetune_worker.pulse import Loop
 from finetune_worker.stages.access import end_change
 from finetune_worker.stages.calls import PARKED
@@ -38,9 +38,6 @@ log = structlog.get_logger(__name__)
 
 BATCH = 100
 """Jobs taken at once."""
-
-LONGEST_SLEEP = 5.0
-"""Seconds; the net below a wake-up that was lost with the dispatcher it went to. Shorter than the store's time-out."""
 
 PATIENCE = 0.2
 """Seconds that each message in front may take before a message that was not picked up counts as lost."""
