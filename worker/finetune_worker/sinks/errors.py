@@ -18,7 +18,7 @@ class DeliveryError(Exception):
         sentence: For people; names no URL.
         status: The status of the HTTP answer, if there was one.
         unreachable: Nothing gets through to the sink now, so other jobs' events for it need not be tried either.
-        whole_origin: Nor events for any other sink of its origin: the attempt failed before it said which of them it is for.
+        whole_origin: Nor events for any other sink of its origin: the attempt failed before it said which it is for.
         hopeless: The sink will not take the event later either.
         gone: The sink said that it wants no more events of the job.
         after: Seconds for which the sink asked to be left alone.
