@@ -140,13 +140,14 @@ class Dispatcher:
         for job in jobs:
             if job.id in left:
                 continue
-            try:
-                self._resume(job)
-            except ConflictError:
-                log.info("deadline_overtaken", job_id=job.id)  # its worker lives and moved it
-            else:
-                if self._lost_its_worker(job):
-                    self._container.counters.add(TAKEOVERS)
+            with structlog.contextvars.bound_contextvars(job_id=job.id, account=job.account):
+                try:
+                    self._resume(job)
+                except ConflictError:
+                    log.info("deadline_overtaken")  # its worker lives and moved it
+                else:
+                    if self._lost_its_worker(job):
+                        self._container.counters.add(TAKEOVERS)
         if len(due) == BATCH:
             return 0.0
         return LONGEST_SLEEP if wait is None else wait
@@ -206,7 +207,6 @@ class Dispatcher:
             takeovers = fields["takeovers"] = job.takeovers + lost
             log.warning(
                 "lease_expired",
-                job_id=job.id,
                 state=str(job.state),
                 owner=job.owner,
                 takeovers=takeovers,
@@ -245,7 +245,7 @@ class Dispatcher:
             action="Find out what ended them (memory, node, SIGKILL) at the times of lease_expired in the logs; then "
             f"{again(doing)}.",
         )
-        log.error("job_set_aside", job_id=job.id, stage=doing, takeovers=takeovers)
+        log.error("job_set_aside", stage=doing, takeovers=takeovers)
         if job.access is not None and job.wants_access:
             end_change(self._container, job, job.access.refused(error))
         elif job.tracked and job.finetune_id is None:
