@@ -43,8 +43,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class EndedCall:
-    """A call that ended. ``result`` is ``ok`` or the error's code, ``skew`` by how many seconds this machine's clock is
-    ahead of Segmind's at least, None without a reply that says its time."""
+    """A call that ended. ``result`` is ``ok`` or the error's code, ``skew`` what
+    :func:`~finetune_worker.wire.headers.clock_skew` says of Segmind's clock."""
 
     operation: str
     result: str
