@@ -7,8 +7,8 @@ What a failed attempt puts off depends on what it says:
   attempt is at another sink. If that one answers, the line goes on, and only the first sink stays put off.
 - The sink refused the event of one job: that job is put off within the line.
 
-Each of these waits is longer than the one before. Events that a sink did not take for `FINETUNE_SINK_LIMIT`, or never
-will, become a dead letter, but not before an attempt has shown how that sink, or its whole origin, is.
+All of these wait longer each time. Events that a sink did not take for `FINETUNE_SINK_LIMIT`, or never will, become a
+dead letter, but not before an attempt has shown how that sink, or its whole origin, is.
 """
 
 import threading

@@ -12,7 +12,7 @@ from finetune_queue.contract.job import Progress
 from finetune_queue.store import Change, JobStore, NotDurableError
 
 _SIGNS_PER_LEASE = 6
-"""How many times a stage that reports progress renews its lease before that would end."""
+"""How many times a stage that reports progress renews its lease within the time of one."""
 
 
 class CancelRequestedError(Exception):

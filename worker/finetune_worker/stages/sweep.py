@@ -198,8 +198,8 @@ def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, ask
 
 def _need_not_look(container: Container, job: JobRecord, asked_ms: int) -> bool:
     """Tell whether the job, which had not been seen for long and so waits for a call to look at its training alone,
-    needs that call no more, as this look has seen the training. After a pause or an outage that goes for all trainings:
-    each call would go before any submit."""
+    needs that call no more, as this look has seen the training. After a pause or an outage this may be so for all of an
+    account's trainings, and their calls would all go before any submit."""
     parked = job.waiting_for is not None and not job.owner
     return parked and not job.wants_details and training_time_left(container, job, asked_ms) > 0
 

@@ -218,7 +218,7 @@ def _has_prompt(job: JobRecord, details: FinetuneDetails) -> bool:
 
 
 def _off(job: JobRecord, created_ms: int, call_timeout: float) -> timedelta:
-    """Return by how much a training was created before or after the job's submit was on its way; 0 if meanwhile."""
+    """Return by how much a training was created too early or too late to be from the job's submit; 0 if it may be."""
     intent_ms = job.intent_ms or 0
     early = timedelta(milliseconds=intent_ms - _at_latest(created_ms)) - CLOCK_SKEW
     late = timedelta(milliseconds=created_ms - intent_ms) - timedelta(seconds=call_timeout) - CLOCK_SKEW
