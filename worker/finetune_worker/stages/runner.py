@@ -205,17 +205,15 @@ def _account_unknown(doing: str, error: Exception) -> JobError:
     )
 
 
-def _cancelled(job: JobRecord) -> Outcome:
-    return Done(cancel_sentence(job), to=JobState.CANCELLED)
-
-
-def cancel_sentence(job: JobRecord) -> str:
-    """Say what a cancel stops and what it cannot."""
+def _cancelled(job: JobRecord) -> Done:
+    """End the job, and say what the cancel could stop."""
     if job.finetune_id is not None:
-        return f"cancelled here; training {job.finetune_id} continues at Segmind, which has no cancel"
-    if job.tracked:
-        return "cancelled: a submit was on its way, so Segmind may have started, and charged for, a training"
-    return "cancelled: nothing had been submitted"
+        said = f"cancelled here; training {job.finetune_id} continues at Segmind, which has no cancel"
+    elif job.tracked:
+        said = "cancelled: a submit was on its way, so Segmind may have started, and charged for, a training"
+    else:
+        said = "cancelled: nothing had been submitted"
+    return Done(said, to=JobState.CANCELLED)
 
 
 def _deadline_error(job: JobRecord) -> JobError:
