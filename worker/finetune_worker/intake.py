@@ -34,6 +34,7 @@ from finetune_queue.store import (
 from finetune_worker.container import Container
 from finetune_worker.envelope import PROBLEM
 from finetune_worker.stages.claim import until_deadline
+from finetune_worker.stages.conclude import parked
 from finetune_worker.stages.runner import left_alone
 from finetune_worker.stages.shares import has_share, park_for_transfer
 
@@ -127,8 +128,7 @@ def _start(container: Container, job: JobRecord) -> str:
     if has_share(container, job):
         # Straight into the account's room: a backlog of one account must not fill the queue that others share.
         wait = park_for_transfer(job, CallClass.PREPARE, 0)
-        delay = until_deadline(job, wait.delay)
-        change, reason = Change(delay=delay, room_score=wait.room_score, for_transfer=True), wait.reason
+        change, reason = parked(job, wait), wait.reason
     container.jobs.transition(job, change, to=JobState.UPLOADING, waiting_for=reason)
     if reason is None:
         container.messenger.start(job.id, Stage.UPLOAD.and_after(), priority=BEGIN)

@@ -69,10 +69,14 @@ def _done(container: Container, job: JobRecord, stage: Stage, outcome: Done) -> 
 
 
 def _wait(container: Container, job: JobRecord, outcome: Wait) -> JobRecord:
-    delay = until_deadline(job, outcome.delay)
-    change = Change(delay=delay, room_score=outcome.room_score, for_transfer=outcome.for_transfer)
     fields = {**RELEASED, "waiting_for": outcome.reason, **outcome.fields}
-    return container.jobs.transition(job, change, **fields)
+    return container.jobs.transition(job, parked(job, outcome), **fields)
+
+
+def parked(job: JobRecord, wait: Wait) -> Change:
+    """Return the change by which a job waits, in a room if ``wait`` names a place there."""
+    delay = until_deadline(job, wait.delay)
+    return Change(delay=delay, room_score=wait.room_score, for_transfer=wait.for_transfer)
 
 
 def _retry(container: Container, job: JobRecord, outcome: Retry) -> tuple[JobRecord, StageResult]:
