@@ -80,9 +80,10 @@ def after_storage(error: StorageError, stage: Stage) -> Retry | Fail:
 
 def after_transfer(error: TransferError, stage: str) -> Retry | Fail:
     """Return how a stage ends whose upload or download did not succeed: the weights are paid for, so an outage is sat
-    out; so is a disk that fills up while their store is away."""
+    out; so are a disk that fills up while their store is away, and a bad line over which they come bit by bit."""
     found = from_transfer(error, stage)
     if not error.retryable:
         return after_error(found)
-    outage = isinstance(error, NoAnswer) or (stage == Stage.DOWNLOAD and error.code == "disk_full")
+    full = stage == Stage.DOWNLOAD and error.code == "disk_full"
+    outage = isinstance(error, NoAnswer) or error.gained or full
     return Retry(found, after=error.retry_after, outage=outage)
