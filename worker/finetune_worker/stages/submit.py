@@ -90,8 +90,8 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
         return Fail(from_api(error, Stage.SUBMIT), fields=UNSENT)
     except OutcomeUnknown as error:
         log.warning("submit_outcome_unknown", code=error.code, detail=error.detail)
-        # An unclear status may be this job's own doing, so it uses an attempt; an outage uses none.
-        tried = claim.job.attempts + (error.code == "unclear_status")
+        # An unclear answer may be this job's own doing, so it uses an attempt; an outage uses none.
+        tried = claim.job.attempts + (error.code in {"unclear_status", "unreadable_reply"})
         return _look_for_it(container, claim.job, error.detail, attempts=tried)
     return _accepted(claim.job, reply)
 
