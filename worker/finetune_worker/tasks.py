@@ -43,8 +43,7 @@ class Recovered(Task):  # type: ignore[type-arg]
     throws = (RedisError, OperationalError)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002
-        """Clear the log fields that the task before bound on this thread. The task's body could not: it never runs if
-        the arguments do not fit."""
+        """Clear the log fields that the task before bound on this thread: one whose message names no job binds none."""
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(task_id=task_id)
 
