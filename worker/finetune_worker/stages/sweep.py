@@ -67,13 +67,29 @@ class _Watched:
 
 @dataclass(slots=True)
 class _Look:
-    """What one look at the account showed of the jobs it was for; nothing of the account's other trainings is kept."""
+    """One look at Segmind for an account's tracked jobs, and what it showed of them: ``found`` of those whose training
+    is known, ``sightings`` of those that are ``unsure``. Of the account's other trainings nothing is kept."""
 
+    tracked: int = 0
     by_finetune_id: dict[str, _Watched] = field(default_factory=dict)
     unsure: list[JobRecord] = field(default_factory=list)
     found: dict[str, FinetuneItem | FinetuneDetails] = field(default_factory=dict)
     sightings: dict[str, Sightings] = field(default_factory=dict)
     complete: bool = False
+
+    @classmethod
+    def at(cls, jobs: Iterable[JobRecord]) -> Self:
+        """Prepare the look at the jobs' trainings."""
+        look = cls()
+        for job in jobs:
+            look.tracked += 1
+            if job.finetune_id is not None:
+                look.by_finetune_id[job.finetune_id] = _Watched.of(job)
+            elif not job.owner:
+                # A job that a worker holds is in the middle of its submit, or of its own look: it is left alone.
+                look.unsure.append(job)
+                look.sightings[job.id] = Sightings()
+        return look
 
     def run(self, client: SegmindClient) -> None:
         """Make the one call: the list, or the details of an only job."""
@@ -113,16 +129,7 @@ def sweep(container: Container, account: str) -> str:
     except UnknownAccountKeyError as error:
         log.warning("sweep_without_key", account=account, detail=str(error))
         return f"no sweep: {error}"
-    look = _Look()
-    tracked = 0
-    for job in container.jobs.tracked(account):
-        tracked += 1
-        if job.finetune_id is not None:
-            look.by_finetune_id[job.finetune_id] = _Watched.of(job)
-        elif not job.owner:
-            # One that a worker holds is in the middle of its submit, or of its own look: it is left alone.
-            look.unsure.append(job)
-            look.sightings[job.id] = Sightings()
+    look = _Look.at(container.jobs.tracked(account))
     if not (look.by_finetune_id or look.unsure):
         return "no trainings to look at"
     try:
@@ -139,8 +146,8 @@ def sweep(container: Container, account: str) -> str:
         log.warning("sweep_incomplete", account=account, detail=trouble)
     moved = _act_on(container, account, look, asked_ms=slot.at_ms)
     _plan_next(container, account, look, now_ms=slot.at_ms, looked=trouble is None)
-    log.info("account_swept", account=account, tracked=tracked, seen=len(look.found), moved=moved)
-    seen = f"saw {len(look.found)} of {tracked} trainings, {moved} moved"
+    log.info("account_swept", account=account, tracked=look.tracked, seen=len(look.found), moved=moved)
+    seen = f"saw {len(look.found)} of {look.tracked} trainings, {moved} moved"
     return seen if trouble is None else f"{seen}; {trouble}"
 
 
