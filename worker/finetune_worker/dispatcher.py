@@ -25,7 +25,7 @@ from finetune_queue.store import (
     transfers_of,
 )
 from finetune_worker.container import Container
-from finetune_worker.loops import LONGEST_SLEEP, LoopStep
+from finetune_worker.loops import LONGEST_SLEEP, LoopStep, next_in
 from finetune_worker.pulse import Loop
 from finetune_worker.stages.access import end_change
 from finetune_worker.stages.calls import PARKED
@@ -148,9 +148,7 @@ class Dispatcher:
                 else:
                     if self._lost_its_worker(job):
                         self._container.counters.add(TAKEOVERS)
-        if len(due) == BATCH:
-            return 0.0
-        return LONGEST_SLEEP if wait is None else wait
+        return next_in(wait, more=len(due) == BATCH)
 
     def _still_queued(self, jobs: list[JobRecord], due: dict[str, int]) -> set[str]:
         """Return the jobs whose message was not picked up, but need not be lost, since its queue is long. They are put
@@ -264,9 +262,7 @@ class Dispatcher:
             if not job.settled:
                 self._start(job, priority)
                 self._uploads_start |= job.stage is Stage.UPLOAD
-        if len(holders) == BATCH:
-            return 0.0
-        return LONGEST_SLEEP if wait is None else wait
+        return next_in(wait, more=len(holders) == BATCH)
 
     def _transfers_are_crowded(self) -> bool:
         if self._uploads_start and time.monotonic() >= self._crowd_seen_at:

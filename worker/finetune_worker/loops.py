@@ -23,6 +23,14 @@ FIRST_RETRY, LONGEST_RETRY = 0.4, 5.0
 """Seconds until the next round after the first that Redis or the broker interrupted, and at most after several."""
 
 
+def next_in(wait: float | None, *, more: bool) -> float:
+    """Return the seconds until a loop looks again at what it took from: none if there may be ``more`` than it could
+    take at once, else ``wait``, None if only a change can bring something."""
+    if more:
+        return 0.0
+    return LONGEST_SLEEP if wait is None else wait
+
+
 class Rounds(Protocol):
     """What a loop does: ``announce`` once, then ``step`` and ``sleep`` in turn."""
 

@@ -13,7 +13,7 @@ import structlog
 from finetune_queue.store import Hold, RedisError, Standing
 from finetune_worker.container import Container
 from finetune_worker.delivery import deliver_line
-from finetune_worker.loops import LONGEST_SLEEP, LoopStep
+from finetune_worker.loops import LONGEST_SLEEP, LoopStep, next_in
 from finetune_worker.pulse import Loop
 
 log = structlog.get_logger(__name__)
@@ -87,9 +87,7 @@ class Notifier:
             sinks = self._container.sinks.of(requests.get(subject_id), only)
             if sinks is not None:  # or it stays in the outbox, too
                 self._outbox.line_up(subject_id, sinks)
-        if len(ids) == BATCH:
-            return 0.0
-        return LONGEST_SLEEP if wait is None else wait
+        return next_in(wait, more=len(ids) == BATCH)
 
     def _start_lines(self) -> float:
         free = self._free()
@@ -102,9 +100,7 @@ class Notifier:
                 self._outbox.put_back(hold, cap.look_again)
             else:
                 self._start(hold)
-        if len(holds) == free:
-            return 0.0
-        return LONGEST_SLEEP if wait is None else wait
+        return next_in(wait, more=len(holds) == free)
 
     def _start(self, hold: Hold) -> None:
         with self._lock:
