@@ -102,6 +102,16 @@ def test_wrong_settings_end_it_at_once(run: Run, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("queue_url")
+def test_a_reader_of_the_gateway_without_a_token(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it the gateway does not start."""
+    monkeypatch.setenv("FINETUNE_GATEWAY_READERS", "promethius")
+    found = checks(run("doctor", "--json"))["settings"]
+    assert found["status"] == "fail"
+    assert "FINETUNE_GATEWAY_READERS: there is no token for promethius" in found["message"]
+    assert "finetune gateway token NAME" in found["action"]
+
+
+@pytest.mark.usefixtures("queue_url")
 def test_it_says_whether_trainings_would_be_paid(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the real API: trainings are charged" in run("doctor").out
     monkeypatch.setenv("SEGMIND_BASE_URL", "http://127.0.0.1:9")

@@ -72,7 +72,7 @@ def doctor(*, api: bool, as_json: bool) -> ExitCode:
 
 
 def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
-    yield Finding("settings", "ok", "all values are valid")
+    yield _readers(settings)
     yield _api(settings)
     server = list(_server(settings))
     yield from server
@@ -95,6 +95,15 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
     yield _store("staging", "FINETUNE_STAGING_URL", settings.finetune_staging_url, needed=True)
     # Weights are written by workers; with a key in its settings this may be where one runs.
     yield _store("artifacts", "FINETUNE_ARTIFACT_URL", settings.finetune_artifact_url, needed=bool(settings.accounts))
+
+
+def _readers(settings: Settings) -> Finding:
+    """Say whether a gateway starts on these settings, whose values are valid one by one."""
+    if not (nobody := settings.unknown_readers):
+        return Finding("settings", "ok", "all values are valid")
+    said = f"FINETUNE_GATEWAY_READERS: there is no token for {words.printable(', '.join(nobody))}"
+    action = "Correct the name, or make a token: finetune gateway token NAME. A gateway does not start until then."
+    return Finding("settings", "fail", said, action)
 
 
 def _api(settings: Settings) -> Finding:
