@@ -12,6 +12,7 @@ from finetune_queue.messaging import QUEUE, RUN
 from finetune_queue.store import Workers, connect
 from support.cli import Run, Worker, checks
 from support.full_disk import fill_disk
+from support.socket_server import socket_server
 from support.until import until
 from wire.certificates import server_context
 from wire.rawserver import RawServer
@@ -28,6 +29,14 @@ def test_a_server_that_may_lose_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, 
     assert found["eviction"]["status"] == "fail"
     assert "allkeys-lru" in found["eviction"]["message"]
     assert "noeviction" in found["eviction"]["action"]
+
+
+def test_a_server_that_is_reached_by_a_socket_file(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket_server(tmp_path) as path:
+        monkeypatch.setenv("FINETUNE_REDIS_URL", f"unix://{path}?db=2")
+        found = checks(run("doctor", "--json"))
+    assert found["redis"]["status"] == "ok"
+    assert found["workers"]["message"].startswith("no worker answered")
 
 
 def test_a_server_that_is_full(run: Run, queue_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

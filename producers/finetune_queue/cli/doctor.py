@@ -201,8 +201,12 @@ def _workers(settings: Settings) -> tuple[int | None, list[Finding]]:
     return len(answered.ours), [Finding("workers", "ok", f"{alive}{beside}")]
 
 
+def _broker_url(settings: Settings) -> str:
+    return settings.finetune_broker_url or settings.finetune_redis_url
+
+
 def _other_broker(settings: Settings) -> bool:
-    return settings.finetune_broker_url not in {None, settings.finetune_redis_url}
+    return _broker_url(settings) != settings.finetune_redis_url
 
 
 def _silent(settings: Settings, beside: str, client: "Redis") -> Iterator[Finding]:
@@ -331,7 +335,7 @@ def _sinks(client: "Redis") -> Iterator[Finding]:
 def _strays(settings: Settings) -> Iterator[Finding]:
     """Find what raw clients sent to where no worker looks: without the key prefix, or to Celery's own default queue."""
     found: dict[str, int] = {}
-    with suppress(RedisError), connect(settings.broker_url) as client:  # of a broker that is away, `workers` tells
+    with suppress(RedisError), connect(_broker_url(settings)) as client:  # of a broker that is away, `workers` tells
         for name in stray_lists():
             # Another's key of that name, or one that this user may not read, is none of ours.
             with suppress(ResponseError, UnicodeDecodeError):
