@@ -76,6 +76,8 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
     yield _api(settings)
     server = list(_server(settings))
     yield from server
+    if _other_broker(settings):
+        yield from _broker(settings)
     if server[0].status == "ok":
         yield from _read(settings, "data", _emptied)
         yield from _read(settings, "clock", _clock)
@@ -150,6 +152,18 @@ def _server(settings: Settings) -> Iterator[Finding]:
     if settings.finetune_redis_replicas:
         yield _replicas(facts, settings.finetune_redis_replicas)
     yield _memory(facts)
+
+
+def _broker(settings: Settings) -> Iterator[Finding]:
+    """Say whether a broker that is another server is fit for one. If it is away, `workers` tells."""
+    where = _without_secrets(_broker_url(settings))
+    with suppress(RedisError), connect(_broker_url(settings)) as client:
+        facts = server_facts(client)
+        for problem in (problems := list(server_problems(facts))):
+            status: Status = "fail" if problem.unfit else "warn"
+            yield Finding("broker", status, f"{problem.message} at {where}", problem.action)
+        if not problems:
+            yield Finding("broker", "ok", f"{facts.name} {facts.version} at {where}")
 
 
 def _replicas(facts: ServerFacts, wanted: int) -> Finding:
