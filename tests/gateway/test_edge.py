@@ -160,6 +160,29 @@ def test_no_call_takes_a_parameter_that_it_does_not_have(http: httpx.Client, cli
     assert client.keys("*") == []
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/job", 404), ("DELETE", "/v1/jobs/0197f0a2-7a3c-7c41-9d5e-3b7f6a1c2e90", 405)],
+)
+def test_a_call_that_there_is_not_is_told_where_the_others_are(
+    http: httpx.Client, method: str, path: str, status: int
+) -> None:
+    reply = http.request(method, path)
+    assert reply.status_code == status
+    assert "/openapi.json" in reply.json()["detail"]
+
+
+def test_a_place_to_go_on_from_is_asked_for_in_words(http: httpx.Client) -> None:
+    assert http.get("/v1/events?after=x").json()["detail"] == "after: should be `next` of the previous page"
+    reply = http.get("/v1/stream", headers={"Last-Event-ID": "x"})
+    assert reply.json()["detail"] == "last-event-id: should be the id of the last event that came"
+
+
+def test_the_api_s_own_name_of_the_dataset_is_told_from_a_typo(http: httpx.Client) -> None:
+    said = http.post("/v1/jobs", json=sample(data_source_path="https://example.com/x.zip")).json()["detail"]
+    assert said == "/data_source_path: is called 'dataset' here"
+
+
 # how much
 
 
