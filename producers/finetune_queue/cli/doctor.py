@@ -21,7 +21,7 @@ from finetune_queue.contract.sink import USUAL_PORTS
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.messaging import QUEUE, Messenger, producer_app, stray_lists
 from finetune_queue.plain_words import byte_size
-from finetune_queue.settings import Settings, load_settings
+from finetune_queue.settings import Settings, load_settings, missing_for_worker
 from finetune_queue.storage import Place, StorageError
 from finetune_queue.store import (
     AuthenticationError,
@@ -72,7 +72,7 @@ def doctor(*, api: bool, as_json: bool) -> ExitCode:
 
 
 def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
-    yield _readers(settings)
+    yield from list(_unfit(settings)) or [Finding("settings", "ok", "all values are valid")]
     yield _api(settings)
     server = list(_server(settings))
     yield from server
@@ -99,13 +99,15 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
     yield _store("artifacts", "FINETUNE_ARTIFACT_URL", settings.finetune_artifact_url, needed=bool(settings.accounts))
 
 
-def _readers(settings: Settings) -> Finding:
-    """Say whether a gateway starts on these settings, whose values are valid one by one."""
-    if not (nobody := settings.unknown_readers):
-        return Finding("settings", "ok", "all values are valid")
-    said = f"FINETUNE_GATEWAY_READERS: there is no token for {words.printable(', '.join(nobody))}"
-    action = "Correct the name, or make a token: finetune gateway token NAME. A gateway does not start until then."
-    return Finding("settings", "fail", said, action)
+def _unfit(settings: Settings) -> Iterator[Finding]:
+    """Say why no gateway, or no worker, starts on these settings, whose values are valid one by one."""
+    if nobody := settings.unknown_readers:
+        said = f"FINETUNE_GATEWAY_READERS: there is no token for {words.printable(', '.join(nobody))}"
+        action = "Correct the name, or make a token: finetune gateway token NAME. A gateway does not start until then."
+        yield Finding("settings", "fail", said, action)
+    if settings.accounts:  # with a key this may be where a worker runs
+        for said in missing_for_worker(settings):
+            yield Finding("settings", "fail", said, "Set it where workers run. One does not start until then.")
 
 
 def _api(settings: Settings) -> Finding:
