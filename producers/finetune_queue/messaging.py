@@ -145,7 +145,7 @@ class Messenger:
                     priority = BEGIN if job.request.priority > USUAL_PRIORITY else ACCEPT
                     self._app.send_task(RUN, args=(job.id,), queue=QUEUE, priority=priority, producer=producer)
         except (OperationalError, BatchPublishError, RedisError) as error:
-            log.warning("messages_not_sent", jobs=len(jobs), first=jobs[0].id, error=str(error))
+            _not_sent(jobs, error)
 
     def start_many(self, jobs: Sequence[JobRecord]) -> None:
         """Start the rest of the chains of jobs that go on. If the broker is out of reach, their deadlines do it."""
@@ -155,7 +155,7 @@ class Messenger:
             try:
                 self.start(job.id, job.stage.and_after())
             except (OperationalError, RedisError) as error:
-                log.warning("messages_not_sent", jobs=len(jobs) - number, first=job.id, error=str(error))
+                _not_sent(jobs[number:], error)
                 return
 
     def start(self, job_id: str, stages: Sequence[Stage], *, priority: int = CONTINUE) -> None:
@@ -275,6 +275,11 @@ class Messenger:
         times["polling_interval"] = 0.1
         with self._app.connection_for_read(transport_options=times) as connection:
             yield connection.ensure_connection(max_retries=0)
+
+
+def _not_sent(jobs: Sequence[JobRecord], error: Exception) -> None:
+    then = "they are kept, and start some time after the broker is back"
+    log.warning("messages_not_sent", jobs=len(jobs), first=jobs[0].id, error=str(error), next=then)
 
 
 def _length(channel: Any, queue: str) -> int:

@@ -298,6 +298,11 @@ class Settings(BaseSettings):
         return {DEFAULT_ACCOUNT: only}
 
     @property
+    def unknown_readers(self) -> list[str]:
+        """The names in FINETUNE_GATEWAY_READERS that have no token: misspelt, one would leave its client all rights."""
+        return sorted(set(self.finetune_gateway_readers) - set(self.finetune_gateway_tokens))
+
+    @property
     def segmind_is_loopback(self) -> bool:
         """Whether the API is on this machine (the sandbox), where plain http and loopback addresses are allowed."""
         return is_loopback(urlsplit(self.segmind_base_url).hostname)

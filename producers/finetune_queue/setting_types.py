@@ -185,9 +185,15 @@ def _check_sinks(urls: tuple[str, ...]) -> tuple[str, ...]:
     return urls
 
 
+def _lower_scheme(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme.lower()}{mark}{rest}"
+
+
 def _check_reply_to(rules: tuple[str, ...]) -> tuple[str, ...]:
     if rules == ("none",):
         return ()
+    rules = tuple(map(_lower_scheme, rules))
     for rule in rules:
         parts = _split(rule) if rule.startswith(("http", *BROKERS)) else urlsplit(rule)
         if parts.scheme not in {*BROKERS, "http", "https", "celery", "stream", "list"} or "://" not in rule:

@@ -7,7 +7,7 @@ them).
 
 import difflib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,16 @@ from finetune_queue.setting_model import MISSING_KEY, Settings, SettingsError
 from finetune_queue.setting_sources import read_mapping, read_sources
 from finetune_queue.setting_types import AccountSettings, RateLimit, Shown
 
-__all__ = ["AccountSettings", "RateLimit", "SettingRow", "Settings", "SettingsError", "describe", "load_settings"]
+__all__ = [
+    "AccountSettings",
+    "RateLimit",
+    "SettingRow",
+    "Settings",
+    "SettingsError",
+    "describe",
+    "load_settings",
+    "missing_for_worker",
+]
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = Fa
         settings = Settings(**{name: value for name, value in known.items() if name not in wrong})
     problems += _contradictions(settings, known.keys(), wrong)
     if worker:
-        problems += _missing(settings, wrong)
+        problems += missing_for_worker(settings, wrong)
     if problems:
         raise SettingsError(problems)
     return settings
@@ -131,13 +140,14 @@ def _contradictions(settings: Settings, given: Iterable[str], wrong: set[str]) -
         yield "FINETUNE_BACKOFF_MAX: shorter than FINETUNE_BACKOFF_BASE"
 
 
-def _missing(settings: Settings, wrong: set[str]) -> Iterator[str]:
-    """Yield what is missing for a worker; producers, gateways and Flower do without."""
-    if not {"finetune_sinks", "finetune_signing_secret"} & wrong:
+def missing_for_worker(settings: Settings, wrong: Collection[str] = ()) -> Iterator[str]:
+    """Yield what is missing for a worker; producers, gateways and Flower do without. Says nothing of settings whose
+    values are ``wrong``."""
+    if not {"finetune_sinks", "finetune_signing_secret"}.intersection(wrong):
         for sink in parse_sinks(settings.finetune_sinks):
             if sink.kind is SinkKind.WEB and not settings.signing_secrets(sink.origin):
                 yield f"FINETUNE_SIGNING_SECRET: missing, and {sink.shown} in FINETUNE_SINKS needs one"
-    if not {"segmind_api_key", "segmind_accounts"} & wrong and not settings.accounts:
+    if not {"segmind_api_key", "segmind_accounts"}.intersection(wrong) and not settings.accounts:
         yield MISSING_KEY
 
 

@@ -109,7 +109,8 @@ class Tally:
         """Say what came of all lines."""
         for sentence in self._sentences():
             output.say(sentence)
-        output.say(f"Follow them: {output.program()} watch")
+        if self.new or self.known:
+            output.say(f"Follow them: {output.program()} watch")
 
     def cut_short(self, why: str, exit_code: ExitCode, code: str) -> CliError:
         """Make the error for an end before the last line."""

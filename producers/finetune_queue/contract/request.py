@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -112,14 +112,15 @@ def _check_number(value: object) -> object:
 
 def _check_moment(value: object, read: ValidatorFunctionWrapHandler) -> object:
     """Refuse numbers, also as text: pydantic takes them for Unix time, but whoever writes 90 means from now. One
-    sentence says whatever is wrong."""
+    sentence says whatever is wrong. In UTC, so that one moment is one, whatever zone a repeat of the request names."""
     try:
         number = float(value) if isinstance(value, str) else None
     except ValueError:
         number = None
-    with suppress(ValidationError):
+    with suppress(ValidationError, OverflowError):  # the second in the years 1 and 9999
         if number is None and isinstance(value, str | datetime | None):
-            return read(value)
+            moment: datetime | None = read(value)
+            return None if moment is None else moment.astimezone(UTC)
     raise ValueError("should be a time with a time zone, like 2026-01-31T18:00:00Z")
 
 

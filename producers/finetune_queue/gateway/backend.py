@@ -84,7 +84,7 @@ class Backend:
             ),
             hub=Hub(feed),
             hints=Hints(SweepClock(client).hint),
-            looks=Looks(jobs, accounts, overview, sinks, messenger),
+            looks=Looks(jobs, accounts, Workers(client), overview, sinks, messenger=messenger),
             loads=Loads(jobs, Deadlines(client), overview, messenger),
             metrics=Metrics(
                 Queue(

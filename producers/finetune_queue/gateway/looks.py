@@ -8,7 +8,7 @@ from finetune_queue.contract import JobRecord
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.gateway.models import AccountView, InLine, JobCard, OverviewReply, SinkView, StateColumn
 from finetune_queue.messaging import Messenger
-from finetune_queue.store import Accounts, JobStore, Overview, SinkLines, UnknownAccountError
+from finetune_queue.store import Accounts, AccountStatus, JobStore, Overview, SinkLines, Workers, accounts_in_use
 
 JOBS_PER_STATE = 20
 IN_LINE = 10
@@ -21,10 +21,18 @@ class Looks:
     """Takes looks, one thread at a time."""
 
     def __init__(
-        self, jobs: JobStore, accounts: Accounts, overview: Overview, sinks: SinkLines, messenger: Messenger
+        self,
+        jobs: JobStore,
+        accounts: Accounts,
+        workers: Workers,
+        overview: Overview,
+        sinks: SinkLines,
+        *,
+        messenger: Messenger,
     ) -> None:
         self._jobs = jobs
         self._accounts = accounts
+        self._workers = workers
         self._overview = overview
         self._sinks = sinks
         self._messenger = messenger
@@ -60,7 +68,7 @@ class Looks:
         return OverviewReply(
             at=datetime.fromtimestamp(look.at_ms / 1000, tz=UTC),
             states=states,
-            accounts=[account for name in self._accounts.names() if (account := self._account(name)) is not None],
+            accounts=[self._account(status) for status in accounts_in_use(self._accounts, self._workers.alive())],
             sinks=[
                 SinkView(
                     sink=each.sink,
@@ -76,14 +84,10 @@ class Looks:
             overdue_seconds=look.overdue,
         )
 
-    def _account(self, name: str) -> AccountView | None:
-        try:
-            status = self._accounts.status(name)
-        except UnknownAccountError:
-            return None
-        line = self._jobs.get_many(self._overview.first_in_room(name, IN_LINE))
+    def _account(self, status: AccountStatus) -> AccountView:
+        line = self._jobs.get_many(self._overview.first_in_room(status.name, IN_LINE))
         return AccountView(
-            name=name,
+            name=status.name,
             calls=status.limits.calls,
             window_seconds=status.limits.window,
             used=status.used,

@@ -80,10 +80,8 @@ class GatewayServer(uvicorn.Server):
                 f"on {host}. Make a token: finetune gateway token NAME"
             )
             raise SettingsError([message])
-        if nobody := set(settings.finetune_gateway_readers) - set(settings.finetune_gateway_tokens):
-            # A misspelt name would leave its client all rights.
-            names = ", ".join(sorted(nobody))
-            raise SettingsError([f"FINETUNE_GATEWAY_READERS: there is no token for {names}"])
+        if nobody := settings.unknown_readers:
+            raise SettingsError([f"FINETUNE_GATEWAY_READERS: there is no token for {', '.join(nobody)}"])
         self.socket = _listen(host, port)
         name = f"[{host}]" if ":" in host else host
         self.url = f"http://{name}:{self.socket.getsockname()[1]}"

@@ -64,7 +64,14 @@ from finetune_queue.store.server import (
 from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble, SinkWait
 from finetune_queue.store.sweep_clock import SweepClock
 from finetune_queue.store.which_api import OtherApi, note_api, noted_api
-from finetune_queue.store.workers import LiveWorker, Workers, key_prints_by_worker, limits_by_worker, unserved
+from finetune_queue.store.workers import (
+    LiveWorker,
+    Workers,
+    accounts_in_use,
+    key_prints_by_worker,
+    limits_by_worker,
+    unserved,
+)
 from finetune_queue.store.write import Change
 
 __all__ = [
@@ -146,6 +153,7 @@ __all__ = [
     "UnknownAccountError",
     "UnreadableJobError",
     "Workers",
+    "accounts_in_use",
     "clock_skew",
     "connect",
     "database_of",

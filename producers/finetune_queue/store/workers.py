@@ -2,13 +2,14 @@
 
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import Literal, Self, cast
 
 import redis
 
 from finetune_queue.store import keys
-from finetune_queue.store.accounts import AccountLimits
+from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError
 from finetune_queue.store.clock import server_ms
 
 Api = Literal["sandbox", "paid"]
@@ -102,6 +103,22 @@ def unserved(account: str, workers: Sequence[LiveWorker]) -> bool:
     """Tell whether none of the workers that are there has the account's key. A worker of an older version does not say
     which keys it has, and so may have any."""
     return bool(workers) and all(worker.accounts and account not in worker.accounts for worker in workers)
+
+
+def accounts_in_use(accounts: Accounts, workers: Sequence[LiveWorker]) -> list[AccountStatus]:
+    """Return how each account stands, without those that were taken out of all settings and that no job needs: nothing
+    would end their trouble.
+
+    Raises:
+        redis.RedisError: Redis is out of reach.
+    """
+    found = []
+    for name in accounts.names():
+        if unserved(name, workers) and not accounts.held(name):
+            continue
+        with suppress(UnknownAccountError):
+            found.append(accounts.status(name))
+    return found
 
 
 class Workers:
