@@ -15,7 +15,6 @@ from finetune_queue.cli.session import quiet_logs
 from finetune_queue.contract.request import ACCOUNT_NAME, ACCOUNT_RULE
 from finetune_queue.gateway.hook_paths import hook_path
 from finetune_queue.loopback import is_loopback
-from finetune_queue.setting_model import MISSING_KEY
 from finetune_queue.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ SHOWN_DELIVERIES = 5
 
 _AND_SO = ", and whoever listens there hears nothing any more"
 _INSTEAD = "Send them the events of this service instead: by FINETUNE_SINKS, or a request's reply_to (docs/events.md)."
-
-_NO_KEY = MISSING_KEY.replace("a worker needs it", "this command needs it")
 
 
 @dataclass(frozen=True)
@@ -53,10 +50,9 @@ class _Ended:
 
 @contextmanager
 def _open(account: str) -> Iterator[Session]:
-    try:
-        settings = load_settings(worker=True)
-    except SettingsError as error:
-        raise SettingsError(_NO_KEY if each == MISSING_KEY else each for each in error.problems) from None
+    settings = load_settings()
+    if not settings.accounts:
+        raise SettingsError(["SEGMIND_API_KEY: missing, and this command needs it, or SEGMIND_ACCOUNTS"])
     quiet_logs(settings)
     with open_session(settings, account) as session:
         yield session
