@@ -140,7 +140,8 @@ class JobStore:
 
     def _new(self, job_id: str, request: FineTuneRequest, delay: float, traceparent: str | None) -> Write:
         job = JobRecord(id=job_id, state=JobState.ACCEPTED, request=request, traceparent=traceparent)
-        return Write.prepare(job, Change(delay=delay), previous=None, event=EventType.ACCEPTED)
+        fields = {"request": request, "traceparent": traceparent}
+        return Write.prepare(job, Change(delay=delay), previous=None, event=EventType.ACCEPTED, fields=fields)
 
     def _create(self, writes: Mapping[int, Write]) -> dict[int, Registration]:
         """Send the writes of new jobs and return what came of each. One whose job was there already, but was
