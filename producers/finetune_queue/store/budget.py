@@ -22,7 +22,7 @@ from finetune_queue.store.errors import AlreadySweptError, ConflictError
 from finetune_queue.store.room import CallClass, room_score_floor
 
 SWEEP = "sweep"
-"""The name under which an account's sweep holds a slot, in place of a job's id."""
+"""The name under which an account's sweep holds a slot, in place of a job's id; the scripts spell it, too."""
 
 CALL_MARGIN = 10.0
 """Seconds beyond its own time-out after which a call has ended for certain."""
@@ -154,7 +154,7 @@ class Budget:
     def wants_sweep(self, account: str) -> bool:
         """Tell whether the sweep that was handed out last was not made yet. Another may still be faster to take its
         slot."""
-        return bool(self._wants_sweep([keys.slots(account), keys.account(account)], [SWEEP]))
+        return bool(self._wants_sweep([keys.slots(account), keys.account(account)], []))
 
     def extend(self, slot: Slot, seconds: float) -> bool:
         """Keep the slot of what goes on, as a transfer that shows progress, for ``seconds`` from now; False if it was
