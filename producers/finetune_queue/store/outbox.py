@@ -83,7 +83,8 @@ class Subject:
     """What there is to deliver: the events of one job, or events without a job, in order, and how far each sink is.
 
     ``reached`` has for each sink's id how many of the events it has, ``notes`` the other numbers and times (ms) that
-    :func:`keys.job_sinks` names. ``only`` is the URL of the one sink that events without a job are for, None for all.
+    :func:`keys.job_sinks` names. ``only`` is the URL of the one sink that events without a job are for, None if they
+    are for the service's own.
     """
 
     id: str
