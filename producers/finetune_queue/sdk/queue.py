@@ -170,8 +170,8 @@ class FineTuneQueue:
         """Return which of the job's sinks lack events, when each is tried next, and why it was not done yet."""
         job_id = _id_of(job)
         with translated():
-            sinks = (*parse_sinks(self._settings.finetune_sinks), *self._jobs.get(job_id).request.sinks)
-            return self._sinks.waits(self._outbox.subject(job_id), {sink.id: sink for sink in sinks}.values())
+            sinks = parse_sinks((*self._settings.finetune_sinks, *self._jobs.get(job_id).request.reply_to))
+            return self._sinks.waits(self._outbox.subject(job_id), sinks)
 
     def redeliver(self, job_id: str, *, sink: str | None = None) -> int:
         """Send all of the job's events again, to one sink (its URL, or id) or to all; returns to how many sinks.
