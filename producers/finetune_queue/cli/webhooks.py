@@ -28,8 +28,8 @@ _INSTEAD = "Send them the events of this service instead: by FINETUNE_SINKS, or 
 
 @dataclass(frozen=True)
 class _Ended:
-    """A webhook that Segmind is to call no more: its URL as it may be shown, what follows for who listens there, and
-    what to do about it."""
+    """A webhook that Segmind will call no more: its URL without the token, what that means for whoever listens there,
+    and what they can do instead."""
 
     url: str
     consequence: str
@@ -207,7 +207,7 @@ def _required(session: Session, advice: str = "") -> "Webhook":
 
 
 def _command(name: str, account: str, *arguments: str) -> str:
-    """Return a command of these as it is typed for the account."""
+    """Return a command of ``finetune webhooks`` as a person types it for the account."""
     whose = [] if account == DEFAULT_ACCOUNT else ["--account", account]
     return " ".join([output.program(), "webhooks", name, *arguments, *whose])
 
@@ -234,7 +234,7 @@ def is_ours(session: Session, url: str | None) -> bool:
 
 
 def shown_url(webhook: "Webhook") -> str:
-    """Return whom a webhook calls, as it may be shown."""
+    """Return a webhook's URL without its token, fit for a terminal."""
     return words.printable(without_token(webhook.webhook_url or "an address that it does not show"))
 
 
@@ -249,6 +249,6 @@ def _shown(session: Session, webhook: "Webhook") -> dict[str, Any]:
 
 
 def without_token(url: str) -> str:
-    """Return a URL as it may be shown: what makes its path unguessable stays out."""
+    """Return a URL without the token that makes its path unguessable."""
     head, found, rest = url.partition("/hooks/")
     return f"{head}/hooks/{rest.partition('/')[0]}/..." if found else url
