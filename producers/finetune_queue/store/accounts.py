@@ -163,7 +163,7 @@ class Accounts:
         }
         mapping: dict[Any, Any] = {
             "limit": str(limits.calls),
-            "window_ms": str(int(limits.window * 1000)),
+            "window_ms": str(round(limits.window * 1000)),  # int would make 64.1 s 64,099 ms
             **{field: "" if cap is None else str(cap) for field, cap in caps.items()},
         }
         look = self._redis.pipeline(transaction=False)
