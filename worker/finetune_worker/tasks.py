@@ -83,9 +83,13 @@ def register(app: Celery, runtime: Runtime) -> None:
             time.sleep(PUT_BACK_AFTER)
             raise Reject(str(error), requeue=True) from error
 
-    @app.task(name=SWEEP, base=Recovered, shared=False)
-    def sweep_account(account: str) -> str:
-        _bind("sweep", account=account)
+    @app.task(name=SWEEP, base=Recovered, shared=False, bind=True)
+    def sweep_account(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
+        match args:
+            case [str(account)] if not kwargs:
+                _bind("sweep", account=account)
+            case _:
+                return _misdirected(self, runtime, args, kwargs)
         with tracing.span(SWEEP, kind="consumer", attributes={tracing.ACCOUNT: account}):
             return sweep_if_due(runtime.container, account)
 
@@ -113,7 +117,7 @@ def _register_stage(app: Celery, runtime: Runtime, name: str, stage: Stage, func
 def _misdirected(task: Task[..., str], runtime: Runtime, args: Any, kwargs: Any) -> str:
     """Keep what a raw client sent to a task of the workers' own: ``finetune.submit`` is easily taken for the way in."""
     task.request.chain = None
-    problem = f"{task.name} is the workers' own and takes a job's id: send requests to {RUN}"
+    problem = f"{task.name} is the workers' own: send requests to {RUN}"
     return set_aside(runtime.container, args, kwargs, task.request.id or "", [problem])
 
 

@@ -278,7 +278,7 @@ class Accounts:
             waiting=waiting,
             waiting_to_submit=waiting_to_submit,
             in_flight=in_flight,
-            spent_today=number("spent") if number("spent_day") == now // 86_400_000 else 0,
+            spent_today=number("spent") if now // 86_400_000 - number("spent_day") in {0, -1} else 0,
             stopped=fields.get("stopped") == "1",
             paused_for=paused_for,
             tested_for=left("probe_until") if probing and not paused_for else 0.0,

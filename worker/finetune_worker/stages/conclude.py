@@ -81,7 +81,7 @@ def _retry(container: Container, job: JobRecord, outcome: Retry) -> tuple[JobRec
     else:
         failures, most = job.attempts + 1, f" of {settings.finetune_max_attempts}"
         counted = {"attempts": failures, "outages": 0}
-    delay = outcome.after if outcome.after is not None else try_again_in(settings, failures)
+    delay = outcome.after if outcome.after is not None else try_again_in(settings, failures, outcome.asked)
     fields = {**RELEASED, "waiting_for": WaitReason.BACKOFF, "error": outcome.error, **outcome.fields, **counted}
     job = container.jobs.transition(job, Change(delay=until_deadline(job, delay)), **fields)
     return _ended(job, f"try {failures}{most} failed: {outcome.error.message} Retrying in {delay:.0f} s")

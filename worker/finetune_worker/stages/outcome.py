@@ -36,11 +36,13 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The stage failed in a way that may pass: it uses an attempt and comes back after a backoff, or after ``after``
-    seconds. An ``outage`` of a store, of the disk or of Segmind ends no job, however long it lasts."""
+    """The stage failed in a way that may pass: it uses an attempt and comes back after a backoff, which is
+    longer than the ``asked`` seconds, or after ``after`` seconds. An ``outage`` of a store, of the disk or of Segmind
+    ends no job, however long it lasts."""
 
     error: JobError
     after: float | None = None
+    asked: float = 0.0
     outage: bool = False
     fields: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,9 +82,10 @@ def after_storage(error: StorageError, stage: Stage) -> Retry | Fail:
 
 def after_transfer(error: TransferError, stage: str) -> Retry | Fail:
     """Return how a stage ends whose upload or download did not succeed: the weights are paid for, so an outage is sat
-    out; so is a disk that fills up while their store is away."""
+    out; so are a disk that fills up while their store is away, and a bad line over which they come bit by bit."""
     found = from_transfer(error, stage)
     if not error.retryable:
         return after_error(found)
-    outage = isinstance(error, NoAnswer) or (stage == Stage.DOWNLOAD and error.code == "disk_full")
-    return Retry(found, after=error.retry_after, outage=outage)
+    full = stage == Stage.DOWNLOAD and error.code == "disk_full"
+    outage = isinstance(error, NoAnswer) or error.gained or full
+    return Retry(found, asked=error.retry_after or 0.0, outage=outage)

@@ -91,7 +91,7 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
     except OutcomeUnknown as error:
         log.warning("submit_outcome_unknown", code=error.code, detail=error.detail)
         # An answer that is no outage's may be this job's own, so it is a try; an outage costs nobody one.
-        tried = claim.job.attempts + (error.code == "unclear_status")
+        tried = claim.job.attempts + (error.code in {"unclear_status", "unreadable_reply"})
         return _look_for_it(container, claim.job, error.detail, attempts=tried)
     return _accepted(claim.job, reply)
 

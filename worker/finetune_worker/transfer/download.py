@@ -28,6 +28,10 @@ from finetune_worker.wire.urls import UnsafeUrlError, require_callable, safe_url
 
 MAX_REDIRECTS = 3
 
+GAIN = 0.01
+"""The part of its object that a download must have brought before it broke off, to be no try that failed. A part file
+is whole after a hundred of these at most."""
+
 BLOCK = 1024 * 1024
 """Bytes that are taken from the connection at most at a time."""
 
@@ -64,7 +68,7 @@ def download(
         allow_loopback: Let the URL be on this machine, with plain http (the sandbox).
 
     Raises:
-        TryAgain: the connection broke; what came is kept.
+        TryAgain: the connection broke; what came is kept, and ``gained`` if that is `GAIN` of the object.
         NoAnswer: the storage is away or busy; what came is kept.
         NeedNewUrl: the storage refuses the URL (401, 403); what came is kept.
         StartOver: the object changed or came damaged; what came is deleted.
@@ -93,6 +97,9 @@ class _Downloader:
             try:
                 meter = self._fetch(part)
                 done = _finish(part)
+            except TryAgain as error:
+                error.gained = part.known is not None and part.size - kept >= GAIN * part.known.total
+                raise
             finally:
                 told = {"kept": kept, "size": part.size, "duration_s": round(time.monotonic() - began, 3)}
                 if asks:

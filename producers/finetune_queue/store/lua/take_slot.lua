@@ -32,8 +32,9 @@ local probing = account.probing == '1'
 if probing and not reserved and number('probe_until') > now then return {0, 'paused', ahead} end
 
 local submit = ARGV[5] == '1'
-local day = tostring(math.floor(now / 86400000))
-local spent = account.spent_day == day and number('spent') or 0 -- as reserve.lua and Accounts.status count them
+local day = math.floor(now / 86400000)
+if number('spent_day') == day + 1 then day = day + 1 end -- the clock went back: a day that has begun goes on
+local spent = number('spent_day') == day and number('spent') or 0 -- as reserve.lua and Accounts.status count them
 if submit then
   if account.stopped == '1' then return {0, 'spending', ahead, '1'} end
   if spent >= cap('max_submits') then return {0, 'spending', ahead} end
