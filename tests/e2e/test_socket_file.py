@@ -1,6 +1,5 @@
 """A server that is reached by a socket file: the jobs and Celery's messages both go through it."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +8,6 @@ import pytest
 import redis
 
 from finetune_queue import FineTuneQueue
-from finetune_queue.cli import main
 from finetune_queue.contract import JobState
 from finetune_queue.local.processes import Child
 from finetune_queue.local.stack import LocalStack
@@ -45,17 +43,3 @@ def test_a_job_runs_over_a_socket_file(socket_file: Path, tmp_path: Path, images
         assert job.state is JobState.SUCCEEDED, job.record.error
         with redis.Redis.from_url(settings["FINETUNE_REDIS_URL"]) as client:
             assert client.exists(f"{BROKER_PREFIX}_kombu.binding.{QUEUE}")
-
-
-def test_the_doctor_looks_for_stray_messages_behind_a_socket_file(
-    socket_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    url = f"unix://{socket_file}?db=2"
-    monkeypatch.setenv("FINETUNE_REDIS_URL", url)
-    monkeypatch.setattr("finetune_queue.cli.doctor.PING_SECONDS", 0.1)
-    monkeypatch.chdir(tmp_path)
-    with redis.Redis.from_url(url) as client:
-        client.lpush(QUEUE, json.dumps({"headers": {"task": "finetune.run"}}))
-    main(["doctor", "--json"])
-    found = {each["name"]: each["message"] for each in json.loads(capsys.readouterr().out)["checks"]}
-    assert found["strays"].startswith("1 message for this service where no worker looks")

@@ -323,8 +323,7 @@ def _sinks(client: "Redis") -> Iterator[Finding]:
 def _strays(settings: Settings) -> Iterator[Finding]:
     """Find what raw clients sent to where no worker looks: without the key prefix, or to Celery's own default queue."""
     found: dict[str, int] = {}
-    url = settings.finetune_broker_url or settings.finetune_redis_url  # as redis-py reads it; broker_url is for kombu
-    with suppress(RedisError), connect(url) as client:  # `workers` reports a broker that is away
+    with suppress(RedisError), connect(settings.broker_url) as client:  # `workers` reports a broker that is away
         for name in stray_lists():
             # Another's key of that name, or one that this user may not read, is none of ours.
             with suppress(ResponseError, UnicodeDecodeError):
