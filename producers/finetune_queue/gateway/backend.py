@@ -8,7 +8,7 @@ from functools import partial
 from typing import Self
 
 from finetune_queue.gateway.clients import Clients
-from finetune_queue.gateway.gauges import Readers
+from finetune_queue.gateway.gauges import Queue
 from finetune_queue.gateway.hints import Hints
 from finetune_queue.gateway.hub import Hub
 from finetune_queue.gateway.looks import Looks
@@ -88,7 +88,7 @@ class Backend:
             looks=Looks(jobs, accounts, overview, sinks, messenger),
             loads=Loads(jobs, Deadlines(client), overview, messenger),
             metrics=Metrics(
-                Readers(
+                Queue(
                     overview=Overview(quick),
                     accounts=Accounts(quick),
                     messenger=messenger,

@@ -28,7 +28,7 @@ from finetune_queue.store import (
 T = TypeVar("T")
 Samples = list[tuple[tuple[str, ...], float]]
 Read = Callable[[T], float | None]
-"""Reads a metric's value from a view; None if the view has none."""
+"""Reads a number; None where there is none."""
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> Metric:
@@ -116,8 +116,8 @@ GAUGES = (UP, *_STATES, *_STORE, _WORKERS, _QUEUES, *_ACCOUNTS, _UNWELL, _LINES,
 
 
 @dataclass(frozen=True)
-class Readers:
-    """The parts of the store and the messenger that the numbers are read from."""
+class Queue:
+    """What the numbers are read from."""
 
     overview: Overview
     accounts: Accounts
@@ -128,29 +128,29 @@ class Readers:
     server: Callable[[], ServerFacts]
 
 
-def look(readers: Readers) -> dict[Metric, Samples]:
+def look(queue: Queue) -> dict[Metric, Samples]:
     """Read every number but ``finetune_up``.
 
     Raises:
         RedisError: Redis is out of reach.
     """
     found: dict[Metric, Samples] = {}
-    store = readers.overview.look()
+    store = queue.overview.look()
     _read(found, _STATES, [((view.state,), view) for view in store.states])
     _read(found, _STORE, [((), store)])
-    alive = readers.workers.alive()
+    alive = queue.workers.alive()
     versions = Counter(worker.version for worker in alive)
     found[_WORKERS] = [((version,), count) for version, count in versions.items()]
     with suppress(QueueUnavailableError):  # a broker of its own: the jobs can still be seen
-        found[_QUEUES] = [((name,), length) for name, length in readers.messenger.lengths().items()]
-    accounts = [((name,), status) for name in readers.accounts.names() if (status := _status(readers, name, alive))]
+        found[_QUEUES] = [((name,), length) for name, length in queue.messenger.lengths().items()]
+    accounts = [((name,), status) for name in queue.accounts.names() if (status := _status(queue, name, alive))]
     _read(found, _ACCOUNTS, accounts)
     found[_UNWELL] = [((status.name, status.unwell), float(bool(status.unwell))) for _, status in accounts]
-    sinks = readers.sinks.view()
+    sinks = queue.sinks.view()
     found[_LINES] = [(("up",), sinks.up), (("down",), sinks.down)]
     _read(found, _SINKS, [((), sinks)])
-    found[_EMPTIED] = [((), float(readers.workers.emptied_ms() is not None))]
-    _read(found, _SERVER, [((), readers.server())])
+    found[_EMPTIED] = [((), float(queue.workers.emptied_ms() is not None))]
+    _read(found, _SERVER, [((), queue.server())])
     return found
 
 
@@ -162,12 +162,11 @@ def _read(
         found[metric] = [(labels, float(value)) for labels, value in samples if value is not None]
 
 
-def _status(readers: Readers, name: str, alive: Sequence[LiveWorker]) -> AccountStatus | None:
-    """Read an account. None for one that was taken out of all workers' settings and that no job needs: no call will
-    ever end a pause of it, so an alert would stay."""
+def _status(queue: Queue, name: str, alive: Sequence[LiveWorker]) -> AccountStatus | None:
+    """Read an account, unless it was taken out of all settings and no job needs it: nothing would end its trouble."""
     try:
-        if unserved(name, alive) and not readers.accounts.needing_key(name):
+        if unserved(name, alive) and not queue.accounts.needing_key(name):
             return None
-        return readers.accounts.status(name)
+        return queue.accounts.status(name)
     except UnknownAccountError:
         return None

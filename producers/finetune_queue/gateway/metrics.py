@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from finetune_queue.gateway.gauges import UP, Readers, look
+from finetune_queue.gateway.gauges import UP, Queue, look
 from finetune_queue.store import COUNTED, Counted, Metric, RedisError
 
 log = structlog.get_logger(__name__)
@@ -24,8 +24,8 @@ Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
 class QueueCollector(Collector):
     """Reads the store at each scrape."""
 
-    def __init__(self, readers: Readers) -> None:
-        self._readers = readers
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
 
     def describe(self) -> Iterator[Family]:
         """Name nothing, so that registering asks Redis nothing."""
@@ -34,8 +34,8 @@ class QueueCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Yield every number; only ``finetune_up`` while Redis is out of reach."""
         try:
-            seen = look(self._readers)
-            counted = self._readers.counters.read()
+            seen = look(self._queue)
+            counted = self._queue.counters.read()
         except RedisError as error:
             log.warning("metrics_without_redis", error=str(error), error_type=type(error).__name__)
             yield _family(UP, [((), 0.0)])
@@ -77,9 +77,9 @@ OF_PROCESS = (REQUESTS, REQUEST_SECONDS)
 class Metrics:
     """The numbers of one gateway process."""
 
-    def __init__(self, readers: Readers) -> None:
+    def __init__(self, queue: Queue) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(QueueCollector(readers))
+        self._registry.register(QueueCollector(queue))
         self._requests = Counter(REQUESTS.name, REQUESTS.meaning, REQUESTS.labels, registry=self._registry)
         self._seconds = Histogram(
             REQUEST_SECONDS.name, REQUEST_SECONDS.meaning, REQUEST_SECONDS.labels, registry=self._registry
