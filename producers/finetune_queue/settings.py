@@ -132,7 +132,7 @@ def _contradictions(settings: Settings, given: Iterable[str], wrong: set[str]) -
 
 
 def _missing(settings: Settings, wrong: set[str]) -> Iterator[str]:
-    """Yield what is missing for a worker, and is needed by nobody else."""
+    """Yield what is missing for a worker; producers, gateways and Flower do without."""
     if not {"finetune_sinks", "finetune_signing_secret"} & wrong:
         for sink in parse_sinks(settings.finetune_sinks):
             if sink.kind is SinkKind.WEB and not settings.signing_secrets(sink.origin):

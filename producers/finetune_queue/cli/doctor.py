@@ -323,7 +323,7 @@ def _sinks(client: "Redis") -> Iterator[Finding]:
 def _strays(settings: Settings) -> Iterator[Finding]:
     """Find what raw clients sent to where no worker looks: without the key prefix, or to Celery's own default queue."""
     found: dict[str, int] = {}
-    with suppress(RedisError), connect(settings.broker_url) as client:  # `workers` reports a broker that is away
+    with suppress(RedisError), connect(settings.broker_url) as client:  # of a broker that is away, `workers` tells
         for name in stray_lists():
             # Another's key of that name, or one that this user may not read, is none of ours.
             with suppress(ResponseError, UnicodeDecodeError):

@@ -41,7 +41,7 @@ def account_findings(settings: Settings, client: "Redis") -> Iterator[Finding]:
     for account in known:
         away = unserved(account.name, alive)
         if away:
-            yield _unserved(account.name, accounts.needing_key(account.name))
+            yield _unserved(account.name, accounts.held(account.name))
         else:
             yield _account(account)
         if paid and not away and account.limits.max_submits_per_day is None:
@@ -75,11 +75,11 @@ def _uncapped(name: str) -> Finding:
     return Finding(f"cap {name}", "warn", message, action)
 
 
-def _unserved(name: str, jobs: int) -> Finding:
-    if not jobs:
+def _unserved(name: str, held: int) -> Finding:
+    if not held:
         return Finding(f"account {name}", "ok", "no running worker has its key, and no job needs one")
-    what, them = ("job waits", "it") if jobs == 1 else ("jobs wait", "them")
-    message = f"no running worker has the key of account {name}: its {jobs:,} {what}"
+    what, them = ("job waits", "it") if held == 1 else ("jobs wait", "them")
+    message = f"no running worker has the key of account {name}: its {held:,} {what}"
     action = f"Add the account to the workers' SEGMIND_ACCOUNTS again, or cancel {them}."
     return Finding(f"account {name}", "warn", message, action)
 

@@ -111,8 +111,8 @@ def _check_number(value: object) -> object:
 
 
 def _check_moment(value: object, read: ValidatorFunctionWrapHandler) -> object:
-    """Refuse numbers, also as text: pydantic reads them as Unix time, but who writes 90 means 90 s from now. Whatever
-    is wrong with a value, the error is the same sentence."""
+    """Refuse numbers, also as text: pydantic takes them for Unix time, but whoever writes 90 means from now. One
+    sentence says whatever is wrong."""
     try:
         number = float(value) if isinstance(value, str) else None
     except ValueError:

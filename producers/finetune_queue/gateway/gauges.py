@@ -165,7 +165,7 @@ def _read(
 def _status(queue: Queue, name: str, alive: Sequence[LiveWorker]) -> AccountStatus | None:
     """Read an account, unless it was taken out of all settings and no job needs it: nothing would end its trouble."""
     try:
-        if unserved(name, alive) and not queue.accounts.needing_key(name):
+        if unserved(name, alive) and not queue.accounts.held(name):
             return None
         return queue.accounts.status(name)
     except UnknownAccountError:

@@ -65,7 +65,7 @@ from finetune_queue.store.server import (
 )
 from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkWait
 from finetune_queue.store.sweep_clock import SweepClock
-from finetune_queue.store.which_api import note_api, noted_api
+from finetune_queue.store.which_api import OtherApi, note_api, noted_api
 from finetune_queue.store.workers import LiveWorker, Workers, key_prints_by_worker, limits_by_worker, unserved
 from finetune_queue.store.write import Change
 
@@ -116,6 +116,7 @@ __all__ = [
     "Metric",
     "NoSlot",
     "NotDurableError",
+    "OtherApi",
     "OutOfMemoryError",
     "Outbox",
     "Overview",

@@ -205,7 +205,7 @@ class Accounts:
         _wake(pipe)
         pipe.execute()
 
-    def needing_key(self, account: str) -> int:
+    def held(self, account: str) -> int:
         """Return how many jobs need a worker with the account's key to go on: they wait for a call, or are tracked."""
         return len(cast("list[str]", self._redis.zunion([keys.room(account), keys.tracked(account)])))
 
