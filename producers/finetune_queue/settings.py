@@ -1,4 +1,4 @@
-"""Settings as they are read from outside, with every problem told at once, and as the documentation shows them.
+"""Settings: read from outside, with all problems reported at once, and described for the documentation.
 
 `load_settings` is the one place that reads the outside world. A value comes from, first found wins: the environment,
 a `.env` file in the current folder, a folder of secret files (one file per setting, as Docker and Kubernetes mount
@@ -62,7 +62,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = Fa
 
     Args:
         environ: Read these variables alone instead of the environment, `.env` and the secrets folder.
-        worker: Also report what workers alone cannot do without: an API key, and a secret to sign deliveries with.
+        worker: Also report what only workers need: an API key, and secrets to sign deliveries to web sinks with.
 
     Raises:
         SettingsError: Names every value that is wrong, missing or unknown, all at once.
@@ -88,7 +88,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = Fa
     return settings
 
 
-# pydantic's words where they would not help a person who sets a variable.
+# What replaces pydantic's words, which would not help a person who sets a variable.
 _WORDS = {
     "Input should be a valid dictionary or instance of AccountSettings": "should be an object with an api_key",
     "Field required": "is missing",
@@ -96,7 +96,7 @@ _WORDS = {
 }
 
 _INSIDE = {"segmind_accounts": "account", "finetune_gateway_tokens": "client"}
-"""What the names in a setting that is an object stand for."""
+"""What the keys of a setting that is an object are names of."""
 
 
 def _unknown(name: str, source: str) -> str:
@@ -118,7 +118,7 @@ def _wrong(loc: tuple[int | str, ...], message: str, source: str) -> str:
 
 
 def _contradictions(settings: Settings, given: Iterable[str], wrong: set[str]) -> Iterator[str]:
-    """Yield what single values cannot show; a rule on a value that is itself wrong says nothing."""
+    """Yield the problems of values that do not go together. Values that are wrong by themselves are not compared."""
     named = set(given)
     if "segmind_accounts" in named:
         for name in sorted(named & {"segmind_api_key", "segmind_rate_limit", "segmind_max_submits_per_day"}):

@@ -23,7 +23,7 @@ BATCH = "jsonl"
 
 
 def submit_lines(file: str, options: Options, *, batch: str | None, as_json: bool) -> ExitCode:
-    """Submit every line; ``batch`` is the name of this batch, so that the same lines can be submitted anew.
+    """Submit every line. ``batch`` names this batch, so that another name submits the same lines as new jobs.
 
     Raises:
         SettingsError, CliError: the file cannot be read or holds no request, an option is not one that many requests
@@ -60,7 +60,7 @@ def submit_lines(file: str, options: Options, *, batch: str | None, as_json: boo
 
 
 class Tally:
-    """Tells what became of each line, and in the end of all of them."""
+    """Counts and reports what became of each line, and in the end of all of them."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json

@@ -226,8 +226,8 @@ def _other_broker(settings: Settings) -> bool:
 
 
 def _silent(settings: Settings, beside: str, client: "Redis") -> Iterator[Finding]:
-    """Say of workers none of which answered that they are there all the same, by their signs of life in Redis. With a
-    broker of its own that may stay so: it may not be theirs."""
+    """Say that workers which did not answer are there all the same, if they give signs of life in Redis. With a broker
+    of its own in these settings they may never answer: it need not be the workers' broker."""
     if there := len(Workers(client).alive()):
         count = words.count(there, "worker")
         said = f"none answered within {PING_SECONDS:g} s, though {count} gave a sign of life in the last {GONE:g} s"
@@ -261,9 +261,10 @@ def _clock(client: "Redis") -> Iterator[Finding]:
 
 
 def _versions(answered: int | None, client: "Redis") -> Iterator[Finding]:
-    """Say which versions ran of late, unless no worker has said that it is there: then the line before says what to do.
+    """Say which versions the workers have that gave a sign of life lately; nothing without any, as ``workers`` says
+    that.
 
-    One that was killed counts until then: how many answer now is what that line says, and this one why there are more.
+    A worker that was killed a moment ago is still among them, so there may be more than ``answered`` just now.
     """
     running = Counter(worker.version for worker in Workers(client).alive())
     if not running:

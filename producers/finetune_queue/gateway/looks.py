@@ -1,4 +1,4 @@
-"""The whole queue at one look, shared by all that ask at about the same time."""
+"""The overview of the whole queue, read once for all that ask for it at about the same time."""
 
 import threading
 import time
@@ -14,11 +14,12 @@ JOBS_PER_STATE = 20
 IN_LINE = 10
 
 FRESH = 0.3
-"""Seconds that a look is kept: many viewers cost the store no more than one. The page waits longer after an event."""
+"""Seconds that a look is reused, so that many viewers cost the store no more than one. The page waits longer than this
+after an event before it asks."""
 
 
 class Looks:
-    """Takes looks, one thread at a time."""
+    """Reads the overview, in one thread at a time, and keeps the latest."""
 
     def __init__(
         self,
@@ -40,11 +41,11 @@ class Looks:
         self._latest: tuple[float, OverviewReply] | None = None
 
     def get(self) -> OverviewReply:
-        """Return a look that is fresh."""
+        """Return the overview, at most :data:`FRESH` seconds old."""
         with self._lock:
             if self._latest is None or time.monotonic() - self._latest[0] > FRESH:
                 look = self._look()
-                # From its end: all that waited meanwhile, perhaps for a broker that is silent, get it.
+                # Fresh from its end on: a silent broker makes a look slow, and those that waited for it get it, too.
                 self._latest = (time.monotonic(), look)
             return self._latest[1]
 
