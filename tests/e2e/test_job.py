@@ -15,7 +15,7 @@ import redis
 from finetune_queue.contract import Access, Event, EventType, JobState, Stage, Visibility, WaitReason, new_job_id
 from finetune_queue.errors import IdempotencyConflictError, InvalidRequestError
 from finetune_queue.local.stack import LocalStack
-from finetune_queue.messaging import ACCESS, QUEUE, RUN, producer_app, stage_task
+from finetune_queue.messaging import ACCESS, QUEUE, RUN, SWEEP, producer_app, stage_task
 from finetune_queue.replaying import DeadLetterBox
 from finetune_queue.sdk import FineTuneQueue, Job
 from finetune_queue.staging import stage
@@ -214,14 +214,14 @@ def test_a_request_that_was_revoked_is_kept_and_may_be_sent_again(
     assert job_of(message_id, queue).state is JobState.SUCCEEDED
 
 
-@pytest.mark.parametrize("task", [stage_task(Stage.SUBMIT), ACCESS])
+@pytest.mark.parametrize("task", [stage_task(Stage.SUBMIT), ACCESS, SWEEP])
 def test_a_request_that_was_sent_to_another_task_is_kept_and_may_be_sent_again(
     queue: FineTuneQueue, stack: LocalStack, letters: DeadLetterBox, staged: str, task: str
 ) -> None:
     request = sample(dataset=staged, labels={"note": f"hidden-{task}"})
     sent = producer_app(stack.settings).send_task(task, [request], queue=QUEUE)
     letter = kept(letters, sent.id)
-    assert letter.problems == [f"{task} is the workers' own and takes a job's id: send requests to finetune.run"]
+    assert letter.problems == [f"{task} is the workers' own: send requests to finetune.run"]
     letters.replay(letter.id)
     assert job_of(sent.id, queue).state is JobState.SUCCEEDED
     assert not [worker for worker in stack.workers if f"hidden-{task}" in worker.log.read_text()]

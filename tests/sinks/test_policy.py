@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from finetune_queue.contract import JobState, parse_sink
 from finetune_worker.sinks import DeliveryError
@@ -38,6 +39,13 @@ def test_a_host_with_its_usual_port_written_out_is_the_same_host(make: MakeDeliv
         assert refusal(bench, f"{origin}/x?queue=q") is None
         assert refusal(bench, f"{scheme}://10.0.0.1:1/x?queue=q") is not None
     assert refusal(make(**settings, FINETUNE_REPLY_TO=f"{scheme}://10.0.0.1:1"), f"{plain}/x?queue=q") is not None
+
+
+def test_a_scheme_may_be_written_in_any_case(make: MakeDeliveries) -> None:
+    bench = make(FINETUNE_REPLY_TO="LIST:// Celery://orders HTTPS:// AMQP://rabbit.internal")
+    for url in ("list://a", "celery://orders/a.b", "https://h.example/x", "amqp://rabbit.internal/?queue=q"):
+        assert refusal(bench, url) is None, url
+    assert refusal(bench, "celery://other/a.b") is not None
 
 
 def test_a_web_sink_needs_a_secret(make: MakeDeliveries) -> None:
@@ -120,5 +128,7 @@ def test_a_driver_s_own_kind_of_failure_is_a_failed_attempt(
 
     with bench.container.sinks.open() as sending:
         monkeypatch.setattr(sending, "_send", broken)
-        with pytest.raises(DeliveryError, match="met an unexpected LookupError"):
+        with pytest.raises(DeliveryError, match="met an unexpected LookupError"), capture_logs() as logs:
             sending.send(parse_sink("list://x"), event, "")
+    [crash] = logs
+    assert (crash["event"], crash["job_id"], crash["event_id"]) == ("sender_crashed", event.subject, event.id)

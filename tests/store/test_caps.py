@@ -32,6 +32,19 @@ def test_a_submit_of_yesterday_that_was_not_sent_is_not_taken_off_today_s_count(
     assert refused(budget, "job-2", submit=True).reason is WaitReason.SPENDING
 
 
+def test_a_clock_that_goes_back_across_midnight_gives_no_day_twice(
+    budget: Budget, accounts: Accounts, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=2))
+    tomorrow = server_ms(client) // 86_400_000 + 1
+    client.hset(keys.account("default"), mapping={"spent": 1, "spent_day": tomorrow})
+
+    take(budget, "job-1", submit=True)
+
+    assert refused(budget, "job-2", submit=True).reason is WaitReason.SPENDING
+    assert client.hget(keys.account("default"), "spent_day") == str(tomorrow)
+
+
 def test_a_cap_of_zero_stops_submits(budget: Budget, accounts: Accounts) -> None:
     accounts.configure("default", AccountLimits(calls=10, window=60.0, max_submits_per_day=0))
     assert refused(budget, "job-1", submit=True) == NoSlot(WaitReason.SPENDING, ahead=0, stopped=False)
@@ -85,6 +98,8 @@ def test_who_waits_behind_submits_that_were_just_handed_out_keeps_no_dispatcher_
         ([0, 3601], 1, 0, False),
         ([0], 2, 0, True),
         ([0], 2, 1, False),
+        ([0], 2, -1, True),
+        ([0], 2, -2, False),
     ],
 )
 def test_what_the_scripts_allow_is_what_an_account_s_status_says(  # each of them counts for itself
@@ -132,3 +147,9 @@ def test_what_waits_for_a_person_for_longer_than_a_training_lasts_takes_no_place
     assert budget.reserve("default", 10)[0] == [waiting.id]
     take(budget, waiting.id, submit=True)
     assert refused(budget, "job-2", submit=True).reason is WaitReason.TRAININGS
+
+
+@pytest.mark.parametrize("window", [0.07, 2.01, 64.1])
+def test_a_window_that_is_no_whole_number_of_seconds_is_kept_as_it_was_set(accounts: Accounts, window: float) -> None:
+    accounts.configure("default", AccountLimits(calls=5, window=window))
+    assert accounts.status("default").limits.window == window

@@ -78,6 +78,7 @@ class BudgetSteps(RuleBasedStateMachine):
         self.caps = AccountLimits(1, WINDOW, training_limit=TRAINING_LIMIT)
         self.stopped = False
         self.submitted: list[int] = []  # days of the submits that took a slot and were not given back
+        self.last_day = 0  # the last one's
         self.training: dict[str, int] = {}  # since when, by the server's clock
         self.paused_until = 0
         self.probing = False
@@ -181,8 +182,7 @@ class BudgetSteps(RuleBasedStateMachine):
             self.probing, self.tested_until = True, 0
         if call is self.probe:
             self.tested_until = 0
-        if call.submit and undone:
-            day = call.slot.at_ms // 86_400_000
+        if call.submit and undone and (day := call.slot.at_ms // 86_400_000) in self.submitted:
             self.submitted.remove(day)
         self._go_on(call, undone=undone)
 
@@ -235,10 +235,10 @@ class BudgetSteps(RuleBasedStateMachine):
 
     def _may_submit(self, holder: str) -> None:
         assert not self.stopped
-        day = self.clock.ms // 86_400_000
-        self.submitted.append(day)
+        self.last_day = self._day()
+        self.submitted.append(self.last_day)
         if self.caps.max_submits_per_day is not None:
-            assert self.submitted.count(day) <= self.caps.max_submits_per_day
+            assert self.submitted.count(self.last_day) <= self.caps.max_submits_per_day
         self.training.setdefault(holder, self.clock.ms)
         if self.caps.max_training is not None:
             assert self._in_flight() <= self.caps.max_training
@@ -247,10 +247,15 @@ class BudgetSteps(RuleBasedStateMachine):
         since = self.clock.ms - TRAINING_LIMIT * 1000
         return sum(began >= since for began in self.training.values())
 
+    def _day(self) -> int:
+        """Return the day that counts: one that began goes on if the clock goes back."""
+        day = self.clock.ms // 86_400_000
+        return day + (self.last_day == day + 1)
+
     def _submits_left(self) -> float:
         if self.stopped:
             return 0
-        today = self.submitted.count(self.clock.ms // 86_400_000)
+        today = self.submitted.count(self._day())
         most = (self.caps.max_submits_per_day, today), (self.caps.max_training, self._in_flight())
         return min((cap - used for cap, used in most if cap is not None), default=FOREVER)
 

@@ -181,6 +181,19 @@ def test_an_outage_of_segmind_s_storage_ends_no_paid_job(bench: Bench, fault: di
     assert bench.read(job).weights is not None
 
 
+@pytest.mark.parametrize(("brings", "ends"), [(10_000, False), (100, True)], ids=["a part of it", "next to nothing"])
+def test_a_download_that_breaks_off_uses_no_try_if_it_got_further(bench: Bench, brings: int, ends: bool) -> None:  # noqa: FBT001
+    bench.change_settings(finetune_max_attempts=2)
+    job = bench.downloading()
+    bench.sandbox.control.add_fault(op="download", kind="truncated", after_bytes=brings, count=5)
+
+    for _ in range(6):
+        bench.run(job)
+
+    job = bench.read(job)
+    assert (job.state is JobState.FAILED, job.weights is None) == (ends, ends)
+
+
 def test_an_address_that_nobody_can_call_is_no_outage(bench: Bench) -> None:
     """It would be called for ever."""
     job = bench.downloading()

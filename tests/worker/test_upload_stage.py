@@ -18,6 +18,7 @@ from finetune_worker.stages.errors import from_dataset
 from finetune_worker.stages.runner import run_stage
 from finetune_worker.stages.upload import presign
 from finetune_worker.transfer import put
+from finetune_worker.transfer.errors import TryAgain
 from finetune_worker.transfer.put import upload_presigned
 from support.bench import Bench
 from support.images import image_bytes, make_zip
@@ -53,6 +54,26 @@ def test_a_busy_storage_gets_the_same_url_again(bench: Bench, dataset: Path, fau
     assert (done.state, done.attempts) == (JobState.SUBMITTING, 0)
     assert calls(bench) == (1, 2)
     assert bench.container.jobs.upload_url(job.id) is None
+
+
+@pytest.mark.parametrize(("asked", "waits"), [(100.0, (100.0, 125.0)), (1.0, (2.0, 4.0))], ids=["long", "short"])
+def test_a_busy_storage_is_left_alone_for_as_long_as_it_asks_and_not_all_come_back_at_once(
+    bench: Bench, dataset: Path, monkeypatch: pytest.MonkeyPatch, asked: float, waits: tuple[float, float]
+) -> None:
+    """Nor sooner than without a word of it: all tries would be used up in a few seconds."""
+    bench.change_settings(finetune_backoff_base=4.0, finetune_backoff_max=300.0)
+
+    def busy(*_: object, **__: object) -> NoReturn:
+        raise TryAgain("storage_busy", "It cannot take the file now.", retry_after=asked)
+
+    monkeypatch.setattr(module, "upload_presigned", busy)
+    waited = set()
+    for _ in range(5):
+        job = uploading(bench, dataset)
+        bench.run(job)
+        waited.add((bench.due_ms(job) - bench.read(job).updated_ms) / 1000)
+
+    assert waits[0] <= min(waited) < max(waited) <= waits[1]
 
 
 def test_a_url_is_kept_until_shortly_before_its_end(bench: Bench, dataset: Path) -> None:

@@ -15,6 +15,8 @@ def backoff(failures: int, *, base: float, longest: float) -> float:
     return wait * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
 
 
-def try_again_in(settings: Settings, failures: int) -> float:
-    """Return the seconds until the next try of a job, or at a sink, after ``failures`` in a row, by the settings."""
-    return backoff(failures, base=settings.finetune_backoff_base, longest=settings.finetune_backoff_max)
+def try_again_in(settings: Settings, failures: int, asked: float = 0.0) -> float:
+    """Return the seconds until the next try of a job, or at a sink, after ``failures`` in a row, by the settings; and
+    not before the ``asked`` ones are over, after which not all who were asked to wait come back at once either."""
+    own = backoff(failures, base=settings.finetune_backoff_base, longest=settings.finetune_backoff_max)
+    return max(own, asked * random.uniform(1.0, 1.25))  # noqa: S311 - the same

@@ -28,6 +28,10 @@ from finetune_worker.wire.urls import UnsafeUrlError, require_callable, safe_url
 
 MAX_REDIRECTS = 3
 
+GAIN = 0.01
+"""The part of its object that a download must have brought before it broke off, to be no try that failed. A part file
+is whole after a hundred of these at most."""
+
 BLOCK = 1024 * 1024
 """Bytes that are taken from the connection at most at a time."""
 
@@ -64,7 +68,7 @@ def download(
         allow_loopback: Let the URL be on this machine, with plain http (the sandbox).
 
     Raises:
-        TryAgain: the connection broke; what came is kept.
+        TryAgain: the connection broke; what came is kept, and ``gained`` if that is `GAIN` of the object.
         NoAnswer: the storage is away or busy; what came is kept.
         NeedNewUrl: the storage refuses the URL (401, 403); what came is kept.
         StartOver: the object changed or came damaged; what came is deleted.
@@ -93,6 +97,9 @@ class _Downloader:
             try:
                 meter = self._fetch(part)
                 done = _finish(part)
+            except TryAgain as error:
+                error.gained = part.known is not None and part.size - kept >= GAIN * part.known.total
+                raise
             finally:
                 told = {"kept": kept, "size": part.size, "duration_s": round(time.monotonic() - began, 3)}
                 if asks:
@@ -105,7 +112,7 @@ class _Downloader:
     def _fetch(self, part: PartFile) -> TransferMeter:
         """Bring the part to its full length."""
         if part.whole:
-            # A worker died between the last byte and the use of the file. The URL may have ended since: do not ask.
+            # A worker died after the last byte, before the file was stored. Do not ask: the URL may have expired.
             return self._meter(part, part.size)
         with open_session() as session, self._deadline.running(), self._open(session, part) as response:
             self._status = response.status_code
@@ -167,7 +174,7 @@ class _Downloader:
         if part.size:
             _log.info("download_restarted", host=self._host, dropped=part.size)
         etag = response.headers.get("ETag", "")
-        strong = total is not None and re.fullmatch(r'"[^"]*"', etag)
+        strong = re.fullmatch(r'"[^"]*"', etag)
         known = Known(etag, total) if strong and total is not None else None
         part.begin(known, checksum_of(response.headers))
         return total

@@ -26,6 +26,9 @@ class TransferError(Exception):
 
     retryable: ClassVar[bool] = False
 
+    gained = False
+    """Whether a download that broke off brought, and kept, a good part of its object."""
+
     def __init__(self, code: str, detail: str, *, retry_after: float | None = None) -> None:
         super().__init__(detail)
         self.code = code
