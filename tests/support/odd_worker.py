@@ -22,7 +22,7 @@ LIMIT = 1.3
 
 pulse.LIMITS.update(dict.fromkeys(Loop, LIMIT))
 probes.FRESH = LIMIT
-probes.TICK = dispatcher.LONGEST_SLEEP = notifier.LONGEST_SLEEP = 0.2
+probes.TICK = dispatcher.LONGEST_SLEEP = notifier.LONGEST_SLEEP = 0.2  # type: ignore[attr-defined]
 broker.OVERDUE = 0.5
 
 
