@@ -90,6 +90,20 @@ def test_who_waits_behind_submits_that_were_just_handed_out_keeps_no_dispatcher_
     assert wait == 2.0, "the handover: it does not come sooner that one of them did not come for its slot"
 
 
+def test_while_submits_are_held_a_dispatcher_wakes_for_all_others(
+    budget: Budget, accounts: Accounts, jobs: JobStore, client: Any
+) -> None:
+    accounts.stop_submits("default", stopped=True)
+    for call in CallClass:
+        parked(jobs, call)
+    free_at = server_ms(client) + 5_000
+    client.zadd(keys.slots("default"), {f"call-{number}": free_at for number in range(3)})
+    holders, wait = budget.reserve("default", 10)
+    assert holders == []
+    assert wait is not None
+    assert 4 < wait <= 5
+
+
 @pytest.mark.parametrize(
     ("ages", "spent", "days_ago", "held"),
     [
