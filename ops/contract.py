@@ -6,12 +6,14 @@ With `--check` it writes nothing and says which file differs.
 """
 
 import json
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ops.asyncapi import asyncapi
 from ops.generated import ROOT, main
 from pydantic import BaseModel
 
@@ -19,8 +21,6 @@ from finetune_queue.contract import Event, EventType, FineTuneRequest, JobRecord
 from finetune_queue.contract.event import SCHEMA, SOURCE, data_schema, job_event, rejected_event, type_name
 from finetune_queue.contract.job import Access, JobError, Stage, Visibility, WaitReason, Weights
 from finetune_queue.contract.views import EVENT_DATA, PublicJob
-from finetune_queue.messaging import ACCEPT, QUEUE, RUN
-from finetune_queue.store import keys
 
 FOLDER = ROOT / "docs" / "contract"
 VERSION = "1.0.0"
@@ -193,139 +193,15 @@ def _ms(minutes: int) -> int:
     return int((START + timedelta(minutes=minutes)).timestamp() * 1000)
 
 
-def asyncapi() -> dict[str, Any]:
-    """Return the AsyncAPI 3 document. Schemas and examples are the files beside it."""
-    celery_headers = {
-        "type": "object",
-        "description": "Celery's message protocol 2. A client in another language needs no more than these.",
-        "required": ["task", "id"],
-        "properties": {
-            "task": {"const": RUN},
-            "id": {
-                "type": "string",
-                "format": "uuid",
-                "description": "Becomes the job's id, so a repeat is the same job.",
-            },
-            "lang": {"type": "string"},
-            "traceparent": {
-                "type": "string",
-                "description": "W3C Trace Context, if there is any: the job continues this trace.",
-            },
-        },
-    }
-    names = {kind: f"{kind.value.title().replace('_', '')}Event" for kind in EventType}
-    messages: dict[str, Any] = {
-        "RunMessage": {
-            "name": RUN,
-            "title": "A request to fine-tune",
-            "summary": "A Celery task with one positional argument, the request.",
-            "contentType": "application/json",
-            "headers": celery_headers,
-            "payload": {
-                "type": "array",
-                "description": "args, kwargs and embed of Celery's protocol 2.",
-                "minItems": 3,
-                "maxItems": 3,
-                "items": [
-                    {"type": "array", "minItems": 1, "maxItems": 1, "items": {"$ref": "request.schema.json"}},
-                    {"type": "object", "maxProperties": 0},
-                    {"type": "object"},
-                ],
-            },
-            "examples": [{"name": "minimal", "payload": [[requests()["minimal"]], {}, {}]}],
-        },
-    }
-    found = events()
-    for kind, name in names.items():
-        messages[name] = {
-            "name": type_name(kind),
-            "title": f"A job's event: {kind.value}" if kind is not EventType.REJECTED else "A rejected message",
-            "contentType": "application/cloudevents+json",
-            "payload": {"$ref": "event.schema.json"},
-            "examples": [{"name": kind.value, "payload": found[kind]}],
-        }
-
-    # A key holds its hash tag with the braces, which in an address stand for a parameter.
-    tag = {
-        keys.TAG.strip("{}"): {"enum": [keys.TAG], "default": keys.TAG, "description": "The keys' hash tag, as it is."}
-    }
-
-    def channel(address: str | None, description: str, **parameters: str) -> dict[str, Any]:
-        made: dict[str, Any] = {"address": address, "description": description}
-        described: dict[str, Any] = {name: {"description": text} for name, text in parameters.items()}
-        if address is not None and keys.TAG in address:
-            described |= tag
-        if described:
-            made["parameters"] = described
-        made["messages"] = {name: {"$ref": f"#/components/messages/{name}"} for name in names.values()}
-        return made
-
-    channels = {
-        "requests": {
-            "address": f"{keys.BROKER_PREFIX}{QUEUE}",
-            "description": "The Celery queue of requests. On Redis each priority has a list, whose consumers take from "
-            "the right; that of priority 9, the one for requests, has \\x06\\x169 after the name.",
-            "parameters": tag,
-            "messages": {"RunMessage": {"$ref": "#/components/messages/RunMessage"}},
-            "x-celery": {
-                "queue": QUEUE,
-                "task": RUN,
-                "global_keyprefix": keys.BROKER_PREFIX,
-                "priority": ACCEPT,
-                "protocol": 2,
-            },
-        },
-        "events": channel(keys.events(), "A Redis stream of all events, field `event`; trimmed to about 100,000."),
-        "stream-sink": channel("{name}", "`stream://NAME`: a Redis stream, field `event`.", name="The stream's key."),
-        "list-sink": channel("{name}", "`list://NAME`: a Redis list; take with BRPOP.", name="The list's key."),
-        "celery-sink": {
-            **channel(f"{keys.BROKER_PREFIX}{{queue}}", "`celery://QUEUE/task.name`.", queue="The Celery queue."),
-            "x-celery": {"args": ["the event"], "task_id": "the event's id", "global_keyprefix": keys.BROKER_PREFIX},
-        },
-        "broker-sink": channel("{queue}", "`amqp://HOST/VHOST?queue=NAME` and the like.", queue="The queue's name."),
-        "web-sink": {
-            **channel(
-                "{path}", "`https://HOST/PATH`: a POST, signed by Standard Webhooks 1.0.0.", path="Path and query."
-            ),
-            "x-standard-webhooks": {"webhook-id": "the event's id", "success": "2xx", "disabled": 410},
-        },
-    }
-    operations = {
-        "submit": {
-            "action": "receive",
-            "channel": {"$ref": "#/channels/requests"},
-            "summary": "Take a request. It becomes a job, or a `rejected` event and a dead letter.",
-        }
-    }
-    for name in list(channels)[1:]:
-        operations[f"tell-{name}"] = {
-            "action": "send",
-            "channel": {"$ref": f"#/channels/{name}"},
-            "summary": "Report on a job: at least once, in order for each job, with stable ids.",
-        }
-    return {
-        "asyncapi": "3.0.0",
-        "info": {
-            "title": "finetune-queue",
-            "version": VERSION,
-            "description": "Requests to fine-tune at Segmind, and the events of the jobs that they become.",
-            "license": {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"},
-        },
-        "defaultContentType": "application/json",
-        "servers": {
-            "redis": {"host": "localhost:6379", "protocol": "redis", "description": "FINETUNE_REDIS_URL."},
-        },
-        "channels": channels,
-        "operations": operations,
-        "components": {"messages": messages},
-    }
-
-
 class _Plain(yaml.SafeDumper):
     """YAML without anchors, which some readers do not know."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the base's signature
         return True
+
+
+# 0000000009 is a number to a reader of YAML 1.2 and none to one of 1.1, as PyYAML is: quoted, it is a text to both.
+_Plain.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[0-9]+$"), list("0123456789"))
 
 
 def wanted() -> dict[Path, str]:
@@ -341,8 +217,9 @@ def wanted() -> dict[Path, str]:
         documents[f"examples/event.{kind}.json"] = event
     documents["examples/job.succeeded.json"] = jobs()[EventType.SUCCEEDED].public()
     files = {name: json.dumps(body, indent=2, ensure_ascii=False) + "\n" for name, body in documents.items()}
+    document = asyncapi(requests()["minimal"], events(), VERSION)
     head = "# Generated by ops/contract.py from the models.\n"
-    files["asyncapi.yaml"] = head + yaml.dump(asyncapi(), Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
+    files["asyncapi.yaml"] = head + yaml.dump(document, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=120)
     return {FOLDER / name: text for name, text in files.items()}
 
 

@@ -12,13 +12,13 @@ from finetune_queue.messaging import QUEUE, TRANSFER_QUEUE, Messenger, running_q
 from finetune_queue.store import Deadlines, JobStore, Overview
 
 SOON = 15.0
-"""Seconds; a retry or start that is due within them counts already. About as often as an autoscaler looks."""
+"""A retry or start that is due within so many seconds counts as due: autoscalers look about as often."""
 
 LOOKED_AT = 200
-"""Deadlines that are looked at for them. Where more are due the queues are long, and say enough."""
+"""How many deadlines are looked at to count these. Where more are due, the queues are long and say enough."""
 
 _FOR_A_TIME = frozenset({WaitReason.BACKOFF, WaitReason.START})
-"""What jobs wait for that their deadline ends, and nothing else."""
+"""The reasons to wait that only the job's deadline ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Load:
 
     @property
     def total(self) -> int:
-        """Everything that has a thread of a worker, or wants one."""
+        """How many of a worker's threads all of this has or wants."""
         return self.queued + self.running + self.due
 
 

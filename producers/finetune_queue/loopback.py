@@ -1,4 +1,4 @@
-"""Which hosts are this machine: there plain http is allowed, and what is called costs nothing, as it is the sandbox."""
+"""Which hosts are this machine. Plain http to them is allowed, and an API there is the sandbox, so it costs nothing."""
 
 import ipaddress
 

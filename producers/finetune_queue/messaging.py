@@ -38,17 +38,17 @@ REPLAYED = "finetune_replayed"
 """The header of a message that was a dead letter."""
 
 CALL, CONTINUE, BEGIN, ACCEPT = 0, 3, 6, 9
-"""Priorities of messages; Redis hands out the lowest first. First comes what was handed a call slot: nobody else can
-use it while its message waits, perhaps behind all that one sweep started. What was started goes before what is new.
-So do requests of more than the usual priority: their place in the account's line begins only when a worker takes them
-in, which may be after a whole batch."""
+"""Priorities of messages; Redis hands out the lowest number first. CALL: a job that was handed a call slot, which
+nobody else can use while the message waits. CONTINUE: a job that goes on. BEGIN: a request of more than the usual
+priority; it counts among the account's jobs only once a worker has taken it in, which would else be after a whole
+batch. ACCEPT: any other request."""
 
 ASKING_SECONDS = 3.0
-"""How long a broker may be silent when somebody waits to be told how it stands."""
+"""Seconds that a broker may be silent while somebody waits for the answer."""
 
 _TRANSFERS = frozenset({Stage.UPLOAD, Stage.DOWNLOAD})
 _MOVING_FILES = frozenset({JobState.UPLOADING, JobState.DOWNLOADING})
-"""The states in which those stages run."""
+"""The states in which ``_TRANSFERS`` run."""
 
 
 def stage_task(stage: Stage) -> str:
@@ -67,25 +67,25 @@ def stage_queue(stage: Stage) -> str:
 
 
 def running_queue(state: JobState) -> str:
-    """Return the queue that the message of a stage came from which runs for a job in this state. Not exact: a presign
-    runs for an uploading job and a publish for a downloading one, and both count as transfers."""
+    """Return the queue from which the running stage of a job in this state came. Not exact: a presign runs for an
+    uploading job and a publish for a downloading one, and both count as transfers here."""
     return TRANSFER_QUEUE if state in _MOVING_FILES else QUEUE
 
 
 def queue_lists(queue: str) -> dict[int, str]:
-    """Return the keys of the lists in Redis that a queue's messages wait in, by their priorities, the first one first:
-    kombu has a list for each of its steps, and rounds down what is between two."""
+    """Return the keys of the lists in Redis in which a queue's messages wait, by priority, the lowest number first.
+    kombu has a list for each of its priority steps, and rounds a priority between two of them down."""
     from kombu.transport.redis import Channel
 
     channel: Any = Channel
-    first, *others = channel.priority_steps  # the first has no name of its own
+    first, *others = channel.priority_steps  # the list of the first has the queue's plain name
     name = f"{BROKER_PREFIX}{queue}"
     return {first: name, **{step: f"{name}{channel.sep}{step}" for step in others}}
 
 
 def stray_lists() -> list[str]:
-    """Return the keys of the lists that messages for the workers lie in if their sender left out the key prefix, or the
-    queue, which then is Celery's own default."""
+    """Return the keys of the lists in which messages for the workers end up if their sender left out the key prefix, or
+    the queue's name, so that Celery's default was used."""
     without_prefix = [name.removeprefix(BROKER_PREFIX) for name in queue_lists(QUEUE).values()]
     return without_prefix + list(queue_lists("celery").values())
 
@@ -93,15 +93,15 @@ def stray_lists() -> list[str]:
 def transport_config(settings: Settings) -> dict[str, Any]:
     """Return the Celery settings that everyone on this broker must share.
 
-    One for all, as any client of the same database can restore, and so repeat, another's messages
-    (kombu's ``unacked`` keys belong to the database, not to a queue).
+    All need the same: kombu keeps unacknowledged messages per database, not per queue, so a client with a shorter
+    visibility time-out would put others' messages back too early, and repeat them.
     """
     return {
         "broker_url": settings.broker_url,
         "broker_transport_options": {
             "global_keyprefix": BROKER_PREFIX,
             "visibility_timeout": 3600,
-            # As long as the store waits. A worker that stops while the server is silent meets it several times.
+            # As long as the store waits. A worker that stops while the server is silent runs into it several times.
             "socket_timeout": READ_TIMEOUT,
             "socket_connect_timeout": CONNECT_TIMEOUT,
             "socket_keepalive": True,
@@ -117,8 +117,8 @@ def transport_config(settings: Settings) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The names of the Celery workers that answered: ``ours`` have this service's tasks, ``others`` have only their
-    own, as the consumers of events. ``untaken`` are the queues that none of ours takes from."""
+    """The names of the Celery workers that answered: ``ours`` have this service's tasks, ``others`` do not, such as
+    consumers of events. ``untaken`` are this service's queues that none of ``ours`` takes from."""
 
     ours: list[str]
     others: list[str]
@@ -126,7 +126,7 @@ class Answered:
 
 
 class Messenger:
-    """Sends the messages of the queue. Losing one costs a delay: the job's deadline sends it again."""
+    """Sends messages to the workers. A lost one costs a delay: the job's deadline sends it again."""
 
     def __init__(self, app: "Celery") -> None:
         self._app = app
@@ -136,7 +136,7 @@ class Messenger:
         self.run_many([job])
 
     def run_many(self, jobs: Sequence[JobRecord]) -> None:
-        """Do what :meth:`run` does for many jobs, in few round trips where the broker's transport can do that."""
+        """Do what :meth:`run` does for many jobs, in few round trips if the broker's transport can send batches."""
         from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]
 
         try:
@@ -145,28 +145,29 @@ class Messenger:
                     priority = BEGIN if job.request.priority > USUAL_PRIORITY else ACCEPT
                     self._app.send_task(RUN, args=(job.id,), queue=QUEUE, priority=priority, producer=producer)
         except (OperationalError, BatchPublishError, RedisError) as error:
-            log.warning("messages_not_sent", jobs=len(jobs), first=jobs[0].id, error=str(error))
+            _not_sent(jobs, error)
 
     def start_many(self, jobs: Sequence[JobRecord]) -> None:
-        """Start the rest of the chains of jobs that go on. If the broker is out of reach, their deadlines do it."""
+        """Start the rest of each job's chain. If the broker is out of reach, the jobs' deadlines start it later."""
         from kombu.exceptions import OperationalError
 
         for number, job in enumerate(jobs):
             try:
                 self.start(job.id, job.stage.and_after())
             except (OperationalError, RedisError) as error:
-                log.warning("messages_not_sent", jobs=len(jobs) - number, first=job.id, error=str(error))
+                _not_sent(jobs[number:], error)
                 return
 
     def start(self, job_id: str, stages: Sequence[Stage], *, priority: int = CONTINUE) -> None:
         """Start the rest of a job's chain; ``priority`` is that of its first message.
 
-        A call slot for an upload's URL does not wait among the transfers, nor does it take the upload past them: the
-        call has a message of its own.
+        A job that has a call slot to ask for its upload's URL first gets a message in the short queue, which makes that
+        call alone; the upload then waits its turn among the transfers.
         """
         from celery import chain, signature
 
-        # JSON turns the arguments of all but the first into a list: Flower would show two forms of one thing.
+        # Spelled out, as JSON makes a list of the arguments of all tasks but the first, and Flower would show both
+        # forms.
         args, shown = (job_id,), repr((job_id,))
         tasks = [(stage_task(stage), stage_queue(stage)) for stage in stages]
         if priority == CALL and stages[0] is Stage.UPLOAD:
@@ -183,11 +184,11 @@ class Messenger:
         self._app.send_task(ACCESS, args=(job_id,), queue=QUEUE, priority=priority)
 
     def sweep(self, account: str) -> None:
-        """Ask for one look at all of an account's trainings, which a call slot was handed out to."""
+        """Ask for a sweep of an account, which was handed a call slot: one look at all of its trainings."""
         self._app.send_task(SWEEP, args=(account,), queue=QUEUE, priority=CALL)
 
     def send_again(self, message_id: str, message: TaskCall | RawMessage) -> None:
-        """Send what became a dead letter once more: a request under the same id, what Celery could not read as it came.
+        """Send a dead letter again: a request with the id that it had, a message that Celery could not read as it came.
 
         Raises:
             QueueUnavailableError: the broker is out of reach.
@@ -231,7 +232,7 @@ class Messenger:
             OperationalError, RedisError: the broker is out of reach.
         """
         with self._app.producer_or_acquire() as producer:
-            # Its client puts the prefix before each key.
+            # kombu's client puts the prefix before each key by itself.
             lists = [name.removeprefix(BROKER_PREFIX) for step, name in queue_lists(queue).items() if step <= priority]
             with producer.channel.conn_or_acquire() as client:
                 return sum(client.llen(name) for name in lists)
@@ -249,7 +250,8 @@ class Messenger:
     def workers(self, timeout: float) -> Answered:
         """Return the Celery workers that answer within ``timeout`` seconds; it always takes at least that long.
 
-        Asked for their tasks and not only for a sign of life: a consumer of events is a worker on this broker, too.
+        They are asked for their tasks, and not just pinged: a consumer of events is a Celery worker on this broker,
+        too.
 
         Raises:
             QueueUnavailableError: the broker is out of reach; said at once, or after 3 s of silence.
@@ -259,22 +261,27 @@ class Messenger:
             replies = ask("registered")
             tasks = [(name, known) for reply in replies or () for name, known in reply.items()]
             ours = sorted(name for name, known in tasks if RUN in known)
-            # As many replies as workers: two on one machine have one name, if they were given none.
+            # As many replies as names, which may repeat: workers on one machine that were given none have the same.
             told = ask("active_queues", destination=ours, limit=len(ours)) if ours else None
         takes = [{queue["name"] for queue in queues} for reply in told or () for queues in reply.values()]
-        # One that says nothing may take from any.
+        # A worker that did not answer this may take from any queue.
         heard = ours and len(takes) == len(ours) and all(takes)
         untaken = {QUEUE, TRANSFER_QUEUE}.difference(*takes) if heard else set()
         return Answered(ours, sorted({name for name, _ in tasks}.difference(ours)), tuple(sorted(untaken)))
 
     @contextmanager
     def _asking(self) -> Iterator["Connection"]:
-        """Connect for a question whose asker waits: by one try, where kombu's own four take six seconds."""
+        """Connect for a question that somebody waits for: one try, where kombu's own four take six seconds."""
         times = dict.fromkeys(("socket_timeout", "socket_connect_timeout"), ASKING_SECONDS)
-        # When the time is up, kombu waits for the BRPOP that it last sent, which else takes a second.
+        # At the end kombu waits for the reply to its last BRPOP, which would otherwise take up to a second.
         times["polling_interval"] = 0.1
         with self._app.connection_for_read(transport_options=times) as connection:
             yield connection.ensure_connection(max_retries=0)
+
+
+def _not_sent(jobs: Sequence[JobRecord], error: Exception) -> None:
+    then = "they are kept, and start some time after the broker is back"
+    log.warning("messages_not_sent", jobs=len(jobs), first=jobs[0].id, error=str(error), next=then)
 
 
 def _length(channel: Any, queue: str) -> int:
@@ -306,15 +313,14 @@ def producer_app(settings: Settings) -> "Celery":
 
 
 def patch_channels() -> None:
-    """Patch kombu 5.7 in this process, so that a channel that lost its connection says so.
+    """Patch kombu 5.7 in this process: a channel that lost its connection raises a ConnectionError, and a server whose
+    disk fails can still be asked how long the queues are (:class:`TakesPing`).
 
-    When a broker dies, kombu closes the connection's channels one by one and stops at the first that fails. One that is
-    left is closed, or acknowledges a message, when its transport is gone. And when the declaration of a queue meets the
-    lost connection, that is made anew, but the message after it goes to the old channel. Both raise an AttributeError:
-    not one of the errors that stand for a lost connection, so a worker exits ("Unrecoverable error") in place of coming
-    back, and a message is not sent again. Here it is the ConnectionError that it means.
-
-    And a server whose disk fails can still be asked how long the queues are, see :class:`TakesPing`.
+    Without it such a channel raises an AttributeError, in two cases. When a broker dies, kombu closes the connection's
+    channels one by one and stops at the first that fails; the ones left are later closed, or acknowledge a message,
+    without a transport. And when declaring a queue finds the connection lost, kombu makes a new one, but sends the
+    message to the old channel. Celery does not take an AttributeError for a lost connection: a worker exits
+    ("Unrecoverable error") instead of connecting again, and a message is not sent again.
     """
     from kombu.transport.redis import Channel
 

@@ -1,6 +1,6 @@
 """How a place to store things is written: `file://` with a path, or the bucket and key of an object store.
 
-Beside the storage itself, which settings may not import: they refuse what names no place before a worker ends by it.
+Not part of the storage package, as settings must not import that: they check the URL before a worker starts.
 """
 
 import re
@@ -22,7 +22,7 @@ class ObjectAddress:
 
     @property
     def path(self) -> str:
-        """As fsspec takes it."""
+        """Bucket and key joined, as fsspec takes them."""
         return f"{self.bucket}/{self.key}" if self.key else self.bucket
 
 

@@ -1,4 +1,4 @@
-"""Texts from elsewhere and numbers of bytes, made fit for people."""
+"""Texts from users, servers and libraries, and numbers of bytes, made fit to be shown to people."""
 
 import re
 
@@ -19,11 +19,11 @@ _WORDS = {
     "String should have at least 1 character": "should not be empty",
     "String should have": "should have",
 }
-"""pydantic's words, which are Python's, and ours; the longer of two that begin alike comes first."""
+"""pydantic's words, which are for Python programmers -> ours. Of two that begin alike, the longer has to come first."""
 
 
 JOINERS = "\u200c\u200d"
-"""Which are not printable by themselves, and belong to words in Persian and Hindi, and to one emoji made of several."""
+"""Characters that are not printable alone, but are part of words in Persian and Hindi and join several emoji to one."""
 
 
 def escaped(text: str) -> str:

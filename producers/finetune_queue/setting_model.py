@@ -63,7 +63,7 @@ class SettingsError(Exception):
 
 
 def _setting(default: Any, meaning: str, *, example: str, secret: bool = False) -> Any:
-    """A field with what the settings table, `.env.example` and errors say of it; a secret one is left out of `repr`."""
+    """Make a field with what the settings table, `.env.example` and errors say of it. A secret is not in the `repr`."""
     return Field(default, description=meaning, examples=[example], repr=not secret)
 
 
@@ -298,6 +298,11 @@ class Settings(BaseSettings):
         return {DEFAULT_ACCOUNT: only}
 
     @property
+    def unknown_readers(self) -> list[str]:
+        """The names in FINETUNE_GATEWAY_READERS that have no token: misspelt, one would leave its client all rights."""
+        return sorted(set(self.finetune_gateway_readers) - set(self.finetune_gateway_tokens))
+
+    @property
     def segmind_is_loopback(self) -> bool:
         """Whether the API is on this machine (the sandbox), where plain http and loopback addresses are allowed."""
         return is_loopback(urlsplit(self.segmind_base_url).hostname)
@@ -319,7 +324,7 @@ class Settings(BaseSettings):
 
     @property
     def secret_values(self) -> set[str]:
-        """Every secret in these settings, as it may turn up in a text: keys, and passwords of server URLs."""
+        """Every secret in these settings, for redaction: keys, and passwords of server URLs in both spellings."""
         found = {account.api_key.get_secret_value() for account in self.accounts.values()}
         if self.finetune_hook_secret is not None:
             found.add(self.finetune_hook_secret.get_secret_value())
@@ -332,7 +337,7 @@ class Settings(BaseSettings):
         return found
 
     def signing_secrets(self, origin: str) -> tuple[str, ...]:
-        """Return the secrets that deliveries to this origin are signed with; none means that they cannot be."""
+        """Return the secrets that deliveries to this origin are signed with; without any, they cannot be signed."""
         secrets = {plain_origin(each): values for each, values in self.finetune_signing_secret.items()}
         found = secrets.get(plain_origin(origin)) or self.finetune_signing_secret.get(ANY_ORIGIN) or ()
         return tuple(each.get_secret_value() for each in found)

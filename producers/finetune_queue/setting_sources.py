@@ -17,7 +17,7 @@ PREFIXES = ("finetune_", "segmind_")
 _SERVICE_LINK = re.compile(r"\w+_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)", re.I)
 
 Given = dict[str, tuple[Any, str]]
-"""Setting name in lower case -> its raw value and the source it came from."""
+"""Setting name in lower case -> its raw value, None for an unknown name, and the source that it came from."""
 
 
 def _is_ours(name: str) -> bool:
@@ -25,15 +25,16 @@ def _is_ours(name: str) -> bool:
 
 
 def read_mapping(model: type[BaseSettings], environ: Mapping[str, str]) -> tuple[Given, list[str]]:
-    """Return the settings among these variables, and what begins like one; no problems, as nothing is read."""
+    """Return the settings among these variables, and unknown names that begin like one; the list of problems is empty,
+    as no source can be unreadable."""
     found = {name.lower(): (value, "given") for name, value in environ.items() if value}
     return {name: pair for name, pair in found.items() if name in model.model_fields or _is_ours(name)}, []
 
 
 @contextmanager
 def _no_unreadable_lines(problems: list[str]) -> Iterator[None]:
-    """Add a problem for each line of `.env` that python-dotenv cannot read: it skips one with a log line of its own,
-    which says neither in which file nor that a setting now has its default."""
+    """Add a problem for each line of `.env` that python-dotenv cannot read. It would only skip the line, and log
+    neither the file nor that a setting now has its default."""
 
     def tell(record: logging.LogRecord) -> bool:
         line = record.args[0] if isinstance(record.args, tuple) and record.args else "?"
@@ -49,7 +50,8 @@ def _no_unreadable_lines(problems: list[str]) -> Iterator[None]:
 
 
 def read_sources(model: type[BaseSettings]) -> tuple[Given, list[str]]:
-    """Return the settings of all sources, and what begins like one; also a sentence for each unreadable source."""
+    """Return the settings of all sources, and unknown names that begin like one; also a problem for each source that
+    cannot be read."""
     problems: list[str] = []
     env = EnvSettingsSource(model)
     try:

@@ -38,8 +38,8 @@ _TLS_OPTION = re.compile(
     r"(ssl_ca_certs|ssl_ca_path|ssl_ca_data|ssl_certfile|ssl_keyfile|ssl_password|ssl_ciphers)=.+"
     r"|ssl_cert_reqs=(none|optional|required)|ssl_check_hostname=([tT]rue|[fF]alse)"
 )
-"""An option of a `rediss://` URL that redis-py and kombu read alike. Of another kombu makes a text of what should be a
-number or a list, so that jobs are stored and then Celery fails; or one of the two does not know it."""
+"""An option of a `rediss://` URL that redis-py and kombu read alike. Any other is unknown to one of the two, or kombu
+passes it on as text where a number or a list is needed: jobs would be stored, and then Celery would fail."""
 
 
 class RateLimit(BaseModel):
@@ -78,7 +78,7 @@ def _check_api_key(key: SecretStr) -> SecretStr:
 
 
 def _split(url: str) -> SplitResult:
-    """`urlsplit`, also reading the port, without the library's messages: they quote parts of the URL (a password)."""
+    """Split a URL, and check its port. Errors do not quote parts of it, as the library's do: one may be a password."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -101,8 +101,8 @@ def _check_base_url(url: str) -> str:
 
 
 def _can_be_looked_up(host: str) -> bool:
-    """Tell whether a host's name has no part that is empty or longer than DNS has: what looks it up raises a
-    UnicodeError, which nothing takes for a server that is away."""
+    """Tell whether DNS can have this name. If a part is empty or too long, looking it up raises a UnicodeError, which
+    no caller takes for a server that is out of reach."""
     try:
         return bool(host.encode("idna"))
     except UnicodeError:
@@ -185,9 +185,15 @@ def _check_sinks(urls: tuple[str, ...]) -> tuple[str, ...]:
     return urls
 
 
+def _lower_scheme(url: str) -> str:
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme.lower()}{mark}{rest}"
+
+
 def _check_reply_to(rules: tuple[str, ...]) -> tuple[str, ...]:
     if rules == ("none",):
         return ()
+    rules = tuple(map(_lower_scheme, rules))
     for rule in rules:
         parts = _split(rule) if rule.startswith(("http", *BROKERS)) else urlsplit(rule)
         if parts.scheme not in {*BROKERS, "http", "https", "celery", "stream", "list"} or "://" not in rule:
@@ -200,7 +206,7 @@ def _check_reply_to(rules: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _read_json(text: str) -> Any:
-    """Read JSON without the decoder's messages: they hold the whole document, and so the keys."""
+    """Read JSON; errors do not hold the document, as the decoder's do: it has the API keys in it."""
     try:
         return read_json(text)
     except RepeatedMemberError:
@@ -246,7 +252,7 @@ def _split_paths(value: object) -> object:
 
 
 def _parse_object(value: object) -> object:
-    """Read a JSON object whose keys are names; a value that is no text is left to the field's own checks."""
+    """Read a JSON object whose keys are account or client names. The field's own type checks the values."""
     if isinstance(value, str):
         value = _read_json(value)
     if isinstance(value, dict) and not all(
@@ -289,7 +295,7 @@ class AccountSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Shown:
-    """How the settings table names a type."""
+    """How the settings table and error messages name a type."""
 
     label: str
 

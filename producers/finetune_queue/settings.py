@@ -1,4 +1,4 @@
-"""Settings as they are read from outside, with every problem told at once, and as the documentation shows them.
+"""Settings: read from outside, with all problems reported at once, and described for the documentation.
 
 `load_settings` is the one place that reads the outside world. A value comes from, first found wins: the environment,
 a `.env` file in the current folder, a folder of secret files (one file per setting, as Docker and Kubernetes mount
@@ -7,7 +7,7 @@ them).
 
 import difflib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,16 @@ from finetune_queue.setting_model import MISSING_KEY, Settings, SettingsError
 from finetune_queue.setting_sources import read_mapping, read_sources
 from finetune_queue.setting_types import AccountSettings, RateLimit, Shown
 
-__all__ = ["AccountSettings", "RateLimit", "SettingRow", "Settings", "SettingsError", "describe", "load_settings"]
+__all__ = [
+    "AccountSettings",
+    "RateLimit",
+    "SettingRow",
+    "Settings",
+    "SettingsError",
+    "describe",
+    "load_settings",
+    "missing_for_worker",
+]
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = Fa
 
     Args:
         environ: Read these variables alone instead of the environment, `.env` and the secrets folder.
-        worker: Also report what workers alone cannot do without: an API key, and a secret to sign deliveries with.
+        worker: Also report what only workers need: an API key, and secrets to sign deliveries to web sinks with.
 
     Raises:
         SettingsError: Names every value that is wrong, missing or unknown, all at once.
@@ -73,13 +82,13 @@ def load_settings(environ: Mapping[str, str] | None = None, *, worker: bool = Fa
         settings = Settings(**{name: value for name, value in known.items() if name not in wrong})
     problems += _contradictions(settings, known.keys(), wrong)
     if worker:
-        problems += _missing(settings, wrong)
+        problems += missing_for_worker(settings, wrong)
     if problems:
         raise SettingsError(problems)
     return settings
 
 
-# pydantic's words where they would not help a person who sets a variable.
+# What replaces pydantic's words, which would not help a person who sets a variable.
 _WORDS = {
     "Input should be a valid dictionary or instance of AccountSettings": "should be an object with an api_key",
     "Field required": "is missing",
@@ -87,7 +96,7 @@ _WORDS = {
 }
 
 _INSIDE = {"segmind_accounts": "account", "finetune_gateway_tokens": "client"}
-"""What the names in a setting that is an object stand for."""
+"""What the keys of a setting that is an object are names of."""
 
 
 def _unknown(name: str, source: str) -> str:
@@ -109,7 +118,7 @@ def _wrong(loc: tuple[int | str, ...], message: str, source: str) -> str:
 
 
 def _contradictions(settings: Settings, given: Iterable[str], wrong: set[str]) -> Iterator[str]:
-    """Yield what single values cannot show; a rule on a value that is itself wrong says nothing."""
+    """Yield the problems of values that do not go together. Values that are wrong by themselves are not compared."""
     named = set(given)
     if "segmind_accounts" in named:
         for name in sorted(named & {"segmind_api_key", "segmind_rate_limit", "segmind_max_submits_per_day"}):
@@ -131,13 +140,14 @@ def _contradictions(settings: Settings, given: Iterable[str], wrong: set[str]) -
         yield "FINETUNE_BACKOFF_MAX: shorter than FINETUNE_BACKOFF_BASE"
 
 
-def _missing(settings: Settings, wrong: set[str]) -> Iterator[str]:
-    """Yield what is missing for a worker; producers, gateways and Flower do without."""
-    if not {"finetune_sinks", "finetune_signing_secret"} & wrong:
+def missing_for_worker(settings: Settings, wrong: Collection[str] = ()) -> Iterator[str]:
+    """Yield what is missing for a worker; producers, gateways and Flower do without. Says nothing of settings whose
+    values are ``wrong``."""
+    if not {"finetune_sinks", "finetune_signing_secret"}.intersection(wrong):
         for sink in parse_sinks(settings.finetune_sinks):
             if sink.kind is SinkKind.WEB and not settings.signing_secrets(sink.origin):
                 yield f"FINETUNE_SIGNING_SECRET: missing, and {sink.shown} in FINETUNE_SINKS needs one"
-    if not {"segmind_api_key", "segmind_accounts"} & wrong and not settings.accounts:
+    if not {"segmind_api_key", "segmind_accounts"}.intersection(wrong) and not settings.accounts:
         yield MISSING_KEY
 
 

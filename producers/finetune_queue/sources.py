@@ -105,7 +105,7 @@ def resolve_dataset(
 
 
 def _probed(url: str, policy: AddressPolicy) -> PublicArchive:
-    # Late: `requests` belongs to the extra `worker`, and other addresses do not need it.
+    # Imported late: `requests` is in the extra `worker`, and only https:// datasets need it.
     from finetune_queue.public_fetch import fetch
 
     try:
@@ -129,7 +129,7 @@ def _public(url: str, scratch: Path, policy: AddressPolicy, on_progress: OnProgr
 
 
 def _local(path: Path, roots: Sequence[Path]) -> LocalArchive:
-    # Where the links lead decides; outside of the roots not even the existence of a file is told.
+    # Links are resolved first; and of a file outside of the roots not even the existence is told.
     found = _real(path)
     if not any(found.is_relative_to(_real(root)) for root in roots):
         raise DatasetError(

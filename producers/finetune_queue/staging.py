@@ -1,5 +1,7 @@
 """Staging: a local folder or ZIP is packed, checked, and becomes an object that the workers can read."""
 
+from pathlib import Path
+
 from finetune_queue.datasets.check import check_archive
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.datasets.pack import packed
@@ -19,7 +21,7 @@ def stage_checked(
 ) -> tuple[str, DatasetReport]:
     """Pack and check ``source`` and put it into the staging store.
 
-    Returns its URL, which its content decides, and what the check found, also of the request's texts if they are given.
+    Returns its URL and the report of the check, which includes the request's trigger word and prompt if they are given.
 
     Raises:
         InvalidRequestError: the dataset cannot be read or packed, or cannot be trained on.
@@ -32,10 +34,21 @@ def stage_checked(
                 raise InvalidRequestError(
                     [f"dataset: {sentence(each)}" for each in report.findings if each.severity == "error"]
                 )
-            url = Place(settings.finetune_staging_url).put_once(found.path, f"{found.sha256}.zip")
-            return url, report
+            return put_zip(found.path, found.sha256, settings), report
     except DatasetError as error:
         raise InvalidRequestError([f"dataset: {error}"]) from None
+
+
+def put_zip(path: Path, sha256: str, settings: Settings) -> str:
+    """Put a ZIP with this hash into the staging store, unless it is there, and return its URL. The hash is the name, so
+    the same content has one URL, whoever stages it.
+
+    Raises:
+        StagingUnavailableError: the staging store does not take it.
+        OSError: the ZIP cannot be read.
+    """
+    try:
+        return Place(settings.finetune_staging_url).put_once(path, f"{sha256}.zip")
     except StorageError as error:
         message = f"The staging store {settings.finetune_staging_url} did not accept the dataset: {error}"
         raise StagingUnavailableError(message) from error

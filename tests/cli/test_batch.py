@@ -40,6 +40,12 @@ def names(worker: Worker) -> list[str]:
     return sorted(job.request.name for job in worker.newest())
 
 
+def test_where_every_line_was_refused_there_is_nothing_to_follow(run: Run, worker: Worker, write: Write) -> None:
+    result = run("submit", "--file", write("{}", name="only.jsonl"))
+    assert result.out == "0 new jobs on the queue.\n1 line was refused.\n"
+    assert worker.newest() == []
+
+
 def test_every_good_line_is_submitted_and_every_bad_one_named(run: Run, worker: Worker, write: Write) -> None:
     lines = [
         *(sample(name="a"), "", '{"name": "b"', sample(name="c", nmae=1)),

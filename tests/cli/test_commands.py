@@ -32,6 +32,17 @@ def test_submit_prints_the_job_and_how_to_follow_it(run: Run, worker: Worker) ->
     assert job.request.priority == 7
 
 
+def test_a_submit_without_its_broker_says_that_the_job_is_kept(
+    run: Run, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FINETUNE_BROKER_URL", NOBODY)
+    result = run(*SUBMIT)
+    [job] = worker.newest()
+    assert (result.code, job.state) == (ExitCode.OK, JobState.ACCEPTED)
+    assert job.id in result.err
+    assert "they are kept, and start some time after the broker is back" in result.err
+
+
 def test_without_a_worker_submit_status_and_watch_say_so(run: Run, queue_url: str) -> None:
     said = "no worker is running: it waits until one is started"
     assert run(*SUBMIT).out.endswith(f"\nNote: {said}.\n")

@@ -102,6 +102,27 @@ def test_wrong_settings_end_it_at_once(run: Run, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("queue_url")
+def test_a_reader_of_the_gateway_without_a_token(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it the gateway does not start."""
+    monkeypatch.setenv("FINETUNE_GATEWAY_READERS", "promethius")
+    found = checks(run("doctor", "--json"))["settings"]
+    assert found["status"] == "fail"
+    assert "FINETUNE_GATEWAY_READERS: there is no token for promethius" in found["message"]
+    assert "finetune gateway token NAME" in found["action"]
+
+
+@pytest.mark.usefixtures("queue_url")
+def test_a_sink_without_a_secret_to_sign_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it a worker does not start; without a key there is none here."""
+    monkeypatch.setenv("FINETUNE_SINKS", "https://127.0.0.1:1/hook")
+    assert checks(run("doctor", "--json"))["settings"]["status"] == "ok"
+    monkeypatch.setenv("SEGMIND_API_KEY", "SG_0123456789abcdef")
+    found = checks(run("doctor", "--json"))["settings"]
+    assert found["status"] == "fail"
+    assert found["message"].startswith("FINETUNE_SIGNING_SECRET: missing, and https://127.0.0.1:1/… in FINETUNE_SINKS")
+
+
+@pytest.mark.usefixtures("queue_url")
 def test_it_says_whether_trainings_would_be_paid(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the real API: trainings are charged" in run("doctor").out
     monkeypatch.setenv("SEGMIND_BASE_URL", "http://127.0.0.1:9")

@@ -12,6 +12,7 @@ from finetune_queue.messaging import QUEUE, RUN
 from finetune_queue.store import Workers, connect
 from support.cli import Run, Worker, checks
 from support.full_disk import fill_disk
+from support.socket_server import socket_server
 from support.until import until
 from wire.certificates import server_context
 from wire.rawserver import RawServer
@@ -28,6 +29,32 @@ def test_a_server_that_may_lose_jobs(run: Run, monkeypatch: pytest.MonkeyPatch, 
     assert found["eviction"]["status"] == "fail"
     assert "allkeys-lru" in found["eviction"]["message"]
     assert "noeviction" in found["eviction"]["action"]
+
+
+def test_a_broker_of_its_own_that_may_lose_messages(
+    run: Run, queue_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No worker starts with it."""
+    monkeypatch.setenv("FINETUNE_BROKER_URL", queue_url)
+    assert "broker" not in checks(run("doctor", "--json"))
+    with ValkeyServer(tmp_path / "valkey") as server:
+        monkeypatch.setenv("FINETUNE_BROKER_URL", server.url)
+        assert checks(run("doctor", "--json"))["broker"]["status"] == "ok"
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+        found = checks(run("doctor", "--json"))
+    assert found["eviction"]["status"] == "ok"
+    assert found["broker"]["status"] == "fail"
+    assert found["broker"]["message"] == f"the server may drop jobs when full (allkeys-lru) at {server.url}"
+    assert "noeviction" in found["broker"]["action"]
+
+
+def test_a_server_that_is_reached_by_a_socket_file(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket_server(tmp_path) as path:
+        monkeypatch.setenv("FINETUNE_REDIS_URL", f"unix://{path}?db=2")
+        found = checks(run("doctor", "--json"))
+    assert found["redis"]["status"] == "ok"
+    assert found["workers"]["message"].startswith("no worker answered")
 
 
 def test_a_server_that_is_full(run: Run, queue_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -227,6 +227,13 @@ def test_the_url_is_printed_where_there_is_no_key_nor_redis(run: Run, monkeypatc
     assert (refused.code, refused.out, "beginning with a letter or digit" in refused.err) == (2, "", True)
 
 
+@pytest.mark.usefixtures("sandbox")
+def test_no_secret_to_sign_deliveries_with_is_needed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINETUNE_SINKS", "https://orders.example.com/finetuned")
+    result = run("webhooks", "list")
+    assert result.code == 0, result.err
+
+
 def test_each_call_takes_a_slot_of_the_account(run: Run, sandbox: LiveSandbox, client: redis.Redis) -> None:
     run("webhooks", "list")
     assert client.zcard(keys.slots("default")) == 1

@@ -4,7 +4,7 @@ import json
 import math
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,15 +31,16 @@ def raw(url: str, data: bytes, *, wait: float = 10) -> bytes:
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=wait) as connection:
         connection.sendall(data)
-        found = b""
-        try:
-            while chunk := connection.recv(65536):
-                found += chunk
-                if b"\r\n\r\n" in found and found.endswith(b"}"):
-                    break
-        except TimeoutError:
-            pass
-        return found
+        return reply_on(connection)
+
+
+def reply_on(connection: socket.socket) -> bytes:
+    """Read until the end of a reply in JSON, or until the server closes or is silent for the connection's time-out."""
+    found = b""
+    with suppress(TimeoutError):
+        while not (b"\r\n\r\n" in found and found.endswith(b"}")) and (piece := connection.recv(65536)):
+            found += piece
+    return found
 
 
 # who
@@ -159,6 +160,29 @@ def test_no_call_takes_a_parameter_that_it_does_not_have(http: httpx.Client, cli
     assert client.keys("*") == []
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/job", 404), ("DELETE", "/v1/jobs/0197f0a2-7a3c-7c41-9d5e-3b7f6a1c2e90", 405)],
+)
+def test_a_call_that_there_is_not_is_told_where_the_others_are(
+    http: httpx.Client, method: str, path: str, status: int
+) -> None:
+    reply = http.request(method, path)
+    assert reply.status_code == status
+    assert "/openapi.json" in reply.json()["detail"]
+
+
+def test_a_place_to_go_on_from_is_asked_for_in_words(http: httpx.Client) -> None:
+    assert http.get("/v1/events?after=x").json()["detail"] == "after: should be `next` of the previous page"
+    reply = http.get("/v1/stream", headers={"Last-Event-ID": "x"})
+    assert reply.json()["detail"] == "last-event-id: should be the id of the last event that came"
+
+
+def test_the_api_s_own_name_of_the_dataset_is_told_from_a_typo(http: httpx.Client) -> None:
+    said = http.post("/v1/jobs", json=sample(data_source_path="https://example.com/x.zip")).json()["detail"]
+    assert said == "/data_source_path: is called 'dataset' here"
+
+
 # how much
 
 
@@ -227,11 +251,7 @@ def test_a_request_that_does_not_come_holds_no_connection(
     with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
         if first:
             connection.sendall(first.encode())
-            reply = b""
-            while not reply.endswith(b"}"):
-                piece = connection.recv(65536)
-                assert piece
-                reply += piece
+            assert reply_on(connection).endswith(b"}")
         connection.sendall(b"GET /li")
         with pytest.raises(ConnectionError):  # it is closed
             trickle(connection, b"v", seconds=10)  # which ends no wait
@@ -243,16 +263,16 @@ def test_the_rest_of_a_refused_request_does_not_close_its_connection(
     monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
     monkeypatch.setattr(server, "KEPT", 2)
     parts = urlsplit(start(make_settings()))
-    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
         for _ in range(2):
+            connection.settimeout(10)
             connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
-            reply = b""
-            while not reply.endswith(b"}"):
-                piece = connection.recv(65536)
-                assert piece
-                reply += piece
+            assert reply_on(connection).endswith(b"}")
             connection.sendall(b"{}")
-            time.sleep(0.8)
+            connection.settimeout(0.8)
+            with pytest.raises(TimeoutError):  # open, and silent for longer than a head may take
+                connection.recv(65536)
+        connection.settimeout(10)
         assert connection.recv(65536) == b""  # after two seconds, as any other
 
 
@@ -263,7 +283,7 @@ def test_a_stream_outlives_the_wait_for_its_request(
     with http.stream("GET", f"{url}/v1/stream") as reply:
         lines = reply.iter_lines()
         assert next(lines) == "retry: 2000"
-        time.sleep(1.2)
+        time.sleep(1.2)  # longer than a head may take: nothing tells of an end that does not come
         http.post(f"{url}/v1/jobs", json=sample())
         assert any(line.startswith("data: ") for line in lines)
 

@@ -111,13 +111,19 @@ def test_an_account_that_one_call_tests_counts_as_paused(
 def test_an_account_that_was_removed_and_that_no_job_needs_is_not_reported(
     http: httpx.Client, client: redis.Redis, account: Accounts
 ) -> None:
+    def shown(names: list[str]) -> bool:
+        return [account["name"] for account in http.get("/v1/overview").json()["accounts"]] == names
+
     client.hset(keys.account("default"), mapping={"probing": "1", "pause_code": "api_key_rejected"})
     unwell = ("finetune_account_unwell", "default,api_key_rejected")
     assert scrape(http)[unwell] == 1  # without any worker it may just be restarted
+    until(partial(shown, ["default"]), seconds=10)
     Workers(client).seen(LiveWorker("a:1", "0.1.0", ("another",)))
     assert not [name for name, labels in scrape(http) if labels.startswith("default") and "account" in name]
+    until(partial(shown, []), seconds=10)  # a look is kept for a moment
     client.zadd(keys.tracked("default"), {"a-job": 1})
     assert scrape(http)[unwell] == 1
+    until(partial(shown, ["default"]), seconds=10)
 
 
 def test_an_overdue_deadline_shows_that_no_worker_looks(

@@ -40,6 +40,13 @@ def test_a_host_with_its_usual_port_written_out_is_the_same_host(make: MakeDeliv
     assert refusal(make(**settings, FINETUNE_REPLY_TO=f"{scheme}://10.0.0.1:1"), f"{plain}/x?queue=q") is not None
 
 
+def test_a_scheme_may_be_written_in_any_case(make: MakeDeliveries) -> None:
+    bench = make(FINETUNE_REPLY_TO="LIST:// Celery://orders HTTPS:// AMQP://rabbit.internal")
+    for url in ("list://a", "celery://orders/a.b", "https://h.example/x", "amqp://rabbit.internal/?queue=q"):
+        assert refusal(bench, url) is None, url
+    assert refusal(bench, "celery://other/a.b") is not None
+
+
 def test_a_web_sink_needs_a_secret(make: MakeDeliveries) -> None:
     bench = make(FINETUNE_SIGNING_SECRET=f'{{"https://a.example": "{SECRET}"}}')
     assert refusal(bench, "https://a.example/x") is None

@@ -136,3 +136,9 @@ def test_what_waits_for_a_person_for_longer_than_a_training_lasts_takes_no_place
     assert budget.reserve("default", 10)[0] == [waiting.id]
     take(budget, waiting.id, submit=True)
     assert refused(budget, "job-2", submit=True).reason is WaitReason.TRAININGS
+
+
+@pytest.mark.parametrize("window", [0.07, 2.01, 64.1])
+def test_a_window_that_is_no_whole_number_of_seconds_is_kept_as_it_was_set(accounts: Accounts, window: float) -> None:
+    accounts.configure("default", AccountLimits(calls=5, window=window))
+    assert accounts.status("default").limits.window == window

@@ -167,6 +167,12 @@ def test_so_do_those_that_are_each_told_how_long_to_wait(budget: Budget, client:
     assert budget.pause(take(budget), "503", None) <= 2.5  # the second failure
 
 
+def test_a_call_that_is_told_to_wait_less_than_the_pause_waits_for_its_end(budget: Budget) -> None:
+    long, short = take(budget), take(budget)
+    budget.pause(long, "429", 30.0)
+    assert budget.pause(short, "429", 1.0) > 29.0
+
+
 def test_one_probe_is_reserved_after_a_pause(budget: Budget, jobs: JobStore, client: Any) -> None:
     call = take(budget)
     waiting = [parked(jobs) for _ in range(3)]

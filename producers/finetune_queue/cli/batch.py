@@ -23,7 +23,7 @@ BATCH = "jsonl"
 
 
 def submit_lines(file: str, options: Options, *, batch: str | None, as_json: bool) -> ExitCode:
-    """Submit every line; ``batch`` is the name of this batch, so that the same lines can be submitted anew.
+    """Submit every line. ``batch`` names this batch, so that another name submits the same lines as new jobs.
 
     Raises:
         SettingsError, CliError: the file cannot be read or holds no request, an option is not one that many requests
@@ -60,7 +60,7 @@ def submit_lines(file: str, options: Options, *, batch: str | None, as_json: boo
 
 
 class Tally:
-    """Tells what became of each line, and in the end of all of them."""
+    """Counts and reports what became of each line, and in the end of all of them."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
@@ -109,7 +109,8 @@ class Tally:
         """Say what came of all lines."""
         for sentence in self._sentences():
             output.say(sentence)
-        output.say(f"Follow them: {output.program()} watch")
+        if self.new or self.known:
+            output.say(f"Follow them: {output.program()} watch")
 
     def cut_short(self, why: str, exit_code: ExitCode, code: str) -> CliError:
         """Make the error for an end before the last line."""

@@ -21,7 +21,7 @@ from finetune_queue.contract.sink import USUAL_PORTS
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.messaging import QUEUE, Messenger, producer_app, stray_lists
 from finetune_queue.plain_words import byte_size
-from finetune_queue.settings import Settings, load_settings
+from finetune_queue.settings import Settings, load_settings, missing_for_worker
 from finetune_queue.storage import Place, StorageError
 from finetune_queue.store import (
     AuthenticationError,
@@ -72,10 +72,12 @@ def doctor(*, api: bool, as_json: bool) -> ExitCode:
 
 
 def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
-    yield Finding("settings", "ok", "all values are valid")
+    yield from list(_unfit(settings)) or [Finding("settings", "ok", "all values are valid")]
     yield _api(settings)
     server = list(_server(settings))
     yield from server
+    if _other_broker(settings):
+        yield from _broker(settings)
     if server[0].status == "ok":
         yield from _read(settings, "data", _emptied)
         yield from _read(settings, "clock", _clock)
@@ -95,6 +97,17 @@ def _findings(settings: Settings, *, api: bool) -> Iterator[Finding]:
     yield _store("staging", "FINETUNE_STAGING_URL", settings.finetune_staging_url, needed=True)
     # Weights are written by workers; with a key in its settings this may be where one runs.
     yield _store("artifacts", "FINETUNE_ARTIFACT_URL", settings.finetune_artifact_url, needed=bool(settings.accounts))
+
+
+def _unfit(settings: Settings) -> Iterator[Finding]:
+    """Say why no gateway, or no worker, starts on these settings, whose values are valid one by one."""
+    if nobody := settings.unknown_readers:
+        said = f"FINETUNE_GATEWAY_READERS: there is no token for {words.printable(', '.join(nobody))}"
+        action = "Correct the name, or make a token: finetune gateway token NAME. A gateway does not start until then."
+        yield Finding("settings", "fail", said, action)
+    if settings.accounts:  # with a key this may be where a worker runs
+        for said in missing_for_worker(settings):
+            yield Finding("settings", "fail", said, "Set it where workers run. One does not start until then.")
 
 
 def _api(settings: Settings) -> Finding:
@@ -141,6 +154,18 @@ def _server(settings: Settings) -> Iterator[Finding]:
     if settings.finetune_redis_replicas:
         yield _replicas(facts, settings.finetune_redis_replicas)
     yield _memory(facts)
+
+
+def _broker(settings: Settings) -> Iterator[Finding]:
+    """Say whether a broker that is another server is fit for one. If it is away, `workers` tells."""
+    where = _without_secrets(_broker_url(settings))
+    with suppress(RedisError), connect(_broker_url(settings)) as client:
+        facts = server_facts(client)
+        for problem in (problems := list(server_problems(facts))):
+            status: Status = "fail" if problem.unfit else "warn"
+            yield Finding("broker", status, f"{problem.message} at {where}", problem.action)
+        if not problems:
+            yield Finding("broker", "ok", f"{facts.name} {facts.version} at {where}")
 
 
 def _replicas(facts: ServerFacts, wanted: int) -> Finding:
@@ -192,13 +217,17 @@ def _workers(settings: Settings) -> tuple[int | None, list[Finding]]:
     return len(answered.ours), [Finding("workers", "ok", f"{alive}{beside}")]
 
 
+def _broker_url(settings: Settings) -> str:
+    return settings.finetune_broker_url or settings.finetune_redis_url
+
+
 def _other_broker(settings: Settings) -> bool:
-    return settings.finetune_broker_url not in {None, settings.finetune_redis_url}
+    return _broker_url(settings) != settings.finetune_redis_url
 
 
 def _silent(settings: Settings, beside: str, client: "Redis") -> Iterator[Finding]:
-    """Say of workers none of which answered that they are there all the same, by their signs of life in Redis. With a
-    broker of its own that may stay so: it may not be theirs."""
+    """Say that workers which did not answer are there all the same, if they give signs of life in Redis. With a broker
+    of its own in these settings they may never answer: it need not be the workers' broker."""
     if there := len(Workers(client).alive()):
         count = words.count(there, "worker")
         said = f"none answered within {PING_SECONDS:g} s, though {count} gave a sign of life in the last {GONE:g} s"
@@ -232,9 +261,10 @@ def _clock(client: "Redis") -> Iterator[Finding]:
 
 
 def _versions(answered: int | None, client: "Redis") -> Iterator[Finding]:
-    """Say which versions ran of late, unless no worker has said that it is there: then the line before says what to do.
+    """Say which versions the workers have that gave a sign of life lately; nothing without any, as ``workers`` says
+    that.
 
-    One that was killed counts until then: how many answer now is what that line says, and this one why there are more.
+    A worker that was killed a moment ago is still among them, so there may be more than ``answered`` just now.
     """
     running = Counter(worker.version for worker in Workers(client).alive())
     if not running:
@@ -322,7 +352,7 @@ def _sinks(client: "Redis") -> Iterator[Finding]:
 def _strays(settings: Settings) -> Iterator[Finding]:
     """Find what raw clients sent to where no worker looks: without the key prefix, or to Celery's own default queue."""
     found: dict[str, int] = {}
-    with suppress(RedisError), connect(settings.broker_url) as client:  # of a broker that is away, `workers` tells
+    with suppress(RedisError), connect(_broker_url(settings)) as client:  # of a broker that is away, `workers` tells
         for name in stray_lists():
             # Another's key of that name, or one that this user may not read, is none of ours.
             with suppress(ResponseError, UnicodeDecodeError):

@@ -72,10 +72,10 @@ def follow(queue: FineTuneQueue, job: Job, *, timeout: float | None, show: Abstr
 
 @contextmanager
 def ctrl_c_leaves(job: Job) -> Iterator[None]:
-    """End the command at Ctrl-C, or when the time is up, with the word that the job goes on, or why it does not.
+    """Turn Ctrl-C, and the end of the time to wait, into an error that says that the job goes on, or what it needs.
 
     Raises:
-        CliError: that word, with its exit code.
+        CliError: interrupted, or a time-out.
     """
     try:
         yield

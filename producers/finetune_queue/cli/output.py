@@ -34,7 +34,8 @@ class ExitCode(IntEnum):
 
 
 class CliError(Exception):
-    """The end of a command that did not do what was asked. ``details`` go into the JSON form only."""
+    """Ends a command that did not do what was asked, with an exit code and a stable ``code``. ``details`` are for the
+    JSON form only."""
 
     def __init__(self, message: str, exit_code: ExitCode, code: str, **details: Any) -> None:
         super().__init__(message)
@@ -55,7 +56,7 @@ def not_installed(what: str, error: ImportError, extra: str) -> CliError:
 
 
 def explain(error: Exception) -> CliError | None:  # noqa: PLR0912 - one case for each error
-    """Return the end that an error of the layers below means; None for one that is not expected."""
+    """Return the CliError for an error of the layers below; None for an error that is not expected."""
     # Imported here: nothing but an error needs them, and what raised it has imported most of them already.
     from finetune_queue import errors
     from finetune_queue.datasets.errors import DatasetError
@@ -94,7 +95,7 @@ def explain(error: Exception) -> CliError | None:  # noqa: PLR0912 - one case fo
         case errors.TargetError():
             return CliError(text, ExitCode.USAGE, "target")
         case OSError(errno=errno.ENOSPC):
-            # The code is not that of a request which was refused: what the command did may be done.
+            # Not the exit code of a refused request: the command may have done its work before it could not say so.
             return CliError(f"Nothing more can be written: {error.strerror}.", ExitCode.FAILED, "no_space")
         case _:
             return None
@@ -114,7 +115,7 @@ def report(error: CliError, *, as_json: bool) -> None:
 
 
 def expected(error: Exception) -> CliError:
-    """Return the end that an error means; raises one that is not expected."""
+    """Return the CliError for an error; an error that is not expected is raised."""
     found = explain(error)
     if found is None:
         raise error
@@ -122,14 +123,14 @@ def expected(error: Exception) -> CliError:
 
 
 def refused(error: Exception, *, as_json: bool) -> ExitCode:
-    """Say what went wrong with one of several, so that the others go on; returns the code that it stands for."""
+    """Report what went wrong with one of several items, so that the command can go on; returns its exit code."""
     failure = expected(error)
     report(failure, as_json=as_json)
     return failure.exit_code
 
 
 def _drop_unwritten() -> None:
-    """Let go of what standard output cannot take: Python would try again as it ends, and then exit with 120."""
+    """Drop what standard output did not take: Python would try to write it again at its end, and exit with 120."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -29,7 +29,7 @@ HOLDER = "finetune"
 """The name of a call slot's holder, in place of a job's id."""
 
 GRACE = 5.0
-"""Seconds to wait for a slot beyond the account's window, in which each slot comes free that no call is using."""
+"""Seconds to wait for a slot beyond the account's window; within a window every slot that no call uses comes free."""
 
 ASK_AGAIN = 0.5
 """Seconds between two tries for a slot: a command cannot stand in a waiting room, where only jobs have places."""
@@ -38,8 +38,8 @@ ASK_AGAIN = 0.5
 class Session:
     """One account: the clients of the API and of the webhooks, used within the account's budget.
 
-    ``skew`` is by how many seconds this machine's clock is ahead of Segmind's at least, by the latest call of ``api``;
-    None if it did not say.
+    ``skew`` is by how many seconds, at least, this machine's clock is ahead of Segmind's, measured at the latest call
+    of ``api``; None if its answer had no date.
     """
 
     def __init__(self, settings: Settings, account: str, budget: Budget, accounts: Accounts) -> None:
@@ -74,7 +74,8 @@ class Session:
         return self._call(function, self._budget.end)
 
     def call_webhooks(self, function: Callable[[], T]) -> T:
-        """Do the same at the host that has the webhooks, whose health shows nothing of the API's.
+        """Make one call to the webhook API in a slot of the account. It is another host, so its success does not show
+        that the API is well.
 
         Raises:
             CliError: see :meth:`call`.
@@ -92,8 +93,8 @@ class Session:
                 self._budget.pause(slot, error.detail, error.retry_after, code=error.code)
             raise CliError(str(error), ExitCode.UNAVAILABLE, error.code) from None
         except SegmindError as error:
-            # The account is left as it is: a key that is wrong here, or trouble of the host that has the webhooks, says
-            # nothing of the calls that workers make.
+            # The account is not paused: a wrong key on this machine, or trouble at the webhook API, does not mean that
+            # the workers' calls fail.
             with _left_to_its_time_out():
                 self._budget.end_without_news(slot, under_way=error.under_way)
             raise CliError(str(error), ExitCode.FAILED, error.code) from None
@@ -142,7 +143,7 @@ class Session:
 
 @contextmanager
 def _left_to_its_time_out() -> Iterator[None]:
-    """Let a call that was made stand, though its slot cannot be ended: that becomes free by itself."""
+    """Keep the call's result if Redis goes away before its slot is ended: the slot becomes free by its time-out."""
     try:
         yield
     except RedisError as error:

@@ -15,7 +15,6 @@ from finetune_queue.cli.session import quiet_logs
 from finetune_queue.contract.request import ACCOUNT_NAME, ACCOUNT_RULE
 from finetune_queue.gateway.hook_paths import hook_path
 from finetune_queue.loopback import is_loopback
-from finetune_queue.setting_model import MISSING_KEY
 from finetune_queue.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -26,13 +25,11 @@ SHOWN_DELIVERIES = 5
 _AND_SO = ", and whoever listens there hears nothing any more"
 _INSTEAD = "Send them the events of this service instead: by FINETUNE_SINKS, or a request's reply_to (docs/events.md)."
 
-_NO_KEY = MISSING_KEY.replace("a worker needs it", "this command needs it")
-
 
 @dataclass(frozen=True)
 class _Ended:
-    """A webhook that Segmind is to call no more: its URL as it may be shown, what follows for who listens there, and
-    what to do about it."""
+    """A webhook that Segmind will call no more: its URL without the token, what that means for whoever listens there,
+    and what they can do instead."""
 
     url: str
     consequence: str
@@ -53,10 +50,9 @@ class _Ended:
 
 @contextmanager
 def _open(account: str) -> Iterator[Session]:
-    try:
-        settings = load_settings(worker=True)
-    except SettingsError as error:
-        raise SettingsError(_NO_KEY if each == MISSING_KEY else each for each in error.problems) from None
+    settings = load_settings()
+    if not settings.accounts:
+        raise SettingsError(["SEGMIND_API_KEY: missing, and this command needs it, or SEGMIND_ACCOUNTS"])
     quiet_logs(settings)
     with open_session(settings, account) as session:
         yield session
@@ -211,7 +207,7 @@ def _required(session: Session, advice: str = "") -> "Webhook":
 
 
 def _command(name: str, account: str, *arguments: str) -> str:
-    """Return a command of these as it is typed for the account."""
+    """Return a command of ``finetune webhooks`` as a person types it for the account."""
     whose = [] if account == DEFAULT_ACCOUNT else ["--account", account]
     return " ".join([output.program(), "webhooks", name, *arguments, *whose])
 
@@ -238,7 +234,7 @@ def is_ours(session: Session, url: str | None) -> bool:
 
 
 def shown_url(webhook: "Webhook") -> str:
-    """Return whom a webhook calls, as it may be shown."""
+    """Return a webhook's URL without its token, fit for a terminal."""
     return words.printable(without_token(webhook.webhook_url or "an address that it does not show"))
 
 
@@ -253,6 +249,6 @@ def _shown(session: Session, webhook: "Webhook") -> dict[str, Any]:
 
 
 def without_token(url: str) -> str:
-    """Return a URL as it may be shown: what makes its path unguessable stays out."""
+    """Return a URL without the token that makes its path unguessable."""
     head, found, rest = url.partition("/hooks/")
     return f"{head}/hooks/{rest.partition('/')[0]}/..." if found else url

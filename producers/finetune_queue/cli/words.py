@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 
 
 def since(milliseconds: int) -> str:
-    """Return how long ago a time of the Redis server's clock was, by this machine's clock."""
+    """Return how long ago a time (ms, of the Redis server's clock) was, by this machine's clock."""
     return duration(datetime.now(UTC).timestamp() - milliseconds / 1000)
 
 
@@ -47,8 +47,8 @@ def place(url: str) -> str:
 
 
 def near(url: str) -> str:
-    """Return a file's URL as a path: on a terminal from the current folder, if it lies below it. A log or a script does
-    not know that folder, and from the root of the file system it looks like a whole path that lost its slash."""
+    """Return a file's URL as a path: on a terminal relative to the current folder, if the file is below that. Not in a
+    log, whose reader does not know the folder; nor in the root folder, where it would look like a broken path."""
     path = place(url)
     if not sys.stdout.isatty():
         return path
@@ -130,7 +130,7 @@ NO_KEY = "no running worker has its account's key: add the account to SEGMIND_AC
 """Said of a job whose account was taken out of the workers' settings, or renamed there."""
 
 TESTED = "while one call tests it"
-"""For how long an account is paused after its pause."""
+"""For how long an account stays paused once its pause is over: until one call has shown that Segmind is well."""
 
 _STOPPED = "the account's submits are stopped (finetune account resume)"
 

@@ -1,4 +1,4 @@
-"""The URL of a dataset: what is one, what is none, and how JSON Schema says so."""
+"""The URL of a dataset: which URLs are accepted, which of these name a dataset, and the same in JSON Schema."""
 
 import re
 from urllib.parse import urlsplit
@@ -8,20 +8,20 @@ from pydantic.config import JsonDict
 CONTROL = r"\x00-\x1f\x7f-\x9f"
 """The control characters, within brackets."""
 
-_AUTHORITY = r'[!-"$-.0->@-Z^-~]*'  # without brackets: what has some may be no address
+_AUTHORITY = r'[!-"$-.0->@-Z^-~]*'  # without brackets, as IPv6 addresses are not accepted
 _HTTP, _FILE = "[hH][tT][tT][pP][sS]?", "[fF][iI][lL][eE]"  # a scheme has no case, and JSON Schema no flag for that
 _OBJECT = "[sS]3|[gG][sS]|[aA][zZ]"
 _ENCODED, _AS_IT_IS = r"[!-\[\]-~]*", rf"[^{CONTROL}]*"
 DATASET_URL = rf"^(({_HTTP}|{_FILE})://{_AUTHORITY}([/?#]{_ENCODED})?|({_OBJECT})://{_AUTHORITY}(/{_AS_IT_IS})?)$"
-"""The URL of a dataset. One that has a standard is percent-encoded (RFC 3986, 8089). The key of an object is written as
-it is: no store's tools encode it, and `%20` may be part of one."""
+"""Matches the URL of a dataset. URLs of http and file are percent-encoded (RFC 3986, 8089). The key of an object is
+written as it is: no store's tools encode it, and `%20` may be part of a key."""
 
 WHOLE_DATASET_URL = (
     rf'^({_HTTP}://[!-"$-.0-9;->A-Z^-~]{_AUTHORITY}([/?#]{_ENCODED})?'
     rf"|{_FILE}://(localhost|[.]|[.][.])?/{_ENCODED}"
     rf'|({_OBJECT})://[!-"$-.0->@-Z^-~]{_AUTHORITY}/+[^/{CONTROL}]{_AS_IT_IS})$'
 )
-"""One with a host, a path on the worker's machine, or a bucket and a key: what ``missing_part`` finds nothing in."""
+"""Matches a URL that lacks nothing: it has a host, an absolute path, or a bucket and a key. See ``missing_part``."""
 
 _URL_BEGINS = f"^({_HTTP}|{_FILE}|{_OBJECT})://"
 
@@ -31,7 +31,7 @@ DATASET_SCHEMA: JsonDict = {
     "if": {"pattern": _URL_BEGINS},
     "then": {"pattern": DATASET_URL},
 }
-"""What JSON Schema can say of ``check_dataset``."""
+"""The rules of ``check_dataset``, as far as JSON Schema can express them."""
 
 
 def is_url(dataset: str) -> bool:
@@ -40,9 +40,13 @@ def is_url(dataset: str) -> bool:
 
 
 def check_dataset(dataset: str) -> str:
-    """Refuse what looks like a URL but is not one, as everything that reads it later relies on that, and a URL with a
-    password in it, which jobs and events would show. The library's messages are not passed on: they quote the URL.
-    Scheme and host come back in lower case, so that one dataset has one address, also in Segmind's list."""
+    """Check a dataset's URL or path; return a URL with its scheme and host in lower case, so that one dataset has one
+    address, also in Segmind's list.
+
+    Raises:
+        ValueError: it begins like a URL but is not one that can be used, or it holds a user name or password, which
+            jobs and events would show. The sentence does not quote the URL, as the library's would.
+    """
     if re.search(f"[{CONTROL}]", dataset):
         raise ValueError("should hold no line breaks or other control characters")
     try:
@@ -66,8 +70,9 @@ def check_dataset(dataset: str) -> str:
 
 
 def missing_part(dataset: str) -> str | None:
-    """Say what a dataset's URL lacks to name one. A job with such a URL only fails, so none is submitted; a raw message
-    with one becomes a job as ever, and a job that is stored is read."""
+    """Say what a URL lacks to name a dataset, such as a host; None for a whole URL, or a path. The SDK and the gateway
+    refuse such a request, as its job could only fail. It is no rule of the request itself, so that raw messages and
+    stored jobs with such a URL are still read."""
     if not is_url(dataset) or re.match(WHOLE_DATASET_URL, dataset):
         return None
     scheme, _, rest = dataset.partition("://")

@@ -21,8 +21,8 @@ _KINDS = frozenset(EventType)
 
 class Event(BaseModel):
     """One CloudEvent. ``id`` is stable: a redelivered event carries the same one, so consumers can drop repeats.
-    ``time`` is by the clock of the machine that wrote it, where all other times are the Redis server's: the text is
-    made before the server has the change. Order is by ``sequence``.
+    ``time`` is by the clock of the machine that made the event, unlike all other times, which are the Redis server's:
+    the JSON is made before the server has the change. Order events by ``sequence``.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")

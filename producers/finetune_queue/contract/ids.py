@@ -19,8 +19,8 @@ def derived_job_id(account: str, idempotency_key: str) -> str:
 
 
 def message_job_id(account: str, message_id: str) -> str:
-    """Return the id of the job that a message makes, the same each time that it comes: its own, or a UUIDv5 of one
-    that is no UUID. A message without an id gets a fresh one."""
+    """Return the id of the job that a message becomes, the same each time that it is delivered: the message's own id if
+    that is a UUID, else a UUIDv5 made from it. A message without an id gets a fresh one."""
     if is_job_id(message_id):
         return message_id
     return str(uuid.uuid5(_MESSAGE_NAMESPACE, f"{account}\x00{message_id}")) if message_id else new_job_id()
@@ -35,6 +35,6 @@ def is_job_id(text: str) -> bool:
 
 
 def whole_job_id(text: str) -> str | None:
-    """Return the id that a person means, who may have copied it with blanks or in capitals; None if it is not an id."""
+    """Return the job id in a text that a person gave, perhaps with blanks or in capitals; None if it is not an id."""
     meant = text.strip().lower()
     return meant if is_job_id(meant) else None

@@ -132,8 +132,8 @@ RETRY_IS_USELESS: frozenset[tuple[str, str]] = frozenset(
         (Stage.SUBMIT, "request_too_large"),
     }
 )
-"""Stages and codes of what is wrong with the request itself, which a retry has again. The codes alone do not say it: a
-call of another stage holds nothing of the request."""
+"""Stage and code of each error that is the request's own fault: a retry sends the same request. By the stage, too, as
+the same code from a call of another stage says nothing of the request."""
 
 
 class Weights(BaseModel):
@@ -158,7 +158,7 @@ class Progress(BaseModel):
 
 
 ACCESS = "access"
-"""Where an error of a change of access arose: beside the stages, as it follows an ended job."""
+"""The ``stage`` of an error of a change of access, which is no stage: the job has ended."""
 
 
 class Access(BaseModel):
@@ -172,11 +172,11 @@ class Access(BaseModel):
     error: JobError | None = Field(default=None, description="Why the latest try did not succeed.")
 
     def granted(self) -> Self:
-        """Return what it is once Segmind has done what was wanted."""
+        """Return the access after Segmind has made the wanted change."""
         return type(self)(confirmed=self.wanted)
 
     def refused(self, error: JobError) -> Self:
-        """Return what it is once what was wanted is given up."""
+        """Return the access after the wanted change was refused or given up."""
         return type(self)(confirmed=self.confirmed, error=error)
 
 
@@ -196,10 +196,10 @@ class JobRecord(BaseModel):
     updated_ms: int = 0
 
     # who works on it, and why nobody does
-    owner: str = ""
-    attempts: int = 0
+    owner: str = ""  # the worker that holds it
+    attempts: int = 0  # failures of this stage that count against FINETUNE_MAX_ATTEMPTS
     outages: int = 0  # in a row, of a store, the disk or its own API calls; they use up no attempt
-    takeovers: int = 0
+    takeovers: int = 0  # workers in a row that stopped giving signs of life while they held it
     waiting_for: WaitReason | None = None
     cancel_requested: bool = False
     progress: Progress | None = None
@@ -210,13 +210,15 @@ class JobRecord(BaseModel):
     dataset_report: dict[str, JsonValue] | None = None
     dataset_url: str | None = None
     # submit
-    intent_ms: int | None = None
-    looks: int = 0
-    candidates: list[str] = Field(default_factory=list)
-    ruled_out: list[str] = Field(default_factory=list)
-    # trainings that may be the job's, but rather are others': when they were created (ms), if their time alone says so
+    intent_ms: int | None = None  # when the paid request was going to be sent; None: it was not, and may be
+    # while Segmind is searched for the training of a submit whose answer was lost
+    looks: int = 0  # complete lists that did not show it
+    candidates: list[str] = Field(default_factory=list)  # trainings that may be it, still to be examined
+    ruled_out: list[str] = Field(default_factory=list)  # trainings that are certainly not it
+    # trainings that were examined and are probably another job's -> creation time (ms) if nothing but that time speaks
+    # against this job, else None
     aside: dict[str, int | None] = Field(default_factory=dict)
-    adopting: str | None = None  # the training that a person named as its own, not looked at yet
+    adopting: str | None = None  # the training that a person named as the job's, until a worker has looked at it
     evidence: list[str] = Field(default_factory=list)
     # poll
     finetune_id: str | None = None
@@ -224,21 +226,21 @@ class JobRecord(BaseModel):
     provider_status: str | None = None
     weights_url: str | None = None
     slug: str | None = None
-    wants_details: bool = False
+    wants_details: bool = False  # the list said too little, so the training's details are to be asked for
     deployed: bool = False
     # download
-    weights_private: bool = False
+    weights_private: bool = False  # their URL was refused, so a link to them is to be asked for
     weights: Weights | None = None
     # after its end
     access: Access | None = None
-    access_settles_ms: int | None = None  # when an earlier change that had no answer can have no effect any more
-    # the trace that all of it belongs to (https://www.w3.org/TR/trace-context), where somebody traces it
+    access_settles_ms: int | None = None  # from when on an earlier change without an answer can no longer take effect
+    # the trace that the job belongs to (https://www.w3.org/TR/trace-context), where somebody traces it
     traceparent: str | None = None
 
     @classmethod
     def from_hash(cls, job_id: str, fields: Mapping[str, str]) -> Self:
-        """Read a job from its Redis hash, whose values are text, or JSON where the field is not a plain value. Its id
-        is in the key alone."""
+        """Read a job from its Redis hash. Its values are text, or JSON where the field is not a plain value; the id
+        is only in the hash's key."""
         read = {name: _decode(name, value) for name, value in fields.items()}
         return cls.model_validate({**read, "id": job_id}, context=STORED)
 
@@ -252,7 +254,7 @@ class JobRecord(BaseModel):
         """Whether Segmind works on it, or may be working on it: a submit was meant to be sent."""
         if self.state in {JobState.SUBMITTING, JobState.NEEDS_ATTENTION}:
             return self.intent_ms is not None
-        # Once it is deployed, a look has nothing to say, and would take the claim from who publishes it.
+        # Once it is deployed, a sweep has nothing to add, and its write would overtake the worker that publishes it.
         return self.state is JobState.TRAINING or (self.state is JobState.DEPLOYING and not self.deployed)
 
     @property
@@ -302,7 +304,7 @@ class JobRecord(BaseModel):
 
 
 RELEASED: Mapping[str, Any] = {"owner": "", "progress": None, "waiting_for": None}
-"""The fields of a job that no worker holds any more. What it waits for, if anything, is set beside them."""
+"""The changes to a job that its worker lets go of; ``waiting_for`` is set anew where it waits for something."""
 
 MOVED_ON: Mapping[str, Any] = {
     **RELEASED,
@@ -311,13 +313,13 @@ MOVED_ON: Mapping[str, Any] = {
     "takeovers": 0,
     "error": None,
 }
-"""The fields of a job that has come a step further: nothing of the tries before is left."""
+"""The changes to a job that goes on to its next step: what counted tries at the last one starts anew."""
 
 FOUND: Mapping[str, Any] = {"looks": 0, "candidates": [], "aside": {}, "adopting": None}
-"""The fields of a job whose training is not looked for any more."""
+"""The changes to a job whose training is not searched for any more."""
 
 UNSENT: Mapping[str, Any] = {**FOUND, "intent_ms": None}
-"""The fields of a job whose submit did not happen, so that it may be sent. What was ruled out stays so."""
+"""The changes to a job whose submit did not happen, so that it may be sent. ``ruled_out`` is kept."""
 
 _INTERNAL = {
     *("id", "version", "event_seq", "digest", "owner", "created_ms", "entered_ms", "updated_ms", "intent_ms", "looks"),

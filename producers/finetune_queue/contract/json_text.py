@@ -1,4 +1,4 @@
-"""JSON as it comes from outside. Of a member that is there twice Python takes the last; nobody knows which is meant."""
+"""JSON from outside, in which a repeated member is an error: Python would silently take the last of the two."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ _SHOWN = 64
 
 
 class RepeatedMemberError(ValueError):
-    """An object has a member more than once. The message says which, after words that say where."""
+    """An object has a member more than once. The message is the end of a sentence whose beginning says where."""
 
     def __init__(self, name: str) -> None:
         shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -32,18 +32,18 @@ from finetune_queue.errors import InvalidRequestError
 from finetune_queue.plain_words import escaped, in_plain_words
 
 STORED = "stored"
-"""The validation context of a request that is read from its job. What was accepted once can be read for good, also by a
-version that would no longer accept it."""
+"""The validation context of a request that is read from a stored job. The checks that compare with it let everything
+pass: what was accepted once stays readable, also for a version that would not accept it today."""
 
 _VISIBLE = r"[^\s\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
-"""A character that is neither a blank nor one that only steers others, as a zero-width space."""
+"""A visible character: neither white space nor a format character, such as a zero-width space."""
 
 _READABLE: JsonDict = {"pattern": _VISIBLE, "not": {"pattern": f"[{CONTROL}]"}}
 
 
 def _check_name(value: object, info: ValidationInfo) -> object:
-    """Refuse control characters, before the blanks around a name are taken away: some of those are such characters. And
-    a name that nobody can see."""
+    """Refuse control characters, before blanks around the name are stripped: some control characters count as blanks.
+    Also refuse a name without a visible character."""
     if info.context == STORED or not isinstance(value, str):
         return value
     if re.search(f"[{CONTROL}]", value):
@@ -64,7 +64,7 @@ Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=20
 
 
 def _check_prompt(prompt: str, info: ValidationInfo) -> str:
-    """Refuse blanks alone, which the API would refuse once the dataset has been uploaded."""
+    """Refuse a prompt without a visible character: the API would refuse it only after the upload of the dataset."""
     if info.context != STORED and not re.search(_VISIBLE, prompt):
         raise ValueError("should not be empty")
     return prompt
@@ -92,9 +92,9 @@ USUAL_PRIORITY = 5
 
 ACCOUNT_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
 ACCOUNT_RULE = "should be letters, digits and . _ -, beginning with a letter or digit, 63 at most"
-"""The same in words, as they follow a field's name."""
+"""``ACCOUNT_NAME`` in words, to follow a field's name."""
 DEFAULT_ACCOUNT = "default"
-"""Whose key is the one of settings that name no accounts, and who pays for a request that names none."""
+"""The account of a request that names none, and of the key in settings that name no accounts."""
 
 AccountName = Annotated[str, StringConstraints(strict=True, pattern=ACCOUNT_NAME)]
 LABEL_KEY = r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$"
@@ -104,7 +104,7 @@ LabelValue = Annotated[str, StringConstraints(strict=True, max_length=256)]
 
 
 def _check_number(value: object) -> object:
-    """Refuse text and truth values, which pydantic would turn into a number: they may be meant for another field."""
+    """Refuse strings and booleans, which pydantic would turn into a number: they may be meant for another field."""
     if isinstance(value, str | bytes | bool):
         raise ValueError("should be a number")  # noqa: TRY004 - pydantic takes no other kind for a wrong value
     return value
@@ -112,19 +112,24 @@ def _check_number(value: object) -> object:
 
 def _check_moment(value: object, read: ValidatorFunctionWrapHandler) -> object:
     """Refuse numbers, also as text: pydantic takes them for Unix time, but whoever writes 90 means from now. One
-    sentence says whatever is wrong."""
+    sentence says whatever is wrong. In UTC, so that one moment is one, whatever zone a repeat of the request names."""
     try:
         number = float(value) if isinstance(value, str) else None
     except ValueError:
         number = None
-    with suppress(ValidationError):
+    with suppress(ValidationError, OverflowError):  # the second in the years 1 and 9999
         if number is None and isinstance(value, str | datetime | None):
-            return read(value)
+            moment: datetime | None = read(value)
+            return None if moment is None else moment.astimezone(UTC)
     raise ValueError("should be a time with a time zone, like 2026-01-31T18:00:00Z")
 
 
 def check_label_keys(labels: object) -> object:
-    """Refuse keys of labels that the pattern would, in words and by name."""
+    """Refuse the keys that ``LABEL_KEY`` does not match, before pydantic does: its error would not name them.
+
+    Raises:
+        ValueError: with a sentence that names up to three of them.
+    """
     wrong = [key for key in labels if not _is_label_key(key)] if isinstance(labels, Mapping) else []
     if wrong:
         shown = ", ".join(f"'{escaped(str(key)[:64])}'" for key in wrong[:3])
@@ -137,8 +142,8 @@ def _is_label_key(key: object) -> bool:
 
 
 def _check_parameters(parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-    """Refuse a value of a parameter that the API's description has, where it can have no meaning: it would be paid for
-    and ignored, or refused. Others pass."""
+    """Refuse values that make no sense for the parameters in the API's description: they would be paid for and ignored,
+    or refused by Segmind. Parameters that are not in it pass."""
     if info.context == STORED:
         return parameters
     steps = parameters.get("steps", 1)
@@ -160,13 +165,13 @@ _PARAMETERS: JsonDict = {
         "finetune_type": {"type": "string", "minLength": 1},
     }
 }
-"""What ``_check_parameters`` refuses whatever the model, as JSON Schema says it."""
+"""The rules of ``_check_parameters`` for every base model, in JSON Schema."""
 
 _FAST_FLUX: JsonDict = {
     "if": {"properties": {"base_model": {"const": "FAST_FLUX"}}},
     "then": {"properties": {"advance_parameters": {"properties": {"finetune_type": {"const": "LORA"}}}}},
 }
-"""What it refuses for one of them."""
+"""The rule of ``_check_parameters`` for FAST_FLUX alone, in JSON Schema."""
 
 
 _DEEPEST = 100
@@ -180,8 +185,8 @@ def _depth(value: object) -> int:
 
 
 def _check_json(parameters: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-    """Refuse what Python accepts in JSON but JSON cannot express: NaN and infinity (as 1e999, too), and a surrogate
-    without its other half, as JavaScript leaves of an emoji that was cut in two. And what is nested too deeply."""
+    """Refuse what Python reads from JSON text but cannot write as valid JSON: NaN, infinity (also from 1e999), and a
+    lone surrogate, as JavaScript leaves of an emoji that was cut in two. Also refuse values nested too deeply."""
     if info.context != STORED and _depth(parameters) > _DEEPEST:
         raise ValueError(f"should not be nested more than {_DEEPEST} levels deep")
     try:
@@ -194,7 +199,7 @@ def _check_json(parameters: dict[str, Any], info: ValidationInfo) -> dict[str, A
 
 
 def _path_text(dataset: object) -> object:
-    """Take a ``pathlib.Path``, which a Python program has, for its text; JSON has none."""
+    """Turn a ``pathlib.Path``, which only a Python program can give, into text."""
     return os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset
 
 
@@ -289,7 +294,7 @@ class FineTuneRequest(BaseModel):
             except ValidationError as error:
                 raise InvalidRequestError(_sentences(error)) from None
 
-        # A model that is validated does not come through here, as it would not without this method.
+        # Tells pydantic that model_validate need not call this method, as it would call any other __init__.
         __init__.__pydantic_base_init__ = True
 
     def digest(self) -> str:

@@ -47,7 +47,7 @@ USUAL_PORTS = {"http": 80, "https": 443, "amqp": 5672, "amqps": 5671, "redis": 6
 """The port that a URL of such a scheme means when it names none."""
 
 STATE_CHANGES = frozenset(EventType) - {EventType.PROGRESS, EventType.ACCESS}
-"""What a sink gets that does not say otherwise."""
+"""The kinds of events that a sink gets whose URL selects none."""
 
 RESERVED_QUEUES = frozenset(
     {
@@ -56,8 +56,8 @@ RESERVED_QUEUES = frozenset(
         *("sink_kinds", "wake", "wake_outbox", "workers", "write_check"),
     }
 )
-"""Names that a Celery queue cannot have here: those of our queues, of kombu's and the store's own keys. A queue that an
-earlier version took must stay one: a new key gets a name with a colon."""
+"""Names that the queue of a sink cannot have: those of our queues, of kombu's keys and of the store's. This list must
+not grow, as an earlier version may have accepted the name: so a new key of the store gets a name with a colon."""
 
 _KINDS = frozenset(EventType)
 _LANES = 4
@@ -73,8 +73,9 @@ _FORMS = (
 
 @dataclass(frozen=True, slots=True)
 class Sink:
-    """A sink, read from its URL. ``url`` is as given, ``target`` without what is ours in its query; both may hold a
-    secret. ``name`` is the queue, stream or list, ``task`` the Celery task. Sinks of one ``origin`` fail together."""
+    """A sink, read from its URL. ``url`` is as given, ``target`` without the parameters that are for this service; both
+    may hold a secret, ``shown`` holds none. ``name`` is the queue, stream or list, ``task`` the Celery task. Sinks of
+    one ``origin`` fail together."""
 
     url: str = field(repr=False)
     kind: SinkKind
@@ -91,15 +92,16 @@ class Sink:
         return hashlib.sha256(self.url.encode()).hexdigest()[:12]
 
     def wants(self, kind: str) -> bool:
-        """Tell whether it gets events of this kind. What a newer version tells of goes to all that did not choose:
-        it may be a change of state."""
+        """Tell whether the sink gets events of this kind. A kind that only a newer version knows may be a change of
+        state, so every sink that wants all of these gets it."""
         return kind in self.wanted or (kind not in _KINDS and self.wanted >= STATE_CHANGES)
 
     def line(self, subject: str) -> str:
         """Return the line that a job's events to this sink wait in: in order, one at a time.
 
-        A sink over the network has a few lines, so that one slow reply does not hold up all of its jobs. By the job and
-        not by the URL's path: there may be a path for each job, and a worker of another version must find it there.
+        A sink over the network has a few lines, so that one slow reply does not hold up all of its jobs. The job's id
+        chooses the line, and not the URL's path: there may be a path for each job, and a worker of another version must
+        find the job in the same line.
         """
         if self.kind in {SinkKind.WEB, SinkKind.BROKER}:
             return f"{self.origin}#{zlib.crc32(subject.encode()) % _LANES}"
@@ -165,8 +167,8 @@ def named(sink: Sink, rules: Iterable[str]) -> bool:
 
 
 def plain_origin(url: str) -> str:
-    """Return the scheme, host and port of a URL, the port only if it is not the usual one: equal for one place, however
-    it is written. What has no such form, as ``stream://a:b``, is returned as it is."""
+    """Return the scheme, host and port of a URL, without the scheme's usual port: equal for all ways to write a place.
+    A URL that cannot be taken apart like this, such as ``stream://a:b``, is returned as it is."""
     try:
         parts = urlsplit(url)
         port = None if parts.port == USUAL_PORTS.get(parts.scheme) else parts.port
@@ -176,7 +178,7 @@ def plain_origin(url: str) -> str:
 
 
 def _queries(parts: SplitResult) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Split the query into what is ours and what belongs to the sink."""
+    """Split the query into the parameters for this service and those that belong to the sink."""
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     names = {"events"} if parts.scheme in {"http", "https"} else {"events", "queue", "task"}
     ours = [(name, value) for name, value in pairs if name in names]

@@ -1,8 +1,8 @@
-"""Reading a ZIP that nobody vouches for: its list of files, and its bytes, without ever writing any to disk.
+"""Reading a ZIP that may be hostile: its list of files, and the files' bytes, without writing anything to disk.
 
-The standard library parses the list; it is handed a view of the file that refuses to read more of it than a dataset
-needs. The bytes are inflated here, not by the library, because it believes the sizes that the archive states: real
-bytes are counted, for each entry and for the whole.
+The standard library parses the list (the central directory), through a view of the file that refuses reads longer than
+a dataset's list can need. The files are inflated here: the library trusts the sizes that the archive states, and here
+the real bytes are counted, of each entry and of all together.
 """
 
 import io
@@ -81,7 +81,7 @@ class Meter:
         self._until = time.monotonic() + limits.max_seconds
 
     def tick(self) -> None:
-        """Report the progress, and see whether there is time left.
+        """Report the progress, and check that there is time left.
 
         Raises:
             ArchiveRefusedError: the time is over.
@@ -136,7 +136,7 @@ class _BoundedView:
     def seek(self, offset: int, whence: int = 0, /) -> int:
         target = offset + (0, self._file.tell(), self._size)[whence]
         if target < 0:
-            # What a real file answers, but told apart from a disk that fails.
+            # An OSError as a real file raises it, but one that can be told from a failing disk.
             raise _SeekError
         return self._file.seek(min(target, self._size))
 
@@ -148,7 +148,8 @@ class _BoundedView:
 
 
 class _SeekError(OSError, zipfile.BadZipFile):
-    """A position before the start. `zipfile` expects OSError for it in one place; elsewhere it means a damaged list."""
+    """A position before the start of the file. `zipfile` handles OSError in one place; elsewhere the list is
+    damaged."""
 
 
 def read_entries(file: io.BufferedReader, size: int, limits: Limits, collector: Collector) -> list[Entry]:
@@ -214,7 +215,7 @@ def _describe(head: bytes) -> str:
 
 
 def _entry(file: io.BufferedReader, size: int, info: zipfile.ZipInfo) -> Entry:
-    """Check what the list says of one file, and that the header before its bytes says the same."""
+    """Check what the list says of one file, and that the file's own header agrees."""
     name = info.orig_filename
     if reason := unsafe_path(name):
         raise EntryRefusedError("entry_unsafe_path", f"This path is not safe to unpack: {reason}.")

@@ -51,7 +51,7 @@ FULL_SIDE = 1024
 ODD_RATIO = 3.0
 LONG_CAPTION = 3_000
 _COMPARED = 200
-"""Images that are compared with each other, so that very many take no time."""
+"""How many images are compared with each other: the comparisons grow with the square of it."""
 _PLACEHOLDER = "[trigger]"
 NO_IMAGES = "It has no usable image."
 
@@ -88,8 +88,8 @@ def check_archive(
 
 
 def glance(path: Path) -> tuple[Finding, ...]:
-    """Return why a ZIP can never be trained on, as far as its list of files and the first bytes of some tell: it is no
-    ZIP, is damaged, or has no image. It takes little time; the whole check is :func:`check_archive`.
+    """Return why a ZIP cannot be trained on, as far as its list of files and the first bytes of its files show: it is
+    no ZIP, is damaged, or has no image. This is quick; the whole check is :func:`check_archive`.
 
     Raises:
         OSError: the file cannot be read.
@@ -115,13 +115,13 @@ def _begins_as_image(file: io.BufferedReader, entry: Entry, meter: Meter) -> boo
 
 @dataclass
 class _Seen:
-    """What the pass over the entries leaves behind for the judgement of the whole."""
+    """What was noted of the single entries, to judge the dataset as a whole."""
 
     images: dict[str, str] = field(default_factory=dict)
-    """By stem, one image with it."""
+    """Stem -> the first image with it."""
     captions: dict[str, str] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
-    """Stems of unusable images and captions: their counterparts are not reported as missing a partner."""
+    """Stems of unusable images and captions: a caption or image without such a partner is not reported."""
     hashes: dict[bytes, str] = field(default_factory=dict)
     looks: list[tuple[bytes, str]] = field(default_factory=list)
     junk: list[str] = field(default_factory=list)

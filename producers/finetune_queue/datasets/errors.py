@@ -1,4 +1,4 @@
-"""The one error of this package: the dataset could not be had at all (a report speaks of one that could)."""
+"""The one error of this package: a dataset that cannot be read at all. What is wrong inside one is in its report."""
 
 from typing import Literal
 

@@ -1,7 +1,7 @@
 """Is it a picture, and one that trains well? Judged by its bytes, never by its name.
 
-Only formats that a training is likely to read are opened, the header before the pixels, up to a limit of pixels.
-Pillow's readers for other formats stay closed: some of them start other programs.
+Pillow opens only formats that a training is likely to read, and decodes pixels only after the header has shown that
+they are not too many. Its readers for other formats are not used: some of them start other programs.
 """
 
 import io
@@ -34,8 +34,9 @@ _PIXEL_COST = {"WEBP": 2}
 _SAMPLES = (128, 128)
 _LOOK = (8, 8)
 _ALIKE = 3.0
-"""Levels of 255, on average over a look. Copies of a noisy picture in other sizes, formats and qualities came to 1.2 to
-2.3, a crop by a twentieth or a little more light to 10 and more."""
+"""The mean difference of two looks, in levels of 255, up to which they are alike. Measured: 1.2 to 2.3 between copies
+of a noisy picture in other sizes, formats and qualities; 10 and more for a crop by a twentieth or a little more
+light."""
 _LOOKED_AT = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 _EXIF_ORIENTATION = 0x0112
 _ROTATED = range(2, 9)
@@ -106,8 +107,8 @@ def sniff(head: bytes) -> str | None:
 
 
 class _Reads(io.BytesIO):
-    """A picture's bytes, which may be read in so many steps. A file made of pieces without content, millions of them,
-    would take minutes and gigabytes.
+    """A picture's bytes that may be read ``most`` times. A file of millions of empty pieces would else keep Pillow busy
+    for minutes and take gigabytes.
     """
 
     def __init__(self, data: bytes, most: int) -> None:

@@ -25,7 +25,7 @@ class Limits:
     max_jpeg_scans: int = 100
     """A progressive JPEG has about ten scans; each costs a pass over the whole picture."""
     max_reads: int = 1_000_000
-    """Steps in which one picture is read: of each little piece of a file, Pillow keeps a note and takes its time."""
+    """How many times Pillow may read from one picture's file: each piece of a file costs it memory and time."""
     max_seconds: float = 60.0
     max_findings: int = 60
     max_findings_per_code: int = 10

@@ -1,7 +1,7 @@
 """A folder of images becomes a ZIP: the same files give the same bytes, on any machine and at any time.
 
-So the hash of the ZIP names the dataset. Names are sorted, times and modes fixed, and nothing is deflated whose result
-depends on the zlib in use, except pictures that would be far too large otherwise (BMP, TIFF).
+So the hash of the ZIP names the dataset. Names are sorted, times and modes fixed. Files are stored without compression,
+as its result depends on the version of zlib; only pictures that would be far too large are deflated (BMP, TIFF).
 """
 
 import hashlib
@@ -43,7 +43,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class PackedDataset:
-    """A ZIP to be checked and sent. `notes` say what of the folder was left out or renamed."""
+    """A ZIP to be checked and sent. `notes` say which files of the folder were left out or renamed."""
 
     path: Path
     sha256: str
@@ -90,7 +90,7 @@ def local_path(source: str) -> Path:
 
 @contextmanager
 def packed(source: str) -> Iterator[PackedDataset]:
-    """Pack the folder or ZIP that a person named, see :func:`local_path`, into a file that goes with the block.
+    """Pack the folder or ZIP that a person named, see :func:`local_path`, into a file that is removed after the block.
 
     Raises:
         DatasetError: as :func:`pack`, or nothing can be written on this machine.
@@ -111,7 +111,7 @@ def packed(source: str) -> Iterator[PackedDataset]:
 
 
 def pack(source: Path, destination: Path, *, max_bytes: int = MAX_ARCHIVE_BYTES) -> PackedDataset:
-    """Make `destination`, at once and whole, from a folder, or copies a ZIP there as it is.
+    """Pack a folder into the ZIP `destination`, or copy a ZIP there as it is. The file appears at once and whole.
 
     Folders inside (as kohya's `10_token`) are flattened. Links to files are followed, links to folders are not.
 
@@ -167,7 +167,7 @@ def _pack_folder(source: Path, destination: Path, max_bytes: int) -> PackedDatas
     total = sum(each.size for each in files if _stored(each))
     if total >= max_bytes:
         raise _too_large(source, files, _makes(total, max_bytes))
-    # What is deflated is known by its size before only. More than the check unpacks need not be written to the disk.
+    # How small the deflated files get is not known yet. But more than the check would unpack need not be packed.
     whole, most = sum(each.size for each in files), DEFAULT_LIMITS.max_inflated_bytes
     if whole > most:
         said = f"has {byte_size(whole)} of images and captions, and at most {byte_size(most)} are unpacked"

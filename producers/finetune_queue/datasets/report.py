@@ -140,7 +140,7 @@ class DatasetReport(BaseModel):
         return listed + sum(more for code, more in self.omitted.items() if code in codes)
 
     def with_findings(self, more: Iterable[Finding]) -> "DatasetReport":
-        """Return this report with findings made elsewhere (while packing, say), in their place by severity."""
+        """Return this report with findings from elsewhere, such as from packing, sorted in by severity."""
         added = tuple(more)
         findings = sorted((*self.findings, *added), key=lambda each: _ORDER[each.severity])
         ok = self.ok and all(each.severity != "error" for each in added)
@@ -148,7 +148,7 @@ class DatasetReport(BaseModel):
 
 
 class Collector:
-    """Gathers findings, keeps the list short and counts what it leaves out, so that no dataset makes a huge report."""
+    """Collects findings up to a limit and counts the rest, so that no dataset makes a huge report."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

@@ -12,10 +12,10 @@ _COMMON = frozenset(
         *("character", "image", "model", "photo", "picture", "portrait", "style", "subject"),
     }
 )
-"""What captions and prompts are made of, and so what a model has learned best."""
+"""Words that are frequent in captions and prompts, which a model therefore knows well already."""
 
 _SEARCHED = 100_000
-"""Characters of a text that are searched: no model reads as far, and meanwhile no other thread of the process runs."""
+"""How many characters of a text are searched: no model reads as far, and a search holds up all other threads (GIL)."""
 
 
 class Trigger:
@@ -31,7 +31,7 @@ class Trigger:
         return self._pattern.search(text, 0, _SEARCHED) is not None
 
     def why_common(self) -> str | None:
-        """Return why it calls up more than the subject; None for a rare word."""
+        """Return why the word would call up more than the subject; None if it is rare enough."""
         if len(self._word.split()) > 1:
             return "is more than one word"
         return "is a common word" if self._word.casefold() in _COMMON else None

@@ -43,12 +43,12 @@ def create_app(settings: Settings) -> FastAPI:
         description=_ABOUT,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=_lifespan,
-        docs_url=None,  # these pages load their scripts from another site
+        docs_url=None,  # the framework's pages load their scripts from another site
         redoc_url=None,
-        redirect_slashes=False,  # by a whole URL, which behind a proxy that ends TLS is one of plain http
+        redirect_slashes=False,  # it redirects to an absolute URL, which behind a proxy that ends TLS is plain http
         separate_input_output_schemas=False,
         exception_handlers={HTTPException: _problem, RequestValidationError: _problem},
-        # Its own spans hold paths, one of which is a secret, and queries; the edge records requests.
+        # The framework's spans would hold queries and paths, and a webhook's path is a secret; the edge makes its own.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.backend = backend

@@ -34,8 +34,8 @@ from finetune_queue.store import (
 )
 
 QUICK = 2.0
-"""Seconds that Redis has to answer where the caller gives up early: an orchestrator's probe, and Prometheus, which
-waits 10 s for all of the numbers."""
+"""Seconds that Redis has to answer probes and metrics: an orchestrator gives up early, and Prometheus waits 10 s for
+all of the numbers together."""
 
 MAX_UPLOADS = 4
 """Uploads at once: each may need 100 MB of this machine's temporary folder."""
@@ -43,7 +43,8 @@ MAX_UPLOADS = 4
 
 @dataclass(frozen=True)
 class Backend:
-    """Everything behind the routes. Safe in threads, but for what belongs to the event loop: hub, hints, uploads."""
+    """Everything that the routes use. ``hub``, ``hints`` and ``uploads`` belong to the event loop; the rest is safe in
+    threads."""
 
     settings: Settings
     queue: FineTuneQueue
@@ -84,7 +85,7 @@ class Backend:
             ),
             hub=Hub(feed),
             hints=Hints(SweepClock(client).hint),
-            looks=Looks(jobs, accounts, overview, sinks, messenger),
+            looks=Looks(jobs, accounts, Workers(client), overview, sinks, messenger=messenger),
             loads=Loads(jobs, Deadlines(client), overview, messenger),
             metrics=Metrics(
                 Queue(

@@ -1,4 +1,4 @@
-"""Bodies in JSON, read as strictly as those of a file."""
+"""JSON bodies, read as strictly as the files that the CLI submits."""
 
 from collections.abc import Callable, Coroutine
 from json import JSONDecodeError
@@ -14,7 +14,7 @@ from finetune_queue.gateway.problems import ProblemError
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is read here."""
+    """A route that reads its JSON body with :func:`read_json`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what handles a request."""
@@ -27,7 +27,7 @@ class JsonRoute(APIRoute):
 
 
 def check_encoding(headers: Headers) -> None:
-    """Refuse a body that is packed on the way: read as it is, it would only be no JSON, or no ZIP.
+    """Refuse a compressed body: without unpacking it would be taken for broken JSON, or no ZIP.
 
     Raises:
         ProblemError: 415.
@@ -50,6 +50,6 @@ class _JsonRequest(Request):
         except RecursionError:
             raise ProblemError("bad-request", "The body is nested too deeply.") from None
         except JSONDecodeError:
-            raise  # the framework tells of it as of other wrong bodies
+            raise  # FastAPI makes a RequestValidationError of it
         except ValueError:
             raise ProblemError("bad-request", "A number in the body has too many digits.") from None

@@ -17,12 +17,12 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="finetune-queue"'}
 
 
 def new_token() -> str:
-    """Return a fresh token: 256 random bits, so that a plain hash of it keeps it."""
+    """Return a fresh token of 256 random bits: too many to guess, so a plain SHA-256 is safe to store."""
     return f"ftq_{secrets.token_urlsafe(32)}"
 
 
 def token_hash(token: str) -> str:
-    """Return what FINETUNE_GATEWAY_TOKENS holds of a token."""
+    """Return the hash of a token, as FINETUNE_GATEWAY_TOKENS holds it."""
     return sha256(token.encode()).hexdigest()
 
 
@@ -35,11 +35,11 @@ class _Bucket:
 
 
 class Clients:
-    """The clients of one process. Limits are its own: with several replicas each client has that many times as much."""
+    """The clients of one process and their rate limits. Each replica of the gateway counts for itself."""
 
     def __init__(self, tokens: Mapping[str, str], limit: RateLimit, readers: Collection[str] = ()) -> None:
-        """``tokens`` maps names to the SHA-256 of their token; none: everybody is :data:`LOCAL`. ``readers`` are the
-        names of those that may only read."""
+        """``tokens`` maps each client's name to the SHA-256 of its token; without any, everybody is :data:`LOCAL`.
+        ``readers`` are the names of the clients that may only read."""
         self._tokens = dict(tokens)
         self._readers = frozenset(readers)
         self._limit = limit

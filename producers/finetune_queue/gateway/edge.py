@@ -1,7 +1,7 @@
-"""The outermost layer: what is true of every request, whatever route it takes or does not find.
+"""The outermost layer, which every request passes through, also one that no route takes.
 
-Ids, one log line, numbers for /metrics, headers, bounds on bodies and on how many requests run at once, and the last
-place that can turn an exception into an answer.
+It gives each request an id, one log line, a count for /metrics and the common headers, bounds its body and how many
+requests run at once, and turns an exception that nothing else caught into an answer.
 """
 
 import asyncio
@@ -26,15 +26,17 @@ log = structlog.get_logger(__name__)
 
 MAX_JSON = 256 * 1024
 MAX_HOOK = 64 * 1024
-"""Bytes of a body; that of a dataset has to be under what Segmind takes."""
+"""The most bytes of a body. A dataset's has to be smaller than what Segmind takes (``MAX_ARCHIVE_BYTES``)."""
 
 JSON_SECONDS = 30.0
 DATASET_SECONDS = 1800.0
+"""Within how many seconds a body has to arrive."""
+
 IDLE_SECONDS = 20.0
-"""By when a body has arrived, and how long it may pause."""
+"""How many seconds a body may pause."""
 
 MAX_RUNNING = 200
-"""Requests that run at once, streams not counted; more are told to come back."""
+"""How many requests run at once, streams not counted; the next one gets a 503 with Retry-After."""
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -56,7 +58,8 @@ class Edge:
     """The ASGI middleware."""
 
     def __init__(self, app: ASGIApp, *, clients: Clients, observe: Observe) -> None:
-        """Where no token is asked of ``clients``, a web page of another site must not get through the browser."""
+        """``observe`` is told of each request. If ``clients`` asks for no token, requests that a web page of another
+        site makes a browser send are refused."""
         self._app = app
         self._clients = clients
         self._observe = observe
@@ -126,7 +129,7 @@ class Edge:
         if self._clients.local_only and (why := _foreign(scope)):
             return respond(ProblemError("foreign-origin", why), request_id)
         if scope["method"] not in _SAFE and scope["path"].startswith("/v1/"):
-            # Before its body is read, which may come slowly: strangers must not take all places.
+            # Before the body is read, which may come slowly: clients without a token must not use up MAX_RUNNING.
             try:
                 self._clients.identify(_token(scope), changing=True)
             except ProblemError as error:
@@ -142,7 +145,7 @@ class Edge:
                 tracing.tell({"http.route": route}, name=f"{scope['method']} {route}")
             if status >= 500:
                 tracing.failed(str(status))
-        # Others' floods and the probes' drip are for who looks for them.
+        # A flood of webhooks, or the steady probes, would hide the other lines.
         quiet = scope["path"] in _PROBES or scope["path"].startswith("/hooks/")
         say = log.debug if quiet else log.info
         client = scope["state"].get("client")
@@ -152,7 +155,7 @@ class Edge:
 
 
 def route_of(scope: Scope) -> str:
-    """Return the route's template: the path itself may hold a secret, or be one of too many for a label."""
+    """Return the route's template, not the path: a path may hold a secret, and there are too many for a label."""
     return getattr(scope.get("route"), "path", _NO_ROUTE)
 
 
@@ -184,7 +187,7 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
 
     async def bounded() -> Message:
         nonlocal size, over
-        if over:  # from here on it tells of the client going away, whenever that is
+        if over:  # the body has arrived; what comes now says that the client went away, whenever that is
             return await receive()
         if declared.isdecimal() and int(declared) > most:
             raise too_large

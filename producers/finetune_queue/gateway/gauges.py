@@ -12,7 +12,6 @@ from finetune_queue.store import (
     Accounts,
     AccountStatus,
     Counters,
-    LiveWorker,
     Metric,
     Overview,
     ServerFacts,
@@ -20,9 +19,8 @@ from finetune_queue.store import (
     SinksView,
     StateView,
     StoreView,
-    UnknownAccountError,
     Workers,
-    unserved,
+    accounts_in_use,
 )
 
 T = TypeVar("T")
@@ -143,7 +141,7 @@ def look(queue: Queue) -> dict[Metric, Samples]:
     found[_WORKERS] = [((version,), count) for version, count in versions.items()]
     with suppress(QueueUnavailableError):  # a broker of its own: the jobs can still be seen
         found[_QUEUES] = [((name,), length) for name, length in queue.messenger.lengths().items()]
-    accounts = [((name,), status) for name in queue.accounts.names() if (status := _status(queue, name, alive))]
+    accounts = [((status.name,), status) for status in accounts_in_use(queue.accounts, alive)]
     _read(found, _ACCOUNTS, accounts)
     found[_UNWELL] = [((status.name, status.unwell), float(bool(status.unwell))) for _, status in accounts]
     sinks = queue.sinks.view()
@@ -160,13 +158,3 @@ def _read(
     for metric, read in metrics.items():
         samples = [(labels, read(view)) for labels, view in views]
         found[metric] = [(labels, float(value)) for labels, value in samples if value is not None]
-
-
-def _status(queue: Queue, name: str, alive: Sequence[LiveWorker]) -> AccountStatus | None:
-    """Read an account, unless it was taken out of all settings and no job needs it: nothing would end its trouble."""
-    try:
-        if unserved(name, alive) and not queue.accounts.held(name):
-            return None
-        return queue.accounts.status(name)
-    except UnknownAccountError:
-        return None

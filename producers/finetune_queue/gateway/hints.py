@@ -1,4 +1,4 @@
-"""Webhooks as hints: at most one word a second to the store for each account, and always one after the last hook."""
+"""Webhooks as hints: the store gets at most one a second for each account, and always one after the last webhook."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,27 +11,28 @@ from finetune_queue.store import RedisError
 log = structlog.get_logger(__name__)
 
 APART = 1.0
-"""Seconds between two words to the store about the same account."""
+"""Seconds between two hints to the store about the same account."""
 
 
 class Hints:
-    """Collects hooks. Nothing of what they say is kept: the account's next sweep asks Segmind itself."""
+    """Collects webhooks. Nothing of their content is kept: the account's next sweep asks Segmind itself."""
 
     def __init__(self, hint: Callable[[str], float | None]) -> None:
-        """``hint`` tells the store, in a thread, and returns the seconds until the account's next sweep."""
+        """``hint`` is called in a thread: it tells the store, and returns the seconds until the account's next
+        sweep."""
         self._hint = hint
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
 
     def take(self, account: str) -> None:
-        """Take a hook for an account; returns at once."""
+        """Take a webhook for an account; returns at once."""
         if account in self._tasks:
             self._again.add(account)
         else:
             self._tasks[account] = asyncio.create_task(self._tell(account))
 
     async def close(self) -> None:
-        """Drop what was not told yet: the regular sweeps see it."""
+        """Drop the hints that were not passed on yet: the regular sweeps see the changes."""
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)

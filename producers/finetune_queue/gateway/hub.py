@@ -1,7 +1,7 @@
-"""One reader of the event stream for all that follow it: it tells them that there is news, and they read it themselves.
+"""One reader of the event stream for all its followers: it wakes those that there is news for, and they read it.
 
-So a follower holds no connection to Redis while it waits, a slow one holds up nobody, and none misses anything: what a
-follower has is its own place, not a queue that may overflow.
+So a follower holds no connection to Redis while it waits, a slow one holds up nobody, and none misses an event: each
+remembers its own place in the stream, and has no queue that could overflow.
 """
 
 import asyncio
@@ -22,13 +22,14 @@ log = structlog.get_logger(__name__)
 MAX_FOLLOWERS = 500
 
 LIFETIME = 3600.0
-"""Seconds after which a stream ends and its client comes back, to wherever it is then sent."""
+"""Seconds after which a stream ends. Its client then connects again, perhaps to another gateway."""
 
 LOOK_EVERY = 10.0
-"""Seconds after which a follower looks by itself, and a comment keeps its connection alive."""
+"""Seconds after which a follower that was not woken reads by itself, and sends a comment to keep its connection
+alive."""
 
 PACE = 0.1
-"""Seconds between two reads of a follower while much happens."""
+"""Seconds that a follower waits after it has read all, so that events which come one by one are read together."""
 
 _BLOCK = 1.0  # also how long stopping may take
 _BATCH = 500
@@ -36,7 +37,8 @@ _BATCH = 500
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a follower read: pairs of place and JSON, whether there is more, and whether nothing can come any more."""
+    """What a follower read: pairs of place and JSON; ``more`` can be read at once; ``ended``: no event can come any
+    more."""
 
     items: list[tuple[str, str]]
     more: bool = False
@@ -44,18 +46,18 @@ class Batch:
 
 
 Read = Callable[[str], Batch]
-"""Reads on from a place; called in a thread."""
+"""Reads the events after a place; called in a thread."""
 
 
 class Hub:
-    """Wakes followers; run :meth:`run` in the loop that they are in."""
+    """Wakes followers. :meth:`run` has to run in their event loop."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self._followers: dict[asyncio.Event, str | None] = {}
         self._wanted = asyncio.Event()
         self._stopping = False
-        # Apart from the threads of the requests, so that neither can take all of the other's.
+        # Threads of its own, so that followers cannot use up those of the other requests, nor these the followers'.
         self._reader = CapacityLimiter(1)
         self._readers = CapacityLimiter(8)
 
@@ -123,8 +125,8 @@ class Hub:
                     await asyncio.sleep(_BLOCK)
                     continue
                 except (JobNotFoundError, UnreadableJobError):
-                    return  # removed, or written by a newer version: a client that comes back is told which
-                for place, event in batch.items:  # noqa: PLR1704 - where the follower is
+                    return  # removed, or written by a newer version: the client is told which when it connects again
+                for place, event in batch.items:  # noqa: PLR1704 - the follower's place moves on
                     yield f"id: {place}\ndata: {event}\n\n".encode()
                 if batch.ended:
                     yield f"id: {place}\nevent: end\ndata: {{}}\n\n".encode()

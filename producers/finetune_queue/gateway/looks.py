@@ -1,4 +1,4 @@
-"""The whole queue at one look, shared by all that ask at about the same time."""
+"""The overview of the whole queue, read once for all that ask for it at about the same time."""
 
 import threading
 import time
@@ -8,23 +8,32 @@ from finetune_queue.contract import JobRecord
 from finetune_queue.errors import QueueUnavailableError
 from finetune_queue.gateway.models import AccountView, InLine, JobCard, OverviewReply, SinkView, StateColumn
 from finetune_queue.messaging import Messenger
-from finetune_queue.store import Accounts, JobStore, Overview, SinkLines, UnknownAccountError
+from finetune_queue.store import Accounts, AccountStatus, JobStore, Overview, SinkLines, Workers, accounts_in_use
 
 JOBS_PER_STATE = 20
 IN_LINE = 10
 
 FRESH = 0.3
-"""Seconds that a look is kept: many viewers cost the store no more than one. The page waits longer after an event."""
+"""Seconds that a look is reused, so that many viewers cost the store no more than one. The page waits longer than this
+after an event before it asks."""
 
 
 class Looks:
-    """Takes looks, one thread at a time."""
+    """Reads the overview, in one thread at a time, and keeps the latest."""
 
     def __init__(
-        self, jobs: JobStore, accounts: Accounts, overview: Overview, sinks: SinkLines, messenger: Messenger
+        self,
+        jobs: JobStore,
+        accounts: Accounts,
+        workers: Workers,
+        overview: Overview,
+        sinks: SinkLines,
+        *,
+        messenger: Messenger,
     ) -> None:
         self._jobs = jobs
         self._accounts = accounts
+        self._workers = workers
         self._overview = overview
         self._sinks = sinks
         self._messenger = messenger
@@ -32,11 +41,11 @@ class Looks:
         self._latest: tuple[float, OverviewReply] | None = None
 
     def get(self) -> OverviewReply:
-        """Return a look that is fresh."""
+        """Return the overview, at most :data:`FRESH` seconds old."""
         with self._lock:
             if self._latest is None or time.monotonic() - self._latest[0] > FRESH:
                 look = self._look()
-                # From its end: all that waited meanwhile, perhaps for a broker that is silent, get it.
+                # Fresh from its end on: a silent broker makes a look slow, and those that waited for it get it, too.
                 self._latest = (time.monotonic(), look)
             return self._latest[1]
 
@@ -60,7 +69,7 @@ class Looks:
         return OverviewReply(
             at=datetime.fromtimestamp(look.at_ms / 1000, tz=UTC),
             states=states,
-            accounts=[account for name in self._accounts.names() if (account := self._account(name)) is not None],
+            accounts=[self._account(status) for status in accounts_in_use(self._accounts, self._workers.alive())],
             sinks=[
                 SinkView(
                     sink=each.sink,
@@ -76,14 +85,10 @@ class Looks:
             overdue_seconds=look.overdue,
         )
 
-    def _account(self, name: str) -> AccountView | None:
-        try:
-            status = self._accounts.status(name)
-        except UnknownAccountError:
-            return None
-        line = self._jobs.get_many(self._overview.first_in_room(name, IN_LINE))
+    def _account(self, status: AccountStatus) -> AccountView:
+        line = self._jobs.get_many(self._overview.first_in_room(status.name, IN_LINE))
         return AccountView(
-            name=name,
+            name=status.name,
             calls=status.limits.calls,
             window_seconds=status.limits.window,
             used=status.used,

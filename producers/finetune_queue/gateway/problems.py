@@ -106,7 +106,7 @@ def explain(error: Exception) -> ProblemError | None:
             return _invalid(error)
         case HTTPException():
             code = _BY_STATUS.get(error.status_code, "bad-request")
-            return ProblemError(code, str(error.detail), headers=error.headers)
+            return ProblemError(code, _WHERE.get(code, str(error.detail)), headers=error.headers)
         case InvalidRequestError():
             return _listed([_field_problem(line) for line in error.problems])
         case UnknownJobError() | JobNotFoundError():
@@ -127,10 +127,18 @@ def explain(error: Exception) -> ProblemError | None:
             return None
 
 
+_WHERE = {
+    "not-found": "No call has this address. /openapi.json describes them all.",
+    "method-not-allowed": "This address takes the methods of the header Allow. /openapi.json describes all calls.",
+}
+"""Where to look, in place of the framework's words, which only say the status again."""
+
 _FORMS = {
     "account": ACCOUNT_RULE,
+    "after": "should be `next` of the previous page",
     "cursor": "should be `next` of the previous page",
     "idempotency-key": "should be ASCII characters, 255 at most, without a space at either end",
+    "last-event-id": "should be the id of the last event that came",
     "label": f"should be KEY=VALUE, the key of {LABEL_KEY_RULE}",
     "/account": ACCOUNT_RULE,
     "/dataset": "should be a URL: https://example.com/my%20faces.zip, percent-encoded, or s3://bucket/my faces.zip, "
@@ -220,6 +228,8 @@ def _said(found: Mapping[str, Any], where: str) -> str:
             return "should be a JSON object, but is empty"
         case "missing":
             return "is required"
+        case "extra_forbidden" if where == "/data_source_path":
+            return "is called 'dataset' here"
         case "extra_forbidden":
             return _UNKNOWN
         case "model_attributes_type":

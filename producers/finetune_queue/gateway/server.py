@@ -19,17 +19,17 @@ GRACE = 5
 """Seconds that running requests have when the gateway is told to stop."""
 
 KEPT = 100
-"""Seconds that a connection is kept for its next request: longer than by those who keep it (nginx and load balancers
-60, Go's client 90), who would else now and then send one into a connection that is being closed. A POST is not sent
-again: their client gets a 502."""
+"""Seconds that an idle connection is kept for its next request: longer than proxies and clients keep theirs (nginx and
+load balancers 60, Go's client 90). Otherwise one of them would now and then send a request into a connection that is
+being closed, and, as a POST is not sent again, answer its own client with a 502."""
 
 HEAD_SECONDS = 10.0
-"""Within which a connection has to bring a request's head; uvicorn itself waits for ever, and a stranger who opens a
-thousand connections would leave none for others."""
+"""Seconds within which the head of a request has to arrive on a connection. uvicorn itself waits for ever, so a
+stranger could use up all connections by opening a thousand."""
 
 
 class _Connection(H11Protocol):
-    """A connection of uvicorn's that ends where no request comes."""
+    """A connection of uvicorn's that is closed if no request comes in time."""
 
     _until: asyncio.TimerHandle | None = None
 
@@ -80,10 +80,8 @@ class GatewayServer(uvicorn.Server):
                 f"on {host}. Make a token: finetune gateway token NAME"
             )
             raise SettingsError([message])
-        if nobody := set(settings.finetune_gateway_readers) - set(settings.finetune_gateway_tokens):
-            # A misspelt name would leave its client all rights.
-            names = ", ".join(sorted(nobody))
-            raise SettingsError([f"FINETUNE_GATEWAY_READERS: there is no token for {names}"])
+        if nobody := settings.unknown_readers:
+            raise SettingsError([f"FINETUNE_GATEWAY_READERS: there is no token for {', '.join(nobody)}"])
         self.socket = _listen(host, port)
         name = f"[{host}]" if ":" in host else host
         self.url = f"http://{name}:{self.socket.getsockname()[1]}"

@@ -47,7 +47,7 @@ def fetch_weights(
 
 
 class _StoppedError(Exception):
-    """What ``on_progress`` raised, on its way past those that ask what an OSError says of the file."""
+    """Wraps an OSError that ``on_progress`` raised, so that it is not taken for an error of the file."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(str(error))
@@ -77,7 +77,7 @@ def _target(job_id: str, target: str | os.PathLike[str]) -> Path:
 
 
 def _is_there(path: Path, weights: Weights, *, force: bool) -> bool:
-    """Tell whether the file has the weights already.
+    """Tell whether the file is there and holds these weights.
 
     Raises:
         TargetError: what is there must not be replaced.

@@ -91,7 +91,7 @@ class Job:
             try:
                 self.refresh()
                 news = self.events(after=seen)
-            except QueueUnavailableError as error:  # a restart, or a failover: the job is in its log
+            except QueueUnavailableError as error:  # Redis restarts or fails over, and keeps the job
                 trouble = f" It has not been seen since: {error}"
             for event in news:
                 seen += 1
@@ -180,7 +180,7 @@ class Job:
 
         Raises:
             NotPossibleError: the job does not need attention, was just changed, or the training is another job's.
-            InvalidArgumentError: neither or both of the two are given, or one is of the wrong type or names nothing.
+            InvalidArgumentError: not exactly one of the two is given, one is of the wrong type, or ``adopt`` is empty.
         """
         self._record = self._queue.resolve(self.id, adopt=adopt, resubmit=resubmit).record
         return self

@@ -60,7 +60,7 @@ class FineTuneQueue:
     """
 
     def __init__(self, settings: Settings, *, messenger: Messenger | None = None) -> None:
-        """Connects at the first use. ``messenger`` sends the messages; None: one of its own."""
+        """Connect to nothing yet. ``messenger`` sends the messages; with None the queue makes one of its own."""
         self._settings = settings
         self._redis = connect(settings.finetune_redis_url)
         self._jobs = JobStore(self._redis)
@@ -88,8 +88,8 @@ class FineTuneQueue:
         self.close()
 
     def close(self) -> None:
-        """Close the connections to Redis. That for messages stays for the next queue: kombu keeps one for all of the
-        process."""
+        """Close the connections to Redis. The one for messages stays open: kombu shares it in the whole process, and
+        the next queue uses it."""
         self._redis.close()
 
     def submit(self, request: FineTuneRequest | Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
@@ -97,7 +97,7 @@ class FineTuneQueue:
 
         The job is registered before its message is sent, so a message lost in the broker costs a delay and not the
         job. A local folder or ZIP as ``dataset`` is packed and staged first. The same idempotency key and request
-        give the same job; its ``new`` tells which it was.
+        give the same job; :attr:`Job.new` tells whether this call made it.
 
         Raises:
             InvalidRequestError: the request, its key, or its local dataset, cannot be accepted.
@@ -115,10 +115,10 @@ class FineTuneQueue:
     ) -> Iterator[Submission]:
         """Put many requests on the queue and yield what became of each, in their order.
 
-        Nothing is submitted until the results are read: this is a generator. It takes from ``requests`` as it goes
-        and holds some hundred at a time, so both may be without end. One that was taken is submitted with 499 more, or
-        with the next that comes when a second is over, or at the end: for requests that come seldom use :meth:`submit`.
-        A request that cannot be accepted, or whose idempotency key was used with another one, does not stop the others.
+        This is a generator: nothing is submitted until its results are read. It takes requests as it goes and holds at
+        most 500 at a time, so ``requests`` may be endless. They are submitted in groups: of 500, or fewer when the next
+        request comes after more than a second, or at the end. For requests that come seldom use :meth:`submit`. A
+        request that cannot be accepted, or whose idempotency key was used with another one, does not stop the others.
 
         Each request may carry its own ``idempotency_key``. With ``batch``, a name of 1 to 190 characters, all others
         get one, made of that name and their content (a local dataset's content, too): a repeated call then submits
@@ -170,8 +170,8 @@ class FineTuneQueue:
         """Return which of the job's sinks lack events, when each is tried next, and why it was not done yet."""
         job_id = _id_of(job)
         with translated():
-            sinks = (*parse_sinks(self._settings.finetune_sinks), *self._jobs.get(job_id).request.sinks)
-            return self._sinks.waits(self._outbox.subject(job_id), {sink.id: sink for sink in sinks}.values())
+            sinks = parse_sinks((*self._settings.finetune_sinks, *self._jobs.get(job_id).request.reply_to))
+            return self._sinks.waits(self._outbox.subject(job_id), sinks)
 
     def redeliver(self, job_id: str, *, sink: str | None = None) -> int:
         """Send all of the job's events again, to one sink (its URL, or id) or to all; returns to how many sinks.
@@ -189,8 +189,8 @@ class FineTuneQueue:
         return len(found)
 
     def waiting(self, job: Job | str) -> Waiting | None:
-        """Tell why the job, as it was last read, is not moving, how many are ahead of it and about how long that
-        takes; None if it moves, has ended or needs attention. By its id, it is read first."""
+        """Tell why the job is not moving, how many are ahead of it and about how long that takes; None if it moves, has
+        ended or needs attention. A :class:`Job` is judged as it was last read; by an id, the job is read first."""
         with translated():
             record = job.record if isinstance(job, Job) else self._jobs.get(whole_id(job))
             return why_waiting(record, self._accounts, self._workers, self._deadlines)
@@ -232,7 +232,7 @@ class FineTuneQueue:
                 message = f"Only a failed job can be retried; job {job_id} {record.state.sentence}."
                 raise NotPossibleError(message)
             if record.owner:
-                # A retry would take the claim away that keeps a later change from overtaking this one.
+                # A retry would end the claim, and with it what keeps a later change of access from overtaking this one.
                 message = (
                     f"A change of job {job_id}'s access is on its way to Segmind. Try the retry again in a minute."
                 )
@@ -240,7 +240,7 @@ class FineTuneQueue:
             to, fields = resume_at(record)
             if record.request.expired(datetime.now(UTC)):  # with it, the next stage would only fail the job again
                 without = record.request.model_copy(update={"deadline": None})
-                # By the digest a repeat of its key finds the job.
+                # A repeat of the idempotency key is compared with the request as it came.
                 fields = {**fields, "request": without, "digest": record.digest or record.request.digest()}
             try:
                 record = self._jobs.transition(record, Change(delay=0.0), to=to, **fields)
@@ -274,14 +274,14 @@ class FineTuneQueue:
     def resolve(self, job_id: str, *, adopt: str | None = None, resubmit: bool = False) -> Job:
         """Say what became of the submit of a job that needs attention: exactly one of the two.
 
-        ``adopt`` names the training that is the job's: a worker looks at it, and the job goes on with it or, where it
-        is not there or has another name or dataset, needs attention again. It may also be said of a job that is to be
-        submitted and that no worker holds, as after a loss of data. ``resubmit`` says that there is none; a new
-        training is submitted, and charged.
+        ``adopt`` is the id of the job's training. A worker looks at it, and the job goes on with it; if there is no
+        such training, or it has another name or dataset, the job needs attention again. ``adopt`` may also be given for
+        a job that is about to be submitted and that no worker holds, as after a loss of data. ``resubmit`` says that
+        there is no training: a new one is submitted, and charged.
 
         Raises:
-            NotPossibleError: the job does not wait for such a word, was just changed, or the training is another job's.
-            InvalidArgumentError: neither or both of the two are given, or one is of the wrong type or names nothing.
+            NotPossibleError: the job needs no such decision, was just changed, or the training is another job's.
+            InvalidArgumentError: not exactly one of the two is given, one is of the wrong type, or ``adopt`` is empty.
         """
         check_flag("resubmit", resubmit)
         if (adopt is None) is not resubmit:
@@ -315,7 +315,7 @@ class FineTuneQueue:
             return Job(self, record)
 
     def stop_submits(self, account: str, *, stopped: bool = True) -> None:
-        """Throw the kill switch for an account's paid submits, or lift it. Its jobs wait; everything else goes on.
+        """Stop an account's paid submits, or let them go on. Jobs that are to be submitted wait; all else goes on.
 
         Raises:
             UnknownAccountNameError: no worker serves the account.

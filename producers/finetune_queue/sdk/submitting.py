@@ -33,14 +33,15 @@ from finetune_queue.settings import Settings
 from finetune_queue.store import JobStore
 
 GROUP = 500
-"""Requests that are registered in one round trip. More gains nothing and holds up the server's other clients."""
+"""How many requests are registered in one round trip. More gain nothing and hold up the server's other clients."""
 
 LONGEST_GATHERING = 1.0
-"""Seconds after which a smaller group goes with the next request that comes, so that a steady trickle does not wait for
-a whole one."""
+"""Seconds after which the next request ends a group that is still smaller, so that a steady trickle does not wait for
+whole groups."""
 
 STAGED = 1000
-"""The latest datasets whose staging is remembered in a batch: memory stays flat however many there are."""
+"""For how many local datasets of a batch the URL is remembered, the latest ones: memory must not grow with the
+batch."""
 
 LONGEST_BATCH_NAME = 190
 """Characters: with a colon and a digest it is an idempotency key, which has 255 at most."""
@@ -59,7 +60,7 @@ class Submitter:
     """Puts requests on the queue. Safe in threads."""
 
     def __init__(self, settings: Settings, jobs: JobStore, messenger: Messenger | None) -> None:
-        """A ``messenger`` of its own is made with the first message: it takes Celery's import."""
+        """Without a ``messenger`` one is made for the first message, as that imports Celery."""
         self._settings = settings
         self._jobs = jobs
         self._messenger = messenger
@@ -126,7 +127,8 @@ class Submitter:
         return request
 
     def _check_deadline(self, request: FineTuneRequest) -> None:
-        """Refuse a request whose deadline has passed: its job would only fail. The repeat of one that was in time may.
+        """Refuse a request whose deadline has passed, as its job would only fail; but not the repeat of a request that
+        came in time, by its idempotency key.
 
         Raises:
             InvalidRequestError: it has passed, and there is no such job.

@@ -23,13 +23,14 @@ from finetune_queue.store import (
 )
 
 Known = JobNotFoundError | IdempotencyError | store.UnreadableJobError | RedisError | ConnectionError
-"""What has a form that a caller of the SDK sees."""
+"""The errors of the layers below that :func:`translation` takes. The ConnectionError is of kombu's channels, see
+:func:`~finetune_queue.messaging.patch_channels`."""
 
 
 _EXAMPLE = "01a213e8-2f10-7d71-8fd6-0e5b4c7a9d21"
 
 _SHOWN = 64
-"""Characters of what is no id that are repeated."""
+"""How many characters of a text that is no id an error quotes."""
 
 
 @contextmanager

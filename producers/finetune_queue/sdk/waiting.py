@@ -1,4 +1,4 @@
-"""Why a job is not moving, as its record, its account and the workers that are there tell."""
+"""Why a job is not moving: by its record, the state of its account, and the workers that give signs of life."""
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -8,17 +8,19 @@ from finetune_queue.contract import JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import Accounts, Deadlines, UnknownAccountError, Workers, unserved
 
 TAKEN_UP = 5.0
-"""Seconds in which a free worker has taken up what it was sent."""
+"""Seconds within which a free worker has begun with what it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Why a job is not moving; ``estimate`` is in seconds, None where it is not ours to tell, and for the reason
-    ``paused`` while one call tests whether Segmind is well again. ``submits_stopped`` tells for the reason ``spending``
-    whether that is the kill switch, or else the account's cap of submits for the day. ``unserved`` tells that it waits
-    for ever, whatever the reason: no running worker has its account's key. ``no_worker`` tells that none is running at
-    all. ``pause_reason`` says for the reason ``paused`` why its account is; for ``provider`` the same, where Segmind is
-    not asked for that long."""
+    """Why a job is not moving.
+
+    ``ahead`` counts the jobs in front of it. ``estimate`` is in seconds; None if nobody can tell, also while one call
+    tests whether a paused account is well again. ``submits_stopped`` tells the two causes of ``spending`` apart: the
+    kill switch, or else the account's cap on submits for the day. ``unserved``: whatever the reason, the job waits for
+    ever, as no running worker has its account's key. ``no_worker``: no worker is running at all. ``pause_reason`` is
+    why the account is paused, for the reason ``paused``, and for ``provider`` if the pause keeps sweeps from looking.
+    """
 
     reason: WaitReason
     ahead: int
@@ -60,8 +62,8 @@ def why_waiting(record: JobRecord, accounts: Accounts, workers: Workers, deadlin
 
 
 def _parked(record: JobRecord, reason: WaitReason, accounts: Accounts) -> Waiting:
-    """Tell for what a job was parked, or what keeps its account from calls meanwhile."""
-    if reason in (WaitReason.SPENDING, WaitReason.TRAININGS, WaitReason.PAUSED):  # for the account to say, below
+    """Tell what a parked job waits for by now: the account may have been paused since, or be well again."""
+    if reason in (WaitReason.SPENDING, WaitReason.TRAININGS, WaitReason.PAUSED):  # judged anew from the account, below
         reason = WaitReason.API_SLOT
     ahead = accounts.place(record)
     if ahead is None and reason is not WaitReason.PROVIDER:
@@ -70,7 +72,7 @@ def _parked(record: JobRecord, reason: WaitReason, accounts: Accounts) -> Waitin
         account = accounts.status(record.account)
     except UnknownAccountError:
         return Waiting(reason, ahead or 0, None)
-    if ahead is None:  # what Segmind is asked about it, the account's sweeps ask
+    if ahead is None:  # it waits for Segmind, which the account's sweeps ask
         return Waiting(reason, 0, None, pause_reason=account.pause_reason if account.shut else "")
     paused_for, tested_for = account.paused_for, account.tested_for
     if record.stage is Stage.SUBMIT:

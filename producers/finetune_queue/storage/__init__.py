@@ -1,7 +1,7 @@
 """Where artifacts and staged datasets lie: a folder or an object store, named by one URL.
 
-`Place` is what the rest of the project uses, and `whole_file` for a file that comes from one; what can go wrong is the
-tree under `StorageError`.
+The rest of the project uses `Place`, and `whole_file` to write a local file whole or not at all. Errors are the tree
+under `StorageError`.
 """
 
 from finetune_queue.storage.errors import (

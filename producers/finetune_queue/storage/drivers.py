@@ -25,13 +25,15 @@ _READ_AHEAD = 4 << 20
 
 CALL_SECONDS = 25.0
 ABORT_SECONDS = 2.0
-"""What a call has with all its tries, and one that gives up an upload after it. Together it is less than a stage may be
-silent (FINETUNE_LEASE): what takes longer would go on without its job."""
+"""How many seconds a call may take with all of its tries, and how many the call that aborts an upload after it.
+Together less than a stage may be silent (FINETUNE_LEASE): a slower one would go on while another worker takes over its
+job."""
 
 
 def _bounded_s3(kind: Any) -> Any:
-    """Return S3's file system with an end to each call: aiohttp has no time-out for the wait for `100 Continue`, which
-    each PUT begins with, nor while it sends. And with keys as they are: it takes `?versionId=` and what follows off."""
+    """Return a class of S3 file systems that ends each call in time: aiohttp has no time-out while it waits for the
+    `100 Continue` that each PUT begins with, nor while it sends. It also takes keys as they are: s3fs cuts off
+    `?versionId=` and what follows."""
 
     class Bounded(kind):  # type: ignore[misc]  # the library has no types
         retries = 2
@@ -50,7 +52,7 @@ def _bounded_s3(kind: Any) -> Any:
 
 
 def _bounded_gs(kind: Any) -> Any:
-    """Return Google's file system with an end to each call: a time-out of its own holds for each of six tries."""
+    """Return a class of Google file systems that ends each call in time: gcsfs has a time-out for each of six tries."""
 
     class Bounded(kind):  # type: ignore[misc]  # the library has no types
         async def _call(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
@@ -62,9 +64,9 @@ def _bounded_gs(kind: Any) -> Any:
 
 
 def _bounded_az(kind: Any) -> Any:
-    """Have Azure's file system make clients that put an end to each call, which it has no option for: four tries of a
-    minute with a quarter of one between them are the client's own, and to send it may take for ever. And have it take
-    keys as they are: it puts what follows `#` before what follows `?`, and takes `?versionid=` off."""
+    """Return a class of Azure file systems whose clients end each call in time. adlfs has no option for that, and a
+    client by itself makes four tries of a minute, a quarter of one apart, and may send for ever. It also takes keys as
+    they are: adlfs moves what follows `#` before what follows `?`, and cuts off `?versionid=`."""
     blob, spec = map(importlib.import_module, ("azure.storage.blob.aio", "adlfs.spec"))
 
     class Tries(blob.LinearRetry):  # type: ignore[misc, name-defined]  # not always installed
@@ -81,7 +83,7 @@ def _bounded_az(kind: Any) -> Any:
     class Plain(kind):  # type: ignore[misc]  # the library has no types
         @classmethod
         def _strip_protocol(cls, path: Any) -> Any:
-            plain = isinstance(path, str) and "://" not in path  # as all are that come from here
+            plain = isinstance(path, str) and "://" not in path  # as are all that this package passes on
             return path.lstrip("/") if plain else super()._strip_protocol(path)
 
         def split_path(self, path: str, *_args: Any, **_options: Any) -> tuple[str, str, str | None]:
@@ -99,16 +101,16 @@ class Driver:
     module: str
     filesystem: str
     credentials: str
-    """Where the library looks for them, for a sentence."""
+    """Where the library looks for credentials, as a part of a sentence."""
     endpoint: str
-    """What says where the store is, for a sentence."""
+    """What tells the library where the store is, as a part of a sentence."""
     options: Mapping[str, Any]
     put: Mapping[str, Any]
     open: Mapping[str, Any] = field(default_factory=dict)
     mend: Callable[[Any], Any] = lambda kind: kind
-    """Makes what is used of the library's class."""
+    """Turns the library's class into the one that is used."""
     log_levels: Mapping[str, int] = field(default_factory=dict)
-    """Loggers that say each request, or with a stack or on twenty lines what they also raise."""
+    """Levels for loggers that log each request, or at length what the library also raises."""
 
 
 # The libraries' own limits would hold up to 500 MB of one upload in memory, and wait for minutes or for ever on a dead
@@ -182,7 +184,7 @@ def filesystem(scheme: str) -> Any:
     key = (os.getpid(), scheme)
     if key in _filesystems:
         return _filesystems[key]
-    # Of two threads one is used. A lock could be held for ever in a child that is forked meanwhile.
+    # Two threads may each make one, and then both use the first. A lock could stay locked for ever in a forked child.
     return _filesystems.setdefault(key, _connect(scheme))
 
 
@@ -209,7 +211,7 @@ def _connect(scheme: str) -> Any:
 def meaning(error: Exception, address: ObjectAddress, url: str, *, writing: bool) -> StorageError | None:
     """Return what an exception of fsspec or of the store's own library means, or None when it is neither's."""
     status, code = _answer(error)
-    # Writing needs nothing but the bucket; not every store says more than 404.
+    # A write fails with 404 only if the bucket is missing, and not every store has a code that says so.
     if code in _NO_BUCKET or (writing and isinstance(error, FileNotFoundError)):
         return PlaceMissingError(f"The bucket {address.bucket} does not exist.", "Create it, or correct its name.")
     if isinstance(error, FileNotFoundError):
@@ -252,5 +254,5 @@ def _answer(error: BaseException | None) -> tuple[int | None, str | None]:
 
 
 def _refused_by_google(error: BaseException) -> bool:
-    """Tell whether it is a 403 of Google's: gcsfs itself knows one only by the first word of a plain OSError."""
+    """Tell whether it is Google's 403, for which gcsfs raises a plain OSError that begins with this word."""
     return type(error) is OSError and str(error).startswith("Forbidden")

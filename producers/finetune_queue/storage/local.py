@@ -1,4 +1,4 @@
-"""A folder as a place: written beside the target and renamed, so that a name is whole or not there."""
+"""A folder as a place. A file is written beside its target and then renamed, so a name is whole or absent."""
 
 import glob
 import io
@@ -16,7 +16,7 @@ from finetune_queue.storage.model import Stored
 
 _CHUNK = 1 << 20
 _SYNC = 64 << 20
-"""Bytes after which a copy is brought to the disk: its progress is true then, and its end takes no long wait."""
+"""Bytes after which a copy is flushed to the disk, so that its progress is real and its end needs no long wait."""
 _STALE_SECONDS = 24 * 3600
 
 
@@ -130,7 +130,7 @@ def _drop_stale(target: Path) -> None:
     """Remove what a killed process left behind under this name: weights are large, and nobody else would."""
     before = time.time() - _STALE_SECONDS
     for part in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
-        with suppress(FileNotFoundError):  # another writer's, which has just got its name
+        with suppress(FileNotFoundError):  # another writer has just renamed its part
             if part.stat().st_mtime < before:
                 part.unlink()
 
@@ -141,14 +141,14 @@ def _sync(file: io.BufferedWriter) -> None:
 
 
 def _forget(file: io.BufferedWriter) -> None:
-    """Free the memory that holds what is on the disk already: nobody reads a copy soon, and to find memory for some GB
-    more takes the system longer than to write them."""
+    """Drop the file's flushed pages from the page cache: nobody reads the copy soon, and with some GB cached the system
+    takes longer to find free memory than to write."""
     if sys.platform == "linux":
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in it durable: of a file that was renamed, of a folder that is new."""
+    """Make names in a folder durable, after a file in it was renamed or a folder made."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -63,7 +63,7 @@ class Bucket:
             return
 
     def drop_parts(self, folder: str) -> None:
-        del folder  # an unfinished upload is in none
+        del folder  # an unfinished upload is not in the bucket's list of objects
 
     def _path(self, name: str) -> str:
         return f"{self._address.path}/{name}" if name else self._address.path
@@ -85,7 +85,8 @@ class Bucket:
 
 
 class _Reader(io.RawIOBase):
-    """A read stream of fsspec whose errors are those of this package, and whose end is that of the object begun."""
+    """A read stream of fsspec that raises this package's errors, and IncompleteError if the object was replaced
+    meanwhile."""
 
     def __init__(self, bucket: Bucket, name: str, stored: Stored, inner: Any) -> None:
         self._bucket = bucket
@@ -99,7 +100,7 @@ class _Reader(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         with self._bucket._reported(self._name):  # noqa: SLF001  # one module, one translation of errors
             data: bytes = self._inner.read(len(buffer))
-        # It is read in ranges, and not every driver asks that all of them be of one object.
+        # Drivers read in ranges, and not every one makes sure that all of them are of the same version of the object.
         if not data and len(buffer) and self._bucket.info(self._name).etag != self._stored.etag:
             raise IncompleteError(f"{self._bucket.url_of(self._name)} changed while it was read.")
         buffer[: len(data)] = data
@@ -123,7 +124,7 @@ def _callback(on_progress: OnProgress | None, size: int) -> Any:
         done = -1
 
         def call(self, *_args: object, **_options: object) -> None:
-            # Parts that go side by side end in any order.
+            # Parts that are sent at the same time end in any order: the progress must not go back.
             if self.value > self.done:
                 self.done = self.value
                 report(int(self.done), size)

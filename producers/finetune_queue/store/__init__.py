@@ -1,4 +1,7 @@
-"""Everything that the service keeps in Redis: keys, scripts, the job store and the accounts' budget."""
+"""Everything that the service keeps in Redis: keys, scripts, the job store and the accounts' budget.
+
+Also redis-py's errors that callers of the store handle.
+"""
 
 from redis import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
 
@@ -32,9 +35,9 @@ from finetune_queue.store.errors import (
     OwnedElsewhereError,
     UnreadableJobError,
 )
-from finetune_queue.store.feed import PLACE, Feed, FeedItem
+from finetune_queue.store.feed import PLACE, Feed
 from finetune_queue.store.jobs import JobStore
-from finetune_queue.store.listing import CURSOR, CursorError, JobPage, JobPages
+from finetune_queue.store.listing import CURSOR, CursorError, JobPages
 from finetune_queue.store.local_queues import MOST_WAITING, LocalQueues, QueueFullError
 from finetune_queue.store.outbox import (
     Attempt,
@@ -53,7 +56,6 @@ from finetune_queue.store.room import CallClass, room_score
 from finetune_queue.store.server import (
     MOST_SKEW,
     ServerFacts,
-    ServerProblem,
     clock_skew,
     disk_trouble,
     refuses_writes,
@@ -61,10 +63,17 @@ from finetune_queue.store.server import (
     server_problems,
     silence,
 )
-from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkTrouble, SinkWait
+from finetune_queue.store.sink_lines import SinkLines, SinksView, SinkWait
 from finetune_queue.store.sweep_clock import SweepClock
 from finetune_queue.store.which_api import OtherApi, note_api, noted_api
-from finetune_queue.store.workers import LiveWorker, Workers, key_prints_by_worker, limits_by_worker, unserved
+from finetune_queue.store.workers import (
+    LiveWorker,
+    Workers,
+    accounts_in_use,
+    key_prints_by_worker,
+    limits_by_worker,
+    unserved,
+)
 from finetune_queue.store.write import Change
 
 __all__ = [
@@ -102,12 +111,10 @@ __all__ = [
     "DeadLetters",
     "Deadlines",
     "Feed",
-    "FeedItem",
     "Hold",
     "HoldLostError",
     "IdempotencyError",
     "JobNotFoundError",
-    "JobPage",
     "JobPages",
     "JobStore",
     "LiveWorker",
@@ -129,10 +136,8 @@ __all__ = [
     "ResponseError",
     "Retention",
     "ServerFacts",
-    "ServerProblem",
     "SetBackError",
     "SinkLines",
-    "SinkTrouble",
     "SinkWait",
     "SinksView",
     "Slot",
@@ -146,6 +151,7 @@ __all__ = [
     "UnknownAccountError",
     "UnreadableJobError",
     "Workers",
+    "accounts_in_use",
     "clock_skew",
     "connect",
     "database_of",

@@ -13,12 +13,13 @@ from finetune_queue.store.clock import server_ms
 from finetune_queue.store.room import CallClass, room_score_floor
 
 _NO_SHARE = 1_000_000
-"""The places for transfers of an account that is held to no share: more than workers have."""
+"""The places for transfers of an account without ``max_transfers``: more than all workers together have."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccountLimits:
-    """What an account may do; None is no cap."""
+    """What an account may do: ``calls`` in any ``window`` of seconds, and caps, None for none. A training older than
+    ``training_limit`` seconds does not count against ``max_training``."""
 
     calls: int
     window: float
@@ -29,8 +30,7 @@ class AccountLimits:
 
     @classmethod
     def of(cls, account: AccountSettings, training_limit: float) -> Self:
-        """Return the limits that an account's settings say, and after how many seconds no training counts as in flight
-        any more."""
+        """Return the limits in an account's settings, with the ``training_limit`` of all accounts."""
         return cls(
             calls=account.rate_limit.calls,
             window=account.rate_limit.seconds,
@@ -50,7 +50,7 @@ class AccountLimits:
         return ", ".join(said + [f"{cap} {what}" for what, cap in caps.items() if cap is not None])
 
     def strictest(self, other: Self) -> Self:
-        """Return the limits that keep to both."""
+        """Return the limits under which both are kept."""
         lasts = (self.training_limit, other.training_limit)
         return type(self)(
             calls=min(self.calls, other.calls),
@@ -70,11 +70,14 @@ def _least(*caps: int | None) -> int | None:
 class AccountStatus:
     """An account as ``finetune doctor`` and ``finetune status`` show it; times in seconds.
 
-    ``unwell`` is the code of the error since which no call, or no submit if one was refused, has succeeded; empty if
-    all is well. ``pause_reason`` says it to people. ``probing`` is since a call failed until one succeeds;
-    ``tested_for`` for how long, at most, all wait for the one call that tries after the pause. ``submits_refused`` and
-    ``submits_tested_for`` are the same for submits alone. ``unlooked`` is for how long no sweep saw the trainings, None
-    without any.
+    A failed call pauses the account for ``paused_for``. After that one call tests whether Segmind is well, for
+    ``tested_for`` at most, and all others wait. ``probing`` is true from the failure until a call succeeds.
+    ``submits_paused_for``, ``submits_tested_for`` and ``submits_refused`` are the same for submits alone, after Segmind
+    refused one. ``unwell`` is the code of the error that is behind either, empty if all is well; ``pause_reason`` says
+    it to people.
+
+    ``used`` counts the call slots in use. ``unlooked`` is for how long no sweep saw the account's trainings, None
+    without any; ``usual_training`` how long one usually takes.
     """
 
     name: str
@@ -126,7 +129,7 @@ class AccountStatus:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody waits for a call, and not for something else: no slot is free, and submits are not held."""
+        """Whether no slot is free and somebody waits for one; submits that wait for something else do not count."""
         held = self.waiting_to_submit if self.submits_held else 0
         return self.waiting > held and self.used >= self.limits.calls
 
@@ -151,7 +154,7 @@ class Accounts:
         self._redis = client
 
     def configure(self, name: str, limits: AccountLimits) -> bool:
-        """Set an account's limits for every worker, at once; returns whether they were others, or none."""
+        """Set an account's limits for every worker, at once; returns whether that changed anything."""
         caps = {
             "max_training": limits.max_training,
             "max_submits": limits.max_submits_per_day,
@@ -160,7 +163,7 @@ class Accounts:
         }
         mapping: dict[Any, Any] = {
             "limit": str(limits.calls),
-            "window_ms": str(int(limits.window * 1000)),
+            "window_ms": str(round(limits.window * 1000)),  # int would make 64.1 s 64,099 ms
             **{field: "" if cap is None else str(cap) for field, cap in caps.items()},
         }
         look = self._redis.pipeline(transaction=False)
@@ -171,7 +174,7 @@ class Accounts:
         pipe = self._redis.pipeline(transaction=True)
         pipe.sadd(keys.accounts(), name)
         pipe.hset(keys.account(name), mapping=mapping)
-        # Never deleted: jobs may wait for the share that there was, and a worker with the old settings ask for it.
+        # Set also without a cap: jobs may wait for a share from before, or a worker with older settings ask for one.
         share: dict[Any, Any] = {"limit": limits.max_transfers or _NO_SHARE, "window_ms": 0}
         pipe.hset(keys.account(transfers_of(name)), mapping=share)
         _wake(pipe)  # a higher limit has slots for those who wait
@@ -183,8 +186,8 @@ class Accounts:
         return sorted(cast("set[str]", self._redis.smembers(keys.accounts())))
 
     def stop_submits(self, account: str, *, stopped: bool) -> None:
-        """Throw the kill switch for an account's submits, or lift it and forget that the provider refused them: whoever
-        lifts it says that this is fixed. Everything else goes on.
+        """Stop an account's submits (the kill switch), or let them go on. The latter also forgets that the provider
+        refused submits: who resumes them says that the cause is fixed. Everything else goes on.
 
         Raises:
             UnknownAccountError: no worker has configured it.
@@ -219,12 +222,12 @@ class Accounts:
         pipe.zcount(keys.room(status.name), "-inf", f"({room_score_floor(CallClass.PREPARE)}")
         taken, before_prepares = cast("tuple[list[tuple[str, float]], int]", tuple(pipe.execute()))
         if (prepares := ahead - before_prepares) > 0:
-            # Each of these has its submit to come, which goes first; but for the last, as half of a busy window's calls
-            # are submits. Submits that are held take none.
+            # Each job ahead that waits to be prepared wants a submit soon after, which then goes first. Not so the last
+            # half window of them, as half of a busy window's calls are submits. Submits that are held take no slot.
             ahead = prepares if status.submits_held else ahead + max(0, prepares - calls // 2)
         waits = [0.0] * (calls - len(taken)) + [max(0.0, (free - now) / 1000) for _, free in taken]
         rounds, place = divmod(ahead, calls)
-        # Of more than the limit, as from before it was lowered, the first to end make no room.
+        # Where more slots are taken than the limit, as it was lowered meanwhile, the first ones to end make no room.
         return max(status.paused_for, waits[-calls:][place] + rounds * window)
 
     def status(self, account: str) -> AccountStatus:
@@ -257,7 +260,7 @@ class Accounts:
         paused_for, submits_paused_for = left("paused_until"), left("submits_paused_until")
         probing, submits_refused = fields.get("probing") == "1", "submits_refused" in fields
 
-        # Of the caps, as take_slot.lua and reserve.lua count: what is tracked for longer waits for a person.
+        # As take_slot.lua and reserve.lua count for the cap: what is tracked for longer waits for a person.
         in_flight, lasts_ms = tracked, cap("training_limit_ms")
         if lasts_ms is not None:
             in_flight = self._redis.zcount(keys.tracked(account), now - lasts_ms, "+inf")

@@ -22,7 +22,7 @@ from finetune_queue.store.errors import AlreadySweptError, ConflictError
 from finetune_queue.store.room import CallClass, room_score_floor
 
 SWEEP = "sweep"
-"""The name under which an account's sweep holds a slot, in place of a job's id."""
+"""The name under which an account's sweep holds a slot, in place of a job's id; the scripts spell it, too."""
 
 CALL_MARGIN = 10.0
 """Seconds beyond its own time-out after which a call has ended for certain."""
@@ -64,9 +64,10 @@ class Budget:
     ) -> None:
         """Make the budget of all accounts; all times in seconds.
 
-        ``call_timeout`` is by when a call has ended for certain, ``handover`` how long a reserved slot waits for its
-        holder, ``first_sweep`` how long after a submit a look may be worth a call, ``backoff_*`` the pause after an
-        outage without a Retry-After.
+        ``call_timeout`` is the time after which a call has ended for certain, ``handover`` how long a reserved slot
+        waits for its holder, ``first_sweep`` how long after a first submit the account is swept at the earliest.
+        ``backoff_base`` is the pause after a failure without a Retry-After; it doubles with each in a row, up to
+        ``backoff_max``.
         """
         self._accounts = Accounts(client)
         self._call_timeout_ms = int(call_timeout * 1000)
@@ -93,16 +94,17 @@ class Budget:
 
     @classmethod
     def of_transfers(cls, client: redis.Redis, settings: Settings) -> Self:
-        """Make the same for another scarce thing, an account's share of the workers' transfers: nothing is swept or
-        paused there, and a slot is free once its transfer has ended. Its accounts go by :func:`transfers_of`."""
+        """Make the budget of transfers, which bounds each account's uploads and downloads at once. Nothing is swept or
+        paused there, and a slot is free once its transfer has ended. Name its accounts by :func:`transfers_of`."""
         timeout, handover = settings.finetune_lease, settings.finetune_handover
         return cls(client, call_timeout=timeout, handover=handover, first_sweep=0, backoff_base=0, backoff_max=0)
 
     def take(
         self, account: str, holder: str, score: float, *, submit: bool = False, claimed: JobRecord | None = None
     ) -> Slot | NoSlot:
-        """Take a slot for a call that starts at once. For a ``claimed`` job only while the claim holds: a worker that
-        was overtaken would leave an ended job among those that Segmind works on.
+        """Take a slot for a call that starts at once. ``score`` is the holder's place in the waiting room. For a
+        ``claimed`` job only if it is still at that version: a worker whose job was taken over would add an ended job
+        to those that Segmind works on.
 
         Raises:
             ConflictError: the claim was lost; nothing was taken.
@@ -112,8 +114,8 @@ class Budget:
         return self._take_slot(account, holder, score, submit=submit, claimed=claimed)
 
     def take_to_sweep(self, account: str, timeout: float) -> Slot | NoSlot:
-        """Take a slot for a sweep of the account that starts at once. No other starts before it was said to be over
-        (:meth:`SweepClock.swept`), or for ``timeout`` seconds: then it counts as dead.
+        """Take a slot for a sweep of the account that starts at once. No other sweep starts until this one is reported
+        as ended (:meth:`SweepClock.swept`), or until ``timeout`` seconds are over and it counts as dead.
 
         Raises:
             AlreadySweptError: another one is under way, or ended since this one was handed out.
@@ -152,13 +154,13 @@ class Budget:
         return NoSlot(WaitReason(reply[1]), int(reply[2]), stopped=len(reply) > 3)
 
     def wants_sweep(self, account: str) -> bool:
-        """Tell whether the sweep that was handed out last was not made yet. Another may still be faster to take its
-        slot."""
-        return bool(self._wants_sweep([keys.slots(account), keys.account(account)], [SWEEP]))
+        """Tell whether the sweep that was handed out last still has to be made. Somebody else may yet be faster to take
+        its slot."""
+        return bool(self._wants_sweep([keys.slots(account), keys.account(account)], []))
 
     def extend(self, slot: Slot, seconds: float) -> bool:
-        """Keep the slot of what goes on, as a transfer that shows progress, for ``seconds`` from now; False if it was
-        free again already, perhaps another's."""
+        """Keep the slot of a transfer that makes progress for ``seconds`` from now; False if the slot was free again
+        already, and may be another's."""
         names = [keys.slots(slot.account), keys.account(slot.account)]
         return bool(self._extend(names, [slot.token, int(seconds * 1000)]))
 
@@ -168,8 +170,9 @@ class Budget:
         self._finish(slot, "well", refund=refund)
 
     def end_without_news(self, slot: Slot, *, under_way: bool = False) -> None:
-        """End a call that shows nothing of the provider's health: it was not sent, or went to another host. If it tried
-        for all others, another may. ``under_way``: it was given up and may still reach the provider."""
+        """End a call that shows nothing of the provider's health: it was not sent, or went to another host. If it was
+        the one that tests a paused account, another may. ``under_way``: it was given up and may still reach the
+        provider."""
         self._finish(slot, "unsent", refund=slot.submit, under_way=under_way)
 
     def pause(
@@ -212,11 +215,11 @@ class Budget:
         return int(self._end(names, args)) / 1000
 
     def reserve(self, account: str, limit: int, *, prepare: bool = True) -> tuple[list[str], float | None]:
-        """Hand up to ``limit`` free slots to the account's sweep and to the first of its waiting room; those that only
-        prepare a job get some if ``prepare``.
+        """Hand up to ``limit`` free slots to the account's sweep and to the first in its waiting room; with ``prepare``
+        also to jobs that are only to be prepared (:attr:`CallClass.PREPARE`).
 
-        Returns the holders, who must be started, and the seconds until there may be more to do, None if that takes
-        a change that wakes the dispatcher.
+        Returns the holders, which the caller has to start, and the seconds until there may be more to hand out, None if
+        only a change can bring that, which wakes the dispatcher.
         """
         submits, prepares = room_score_floor(CallClass.SUBMIT), room_score_floor(CallClass.PREPARE)
         reply = self._reserve(

@@ -1,4 +1,4 @@
-"""The Redis server's clock, by which all stored times are but an event's: the machines' own clocks may differ."""
+"""The Redis server's clock. All stored times are by it, except events': the machines' own clocks may differ."""
 
 import redis
 

@@ -45,9 +45,9 @@ def database_of(url: str) -> str:
 
 
 class TakesPing:
-    """Takes the refusal of a plain PING for its answer. A primary that cannot write to its disk refuses PING as it does
-    writes (MISCONF), though reads go well there; and the client sends a PING before what it reads, to see whether the
-    connection is good."""
+    """Takes the refusal of a plain PING for a PONG; mixed into a connection's class. A primary that cannot write to its
+    disk refuses PING like a write (MISCONF), though it still answers reads; and redis-py sends a PING before a command
+    to see whether an idle connection is good."""
 
     _pinged = False
 

@@ -1,4 +1,4 @@
-"""Deadlines: when to look at each live job again if nothing happened; delays, leases and recovery are all this."""
+"""Deadlines: when to look at each live job again if nothing happens. Delays, leases and recovery are all deadlines."""
 
 import time
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Deadlines:
     def due(self, limit: int, handover: float) -> tuple[dict[str, int], float | None]:
         """Take up to ``limit`` jobs whose deadline passed; nobody else gets them for ``handover`` seconds.
 
-        Returns the deadline (ms) of each by its id, and the seconds until the next deadline, None without one.
+        Returns for each job's id the deadline (ms) that passed, and the seconds until the next one, None without any.
         """
         wait, _, *taken = self._take([keys.deadlines()], [limit, int(handover * 1000)])
         passed = {job_id: int(float(at)) for job_id, at in zip(taken[::2], taken[1::2], strict=True)}
@@ -63,7 +63,8 @@ class Deadlines:
         return moved
 
     def put_off_parked(self, delays: Sequence[tuple[JobRecord, float]]) -> set[str]:
-        """Move the deadlines of those jobs that still have a place in a waiting room; returns their ids."""
+        """Move the deadlines of those of the jobs that are still in a waiting room, to the given seconds from now;
+        returns their ids. It is in the room that a slot comes to them."""
         rooms = [key for job, _ in delays for key in (keys.room(job.account), keys.room(transfers_of(job.account)))]
         args = [text for job, delay in delays for text in (job.id, str(int(delay * 1000)))]
         return set(self._stay([keys.deadlines(), *rooms], args)) if delays else set()

@@ -55,8 +55,8 @@ class AlreadySweptError(Exception):
 
 
 class NotDurableError(Exception):
-    """Redis did not confirm in time that a write is in its log on disk, and in that of as many replicas as the settings
-    say. ``job`` is the job with the write."""
+    """Redis did not confirm in time that a write is in its log on disk, and in those of as many replicas as the
+    settings ask for. The write was made: ``job`` is the job after it."""
 
     def __init__(self, job: JobRecord) -> None:
         super().__init__(

@@ -24,16 +24,16 @@ log = structlog.wrap_logger(logging.getLogger(__name__))
 _PAGE = 200
 
 Registration = tuple[JobRecord, bool] | IdempotencyError | UnreadableJobError | redis.RedisError
-"""What came of registering one job of many: the job and whether it is new, or why there is none. After an error of the
-connection it may be there all the same."""
+"""What came of registering one job of many: the job and whether it is new, or the error. After an error of the
+connection the job may have been registered all the same."""
 
 
 class JobStore:
     """Reads and writes jobs. One instance serves a whole process; it is safe in threads.
 
     Args:
-        client: Where they are.
-        replicas: How many replicas must have a write on disk, too, for it to be durable.
+        client: The Redis that holds the jobs.
+        replicas: How many replicas must also have a durable write in their log on disk.
     """
 
     def __init__(self, client: redis.Redis, *, replicas: int = 0) -> None:
@@ -127,9 +127,9 @@ class JobStore:
     def register_many(
         self, wanted: Sequence[tuple[str, FineTuneRequest]], *, delay: float, traces: Mapping[str, str] | None = None
     ) -> list[Registration]:
-        """Do what :meth:`register` does for many jobs in one round trip, and raise nothing of Redis: an error stands
-        in the place of its job, so that what is known of the others is not lost. ``traces`` has the ``traceparent`` of
-        new jobs, None: the current one is that of all.
+        """Do what :meth:`register` does for many jobs in one round trip. Errors are returned, in the place of their
+        job, so that what is known of the others is not lost. ``traces`` has the ``traceparent`` of each new job; with
+        None, all get that of the current span.
         """
         current = tracing.traceparent() if traces is None else None
         writes = [self._new(job_id, request, delay, (traces or {}).get(job_id, current)) for job_id, request in wanted]
@@ -140,11 +140,12 @@ class JobStore:
 
     def _new(self, job_id: str, request: FineTuneRequest, delay: float, traceparent: str | None) -> Write:
         job = JobRecord(id=job_id, state=JobState.ACCEPTED, request=request, traceparent=traceparent)
-        return Write.prepare(job, Change(delay=delay), previous=None, event=EventType.ACCEPTED)
+        fields = {"request": request, "traceparent": traceparent}
+        return Write.prepare(job, Change(delay=delay), previous=None, event=EventType.ACCEPTED, fields=fields)
 
     def _create(self, writes: Mapping[int, Write]) -> dict[int, Registration]:
-        """Send the writes of new jobs and return what came of each. One whose job was there already, but was
-        removed at the end of its retention before it could be read, is left out, to be sent again.
+        """Send the writes of new jobs and return what came of each, by its index. Left out, to be sent again, is one
+        whose job was already there but was removed, at the end of its retention, before it could be read.
         """
         found: dict[int, Registration] = {}
         there: dict[int, Write] = {}
@@ -196,16 +197,16 @@ class JobStore:
         durable_within: float | None = None,
         **fields: Any,
     ) -> JobRecord:
-        """Change the job from exactly the version in hand: all of it, or nothing.
+        """Change the job if it is still at the version of ``job``: all of the change is made, or none of it.
 
-        ``to`` is the next state, which makes an event by itself; ``event`` tells of something within a state.
-        ``fields`` are fields of :class:`JobRecord`; None removes one. ``durable_within`` seconds asks Redis to confirm
-        that the change is in its log on disk (``WAITAOF``), where it keeps one.
+        ``to`` is the next state, which makes an event by itself; ``event`` makes one within a state. ``fields`` are
+        fields of :class:`JobRecord`; None removes one. With ``durable_within`` Redis has to confirm within so many
+        seconds that the change is in its log on disk (``WAITAOF``), where it keeps one.
 
         Raises:
-            ConflictError: the job changed meanwhile.
-            OwnedElsewhereError: ``change.own`` is another job's training.
-            NotDurableError: the change is made, but not confirmed to be on disk.
+            ConflictError: the job changed meanwhile; nothing was changed.
+            OwnedElsewhereError: ``change.own`` is another job's training; nothing was changed.
+            NotDurableError: the change was made, but not confirmed to be on disk.
         """
         state = to or job.state
         if to is not None and to not in TRANSITIONS[job.state]:
@@ -227,7 +228,7 @@ class JobStore:
     def _write(self, write: Write, durable_within: float | None) -> JobRecord:
         if durable_within is None:
             return write.written(self._transition(write.names, [write.text]))
-        # WAITAOF speaks of its own connection's writes, so it has to go with the script, in one pipeline.
+        # WAITAOF waits for the writes of its own connection alone, so it goes with the script in one pipeline.
         pipe = self._redis.pipeline(transaction=False)
         self._transition(write.names, [write.text], client=pipe)
         pipe.waitaof(1, self._replicas, int(durable_within * 1000))
@@ -249,14 +250,14 @@ class JobStore:
             raise JobNotFoundError(job_id)
         return bool(answer)
 
-    # what belongs to no job, or beside it
+    # the presigned upload, apart from the job's record: it is a secret
 
     def save_upload_url(self, job_id: str, presigned: str, seconds: float) -> None:
-        """Keep a presigned upload for so long, apart from the job: it is a secret."""
+        """Keep the job's presigned upload, a JSON text, for so many seconds."""
         self._redis.set(keys.upload_url(job_id), presigned, px=max(1, int(seconds * 1000)))
 
     def upload_url(self, job_id: str) -> str | None:
-        """Return the presigned upload that is kept."""
+        """Return the presigned upload that is kept, None if there is none or it has expired."""
         return cast("str | None", self._redis.get(keys.upload_url(job_id)))
 
     def drop_upload_url(self, job_id: str) -> None:

@@ -36,7 +36,7 @@ def state(name: str) -> str:
 
 
 def deadlines() -> str:
-    """Sorted set: every job that something is left to do for, scored by when to look at it again (ms)."""
+    """Sorted set: every job with something left to do, scored by when to look at it again (ms)."""
     return f"{TAG}:deadlines"
 
 
@@ -57,7 +57,7 @@ def dead_letters() -> str:
 
 
 def owners() -> str:
-    """Hash: finetune_id -> the one job that owns that training."""
+    """Hash: finetune_id -> id of the one job that the training belongs to."""
     return f"{TAG}:owners"
 
 
@@ -112,7 +112,7 @@ def tracked(name: str) -> str:
 
 
 def running(state: str) -> str:
-    """Sorted set: the jobs in a state that a worker holds, scored by when its lease ends (ms)."""
+    """Sorted set: the jobs in a state that some worker holds, scored by when the lease on the job ends (ms)."""
     return f"{TAG}:running:{state}"
 
 
@@ -132,17 +132,17 @@ def write_check() -> str:
 
 
 def data_id() -> str:
-    """String: a name for all that is in this Redis, given when there was none; with another one the data was lost."""
+    """String: a random name for the data of this Redis, given when there is none: if it changes, the data was lost."""
     return f"{TAG}:redis:data"
 
 
 def emptied() -> str:
-    """String: when (ms) a worker saw that this Redis had come back without its data; there for a day."""
+    """String: when (ms) a worker saw that this Redis had come back without its data; expires after a day."""
     return f"{TAG}:redis:emptied"
 
 
 def workers() -> str:
-    """Sorted set: ``VERSION NAME ACCOUNT...`` and more of each worker, scored by when it was last seen (ms)."""
+    """Sorted set: what each worker says of itself (:attr:`LiveWorker.member`), scored by when it was last seen (ms)."""
     return f"{TAG}:workers"
 
 
@@ -162,7 +162,7 @@ def wake_outbox() -> str:
 
 
 def lines() -> str:
-    """Sorted set: lines with somebody in them, scored by when the next is due; a worker that holds one moves it."""
+    """Sorted set: the lines in which jobs wait, scored by when each is due (ms), or until when a worker holds it."""
     return f"{TAG}:lines"
 
 
@@ -172,14 +172,13 @@ def line(name: str) -> str:
 
 
 def line_state(name: str) -> str:
-    """Hash: ``failures``, ``since`` (ms) and ``reason`` of a line whose sinks are out of reach, ``rest``, until when
-    (ms) it is left alone; ``idle``, the score of one that only waits for jobs which were put off."""
+    """Hash: of a line with its sinks out of reach ``failures`` in a row, ``since`` when (ms), the ``reason``, and until
+    when (ms) it is to ``rest``; ``idle`` is the line's score if all of its jobs were put off."""
     return f"{TAG}:line:{name}:state"
 
 
 def put_off(name: str) -> str:
-    """Hash: for the id of each sink of a line that did not answer what is known of it, see
-    :class:`~finetune_queue.store.outbox.PutOff`."""
+    """Hash: id of each sink of a line that did not answer -> a :class:`~finetune_queue.store.outbox.PutOff` as JSON."""
     return f"{TAG}:put_off:{name}"
 
 
@@ -189,10 +188,11 @@ def reached() -> str:
 
 
 def job_sinks(job_id: str) -> str:
-    """Hash: for each sink's id how many of the job's events it has; ``ID:at`` when (ms) it had the last one;
-    ``ID:failures``, ``ID:since`` when (ms) they began, ``ID:next`` until when (ms) it is left alone; ``ID:gone``, it
-    wants no more; ``ID:again`` when (ms) somebody asked for all events once more; ``line:NAME`` since when (ms) the
-    job is in a line; ``only``, the one sink of events that were sent again without their job."""
+    """Hash, where ID is a sink's id. ``ID``: how many of the job's events the sink has. ``ID:at``: when (ms) it took
+    the last one. ``ID:failures``: attempts in a row that failed, since (ms) ``ID:since``. ``ID:next``: until when (ms)
+    it is not tried. ``ID:gone``: it wants no more. ``ID:again``: when (ms) somebody asked for all events again.
+    ``line:NAME``: since when (ms) the job is in this line. ``only``: the URL of the one sink that events sent again
+    without their job are for."""
     return f"{TAG}:job:{job_id}:sinks"
 
 

@@ -14,9 +14,10 @@ from finetune_queue.store.jobs import JobStore
 _BATCH = 200
 
 LONGEST_SCAN = 2000
-"""Jobs that one page looks through at most: a filter that matches nothing must not read a whole store at once."""
+"""How many jobs one page looks through at most: a filter that matches few must not read the whole store at once."""
 
 CURSOR = r"^([0-9]{1,15})\.([0-9a-f-]{36})$"
+"""What a cursor looks like: the score and the id of the last job that its page looked at."""
 
 
 class CursorError(ValueError):
@@ -25,7 +26,7 @@ class CursorError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """Some jobs, and where the next page begins; None after the last one. A page may be short, or empty, before it."""
+    """Some jobs, and the cursor of the next page; None on the last page. Any page may be short, or even empty."""
 
     jobs: list[JobRecord]
     cursor: str | None
@@ -47,21 +48,20 @@ class JobPages:
         limit: int = 50,
         cursor: str | None = None,
     ) -> JobPage:
-        """Return up to ``limit`` jobs that match all that is given: by creation, or those in a state by when they
-        entered it.
+        """Return up to ``limit`` jobs that match all filters, the newest first: by their creation, or with a ``state``
+        by when they entered it.
 
         Raises:
-            CursorError: ``cursor`` is none of ours.
+            CursorError: ``cursor`` is not one that a page gave.
         """
         index = keys.jobs() if state is None else keys.state(state)
         wanted = (labels or {}).items()
         found: list[JobRecord] = []
         seen = 0
-        place = None if cursor is None else _parse(cursor)
-        for batch in self._batches(index, place):
+        for batch in self._batches(index, None if cursor is None else _parse(cursor)):
             records = {job.id: job for job in self._jobs.get_many([job_id for _, job_id in batch])}
-            for place in batch:
-                job = records.get(place[1])
+            for score, job_id in batch:
+                job = records.get(job_id)
                 seen += 1
                 if (
                     job is not None
@@ -71,11 +71,12 @@ class JobPages:
                 ):
                     found.append(job)
                 if len(found) == limit or seen == LONGEST_SCAN:
-                    return JobPage(found, f"{place[0]}.{place[1]}")
+                    return JobPage(found, f"{score}.{job_id}")
         return JobPage(found, None)
 
     def _batches(self, index: str, place: tuple[int, str] | None) -> Iterator[list[tuple[int, str]]]:
-        """Yield score and id of what comes after ``place``, in the index's falling order."""
+        """Yield batches of score and id of the jobs after ``place`` (of all without one), in the index's falling
+        order."""
         offset = 0
         while True:
             high = "+inf" if place is None else str(place[0])

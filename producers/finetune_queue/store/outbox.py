@@ -1,10 +1,10 @@
-"""The outbox: which jobs have events that their sinks lack, and the lines in which those wait.
+"""The outbox: the jobs with events that their sinks do not have yet, and the lines in which these jobs wait.
 
-A change that makes an event also puts its job into the outbox, in the same script. A notifier moves it into the lines
-of its sinks. Whoever takes a line holds it alone, so that the events of a job reach a sink in order; the hold is the
-line's score, moved into the future, and every write names it: a worker that was overtaken cannot write. How many of a
-job's events a sink has is kept with the job. It is written after the delivery, so a worker that dies between the two
-causes a repeat, never a loss.
+The script that writes an event also puts its job into the outbox. A notifier moves the job from there into the lines of
+its sinks. A worker that takes a line holds it alone, so the events of a job reach a sink in order. The hold is the
+line's score, moved into the future; every write names this score, so a worker whose line was taken over cannot write
+(fencing). How many of a job's events each sink has is kept with the job. It is written after the delivery: a worker
+that dies between the two causes a repeat, never a loss.
 """
 
 import json
@@ -26,7 +26,7 @@ LOG_LENGTH = 50
 """How many attempts of a job's deliveries are kept."""
 
 MOST_PUT_OFF = 500
-"""How many unanswering sinks of a line are remembered; beyond that, those put off longest."""
+"""How many sinks of a line that did not answer are remembered; of more, those that have the longest to wait."""
 
 _OF_THE_SERVICE = tuple(f"{kind}://" for kind in (SinkKind.CELERY, SinkKind.STREAM, SinkKind.LIST))
 """The prefixes of lines whose sinks are in this service's own Redis or broker."""
@@ -42,8 +42,8 @@ class SetBackError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PutOff:
-    """A sink that did not answer, while others of its origin may: how often in a row, since when (ms), why, and at the
-    event of which job. Until ``until_ms`` none of its line's jobs is tried there."""
+    """A sink that did not answer, while others of its origin may: how often in a row, since when (ms), why, and to an
+    event of which job the last time. It is not tried again before ``until_ms``."""
 
     sink: str
     failures: int
@@ -63,8 +63,8 @@ class Standing(StrEnum):
 
 @dataclass(slots=True)
 class Hold:
-    """A line that this worker works on; ``until`` (ms) moves with every attempt. ``failures`` counts the attempts in a
-    row at which nothing of it answered, ``put_off`` has its sinks that did not by their ids."""
+    """A line that this worker holds, until ``until`` (ms), which every attempt prolongs. ``failures`` counts the
+    attempts in a row to which no sink of the line answered; ``put_off`` are the sinks that did not, by their ids."""
 
     line: str
     until: int
@@ -80,10 +80,11 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What there is to deliver of one job, or of events without a job: its events in order, and how many each sink has.
+    """What there is to deliver: the events of one job, or events without a job, in order, and how far each sink is.
 
     ``reached`` has for each sink's id how many of the events it has, ``notes`` the other numbers and times (ms) that
-    :func:`keys.job_sinks` names. ``only`` is the URL of the one sink that events without a job are for, if it is one.
+    :func:`keys.job_sinks` names. ``only`` is the URL of the one sink that events without a job are for, None if they
+    are for the service's own.
     """
 
     id: str
@@ -101,7 +102,7 @@ class Subject:
         return f"{sink.id}:gone" in self.notes
 
     def wanted(self, sink: Sink) -> list[tuple[int, Event, str]]:
-        """Return the events that the sink lacks and wants, each with how many it has after it."""
+        """Return the events that the sink wants and does not have yet, each with its number and its text."""
         if self.gone(sink):
             return []
         rest = list(enumerate(self.events, 1))[self.after(sink) :]
@@ -113,8 +114,8 @@ class Subject:
         return self.notes.get(f"{sink.id}:next", 0)
 
     def since(self, sink: Sink, line: str) -> int | None:
-        """Return since when (ms) the sink's next event has been waiting, as far as is known: at most since it
-        took the one before, as the job may be in the line for another sink's sake, or was asked to take all again."""
+        """Return since when (ms) the sink's next event has been waiting, None if nothing is known of that. Not from
+        before the sink took another event or a redelivery: the job may be in the line because of another sink."""
         names = (f"line:{line}", f"{sink.id}:at", f"{sink.id}:again")
         known = [self.notes[name] for name in names if name in self.notes]
         return self.notes.get(f"{sink.id}:since", max(known, default=None))
@@ -156,8 +157,8 @@ class Outbox:
     # which events go out
 
     def announce(self, sinks: Iterable[Sink]) -> None:
-        """Tell all that write events which kinds the service's own sinks want. Never taken back: a worker that no
-        longer has a sink costs a look, one that forgot it would cost events."""
+        """Have the events that the service's own sinks want put their jobs into the outbox. A kind is never taken back:
+        one that no sink wants any more costs a look, one that another worker's sink still wants would be lost."""
         wanted = sorted({kind for sink in sinks for kind in sink.wanted})
         if wanted:
             self._redis.sadd(keys.sink_kinds(), *wanted)
@@ -175,7 +176,7 @@ class Outbox:
         return ids, wait
 
     def line_up(self, job_id: str, sinks: Iterable[Sink]) -> None:
-        """Move a job from the outbox into the lines of its sinks; without any it has nobody to tell."""
+        """Move a job from the outbox into the lines of its sinks; one without sinks only leaves the outbox."""
         lines = Counter(sink.line(job_id) for sink in sinks)
         pairs = [key for name in lines for key in (keys.line(name), keys.line_state(name))]
         own = [keys.job_sinks(job_id), keys.job(job_id), keys.job_events(job_id)]
@@ -211,7 +212,7 @@ class Outbox:
         return holds, wait
 
     def waiting(self, hold: Hold, limit: int, *, due: bool) -> list[str]:
-        """Return the first jobs of the line, or only those that are ``due``."""
+        """Return the ids of the line's first ``limit`` jobs; with ``due`` only of those that are due now."""
         now = server_ms(self._redis) if due else "+inf"
         ids = self._redis.zrangebyscore(keys.line(hold.line), "-inf", now, start=0, num=limit)
         return cast("list[str]", ids)
@@ -225,7 +226,7 @@ class Outbox:
         return _subject(subject_id, fields, events)
 
     def subjects_without_events(self, subject_ids: Sequence[str]) -> list[Subject]:
-        """Read of jobs how far their sinks are, in one round trip."""
+        """Read how far the sinks of these jobs are, in one round trip."""
         pipe = self._redis.pipeline(transaction=False)
         for subject_id in subject_ids:
             pipe.hgetall(keys.job_sinks(subject_id))
@@ -249,7 +250,7 @@ class Outbox:
 
         Raises:
             HoldLostError: the line is somebody else's now; nothing was written.
-            SetBackError: the events are wanted again.
+            SetBackError: somebody asked for all events again; only the log has the attempt.
         """
         names = [keys.lines(), keys.job_sinks(subject_id), keys.deliveries(subject_id), keys.dead_letters()]
         letter = [text for pair in (dead.fields() if dead else {}).items() for text in pair]
@@ -267,7 +268,8 @@ class Outbox:
         self._redis.hset(keys.job_sinks(subject_id), f"{sink.id}:next", until_ms)
 
     def leave(self, hold: Hold, subject: Subject, sinks: Iterable[Sink], *, delay: float | None = None) -> None:
-        """Let the job out of the line if its ``sinks`` have all events; with ``delay`` put it off within the line.
+        """Take the job out of the line if its ``sinks`` have all events that they want; or put it off within the line
+        by ``delay`` seconds.
 
         Raises:
             HoldLostError: the line is somebody else's now.
@@ -293,8 +295,8 @@ class Outbox:
                 raise HoldLostError(hold.line)
 
     def settle(self, hold: Hold, *, down_for: float = 0.0, reason: str = "", reached: bool = False) -> None:
-        """End the hold; ``down_for`` seconds nobody tries the line, because its sinks are out of reach. Without that
-        they are well if they were before, or if one of them was ``reached``.
+        """End the hold. With a ``reason`` the line's sinks are out of reach, and nobody tries it for ``down_for``
+        seconds. ``reached``: one of them answered, so earlier failures of the line count no more.
 
         Raises:
             HoldLostError: the line is somebody else's now; nothing was written.
@@ -304,7 +306,7 @@ class Outbox:
             raise HoldLostError(hold.line)
 
     def put_back(self, hold: Hold, seconds: float) -> None:
-        """Give a line back that was not worked on, unless it is somebody else's by now."""
+        """Give a line back that was not worked on, to be taken again in ``seconds``; nothing if it was taken over."""
         self._end(hold, seconds, "back")
 
     def _end(self, hold: Hold, seconds: float, state: str, reason: str = "", *, reached: bool = False) -> bool:
@@ -326,7 +328,7 @@ class Outbox:
         return read_attempts(rows)
 
     def redeliver(self, job_id: str, sink_id: str | None = None) -> list[str]:
-        """Send all of a job's events again, to one sink or to all that have some; returns the sinks' ids."""
+        """Send all of a job's events again, to one sink or to all that have had any; returns their ids."""
         fields = cast("list[str]", self._redis.hkeys(keys.job_sinks(job_id)))
         known = [name for name in fields if ":" not in name and name != "only"]
         chosen = [name for name in known if sink_id in {None, name}]

@@ -26,11 +26,11 @@ class Retention:
         self._staying: dict[JobState, int] = {}
 
     def forget_finished(self, limit: int = _PAGE) -> int:
-        """Remove finished jobs whose retention is over, looking at ``limit`` of each kind at most; returns how many.
+        """Remove finished jobs whose retention is over, looking at ``limit`` in each state at most; returns how many.
 
-        Those that have to stay do not stand in front of the others: the next call goes on after them, and begins anew
-        once it has seen all. Events in the stream and dead letters go after the same time. It takes no memory, so it
-        works on a full server.
+        A job that has to stay, as a sink lacks its events, does not hold up the others: the next call goes on after it,
+        and begins anew once all were seen. Events in the stream and dead letters are removed after the same time. All
+        of this takes no memory, so it works on a full server.
         """
         oldest = server_ms(self._redis) - self._kept_ms
         gone = 0
@@ -63,7 +63,7 @@ class Retention:
 
 
 def _listed(text: str | None) -> list[str]:
-    """Read a list of trainings; of what has another form, as another version may have written it, nothing."""
+    """Read a list of trainings; an empty one for a text of another form, which another version may have written."""
     try:
         found = json.loads(text or "[]")
     except ValueError:

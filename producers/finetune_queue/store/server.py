@@ -21,9 +21,9 @@ machines' clocks, as are the signatures of stores and web hooks, which fail at s
 class ServerFacts:
     """What a server says of itself in INFO, which managed services allow where they refuse CONFIG.
 
-    ``max_bytes`` is 0 without a limit, ``evicted`` how many keys it dropped for want of memory, ``log_ok`` whether its
-    last write to the append-only log went well, and no snapshot that failed has it refuse every write, ``replicas`` how
-    many are connected."""
+    ``max_bytes`` is 0 without a limit, ``evicted`` how many keys it dropped for want of memory, ``replicas`` how many
+    are connected. ``log_ok`` is false if the last write to the append-only log failed, or if the server refuses every
+    write because a snapshot failed."""
 
     name: str
     version: str
@@ -50,7 +50,7 @@ class ServerProblem:
 
 
 def silence(client: redis.Redis) -> str:
-    """Return what keeps the server from being used, within the client's time-outs; nothing if it answers well."""
+    """Return why the server cannot be used: it refuses, or is silent beyond the client's time-outs. Empty if it can."""
     try:
         client.ping()
     except (redis.AuthenticationError, redis.ResponseError) as error:
@@ -61,13 +61,13 @@ def silence(client: redis.Redis) -> str:
 
 
 def disk_trouble(client: redis.Redis) -> str:
-    """Return why the server refuses every write, if its disk is the reason (it may be full); else nothing.
+    """Return why the server refuses every write, if its disk is the reason (it may be full); else an empty text.
 
     Raises:
         redis.RedisError: it is out of reach, or refuses.
     """
     try:
-        # Refused as a write is; and with a word in it, no connection of ours takes the refusal for an answer.
+        # Such a server refuses PING, too. One with an argument, as TakesPing takes the refusal of a plain one for PONG.
         client.execute_command("PING", "disk?")  # type: ignore[no-untyped-call]
     except redis.ResponseError as error:
         if str(error).startswith(DISK_FAILS):
@@ -77,8 +77,8 @@ def disk_trouble(client: redis.Redis) -> str:
 
 
 def refuses_writes(client: redis.Redis) -> str:
-    """Return in the server's words why it takes no writes: it is full, a replica, or its disk fails; nothing if it
-    takes them, or says something else."""
+    """Return in the server's words why it takes no writes: it is full, a replica, or its disk fails. Empty if it takes
+    them, or fails in another way."""
     try:
         client.set(keys.write_check(), "", px=1)
     except (redis.OutOfMemoryError, redis.ReadOnlyError) as error:
@@ -89,7 +89,7 @@ def refuses_writes(client: redis.Redis) -> str:
 
 
 def clock_skew(client: redis.Redis) -> float:
-    """Return by how many seconds this machine's clock is ahead of the server's; half of the round trip is allowed for.
+    """Return by how many seconds this machine's clock is ahead of the server's, measured at the middle of a round trip.
 
     Raises:
         redis.RedisError: it is out of reach, or refuses.
@@ -101,8 +101,8 @@ def clock_skew(client: redis.Redis) -> float:
 
 
 def server_facts(client: redis.Redis) -> ServerFacts:
-    """Ask the server. One that is a replica is left, as after a failover behind one name: the next command looks the
-    name up again.
+    """Ask the server. From a replica the client then disconnects: after a failover behind one name, the next command
+    looks the name up again.
 
     Raises:
         redis.RedisError: it is out of reach, or refuses.

@@ -14,9 +14,9 @@ from finetune_queue.store.outbox import PutOff, Subject, line_origin, read_attem
 
 @dataclass(frozen=True, slots=True)
 class LineStatus:
-    """A line with somebody in it. ``failures`` counts the attempts in a row at which none of its sinks answered, since
-    ``since_ms``; ``put_off`` are the sinks that did not when they were last tried. ``reached_ms`` is when one of the
-    same origin last did, in whichever line, ``next_ms`` when the line is due."""
+    """A line in which jobs wait. ``failures`` counts the attempts in a row, the first at ``since_ms``, to which no sink
+    answered; ``put_off`` are the sinks that did not answer when they were last tried. ``reached_ms`` is when a sink of
+    the same origin last answered, in any line; ``next_ms`` is when the line is due."""
 
     name: str
     waiting: int
@@ -34,14 +34,14 @@ class LineStatus:
 
     @property
     def out_of_reach(self) -> bool:
-        """Tell whether nothing there has answered since the trouble began; else it is that of some sinks alone."""
+        """Tell whether no sink of the origin has answered since the trouble began; else only some are in trouble."""
         return self.failures > 0 and self.reached_ms <= (self.since_ms or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class SinkTrouble:
-    """Sinks at one place that are out of reach, or one that does not take the events of ``refused_job`` though others
-    there answer: since when (ms), for how many jobs at least, and why."""
+    """An origin that is out of reach; or, with a ``refused_job``, one sink that does not take this job's events though
+    its origin answers. ``waiting`` counts jobs whose events wait for it: there may be more."""
 
     sink: str
     since_ms: int
@@ -52,9 +52,9 @@ class SinkTrouble:
 
 @dataclass(frozen=True, slots=True)
 class SinkWait:
-    """Events of a job that a sink lacks: how many and which is the next; when (ms) that is tried, None until a worker
-    has come to it; and why the sink does not have it yet, if that is known. Of a sink that this program's settings do
-    not name only the place is known, and not how many."""
+    """A job's events that a sink does not have yet: how many; the id of the next; when (ms) that is tried, None until a
+    worker has put the job into the sink's line; and why it was not delivered yet, if that is known. Of a sink that only
+    the workers' settings name its origin is known, but no id, and not which events."""
 
     sink: str
     sink_id: str | None
@@ -73,8 +73,8 @@ class SinkWait:
 
 @dataclass(frozen=True, slots=True)
 class SinksView:
-    """All lines at one look: how many of the places that they lead to are well and how many down, how many jobs wait in
-    them, and for how many seconds the line that is longest late, refused or down, has been so."""
+    """All lines at one look: how many of their origins are up and how many down (out of reach), how many jobs wait, and
+    as ``lag`` for how many seconds the worst of them has been late, refused or down."""
 
     up: int
     down: int
@@ -126,8 +126,8 @@ class SinkLines:
         return sorted(found.values(), key=lambda each: each.since_ms)
 
     def _refusals(self, lines: Iterable[LineStatus]) -> list[SinkTrouble]:
-        """Return what sinks did not take of these lines, but of those that are out of reach: of each one job's at most
-        that was refused, and what did not answer."""
+        """Return the trouble of single sinks whose origin is within reach: each that did not answer, and in each line
+        at most one that refused a job's event."""
         up = [line for line in lines if not line.out_of_reach]
         pipe = self._redis.pipeline(transaction=False)
         for line in up:
@@ -149,7 +149,8 @@ class SinkLines:
         return found
 
     def waits(self, subject: Subject, sinks: Iterable[Sink]) -> list[SinkWait]:
-        """Return which of its sinks lack events of a job, as far as those are known; ``sinks`` are those that are."""
+        """Return which sinks do not have all of a job's events yet. ``sinks`` are those that this program knows, by the
+        request and its own settings; any other shows by the line that the job is in."""
         known = list(sinks)
         in_outbox = self._redis.zscore(keys.outbox(), subject.id) is not None
         found = []
@@ -165,7 +166,7 @@ class SinkLines:
         return found
 
     def _turn(self, subject: Subject, line: str, sink: Sink | None = None) -> tuple[int | None, str]:
-        """Return when (ms) a job's turn in a line is, None if it has no place there, and why it had none yet."""
+        """Return when (ms) it is a job's turn in a line, None if the job is not in it; and why it has to wait."""
         pipe = self._redis.pipeline(transaction=False)
         pipe.zscore(keys.lines(), line)
         pipe.zscore(keys.line(line), subject.id)

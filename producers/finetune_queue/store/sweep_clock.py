@@ -6,7 +6,7 @@ from finetune_queue.store import keys, scripts
 
 
 class SweepClock:
-    """Sets when the accounts are swept; who hands a sweep out and takes its slot is the budget."""
+    """Sets when each account is swept next. The budget hands sweeps out when they are due, and gives them slots."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
@@ -19,18 +19,21 @@ class SweepClock:
     def swept(
         self, account: str, interval: float, *, idle: float, affordable: float, gap: float, looked: bool = True
     ) -> None:
-        """Set the next sweep after one has ended: in ``interval`` seconds, or in what is left of ``gap`` since it
-        started if a hint came meanwhile. When nobody waits for a call it comes after ``idle`` already.
-        ``affordable`` is the time between sweeps that uses up the calls which looking may have; hints cannot make it
-        less. ``looked`` tells whether it saw what Segmind has."""
+        """Set the next sweep after one has ended; all times in seconds.
+
+        It comes after ``interval``, or after ``idle`` when nobody waits for a call. If a hint came meanwhile, it may
+        come from ``gap`` after the start of the last one on. ``affordable`` is the time between sweeps that uses up the
+        share of calls for looking; hints cannot bring more sweeps than that. ``looked``: the sweep saw what Segmind
+        has.
+        """
         times = (int(each * 1000) for each in (interval, affordable, gap))
         self._tell("swept", account, *times, int(looked), int(idle * 1000))
 
     def hint(self, account: str) -> float | None:
-        """Take a word from outside that a training may have moved: bring the next sweep forward, if it may be.
+        """Take a hint from outside that a training may have changed: bring the next sweep forward, if that is allowed.
 
-        However many hints come, sweeps take no more than their share of the account's calls, so what sends them need
-        not be trusted. Returns the seconds until the next sweep, None when no training is looked at.
+        However many hints come, sweeps take no more than their share of the account's calls, so their sender need not
+        be trusted. Returns the seconds until the next sweep, None when the account has no training to look at.
         """
         wait = self._tell("hint", account)
         return None if wait < 0 else wait

@@ -2,13 +2,14 @@
 
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import Literal, Self, cast
 
 import redis
 
 from finetune_queue.store import keys
-from finetune_queue.store.accounts import AccountLimits
+from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError
 from finetune_queue.store.clock import server_ms
 
 Api = Literal["sandbox", "paid"]
@@ -20,18 +21,18 @@ GONE = 35.0
 _GONE_MS = int(GONE * 1000)
 
 _NOTED = 86_400
-"""Seconds for which it is known that Redis came back without its data."""
+"""Seconds for which the note is kept that Redis came back without its data."""
 
 _CLOCK, _LIMITS, _KEY, _NODE = "clock=", "limits=", "key=", "node="
-"""Mark a word of a member that is no account: no account's name has such a sign."""
+"""What the words of a member begin with that name no account: an account's name has no ``=``."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveWorker:
-    """A worker as it shows itself to others. ``accounts`` are those that it has a key for; ``clock_off`` the seconds by
-    which its clock was ahead of Redis' when it started, 0 if it was near enough; ``limits`` what its settings say of
-    its accounts; ``key_prints`` a few letters for each account's key and API, which tell them from others and no more;
-    ``node`` is what Celery calls it.
+    """A worker as it shows itself to others. ``accounts`` are those that it has a key for; ``clock_off`` is by how many
+    seconds its clock was ahead of Redis' when it started, 0 if it was near enough; ``limits`` are those of its own
+    settings, by account; ``key_prints`` are a few letters of a hash of each account's key and API, just enough to tell
+    different ones apart; ``node`` is what Celery calls it.
     """
 
     name: str
@@ -44,21 +45,21 @@ class LiveWorker:
 
     @property
     def shown(self) -> str:
-        """What people know it by: the name that Celery's answers, logs and Flower have, if it told it."""
+        """What people know it by: its name in Celery's answers, logs and Flower; of an older version, ``name``."""
         return self.node or self.name
 
     @property
     def member(self) -> str:
-        """Its member of the sorted set."""
+        """Its member of the sorted set: words separated by spaces, the version and name first."""
         clock = [f"{_CLOCK}{self.clock_off}"] if self.clock_off else []
-        limits = [f"{_LIMITS}{account}:{_written(its)}" for account, its in self.limits]
-        prints = [f"{_KEY}{account}:{its}" for account, its in self.key_prints]
+        limits = [f"{_LIMITS}{account}:{_written(own)}" for account, own in self.limits]
+        prints = [f"{_KEY}{account}:{print_}" for account, print_ in self.key_prints]
         node = [f"{_NODE}{self.node}"] if self.node and " " not in self.node else []
         return " ".join([self.version, self.name, *self.accounts, *clock, *limits, *prints, *node])
 
     @classmethod
     def of_member(cls, member: str) -> Self:
-        """Read a member."""
+        """Read a worker from its :attr:`member`, which may be an older version's."""
         version, name, *rest = member.split(" ")
         accounts = tuple(each for each in rest if "=" not in each)
         clock_off = next((int(each.removeprefix(_CLOCK)) for each in rest if each.startswith(_CLOCK)), 0)
@@ -68,7 +69,7 @@ class LiveWorker:
 
 
 def _said(mark: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield what a member's words with the mark say, with the account that each is about."""
+    """Yield the account and the text of each word that begins with the mark and has the form ``MARKaccount:text``."""
     for word in words:
         if word.startswith(mark):
             account, _, text = word.removeprefix(mark).partition(":")
@@ -80,7 +81,7 @@ def _written(limits: AccountLimits) -> str:
 
 
 def _read(text: str) -> AccountLimits:
-    # A later version may say more.
+    # A later version may add fields, an earlier one lacks the last.
     calls, window, *rest = text.split(":")
     training, submits, transfers = (int(cap) if cap else None for cap in rest[:3])
     lasts = float(rest[3]) if rest[3:] and rest[3] else None
@@ -88,31 +89,47 @@ def _read(text: str) -> AccountLimits:
 
 
 def limits_by_worker(account: str, workers: Sequence[LiveWorker]) -> dict[str, AccountLimits]:
-    """Return what the settings of each worker say of an account; of a process that was started again in its place, as a
-    container is, what it says now."""
+    """Return the limits of an account in each worker's settings, by the worker's name. Of several workers of one name,
+    as when a container was started again, the last in ``workers`` counts."""
     return {worker.name: limits for worker in workers for name, limits in worker.limits if name == account}
 
 
 def key_prints_by_worker(account: str, workers: Sequence[LiveWorker]) -> dict[str, str]:
-    """Return by which letters each worker's key of an account, with its API, is told from others."""
-    return {worker.name: its for worker in workers for name, its in worker.key_prints if name == account}
+    """Return the print of an account's key and API at each worker, by the worker's name."""
+    return {worker.name: print_ for worker in workers for name, print_ in worker.key_prints if name == account}
 
 
 def unserved(account: str, workers: Sequence[LiveWorker]) -> bool:
-    """Tell whether none of the workers that are there has the account's key. A worker of an older version does not say
-    which keys it has, and so may have any."""
+    """Tell whether there are workers, but none with the account's key. A worker of an older version does not say which
+    keys it has, and so may have any."""
     return bool(workers) and all(worker.accounts and account not in worker.accounts for worker in workers)
 
 
+def accounts_in_use(accounts: Accounts, workers: Sequence[LiveWorker]) -> list[AccountStatus]:
+    """Return how each account stands, without those that were taken out of all settings and that no job needs: nothing
+    would end their trouble.
+
+    Raises:
+        redis.RedisError: Redis is out of reach.
+    """
+    found = []
+    for name in accounts.names():
+        if unserved(name, workers) and not accounts.held(name):
+            continue
+        with suppress(UnknownAccountError):
+            found.append(accounts.status(name))
+    return found
+
+
 class Workers:
-    """The workers by the Redis server's clock."""
+    """The workers that gave a sign of life lately, by the Redis server's clock."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
 
     def seen(self, worker: LiveWorker, api: Api | None = None) -> str:
-        """Say that the worker is there, and which API it calls, should Redis have lost that. Returns the name of the
-        data that this Redis has: another one than before if it came back without them."""
+        """Give a sign of life, and note the ``api`` that the worker calls if Redis has lost that. Returns the random
+        name of the data in this Redis: another one than before if Redis came back without its data."""
         pipe = self._redis.pipeline(transaction=False)
         if api is not None:
             pipe.set(keys.api(), api, nx=True)
@@ -135,8 +152,8 @@ class Workers:
         self._redis.zrem(keys.workers(), worker.member)
 
     def forget_gone(self) -> None:
-        """Forget the workers that went without a word. Only for who has watched for ``GONE`` seconds: after an outage
-        of Redis no worker's last sign is younger."""
+        """Forget the workers that went without a word. Only to be called after watching for ``GONE`` seconds: just
+        after an outage of Redis all workers' last signs are old."""
         self._redis.zremrangebyscore(keys.workers(), "-inf", server_ms(self._redis) - _GONE_MS)
 
     def alive(self) -> list[LiveWorker]:
@@ -144,7 +161,7 @@ class Workers:
         return self._since(server_ms(self._redis) - _GONE_MS)
 
     def not_forgotten(self) -> list[LiveWorker]:
-        """Return the workers that are there, and those that may come back; the latest sign last."""
+        """Return the workers that gave a sign and were not forgotten since, the one with the latest sign last."""
         return self._since("-inf")
 
     def _since(self, first: int | str) -> list[LiveWorker]:

@@ -1,6 +1,7 @@
-"""One write of a job: from a change to the script's arguments, and from its reply to the job as it is then."""
+"""One write of a job: the arguments of the script that makes a change, and the job as its reply says it is then."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -21,11 +22,11 @@ _DEFAULTS = {name: field.get_default(call_default_factory=True) for name, field 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a transition does besides the fields.
+    """What a transition does to the job besides setting fields.
 
-    ``delay`` is when to look at the job again if nothing happens, seconds from now; every live job needs one.
-    ``room_score`` puts it into its account's waiting room for API calls, or with ``for_transfer`` into that for
-    transfers; without one it leaves both. ``own`` claims a training.
+    ``delay`` is after how many seconds to look at the job again if nothing happens; every live job needs one.
+    ``room_score`` puts the job into its account's waiting room for API calls, or with ``for_transfer`` into the one for
+    transfers; without a score the job leaves both rooms. ``own`` is the id of a training that becomes the job's.
     """
 
     delay: float | None = None
@@ -52,17 +53,13 @@ class Write:
         *,
         previous: JobState | None,
         event: EventType | None,
-        fields: dict[str, Any] | None = None,
+        fields: Mapping[str, Any],
     ) -> Self:
         """Make the write that brings the job from its ``previous`` state, None for one that is not stored yet, to
-        ``job``; ``fields`` are those that changed, None: all of a new job."""
+        ``job``. ``fields`` are those that differ from what is stored; the state and the event's number are added."""
         entered = job.state != previous
         if event is not None:
             job = job.model_copy(update={"event_seq": job.event_seq + 1})
-        if fields is None:
-            fields = {"request": job.request}
-            if job.traceparent is not None:
-                fields["traceparent"] = job.traceparent
         fields = {**fields, "state": job.state, "event_seq": job.event_seq}
         counts = [counter_field(JOBS_ENTERED, job.state)] if entered else []
         if entered and job.state is JobState.FAILED and job.error is not None:
@@ -83,7 +80,7 @@ class Write:
             "notify": any(event in sink.wanted for sink in job.request.sinks) or None,
             "stream_length": STREAM_LENGTH,
             "count": counts or None,
-            # Nothing of it where nobody held the job, or does now.
+            # Left out where nobody holds the job, before or after.
             "held": bool(job.owner) if job.owner or "owner" in fields else None,
         }
         text = json.dumps({name: value for name, value in body.items() if value is not None})

@@ -9,13 +9,11 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from finetune_queue.errors import StagingUnavailableError
 from finetune_queue.gateway.bodies import check_encoding
 from finetune_queue.gateway.models import Dataset
 from finetune_queue.gateway.problems import ProblemError, documented, later
 from finetune_queue.gateway.routes.deps import BackendDep
 from finetune_queue.settings import Settings
-from finetune_queue.storage import Place, StorageError
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -47,7 +45,7 @@ async def upload(request: Request, backend: BackendDep) -> Dataset:
     if backend.uploads.locked():
         raise later("busy", "Other datasets are being uploaded.", 5)
     async with backend.uploads:
-        # Around the file's end, too, which writes what is left in its buffer.
+        # The outer one also around the closing of the file, which writes what is left in its buffer.
         with _spooling(), tempfile.NamedTemporaryFile(prefix="finetune-upload-", suffix=".zip") as file:
             digest, size, block = hashlib.sha256(), 0, bytearray()
             async for chunk in request.stream():
@@ -73,12 +71,8 @@ def _spooling() -> Iterator[None]:
 def _store(path: Path, digest: str, size: int, settings: Settings) -> Dataset:
     # Imported late: the check needs Pillow, which other calls do not pay for.
     from finetune_queue.datasets.check import glance
-    from finetune_queue.staging import sentence
+    from finetune_queue.staging import put_zip, sentence
 
     if wrong := glance(path):
         raise ProblemError("invalid-request", "; ".join(map(sentence, wrong)))
-    try:
-        url = Place(settings.finetune_staging_url).put_once(path, f"{digest}.zip")
-    except StorageError as error:
-        raise StagingUnavailableError(f"The staging store did not accept the dataset: {error}") from error
-    return Dataset(dataset=url, bytes=size, sha256=digest)
+    return Dataset(dataset=put_zip(path, digest, settings), bytes=size, sha256=digest)

@@ -5,7 +5,8 @@
 -- ARGV  1 line  2 the hold  3 lease_ms  4 sink's id  5 how far it was when read  6 how far it is now
 --       7 entry of the log  8 how many entries are kept  9 how many dead letters are kept
 --       10 "1" if the sink wants no more of the job's events  11... field and value of the dead letter
--- Returns {1, the new hold, failures in a row}; {0} when the hold was lost; {-1} when the sink was set back meanwhile.
+-- Returns {1, the new hold, failures in a row}; {0} when the hold was lost, and nothing was written; {-1} when the sink
+-- was set back by a redelivery, and only the log was written.
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '-1') ~= tonumber(ARGV[2]) then return {0} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -9,7 +9,7 @@
 --       4 backoff_base_ms  5 backoff_max_ms  6 jitter, 0 to 1  7 why, for people
 --       8 when the submit took its slot (ms), to take it off that day's count, or ""
 --       9 why, for programs  10 "1" if it may still reach the provider  11 "1" for a submit
--- Returns the pause in ms, 0 for none.
+-- Returns in how many ms the pause ends, 0 for none. It may be one from before that lasts longer.
 local slots, room, account, wake = unpack(KEYS)
 local token, health, asked_ms, backoff_base_ms, backoff_max_ms, jitter, why = unpack(ARGV, 1, 7)
 local refund_at, code, under_way = unpack(ARGV, 8, 10)
@@ -42,14 +42,14 @@ local function pause_by(prefix, counter)
   -- Calls under way together count as one failure.
   local failures = already > now and number(counter) or redis.call('HINCRBY', account, counter, 1)
   local pause = tonumber(asked_ms ~= '' and asked_ms or math.min(backoff_max_ms, backoff_base_ms * 2 ^ (failures - 1)))
-  pause = math.ceil(pause * (1 + 0.25 * jitter))
-  redis.call('HSET', account, prefix .. 'paused_until', math.max(already, now + pause), prefix .. 'probe_until', '0',
+  local ends = math.max(already, now + math.ceil(pause * (1 + 0.25 * jitter)))
+  redis.call('HSET', account, prefix .. 'paused_until', ends, prefix .. 'probe_until', '0',
              'pause_reason', why, 'pause_code', code)
   local lapsed = 'reserved:' .. (prefix == 'submits_' and 'submit:' or '')
   for _, member in ipairs(redis.call('ZRANGE', slots, 0, -1)) do
     if string.sub(member, 1, #lapsed) == lapsed then redis.call('ZREM', slots, member) end
   end
-  return pause
+  return ends - now
 end
 
 local pause = 0

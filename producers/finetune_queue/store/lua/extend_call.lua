@@ -1,9 +1,9 @@
 #!lua
--- Keeps the slot of something that goes on longer than was certain when it started: a transfer that shows progress.
--- It is free again as take_slot.lua says, counted from now.
+-- Keeps a slot for longer than was asked for at its start: its transfer still makes progress. The slot is free again as
+-- take_slot.lua says, counted from now.
 -- KEYS  1 slots  2 account
 -- ARGV  1 token of the call  2 timeout_ms: by when it has ended for certain, from now
--- Returns 1, or 0 when the slot is no longer its.
+-- Returns 1, or 0 when the token has no slot any more.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local window = tonumber(redis.call('HGET', KEYS[2], 'window_ms') or '0')

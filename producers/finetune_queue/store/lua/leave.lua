@@ -1,20 +1,20 @@
 #!lua
--- Takes a job out of a line once its sinks there have every event, or puts it off within the line.
+-- Takes a job out of a line once its sinks there have every event that they want, or puts it off within the line.
 -- KEYS  1 lines  2 line  3 the job's sinks  4 the job's events  5 job  6 the job's deliveries
--- ARGV  1 line  2 the hold  3 job id  4 how many events there were  5 delay_ms, or "" when nothing is left to do
---       6... sink's id, how far it was when read
+-- ARGV  1 line  2 the hold  3 job id  4 how many events the job had when it was read
+--       5 delay_ms to put it off by, or "" to take it out  6... sink's id, how many events it had when it was read
 -- Returns 1, or 0 when the hold was lost.
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '-1') ~= tonumber(ARGV[2]) then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local more = redis.call('LLEN', KEYS[4]) > tonumber(ARGV[4])
 if ARGV[5] ~= '' then
-  local others = more and #ARGV > 7 -- sinks that have all but what came meanwhile
+  local others = more and #ARGV > 7 -- an event came meanwhile, and a sink that did not fail may take it now
   redis.call('ZADD', KEYS[2], others and now or now + ARGV[5], ARGV[3])
   return 1
 end
 for index = 6, #ARGV, 2 do
-  -- What a sink did not want it has passed all the same.
+  -- Events that a sink does not want count as delivered to it.
   if (redis.call('HGET', KEYS[3], ARGV[index]) or '0') == ARGV[index + 1] then
     redis.call('HSET', KEYS[3], ARGV[index], ARGV[4])
   else
@@ -27,7 +27,7 @@ if more then
 end
 redis.call('ZREM', KEYS[2], ARGV[3])
 redis.call('HDEL', KEYS[3], 'line:' .. ARGV[1])
--- Events without a job have nobody else who ends them.
+-- Where no job is left, nothing else would remove the events and their sinks.
 if redis.call('EXISTS', KEYS[5]) == 0 then
   local busy = false
   for _, field in ipairs(redis.call('HKEYS', KEYS[3])) do busy = busy or string.sub(field, 1, 5) == 'line:' end

@@ -1,8 +1,9 @@
 #!lua
--- Puts a job into the lines of its sinks and takes it out of the outbox. What it has to tell is read when its turn comes
--- in a line, so news that came before now is not lost.
+-- Moves a job from the outbox into the lines of its sinks. The events are read when the job's turn comes in a line, so
+-- those that are written until then go out with it.
 -- KEYS  1 outbox  2 lines  3 the job's sinks  4 job  5 the job's events  6... each line, its state
--- ARGV  1 job id  2... the names of the lines, each with how many of the job's sinks wait there
+-- ARGV  1 job id  2... the name of each line, how many of the job's sinks are in it
+-- Returns nothing.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for index = 2, #ARGV, 2 do
@@ -19,5 +20,5 @@ for index = 2, #ARGV, 2 do
   end
 end
 redis.call('ZREM', KEYS[1], ARGV[1])
--- Events without a job that nobody wants have nobody else who ends them.
+-- Where no job is left, nothing else would remove the events and their sinks.
 if #ARGV == 1 and redis.call('EXISTS', KEYS[4]) == 0 then redis.call('DEL', KEYS[3], KEYS[5]) end

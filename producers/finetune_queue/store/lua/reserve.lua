@@ -22,7 +22,7 @@ if account.probing == '1' then
 end
 
 local tracked = redis.call('ZCARD', KEYS[4])
--- What is tracked for longer than a training lasts waits for a person. Both caps count as in take_slot.lua.
+-- Both caps count as in take_slot.lua.
 local in_flight = redis.call('ZCOUNT', KEYS[4], now - cap('training_limit_ms'), '+inf')
 local days_ago = math.floor(now / 86400000) - number('spent_day')
 local spent = (days_ago == 0 or days_ago == -1) and number('spent') or 0

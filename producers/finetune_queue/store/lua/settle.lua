@@ -1,9 +1,10 @@
 #!lua
--- Ends the hold of a line: it is due again with its next job, after a failure not before the delay, or gone if empty.
+-- Ends the hold of a line: the line is due again with its next job, but not before the delay; an empty one is removed.
 -- KEYS  1 lines  2 line  3 the line's state  4 wake  5 the line's sinks that are put off  6 the origins that were reached
--- ARGV  1 line  2 the hold  3 delay_ms  4 "well", "down", or "same": nothing was learnt of its sinks; "back": the line
---       was not worked on, and nobody need come for it now
---       5 why they are down  6 the line's origin if one of its sinks answered meanwhile, or ""
+-- ARGV  1 line  2 the hold  3 delay_ms, 0 for none
+--       4 "well": forget earlier failures; "down": its sinks did not answer; "same": nothing was learnt of them;
+--       "back": as "same", and no notifier is woken, as the line was not worked on
+--       5 why they are down, or ""  6 the line's origin if one of its sinks answered meanwhile, or ""
 --       7... id of a sink that is put off, what is known of it
 -- Returns 1; 0 when the hold was lost, and nothing was done.
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '-1') ~= tonumber(ARGV[2]) then return 0 end

@@ -6,7 +6,7 @@
 --       2 next_ms: when the next look is worth it  3 cost_ms: one sweep's time within the share
 --       4 gap_ms: the least between two sweeps  5 "1" if the sweep saw what Segmind has
 --       6 idle_ms: when the next look is worth it once nobody waits for a call
--- Returns ms until the next sweep, -1 when there is nothing to look at.
+-- Returns ms until the next sweep; -1 for a hint to an account without trainings, which changes nothing.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function number(name) return tonumber(redis.call('HGET', KEYS[1], name) or '0') end

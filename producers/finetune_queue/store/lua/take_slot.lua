@@ -7,8 +7,8 @@
 --       6 first_sweep_ms: how long after a submit the first look at it may be worth a call
 --       7 the version at which the job was claimed, "" for none
 --       8 sweep_ms: how long a sweep may take, its call and what comes of it; then it counts as dead
--- Returns {1, now_ms}, or {0, reason, how many are ahead, "1" if submits are stopped by hand}; {-1, current version
--- or ""} when the claim was lost; {-2} when another sweep is under way, or was made meanwhile.
+-- Returns {1, now_ms}; {0, a WaitReason or "unknown-account", how many are ahead, "1" if submits are stopped by hand};
+-- {-1, current version or ""} when the claim was lost; {-2} when another sweep is under way, or was made meanwhile.
 if ARGV[7] ~= '' then
   local version = redis.call('HGET', KEYS[5], 'version')
   if version ~= ARGV[7] then return {-1, version or ''} end
@@ -38,7 +38,7 @@ local spent = number('spent_day') == day and number('spent') or 0 -- as reserve.
 if submit then
   if account.stopped == '1' then return {0, 'spending', ahead, '1'} end
   if spent >= cap('max_submits') then return {0, 'spending', ahead} end
-  local since = now - cap('training_limit_ms') -- what is tracked for longer waits for a person; so for those two
+  local since = now - cap('training_limit_ms') -- a training tracked for longer counts no more, as in those two
   local others = redis.call('ZCOUNT', KEYS[4], since, '+inf')
   local mine = redis.call('ZSCORE', KEYS[4], ARGV[1])
   if mine and tonumber(mine) >= since then others = others - 1 end

@@ -1,14 +1,16 @@
 #!lua
--- The only script that writes a job: checks the version, then changes fields, sets, events and the deadline at once.
+-- Every change of a job but request_cancel.lua's mark: checks the version, then changes fields, sets, events and the
+-- deadline at once.
 -- KEYS  1 job  2 job events  3 jobs  4 state set it is in  5 state set it goes to  6 deadlines  7 wake
 --       8 events stream  9 owners  10 waiting room  11 tracked
 --       12 the account's other waiting room  13 outbox  14 the kinds of events that the service's own sinks want
---       15 the outbox's wake  16 those of its state that a worker holds  17 counters
+--       15 the outbox's wake  16 the jobs in the state it is in that a worker holds  17 counters
 -- ARGV  1 JSON: id, expect (version; 0: must not exist), entered (bool), set {field: text}, delete [field],
---       delay_ms (absent: no deadline), room_score, room_class (its lowest score, the next one's), track (bool),
+--       delay_ms (absent: no deadline), room_score (absent: leave both rooms), room_class (the lowest score of its
+--       class of calls, and of the next class), track (bool),
 --       event (JSON text), own (finetune_id),
 --       kind (of the event), notify (a sink of the job wants it), stream_length, count [field of the counters],
---       held (bool: a worker holds it now; absent: nobody did, or does)
+--       held (true: a worker holds it from now on; false: it lets go; absent: nobody does, before or after)
 -- Returns {1, now_ms}; {0, current version or ""} when the version differs; {-1, job id} when another job owns `own`.
 local job, job_events, jobs, state_from, state_to, deadlines, wake, events = unpack(KEYS, 1, 8)
 local owners, room, tracked, other_room, outbox, sink_kinds, wake_outbox, running, counters = unpack(KEYS, 9, 17)
@@ -60,7 +62,8 @@ end
 redis.call('ZREM', other_room, id)
 if change.room_score then
   local low, above = unpack(change.room_class)
-  early = early or redis.call('ZCOUNT', room, low, '(' .. above) == 0 -- others' calls may be held where its is not
+  -- The first of its class of calls may get a slot at once: what holds the other classes back may not hold it.
+  early = early or redis.call('ZCOUNT', room, low, '(' .. above) == 0
   redis.call('ZADD', room, change.room_score, id)
 else
   redis.call('ZREM', room, id)
