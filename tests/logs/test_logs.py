@@ -13,7 +13,7 @@ import structlog
 from billiard.einfo import ExceptionInfo
 
 from finetune_queue.logs import configure_logging
-from finetune_queue.settings import Settings, load_settings
+from finetune_queue.settings import Settings, SettingsError, load_settings
 from finetune_worker.celery import create_app
 
 log = structlog.get_logger("finetune_queue.early")  # as modules do: at import, before any set-up
@@ -61,12 +61,12 @@ def test_fields_of_the_context_are_on_each_line_also_of_other_libraries(configur
     assert "job_id" not in after
 
 
-def test_a_task_that_cannot_begin_is_not_told_of_as_the_one_before_it(configured: Callable[..., Any]) -> None:
+def test_a_task_without_a_job_is_not_told_of_as_the_one_before_it(configured: Callable[..., Any]) -> None:
     logs = configured()
     app = create_app(Settings())
     with structlog.contextvars.bound_contextvars(job_id="j1", stage="submit"):  # as the last task on a thread left them
         failed = app.tasks["finetune.sweep"].apply(args=())
-    assert isinstance(failed.result, TypeError)
+    assert isinstance(failed.result, SettingsError)  # no account: it cannot even set its message aside
     assert "raised unexpected" in logs.last["event"]
     assert logs.last["task_id"] == failed.id
     assert logs.last.keys().isdisjoint({"job_id", "stage"})

@@ -324,14 +324,14 @@ def test_a_training_that_fails_and_one_with_a_new_word(
 
 
 def test_threads_share_one_client(sandbox: LiveSandbox) -> None:
-    with SegmindClient(sandbox.base_url, SecretStr(sandbox.api_key), pool_size=2) as client:
+    with SegmindClient(sandbox.base_url, SecretStr(sandbox.api_key)) as client:
         sandbox.control.change_settings(rate_limit="1000/60")
         ids = [
-            client.submit(request("https://storage.example/x.zip", f"job-{number}")).finetune_id for number in range(8)
+            client.submit(request("https://storage.example/x.zip", f"job-{number}")).finetune_id for number in range(16)
         ]
 
         def ask(finetune_id: str) -> list[str]:
             return [client.details(finetune_id).finetune_id for _ in range(5)]
 
-        with ThreadPoolExecutor(8) as threads:
+        with ThreadPoolExecutor(16) as threads:  # more than connections are kept
             assert list(threads.map(ask, ids)) == [[finetune_id] * 5 for finetune_id in ids]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from finetune_queue.contract import JobState, parse_sink
 from finetune_worker.sinks import DeliveryError
@@ -127,5 +128,7 @@ def test_a_driver_s_own_kind_of_failure_is_a_failed_attempt(
 
     with bench.container.sinks.open() as sending:
         monkeypatch.setattr(sending, "_send", broken)
-        with pytest.raises(DeliveryError, match="met an unexpected LookupError"):
+        with pytest.raises(DeliveryError, match="met an unexpected LookupError"), capture_logs() as logs:
             sending.send(parse_sink("list://x"), event, "")
+    [crash] = logs
+    assert (crash["event"], crash["job_id"], crash["event_id"]) == ("sender_crashed", event.subject, event.id)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from structlog.contextvars import bound_contextvars, merge_contextvars
+from structlog.testing import capture_logs
 
 from finetune_worker.transfer import partfile
 from finetune_worker.transfer.beside import Beside
@@ -158,8 +160,10 @@ def test_a_disk_that_loses_bytes_ends_the_download_and_none_is_taken_up(
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", full_once)
-    error = failure(server, part)
+    with bound_contextvars(job_id="j1"), capture_logs([merge_contextvars]) as logs:
+        error = failure(server, part)
     assert (type(error), error.code) == (NoRoom, "disk_full")
+    assert [line["job_id"] for line in logs if line["event"] == "part_lost"] == ["j1"]
     assert f"The disk of {part.parent} is full." in str(error)
     assert "set TMPDIR to a larger disk" in str(error)
     monkeypatch.undo()

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
 from finetune_queue.contract import EventType, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import TAKEOVERS, AccountLimits, Change, LiveWorker, RedisError, keys
@@ -83,9 +85,12 @@ def test_a_job_that_ends_its_workers_is_set_aside_after_some(bench: Bench, drive
         driver.dispatcher.step()
         assert (bench.read(job).takeovers, bench.read(job).owner) == (number, "")
     bench.container.jobs.transition(bench.read(job), Change(delay=0), owner="died")
-    driver.dispatcher.step()
+    with capture_logs([merge_contextvars]) as logs:
+        driver.dispatcher.step()
 
     job = bench.read(job)
+    assert [line["event"] for line in logs] == ["lease_expired", "job_set_aside"]
+    assert all((line["job_id"], line["account"]) == (job.id, job.account) for line in logs)
     assert (job.state, job.failed_stage) == (JobState.FAILED, Stage.UPLOAD)
     assert bench.error(job).code == "worker_lost"
     assert f"{most} workers died or stalled" in bench.error(job).message

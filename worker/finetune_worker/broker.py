@@ -1,5 +1,5 @@
-"""What this worker needs of kombu 5.7's Redis transport and has to take from inside it: whether it still waits for
-messages, and four patches."""
+"""What this worker changes in kombu 5.7's Redis transport, and reads from its inside: whether it still waits for
+messages."""
 
 import time
 from typing import Any, cast
@@ -22,22 +22,19 @@ _create_client = Channel._create_client  # type: ignore[attr-defined]
 _deliver = Transport._deliver
 
 _STUMBLES = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
-"""What kombu and Celery raise over a message that nobody foresaw; not what means a lost connection, or a stop."""
+"""What kombu and Celery raise for a message that they do not expect. Other errors may mean a lost connection, or a
+stop."""
 
 ACKED_EARLY = frozenset({PRESIGN, SWEEP, ACCESS, *map(stage_task, Stage)})
-"""Tasks whose messages are acknowledged as soon as a thread takes them: what one of them asks for, a deadline asks for
-again."""
+"""Tasks whose messages are acknowledged as soon as a thread takes them: if one is lost, a deadline sends it again."""
 
 OVERDUE = 5.0
 """Seconds after which a BRPOP that the server should have ended by itself counts as unanswered."""
 
 
 def fetches(consumer: Any) -> bool:
-    """Tell whether the broker answers when a worker's consumer waits for messages.
-
-    So it counts as well if the consumer has no reason to wait: all its threads are busy, or it was told to take from no
-    queue.
-    """
+    """Tell whether the broker answers the consumer's requests for messages. True also if the consumer makes none, since
+    all its threads are busy, or it was told to take from no queue."""
     if consumer is None or consumer.connection is None or consumer.task_consumer is None:
         return False
     channel = consumer.task_consumer.channel
@@ -48,13 +45,14 @@ def fetches(consumer: Any) -> bool:
 
 
 def patch_kombu() -> None:
-    """Patch kombu's channels in this process: one that lost its connection says so (:func:`patch_channels`), a message
-    that is not one is set aside (:mod:`finetune_worker.envelope`), each keeps its Redis client, and no copies are made
-    of messages that nobody would miss (:class:`SparingQoS`).
+    """Patch kombu's channels in this process:
 
-    kombu makes a client for every message that it sends or acknowledges, and for every task event: a tenth of the CPU
-    of a busy worker goes into making them. A client holds nothing but its pool of connections, so one will do for as
-    long as the channel has the same pool.
+    - one that lost its connection says so (:func:`patch_channels`);
+    - an entry of a queue that is no message is set aside (:mod:`finetune_worker.envelope`);
+    - no copy is kept of a message that need not be repeated (:class:`SparingQoS`);
+    - a channel keeps its Redis client. kombu makes one for every message that it sends or acknowledges, and for every
+      task event, which takes a tenth of a busy worker's CPU. A client holds nothing but its pool of connections, so one
+      will do as long as the channel has the same pool.
     """
     patch_channels()
     Channel.QoS = SparingQoS
@@ -64,11 +62,11 @@ def patch_kombu() -> None:
 
 
 class SparingQoS(QoS):
-    """Lays no copies of messages in Redis that are acknowledged early: a transaction to write each, and one to remove
-    it, take a seventh of a busy worker's CPU. A worker that dies in the moment between loses the message, which the
-    job's deadline sends again within seconds; the copy would lie there for the visibility timeout, an hour.
+    """Keeps no copy (kombu's ``unacked``) of a message that is acknowledged early. To write and remove the copies takes
+    a seventh of a busy worker's CPU. A worker that dies in between loses the message, but the job's deadline sends it
+    again within seconds; the copy would only come back after the visibility timeout, an hour.
 
-    And what cannot be copied or put back on a full server is put back all the same: it is in no other place.
+    On a full server, which refuses kombu's writes, messages are put back all the same: they are nowhere else.
     """
 
     def append(self, message: Any, delivery_tag: str) -> None:
@@ -121,7 +119,7 @@ class SparingQoS(QoS):
 
 
 class _PutsBack:
-    """What kombu takes for the client that it pushes a message with."""
+    """Stands in for the Redis client with which kombu pushes a message: by a script that a full server runs, too."""
 
     def __init__(self, client: Any) -> None:
         self._script = load(client, "put_back")
@@ -147,8 +145,8 @@ def _kept_client(self: Any, asynchronous: bool = False) -> Any:  # noqa: FBT001,
 
 
 def _loads_or_keeps(text: str) -> Any:
-    """Read what lies in a list; what is not JSON, or not readable by kombu, stays text, which the delivery sets
-    aside: it was taken from the list already."""
+    """Read an entry of a queue's list. One that is not JSON, or not readable by kombu, stays text, for the delivery to
+    set aside: it has been taken from the list already."""
     try:
         return loads(text)
     except _STUMBLES:
@@ -166,5 +164,5 @@ def _deliver_well_formed(self: Any, entry: Any, queue: str) -> None:
         log.warning("message_not_understood", queue=queue, exc_info=True)
         _deliver(self, wrapped(entry, queue, f"Celery failed on it: {type(error).__name__}"), queue)
         for channel in self.channels:
-            # Or it comes back to end the next worker. Not before its copy is on its way: there is no other.
+            # Else it would come back and end the next worker. Not before: until then this is its only copy.
             channel.qos.ack(message["properties"]["delivery_tag"])

@@ -1,4 +1,4 @@
-"""What a worker says on the broker beside its work: nothing to other workers, and its task events in batches."""
+"""What a worker sends over the broker beside its work: nothing to other workers, and its task events in batches."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,11 +20,11 @@ EVENTS_EVERY = 0.2
 
 
 class EventBatches(bootsteps.StartStopStep):
-    """Sends task events a few times a second. Celery sends them in each round of its loop, one or two at a time, which
-    takes a tenth of a busy worker's CPU; Flower does not show the difference.
+    """Sends task events a few times a second. Celery sends them in each round of its event loop, one or two at a time,
+    which takes a tenth of a busy worker's CPU; in Flower there is no difference.
 
-    And each event is tried once. Celery tries a heartbeat until it is sent, in its event loop: while the broker is
-    silent, that neither notices the lost connection nor acts on a stop.
+    And each event is tried once. Celery would try a heartbeat until it is sent: while the broker is silent, its event
+    loop would neither notice the lost connection nor act on a stop.
     """
 
     requires = ("celery.worker.consumer.events:Events",)

@@ -52,8 +52,8 @@ from finetune_worker.work_folder import WorkFolder
 log = structlog.get_logger(__name__)
 
 SILENT_CALLS = 4
-"""How many calls a store or a public server may need without a sign of life between them: to open an object takes four,
-and no other step more. None of them lasts longer than a lease (`finetune_queue.storage.drivers`)."""
+"""How many calls in a row a stage may make to a store or a public server without renewing its lease: to open an object
+takes four, and no other step more. None of them lasts longer than a lease (`finetune_queue.storage.drivers`)."""
 
 _LOST = "all jobs, and which trainings they have paid for"
 _AFTER_LOSS = (
@@ -94,7 +94,7 @@ class Container:
     _node: str = ""
     _announced_at: float = -math.inf
     _announced_since: float = -math.inf
-    _data: str = ""
+    _data_id: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -134,20 +134,21 @@ class Container:
         return LiveWorker(self.name, __version__, accounts, self._clock_off, limits, prints, self._node)
 
     def _key_print(self, account: str) -> str:
-        # Too short to be worth guessing keys by: all that it can show is that two differ.
+        # Too short to test guessed keys by: it shows that two keys differ, and no more.
         key = self.settings.accounts[account].api_key.get_secret_value()
         return hashlib.sha256(f"finetune-queue {self.settings.segmind_base_url} {key}".encode()).hexdigest()[:6]
 
     def known_as(self, node: str) -> None:
-        """Show others by what name Celery knows this worker; said before they see it."""
+        """Set the name that Celery has for this worker, before it is first announced."""
         self._node = node
 
     def clock_was_off(self, seconds: int) -> None:
-        """Show others by how many seconds this machine's clock is ahead of Redis'; said before they see this worker."""
+        """Set by how many seconds this machine's clock is ahead of Redis', before the worker is first announced."""
         self._clock_off = seconds
 
     def stop_soon(self) -> None:
-        """Give running stages the shutdown time-out from now; those that can then park their job."""
+        """Give running stages the shutdown time-out from now on; a stage that reports progress after it parks its
+        job."""
         if self._stop_at is None:
             self._stop_at = time.monotonic() + self.settings.finetune_shutdown_timeout
 
@@ -161,32 +162,37 @@ class Container:
         return self._stop_at is not None and time.monotonic() >= self._stop_at
 
     def announce_accounts(self) -> None:
-        """Show that this worker is there, and set the limits of its accounts for all workers: the strictest that the
-        settings of one of them say. So a worker with old settings, or none of the caps, lifts nobody's. One that went
-        without a word counts until this one has watched for a while: after an outage of Redis, or a restart of all, it
-        may come back a little later."""
+        """Tell the other workers that this one is there, and set the limits of its accounts, which hold for all.
+        The limits are the strictest of those in the settings of all workers, so one with old settings, or without caps,
+        lifts nobody's. A worker that went without signing off still counts until this one has announced itself for
+        ``GONE`` seconds without a break: after an outage of Redis, or a restart of all, it may only come back a little
+        later.
+        """
         now = time.monotonic()
         if now - self._announced_at > GONE:
             self._announced_since = now
-        data = self.workers.seen(self.me, "sandbox" if self.settings.segmind_is_loopback else "paid")
+        data_id = self.workers.seen(self.me, "sandbox" if self.settings.segmind_is_loopback else "paid")
         self._announced_at = now
-        if self._data not in {"", data}:
+        if self._data_id not in {"", data_id}:
             log.error("redis_came_back_empty", lost=_LOST, next=_AFTER_LOSS)
             self.workers.note_emptied()
-        self._data = data
+        self._data_id = data_id
         if now - self._announced_since >= GONE:
             self.workers.forget_gone()
         self._set_limits()
 
     def _set_limits(self) -> None:
-        """Set the limits of this worker's accounts to what the workers that are there leave. Looks again after each
+        """Set the limits of this worker's accounts by the settings of all workers that count. Looks again after each
         change: of two workers that come or go at once, the last to write has seen both."""
         changed = True
         while changed:
             workers, changed = self.workers.not_forgotten(), False
             for name, own in self.me.limits:
-                settings = limits_by_worker(name, workers).values()
-                if settings and self.accounts.configure(name, limits := reduce(AccountLimits.strictest, settings)):
+                of_workers = limits_by_worker(name, workers).values()
+                if not of_workers:
+                    continue  # after the sign-off of the last worker that has the account
+                limits = reduce(AccountLimits.strictest, of_workers)
+                if self.accounts.configure(name, limits):
                     log.info("account_limits_set", account=name, in_force=asdict(limits), these_settings=asdict(own))
                     changed = True
 
@@ -222,7 +228,7 @@ class Container:
         self.counters.send()
         try:
             self.workers.left(self.me)
-            self._set_limits()  # if it was the last with the lower ones, there is nothing more to wait for
+            self._set_limits()  # if its settings were the strictest, those of the others are in force from now on
         except RedisError as error:
             log.warning("sign_off_failed", error=str(error))  # it counts as gone all the same, a little later
 
@@ -239,8 +245,8 @@ class Container:
 
     @property
     def transfer_limits(self) -> TransferLimits:
-        """Bounds of one upload or download: a stall, or a host that does not answer, ends it before the job's lease
-        does."""
+        """The bounds of one upload or download: one that stalls, or whose host does not answer, ends before the job's
+        lease."""
         lease = self.settings.finetune_lease
         return TransferLimits(
             connect_timeout=min(self.settings.segmind_connect_timeout, lease / 6), stall_timeout=lease / 2
@@ -248,8 +254,8 @@ class Container:
 
     @property
     def store_silence(self) -> float:
-        """Seconds for which a stage must hold its job before it asks a store, or a public server, for something: with
-        a lease alone it would lose the job to the next worker, and that to the next, while the store is slow."""
+        """Seconds for which a stage must hold its job before it asks a store, or a public server, for something. If the
+        store is slow, a lease would not last: one worker after the other would lose the job to the next."""
         return SILENT_CALLS * self.settings.finetune_lease
 
     def close(self) -> None:

@@ -1,10 +1,14 @@
-"""Delivery: a line's events to its sinks, each job's in order, until there are none or the time is over.
+"""Delivery: sends the events of one line to its sinks, each job's in order, until none is due or the time is over.
 
-A sink that does not answer is put off, and its line rests for half as long, so that the next attempt is at another sink
-of the same origin: one that answers ends the rest for all but the first. Where there is no connection at all, no sink
-has a better chance than another, and the line waits as a whole. A sink that refuses a single job's event puts that job
-off within the line. All wait longer each time. What was not taken for `FINETUNE_SINK_LIMIT`, or never will be, becomes
-a dead letter, but not before there was an attempt that tells of its sink.
+What a failed attempt puts off depends on what it says:
+
+- No connection could be made: no sink of the origin has a better chance than another. The whole line rests.
+- There was a connection and no answer: the sink is put off, and the line rests for half as long, so that the next
+  attempt is at another sink. If that one answers, the line goes on, and only the first sink stays put off.
+- The sink refused the event of one job: that job is put off within the line.
+
+All of these wait longer each time. Events that a sink did not take for `FINETUNE_SINK_LIMIT`, or never will, become a
+dead letter, but not before an attempt has shown how that sink, or its whole origin, is.
 """
 
 import threading
@@ -40,7 +44,7 @@ BATCH = 50
 
 
 class _LineDownError(Exception):
-    """A sink of the line is out of reach: at the event of which job this was found."""
+    """A sink of the line is out of reach; ``subject_id`` is the job whose event showed it."""
 
     def __init__(self, cause: DeliveryError, sink: Sink, subject_id: str) -> None:
         super().__init__(cause.sentence)
@@ -70,8 +74,8 @@ class _Delivery:
         self._sending = sending
         self._lease = container.settings.finetune_lease
         self._reached = False
-        # By the server's clock, so by no other: a machine with a wrong date would give all up at once. Asked for once,
-        # as a hold is short.
+        # Times are the Redis server's: a machine with a wrong date would give up all events at once. A hold is short,
+        # so the server is asked once.
         self._zero_ms = container.deadlines.now_ms() - time.monotonic() * 1000
 
     def run(self, stopping: threading.Event) -> None:
@@ -95,7 +99,7 @@ class _Delivery:
 
     def _deliver(self, subject_id: str) -> None:
         subject, sinks = self._read(subject_id)
-        # A job that only a newer version can read stays in the line: its request may name sinks of this line.
+        # A job that only a newer version can read stays in the line, which may be that of a sink in its request.
         delay = None if sinks is not None else self._container.settings.finetune_lease
         try:
             for sink in sinks or ():
@@ -112,7 +116,8 @@ class _Delivery:
         self._outbox.leave(self._hold, subject, sinks or (), delay=delay)
 
     def _read(self, subject_id: str) -> tuple[Subject, list[Sink] | None]:
-        """Return what there is to deliver and to whom, None if this version cannot know that."""
+        """Return what there is to deliver of a job, and those of its sinks that wait in this line; None for the sinks
+        if this version cannot know them."""
         subject = self._outbox.subject(subject_id)
         found, unreadable = self._container.jobs.read_many([subject_id])
         if unreadable:
@@ -120,7 +125,7 @@ class _Delivery:
         return subject, self._in_line(subject, found[0].request if found else None)
 
     def _in_line(self, subject: Subject, request: FineTuneRequest | None) -> list[Sink] | None:
-        """Return those of a job's sinks that wait in this line, None if this version cannot know them."""
+        """Return those of the sinks that wait in this line; None if this version cannot know them."""
         sinks = self._container.sinks.of(request, subject.only)
         return None if sinks is None else [sink for sink in sinks if sink.line(subject.id) == self._hold.line]
 
@@ -184,8 +189,8 @@ class _Delivery:
         return self._now_ms() - since >= self._container.settings.finetune_sink_limit * 1000
 
     def _give_up(self, subject: Subject, sink: Sink, attempt: Attempt, *, gone: bool = False) -> None:
-        """Make a dead letter of what the sink lacks, in order, so that it can be sent again also without the job. One
-        that is ``gone`` gets none of the events that follow."""
+        """Make one dead letter of all events that the sink lacks, so that they can be sent again without the job. A
+        sink that is ``gone`` gets no later event of the job either."""
         lost = [text for _, _, text in subject.wanted(sink)]
         content = LostDelivery(subject.id, sink.shown, sink.url, lost)
         letter = DeadLetter(attempt.event_id, "the events were not delivered", [attempt.detail], content)
@@ -210,21 +215,26 @@ class _Delivery:
         else:
             found_ms = self._now_ms()
             rest = self._put_off(down, rest, found_ms)
-            # The hold was just made longer; an attempt may have taken all of the slice.
-            end = time.monotonic() + min(SLICE, self._lease / 2)
-            seen: set[str] = set()
-            while time.monotonic() < end:
-                ids = self._outbox.waiting(self._hold, BATCH, due=True)
-                passed = self._pass_over(ids, found_ms, down)
-                # Where this takes longer than the sink has to wait, those that were put off come round again.
-                if not ids or len(passed) < len(ids) or passed & seen:
-                    break
-                seen |= passed
+            self._pass_over_due(down, found_ms)
         self._outbox.settle(self._hold, down_for=rest, reason=error.sentence, reached=self._reached)
 
+    def _pass_over_due(self, down: _LineDownError, found_ms: int) -> None:
+        """Pass over the due jobs of sinks that are put off, up to the first job that may be tried: the line's next
+        attempt is to be at that one."""
+        # Not until the end of the slice, of which the attempt may have left nothing: it has renewed the hold.
+        end = time.monotonic() + min(SLICE, self._lease / 2)
+        seen: set[str] = set()
+        while time.monotonic() < end:
+            ids = self._outbox.waiting(self._hold, BATCH, due=True)
+            passed = self._pass_over(ids, found_ms, down)
+            # If this takes longer than the sink has to wait, the jobs that were put off first are due again.
+            if not ids or len(passed) < len(ids) or passed & seen:
+                return
+            seen |= passed
+
     def _put_off(self, down: _LineDownError, rest: float, now: int) -> float:
-        """Put off the sink that did not answer; returns for how long its line rests. The sink has to wait for longer,
-        or its other jobs would take each attempt before those of other sinks."""
+        """Put off the sink that did not answer; returns for how many seconds its line rests. The sink waits for longer
+        than the line: else its jobs would get each of the line's attempts, and those of other sinks none."""
         error, sink, known = down.cause, down.sink, self._hold.put_off.get(down.sink.id)
         failures = known.failures + 1 if known else 1
         wait = max(rest, self._backoff(failures))
@@ -253,15 +263,15 @@ class _Delivery:
         return known.until_ms if known and known.until_ms > now else None
 
     def _forget_put_off(self, before_ms: int) -> None:
-        """Drop sinks that no job waits for any more: every job that was put off for one has come due since, and none
-        is left."""
+        """Forget the put-off sinks whose time was over before ``before_ms``. The line has no job that is due, so none
+        waits for them any more: each job that was put off for one has come due since."""
         kept = {sink_id: each for sink_id, each in self._hold.put_off.items() if each.until_ms > before_ms}
         self._hold.put_off = kept
 
     def _pass_over(self, ids: Sequence[str], now: int, down: _LineDownError | None = None) -> set[str]:
-        """Put off, without an attempt, those jobs whose sinks in this line are all put off; in bulk, as there may be
-        thousands. If ``down`` was just found, also give up what has waited too long for it. Returns the ids of the jobs
-        put off or given up."""
+        """Put off, without an attempt, those of the jobs whose sinks in this line are all put off; in bulk, as there
+        may be thousands. If an attempt has just found a sink ``down``, also give up what has waited too long for that
+        sink. Returns the ids of the jobs that were put off or given up."""
         if not any(each.until_ms > now for each in self._hold.put_off.values()):
             return set()
         found, unreadable = self._container.jobs.read_many(ids)
@@ -285,14 +295,14 @@ class _Delivery:
         return ended | until.keys()
 
     def _bury_expired(self, down: _LineDownError) -> None:
-        """Give up what has waited too long behind the one job that was tried."""
+        """Give up what has waited too long in a line whose origin is out of reach, from its head on."""
         for subject_id in self._outbox.waiting(self._hold, BATCH, due=False):
             if not self._give_up_late(subject_id, down):
                 return
 
     def _give_up_late(self, subject_id: str, down: _LineDownError) -> bool:
-        """Give up what those of a job's sinks that the attempt tells of have waited for too long. Tell whether nothing
-        of the job is left in the line."""
+        """Give up a job's events that have waited too long, for the sinks that the failed attempt says something about:
+        the one that it was at, or all of the origin. Returns whether nothing of the job is left in the line."""
         subject, sinks = self._read(subject_id)
         if sinks is None:
             return False

@@ -25,7 +25,7 @@ from finetune_queue.store import (
     transfers_of,
 )
 from finetune_worker.container import Container
-from finetune_worker.loops import LoopStep
+from finetune_worker.loops import LONGEST_SLEEP, LoopStep, next_in
 from finetune_worker.pulse import Loop
 from finetune_worker.stages.access import end_change
 from finetune_worker.stages.calls import PARKED
@@ -39,18 +39,15 @@ log = structlog.get_logger(__name__)
 BATCH = 100
 """Jobs taken at once."""
 
-LONGEST_SLEEP = 5.0
-"""Seconds; the net below a wake-up that was lost with the dispatcher it went to. Shorter than the store's time-out."""
-
 PATIENCE = 0.2
-"""Seconds that each message in front may take before a message that was not picked up counts as lost."""
+"""Seconds that are allowed for each message of a queue before one that was not picked up counts as lost."""
 
 CROWDED = 100
-"""Transfers that go on and wait, above which these are what is scarce and no longer the calls: no upload URL is asked
-for, as it would end before its upload had its turn, and take a call once more."""
+"""How many transfers of jobs that go on may wait. With more, transfers are scarcer than API calls, and no upload URL is
+asked for: it would expire before its upload had its turn, and cost a second call."""
 
 CROWD_SEEN_EVERY = 1.0
-"""Seconds between two looks at how many wait."""
+"""Seconds between two counts of the transfers that wait."""
 
 CLEAN_EVERY = 60.0
 """Seconds between removals of jobs whose retention is over."""
@@ -71,10 +68,10 @@ class Dispatcher:
         self._uploads_start = False
         self._out_of_reach = False
         self._back_ms = 0
-        """When Redis was there again after it had been out of reach, by its clock."""
+        """When Redis was last back after it had been out of reach (ms, by its clock)."""
 
     def announce(self) -> None:
-        """Tell the limits of the accounts in these settings, and in the log at which API."""
+        """Announce this worker's accounts with their limits, and log at which API they are."""
         self._container.announce_accounts()
         settings = self._container.settings
         log.info(
@@ -100,7 +97,7 @@ class Dispatcher:
 
     @contextmanager
     def _noticing(self) -> Iterator[None]:
-        """Notice when Redis is out of reach, as it then is for all workers."""
+        """Remember that Redis was out of reach: it was for all workers, so none could renew a lease."""
         try:
             yield
         except RedisError:
@@ -143,22 +140,22 @@ class Dispatcher:
         for job in jobs:
             if job.id in left:
                 continue
-            try:
-                self._resume(job)
-            except ConflictError:
-                log.info("deadline_overtaken", job_id=job.id)  # its worker lives and moved it
-            else:
-                if self._lost_its_worker(job):
-                    self._container.counters.add(TAKEOVERS)
-        if len(due) == BATCH:
-            return 0.0
-        return LONGEST_SLEEP if wait is None else wait
+            with structlog.contextvars.bound_contextvars(job_id=job.id, account=job.account):
+                try:
+                    self._resume(job)
+                except ConflictError:
+                    log.info("deadline_overtaken")  # its worker lives and moved it
+                else:
+                    if self._lost_its_worker(job):
+                        self._container.counters.add(TAKEOVERS)
+        return next_in(wait, more=len(due) == BATCH)
 
     def _still_queued(self, jobs: list[JobRecord], due: dict[str, int]) -> set[str]:
-        """Return the jobs whose message need not be lost, since its queue is long.
+        """Return the jobs whose message was not picked up, but need not be lost, since its queue is long. They are put
+        off until their turn should have come.
 
-        To send them again would make the queue longer: after a burst of some thousand jobs it would grow faster than
-        the workers empty it. They are put off until their turn is over.
+        To send their messages again would make the queue longer: after a burst of some thousand jobs it would grow
+        faster than the workers empty it.
         """
         handover, now = self._container.settings.finetune_handover, datetime.now(UTC)
         waited = {job.id: (due[job.id] - job.updated_ms) / 1000 for job in jobs}
@@ -185,10 +182,10 @@ class Dispatcher:
         return {job.id for job, _ in late}
 
     def _still_parked(self, jobs: list[JobRecord]) -> set[str]:
-        """Return the jobs that keep their place in a waiting room, put off again.
+        """Return the jobs that still wait in a room, and put them off again.
 
-        Started, each would only park once more, and thousands that wait for a day's cap would together keep the queue
-        from all other accounts, every hour.
+        If they were started, each would only park once more, and thousands that wait for a day's cap would fill the
+        queue that other accounts share, every hour.
         """
         waits = [
             (job, until_deadline(job, PARKED))
@@ -208,14 +205,13 @@ class Dispatcher:
             takeovers = fields["takeovers"] = job.takeovers + lost
             log.warning(
                 "lease_expired",
-                job_id=job.id,
                 state=str(job.state),
                 owner=job.owner,
                 takeovers=takeovers,
                 redis_was_away=not lost,
             )
         if job.cancel_requested and not job.state.terminal:
-            # While a worker held it that then died, or left it to a person.
+            # The cancel came while a worker held the job, and that worker died, or left the job to a person.
             fields |= {**RELEASED, "error": None}
             container.count_ended(container.jobs.transition(job, Change(), to=JobState.CANCELLED, **fields))
             return
@@ -233,8 +229,8 @@ class Dispatcher:
         self._start(container.jobs.transition(job, change, to=to, **fields), priority)
 
     def _lost_its_worker(self, job: JobRecord) -> bool:
-        """Tell whether the job's worker ended or stood still. One whose last sign of life is older than the end of an
-        outage may have lost nothing but Redis."""
+        """Tell whether the job's worker has died or stood still. If its last sign of life is from before the end of an
+        outage, it may just not have reached Redis."""
         return bool(job.owner) and job.updated_ms >= self._back_ms
 
     def _set_aside(self, job: JobRecord, takeovers: int) -> None:
@@ -247,7 +243,7 @@ class Dispatcher:
             action="Find out what ended them (memory, node, SIGKILL) at the times of lease_expired in the logs; then "
             f"{again(doing)}.",
         )
-        log.error("job_set_aside", job_id=job.id, stage=doing, takeovers=takeovers)
+        log.error("job_set_aside", stage=doing, takeovers=takeovers)
         if job.access is not None and job.wants_access:
             end_change(self._container, job, job.access.refused(error))
         elif job.tracked and job.finetune_id is None:
@@ -266,15 +262,14 @@ class Dispatcher:
             if not job.settled:
                 self._start(job, priority)
                 self._uploads_start |= job.stage is Stage.UPLOAD
-        if len(holders) == BATCH:
-            return 0.0
-        return LONGEST_SLEEP if wait is None else wait
+        return next_in(wait, more=len(holders) == BATCH)
 
     def _transfers_are_crowded(self) -> bool:
         if self._uploads_start and time.monotonic() >= self._crowd_seen_at:
-            # Those of new jobs do not count: an upload that has its URL goes before them.
+            # Transfers of new jobs do not count: an upload that has its URL goes before them.
             self._crowded = self._container.messenger.queued_before(TRANSFER_QUEUE, CONTINUE) > CROWDED
-            self._uploads_start = self._crowded  # or nobody need look while none does
+            # With room, the next count is due only once another upload was started.
+            self._uploads_start = self._crowded
             self._crowd_seen_at = time.monotonic() + CROWD_SEEN_EVERY
         return self._crowded
 
@@ -289,17 +284,17 @@ class Dispatcher:
 def _priority_of(job: JobRecord) -> int:
     """Return the priority of the message with which a job that was due goes on."""
     if job.request.expired(datetime.now(UTC)):
-        return CALL  # it only ends: its caller was promised when
+        return CALL  # it only ends, at the time that its caller set
     tried = job.waiting_for is WaitReason.BACKOFF and job.error is not None
     if job.stage is Stage.UPLOAD and tried and job.dataset_report is None:
-        return ACCEPT  # nothing of it is started: a batch whose host is away must not stand in front of what is new
+        return ACCEPT  # it has got nowhere yet: a batch whose dataset host is away must not go before new jobs
     if job.waiting_for is WaitReason.START:
         return BEGIN  # it is as new as one that starts at once
     return CONTINUE
 
 
 def _queue_of(job: JobRecord) -> str:
-    """Return the queue that the job's message is in, if it was sent and not picked up."""
+    """Return the queue in which the job's message waits, if it was sent and not picked up."""
     return QUEUE if job.state is JobState.ACCEPTED else stage_queue(job.stage)
 
 

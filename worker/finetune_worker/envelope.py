@@ -1,9 +1,10 @@
-"""Messages as they lie in the queue's list: what kombu and Celery would stumble over becomes one that can be set aside.
+"""Messages as they lie in the queue's list. What kombu and Celery would fail on is wrapped into a message that can be
+set aside.
 
 Any program may push to a Redis list. An entry without its properties, or with a body that is no task's, raises errors
-in the middle of kombu and Celery that end the worker; kombu then puts it back, and the next worker ends, too. Others
-are taken well and lost when they are to go back to their queue: kombu drops what it stumbles over there, or puts it
-where the message says, whichever queue it came from.
+in the middle of kombu and Celery that end the worker; kombu then puts it back, and the next worker ends, too. Other
+entries are delivered well, but lost when they have to go back to their queue: kombu drops an entry that it fails on
+there, or puts it into the queue that the entry names, though it came from another.
 """
 
 import base64
@@ -16,10 +17,10 @@ from typing import Any
 from kombu.utils.json import dumps
 
 PROBLEM = "finetune_problem"
-"""The header of a message that was made to be set aside: what was wrong with it."""
+"""The header of a message that is only to be set aside: what was wrong with the entry that it holds."""
 
 NO_TASK = "application/octet-stream"
-"""Its type, which this worker does not take for a task's."""
+"""The content type of such a message. No worker accepts it, so Celery hands the message to ``DeadLetterStep``."""
 
 
 class MalformedError(Exception):

@@ -34,6 +34,7 @@ from finetune_queue.store import (
 from finetune_worker.container import Container
 from finetune_worker.envelope import PROBLEM
 from finetune_worker.stages.claim import until_deadline
+from finetune_worker.stages.conclude import parked
 from finetune_worker.stages.runner import left_alone
 from finetune_worker.stages.shares import has_share, park_for_transfer
 
@@ -42,13 +43,14 @@ log = structlog.get_logger(__name__)
 PUT_BACK_AFTER = 1.0
 """Seconds before a message that could not be written down goes back to the queue."""
 
-_READ = "application/json"
-"""The one type of content that a worker takes from a message (``accept_content``)."""
+_CONTENT_TYPE = "application/json"
+"""The only content type that a worker reads (``accept_content``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a message says, beside its request, of when that may become a job, and when the job is to start."""
+    """A message's conditions, beside its request: when the job is to start (``eta``), until when it may become a job at
+    all (``expires``), and whether it was ``revoked`` before a worker took it."""
 
     eta: datetime | None = None
     expires: datetime | None = None
@@ -86,10 +88,11 @@ def accept(
     message_id: str,
     terms: Terms = AT_ONCE,
 ) -> str:
-    """Register the request of a message, or find the job that it names, and start its chain, or let it wait.
+    """Register the request of a message, or find the job that the message names; then start the job's chain, or let the
+    job wait for its time. Returns a sentence on what was done.
 
-    A message that cannot become a job is set aside with its body, and a ``rejected`` event tells of it; so is a request
-    that comes too late by its message's ``terms``.
+    A message that cannot become a job is set aside: it is kept with its body, and a ``rejected`` event says why. So is
+    a request that its message's ``terms`` no longer allow to become a job.
 
     Raises:
         RedisError: the store is out of reach; the message was not acknowledged and comes again.
@@ -125,8 +128,7 @@ def _start(container: Container, job: JobRecord) -> str:
     if has_share(container, job):
         # Straight into the account's room: a backlog of one account must not fill the queue that others share.
         wait = park_for_transfer(job, CallClass.PREPARE, 0)
-        delay = until_deadline(job, wait.delay)
-        change, reason = Change(delay=delay, room_score=wait.room_score, for_transfer=True), wait.reason
+        change, reason = parked(job, wait), wait.reason
     container.jobs.transition(job, change, to=JobState.UPLOADING, waiting_for=reason)
     if reason is None:
         container.messenger.start(job.id, Stage.UPLOAD.and_after(), priority=BEGIN)
@@ -142,9 +144,9 @@ def _put_off(container: Container, job: JobRecord, seconds: float) -> str:
 
 
 def named_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """Return the job that a message names and no more; None for any other, which may be a raw client's request."""
+    """Return the id of the job if that is all the message holds, else None: it may be a raw client's request."""
     match args:
-        case [str(job_id)] if is_job_id(job_id) and not kwargs:
+        case [str(job_id)] if is_job_id(job_id) and not kwargs:  # no other string may become part of a key
             return job_id
     return None
 
@@ -166,27 +168,27 @@ def set_aside(
 def _register(
     container: Container, args: Sequence[Any], kwargs: Mapping[str, Any], message_id: str, terms: Terms
 ) -> str:
+    if (registered := named_job(args, kwargs)) is not None:
+        return registered  # by the SDK, before it sent the message
     if len(args) != 1 or kwargs:
         raise RequestError([f"finetune.run takes one argument, the request (got {len(args)} and {len(kwargs)} named)"])
     if isinstance(args[0], str):
-        if not is_job_id(args[0]):  # it would become part of a key
-            raise RequestError(["finetune.run takes a request, or the id of a registered job (got another string)"])
-        return args[0]  # the SDK registered the job before it sent the message
+        raise RequestError(["finetune.run takes a request, or the id of a registered job (got another string)"])
     request = parse_request(args[0])
     if request.idempotency_key is not None:
         job_id = derived_job_id(request.account, request.idempotency_key)
     else:
         # So that a redelivered message finds the job it made the first time.
         job_id = message_job_id(request.account, message_id)
-    if terms.refusal is not None:
-        _refuse_new(container, job_id, terms.refusal)
+    if (refusal := terms.refusal) is not None:
+        _refuse_new(container, job_id, refusal)
         return job_id
     container.jobs.register(job_id, request, delay=max(terms.wait, container.settings.finetune_handover))
     return job_id
 
 
 def _refuse_new(container: Container, job_id: str, refusal: str) -> None:
-    """Refuse the request, unless its message came in time before and made its job."""
+    """Refuse a request that comes too late, unless its message was delivered before, in time, and made the job."""
     try:
         container.jobs.get(job_id)
     except JobNotFoundError:
@@ -209,7 +211,7 @@ class DeadLetterStep(bootsteps.StartStopStep):
 
         def keep(*args: Any, **kwargs: Any) -> Any:
             message = args[position]
-            if not self._set_aside(parent.app.finetune.container, message, name):
+            if not self._set_aside(parent.app.finetune.container, message, name.removeprefix("on_")):
                 # Kept in hand, it would take a thread's place until the worker ends.
                 parent.timer.call_after(PUT_BACK_AFTER, message.requeue)
                 return None
@@ -230,16 +232,16 @@ class DeadLetterStep(bootsteps.StartStopStep):
             content_encoding=str(message.content_encoding or "binary"),
         )
         message_id = str(headers.get("id") or new_job_id())
-        task = str(headers.get("task") or "none")
-        problems = [f"Celery could not take the message ({why.removeprefix('on_')}, task {task})"]
         if problem is not None:
-            problems = [f"not a valid Celery message: {problem}"]
-        elif raw.content_type != _READ:
-            problems = [f"its content is {raw.content_type}: only {_READ} is read"]
+            said = f"not a valid Celery message: {problem}"
+        elif raw.content_type != _CONTENT_TYPE:
+            said = f"its content is {raw.content_type}: only {_CONTENT_TYPE} is read"
+        else:
+            said = f"Celery could not take the message ({why}, task {headers.get('task') or 'none'})"
         try:
-            container.rejections.add(message_id, raw, why.removeprefix("on_"), problems)
+            container.rejections.add(message_id, raw, why, [said])
         except RedisError:
             log.exception("dead_letter_not_kept", message_id=message_id)
             return False
-        log.warning("message_rejected", message_id=message_id, problems=problems)
+        log.warning("message_rejected", message_id=message_id, problems=[said])
         return True

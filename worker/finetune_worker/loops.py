@@ -15,8 +15,20 @@ from finetune_worker.server_check import ServerCheckStep
 
 log = structlog.get_logger(__name__)
 
+LONGEST_SLEEP = 5.0
+"""Seconds that a loop sleeps at most: a wake-up may be lost with the worker that it went to. Shorter than the store's
+time-out."""
+
 FIRST_RETRY, LONGEST_RETRY = 0.4, 5.0
 """Seconds until the next round after the first that Redis or the broker interrupted, and at most after several."""
+
+
+def next_in(wait: float | None, *, more: bool) -> float:
+    """Return the seconds until a loop looks again at what it took from: none if there may be ``more`` than it could
+    take at once, else ``wait``, None if only a change can bring something."""
+    if more:
+        return 0.0
+    return LONGEST_SLEEP if wait is None else wait
 
 
 class Rounds(Protocol):
@@ -68,7 +80,7 @@ class LoopStep(bootsteps.StartStopStep):
         while not self.stopping.is_set():
             container.pulse.beat(self.loop)
             try:
-                announced = announced or _announced(rounds)
+                announced = announced or _announce(rounds)
                 wait = rounds.step()
                 if trouble:
                     log.info("loop_goes_on", loop=str(self.loop), tries=trouble + 1)
@@ -84,9 +96,9 @@ class LoopStep(bootsteps.StartStopStep):
                 self.stopping.wait(1.0)
 
 
-def _announced(rounds: Rounds) -> bool:
-    """Tell whether the announcement is made. A full server does not take it; the step then removes finished jobs, which
-    it does first, and so makes room. What else there is to do is refused there, too."""
+def _announce(rounds: Rounds) -> bool:
+    """Announce, and tell whether the server took it. A full one does not, which must not keep the loop from its step:
+    the dispatcher's begins by removing finished jobs, and so makes room."""
     try:
         rounds.announce()
     except OutOfMemoryError:

@@ -13,7 +13,7 @@ import structlog
 from finetune_queue.store import Hold, RedisError, Standing
 from finetune_worker.container import Container
 from finetune_worker.delivery import deliver_line
-from finetune_worker.loops import LoopStep
+from finetune_worker.loops import LONGEST_SLEEP, LoopStep, next_in
 from finetune_worker.pulse import Loop
 
 log = structlog.get_logger(__name__)
@@ -21,23 +21,20 @@ log = structlog.get_logger(__name__)
 BATCH = 100
 """Jobs moved into lines at once."""
 
-LONGEST_SLEEP = 5.0
-"""Seconds; the net below a wake-up that was lost with the notifier it went to. Shorter than the store's time-out."""
-
 THREADS = 12
 """Lines that are worked on at once."""
 
 
 class _Cap(NamedTuple):
-    """How many threads lines of one standing may use, and seconds until one that got none is looked at again."""
+    """How many threads the lines of one standing may use, and seconds until a line that got none is looked at again."""
 
     threads: int
     look_again: float
 
 
 CAPS = {Standing.DOUBTFUL: _Cap(4, 0.5), Standing.NEW: _Cap(6, 2.0)}
-"""Of places that were out of reach, or that nobody heard of yet (they may be many), so that those never keep the others
-waiting."""
+"""What lines to places that were out of reach, or that have never answered, may use: there may be many of either, and
+they must not keep the others waiting."""
 
 ANNOUNCE_EVERY = 10.0
 """Seconds until it is said again which events are wanted: a Redis that came back without its data has forgotten it."""
@@ -88,11 +85,9 @@ class Notifier:
                 continue  # this worker cannot know its sinks: it stays in the outbox, for a newer one
             only = None if subject_id in requests else self._outbox.subject(subject_id).only
             sinks = self._container.sinks.of(requests.get(subject_id), only)
-            if sinks is not None:  # else the same
+            if sinks is not None:  # or it stays in the outbox, too
                 self._outbox.line_up(subject_id, sinks)
-        if len(ids) == BATCH:
-            return 0.0
-        return LONGEST_SLEEP if wait is None else wait
+        return next_in(wait, more=len(ids) == BATCH)
 
     def _start_lines(self) -> float:
         free = self._free()
@@ -105,9 +100,7 @@ class Notifier:
                 self._outbox.put_back(hold, cap.look_again)
             else:
                 self._start(hold)
-        if len(holds) == free:
-            return 0.0
-        return LONGEST_SLEEP if wait is None else wait
+        return next_in(wait, more=len(holds) == free)
 
     def _start(self, hold: Hold) -> None:
         with self._lock:

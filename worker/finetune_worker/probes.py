@@ -29,7 +29,7 @@ TICK = 1.0
 """Seconds between two signs of life of Celery's event loop."""
 
 FRESH = 10.0
-"""Seconds within which a ready worker had an answer to its waiting for messages."""
+"""Seconds: a worker is ready if the broker answered it within so many when it asked for messages."""
 
 QUICK = 1.0
 """Seconds that a server has for a connection, and then for an answer."""

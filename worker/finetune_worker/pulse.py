@@ -10,7 +10,7 @@ class Loop(StrEnum):
     """What must go round for a worker to be of use."""
 
     CONSUMER = "consumer"  # Celery's event loop: takes messages, acknowledges them, hears remote control
-    FETCH = "fetch"  # its waiting for messages: the broker answers each wait within a second, message or not
+    FETCH = "fetch"  # its requests for messages: the broker answers each within a second, also if there is none
     DISPATCHER = "dispatcher"
     NOTIFIER = "notifier"
 
@@ -20,7 +20,7 @@ LIMITS: dict[Loop, float] = {
     Loop.CONSUMER: 60.0,
     Loop.DISPATCHER: 60.0,
     Loop.NOTIFIER: 60.0,
-    # kombu itself drops a connection that is silent for 11 to 21 s; what lasts longer it does not get out of.
+    # kombu itself drops a connection that is silent for 11 to 21 s. From a longer silence it does not recover.
     Loop.FETCH: 180.0,
 }
 """Seconds after which a loop that did not go round is stuck, if nothing excuses it."""

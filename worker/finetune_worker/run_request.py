@@ -1,4 +1,5 @@
-"""Messages as Celery has them in hand: where Celery would show, drop or lose a raw client's request, these do not."""
+"""Celery's ``Request``, a message in a worker's hands, changed where it would show, drop or lose a raw client's
+request."""
 
 from collections import Counter
 from typing import Any
@@ -15,16 +16,16 @@ from finetune_worker.intake import named_job, set_aside
 log = structlog.get_logger(__name__)
 
 MOST_DEATHS = 3
-"""Child processes of a worker that may die over a message before it is set aside: nothing else counts how often one
-comes, so one that ends whoever reads it would come for ever."""
+"""How many child processes of a worker may die while they read a message before it is set aside. Nothing else counts
+how often a message is delivered, so one that ends its reader would come back for ever."""
 
 _deaths: Counter[str] = Counter()
-"""How many died over each message, by its id; in the parent process, which outlives them."""
+"""How many child processes have died, by the message's id; kept by their parent process."""
 
 
 class JobRequest(Request):
-    """A message about a job. All that Flower and Celery's own log lines see of it is the job's id, or that it is a
-    request: that holds prompts, perhaps a signed URL, and Celery shows arguments to all who ask."""
+    """A message about a job. Flower and Celery's log lines see only the job's id, or the words "a request": Celery
+    shows arguments to all who ask, and a request holds prompts, perhaps a signed URL."""
 
     def __init__(self: Any, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
@@ -34,7 +35,7 @@ class JobRequest(Request):
         self._kwargsrepr = self._request_dict["kwargsrepr"] = "{}"
 
     def info(self, safe: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002 - Celery's signature
-        """Return what ``inspect`` is told."""
+        """Return what ``celery inspect`` shows of it, without the arguments themselves."""
         return super().info(safe=True)
 
 
@@ -43,23 +44,25 @@ class RunRequest(JobRequest):
 
     def __init__(self: Any, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
-        self._request_dict["expires"] = self._expires  # as the moment that Celery read in it
-        # Celery would keep it in memory until then, where nobody sees it; the task makes a job of it that waits.
+        self._request_dict["expires"] = self._expires  # parsed by Celery, for the task
+        # With an eta Celery would keep the message in memory, where nobody sees it; the task makes it a job that waits.
         self._request_dict["eta"], self._eta = self._eta, None
 
     def maybe_expire(self) -> None:
-        """Let it live: Celery would drop a request that has expired, and the task sets it aside."""
+        """Let an expired request live: Celery would drop it, the task sets it aside."""
 
     def revoked(self: Any) -> bool:
-        """Let it live, for the same reason, and tell the task. One that is replayed was revoked before that."""
+        """Let a revoked request live, for the same reason, and tell the task that it was revoked. A dead letter that is
+        replayed keeps its id: it may have been revoked before it was set aside, but is wanted now."""
         self._request_dict["revoked"] = self.id in state.revoked and not self._request_dict.get(REPLAYED)
         return False
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        """Let it go on: it takes milliseconds, and Celery would acknowledge what may still have to be put back."""
+        """Do nothing: the task takes milliseconds, and Celery would acknowledge a message that may have to be put
+        back."""
 
     def on_failure(self: Any, exc_info: Any, *args: Any, **options: Any) -> None:
-        """Do what Celery does. It puts the message back if the child process that read it died; but not for ever."""
+        """Do what Celery does, which puts the message back if the child process that read it died; but not for ever."""
         error = exc_info.exception
         lost = isinstance(getattr(error, "exc", error), (WorkerLostError, SystemExit, KeyboardInterrupt))
         if lost and not self._already_cancelled:

@@ -1,4 +1,5 @@
-"""Looks at the Redis servers when a worker starts: on one that may drop jobs it does not start."""
+"""Checks the Redis servers when a worker starts: it does not start on one that may drop jobs, or that holds the jobs of
+the other API. And waits for a broker that takes no writes."""
 
 import time
 from functools import partial
@@ -29,14 +30,14 @@ PAUSE = 1.0
 """Seconds between two tries to reach a server."""
 
 STEADY = 3
-"""How many times in a row a broker that refused writes has to take one: the memory of one that is at its limit wavers,
-and each time the worker would connect, fail and say the same again."""
+"""How many times in a row a broker that refused writes has to take one before the worker connects. Close to its memory
+limit it takes some and refuses others, and each time the worker would connect, fail and log the same again."""
 
 MOST_WAIT = 5.0
 """Seconds between two tries to reach a broker that is away, at most."""
 
 FAILOVER = 60.0
-"""Seconds in which a failover is over: one that is a replica for longer is the wrong server."""
+"""Seconds that a failover may take: a server that is a replica for longer is the wrong one."""
 
 
 class ServerCheckStep(bootsteps.StartStopStep):
@@ -62,8 +63,8 @@ class ServerCheckStep(bootsteps.StartStopStep):
 
 
 class PatientConsumer(Consumer):
-    """Celery's consumer, which connects only to a broker that takes writes, and soon after it is back. On a full one it
-    would connect again and again, five times a second, and log a traceback of each try."""
+    """Celery's consumer, but it connects only to a broker that takes writes, and soon after that is back. To a full one
+    Celery would connect five times a second, and log a traceback each time."""
 
     def connect(self) -> Any:
         """Wait until the broker takes writes, and connect.
@@ -97,8 +98,8 @@ class PatientConsumer(Consumer):
 
 
 def check_api(url: str, *, sandbox: bool) -> bool:
-    """Tell whether the jobs there are for the API that this worker calls: the sandbox's would be submitted and paid.
-    Waits until the server answers.
+    """Tell whether the jobs on this Redis are for the API that this worker calls: jobs for the sandbox must not be
+    submitted to the paid API. Waits until the server answers.
 
     Raises:
         WorkerShutdown, WorkerTerminate: the worker was told to stop while it waited.
@@ -109,7 +110,7 @@ def check_api(url: str, *, sandbox: bool) -> bool:
             try:
                 other = note_api(client, "sandbox" if sandbox else "paid")
                 break
-            except ResponseError as error:  # it is full, and has no name of the other API that jobs would be for
+            except ResponseError as error:  # it is full, and not noted for the other API: that is read first
                 log.warning("api_not_noted", error=str(error))
                 return True
             except RedisError:

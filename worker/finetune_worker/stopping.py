@@ -1,4 +1,4 @@
-"""A worker's end: stages hear of it when the signal comes, Celery between two rounds of its event loop."""
+"""A worker's stop: its stages are told when the signal comes, Celery between two rounds of its event loop."""
 
 import signal
 import time
@@ -18,16 +18,17 @@ LOOK_EVERY = 0.1
 """Seconds between two looks of the event loop for a stop that was asked for."""
 
 STUCK_AFTER = 2.0
-"""Seconds in which the loop has looked, if it goes round: a signal that comes sooner is one of the same stop, as those
-of a supervisor and of its process group are."""
+"""Seconds after a stop's first signal. If another comes later and Celery has not acted yet, its event loop is stuck,
+and the signal's handler runs at once. One that comes sooner belongs to the same stop: a supervisor may signal the
+process and its group."""
 
 
 class StopSignalStep(bootsteps.StartStopStep):
-    """Counts a stop from its signal on, and lets Celery act on it where its main thread holds no lock.
+    """Gives running stages their time from the signal on, and lets Celery act where its main thread holds no lock.
 
-    Celery's own ``worker_shutting_down`` comes when its soft shutdown is over. And it runs all of that, which ends the
-    pool, in the signal's handler, wherever this meets the main thread: if that is handing a message to a thread, or
-    waking its event loop, the handler waits for ever for a lock of its own thread.
+    Celery's own ``worker_shutting_down`` comes only when its soft shutdown is over. And Celery ends the pool within the
+    signal's handler, wherever that interrupts the main thread: if the thread was handing a message to the pool, or
+    waking its event loop, the handler waits for ever for a lock that its own thread holds.
 
     SIGHUP is a stop like SIGTERM: for Celery the program is to run again in this process, which ``python -m celery``
     cannot, and nobody looks after it once its terminal is closed.
@@ -49,7 +50,7 @@ class StopSignalStep(bootsteps.StartStopStep):
             self._before(number, container)
         parent.timer.call_repeatedly(LOOK_EVERY, self._act)
         if parent.hub is not None:
-            parent.hub.on_close.add(lambda _: self._act_in(parent))
+            parent.hub.on_close.add(lambda _: self._act_on_close(parent))
 
     def _before(self, number: signal.Signals, container: Container) -> None:
         handler = signal.getsignal(number)
@@ -69,8 +70,9 @@ class StopSignalStep(bootsteps.StartStopStep):
 
         signal.signal(number, stop)
 
-    def _act_in(self, parent: Any) -> None:
-        """A lost connection ends the loop before it looks, and to get the next one may take for ever."""
+    def _act_on_close(self, parent: Any) -> None:
+        """Act on a stop when the event loop ends: after a lost connection the next loop begins only with the next
+        connection, which may never come."""
         if parent.blueprint.state == bootsteps.RUN:  # type: ignore[attr-defined]  # the stubs lack it
             self._act()
 

@@ -37,13 +37,13 @@ STAGES: Mapping[Stage, StageFunction] = {
 
 
 class Recovered(Task):  # type: ignore[type-arg]
-    """A task that may fail for Redis alone: its trouble is told in one line, not by Celery's traceback of each."""
+    """A task that an outage of Redis may interrupt: a deadline starts its work again. An outage fails many tasks, so
+    each is logged in one line, where Celery would write a traceback."""
 
     throws = (RedisError, OperationalError)
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002
-        """Forget what the log says of the task before on this thread: one whose arguments do not fit has no body that
-        could do it."""
+        """Clear the log fields that the task before bound on this thread: one whose message names no job binds none."""
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(task_id=task_id)
 
@@ -60,8 +60,9 @@ def register(app: Celery, runtime: Runtime) -> None:
         _register_stage(app, runtime, stage_task(stage), stage, function)
     _register_stage(app, runtime, PRESIGN, Stage.UPLOAD, presign)
 
-    # Acks late, and not for a child process that died: until the job is registered the message is all there is of a
-    # raw client's request. A stage's message may go with its child; its job's lease brings another.
+    # Acks late, and not at all if the child process that runs it dies: until the job is registered, the message is all
+    # there is of a raw client's request. A stage's message may be lost with its child: the job's lease ends, and the
+    # dispatcher sends another.
     @app.task(
         name=RUN,
         base=Recovered,
@@ -102,7 +103,7 @@ def register(app: Celery, runtime: Runtime) -> None:
 
 
 def _register_stage(app: Celery, runtime: Runtime, name: str, stage: Stage, function: StageFunction) -> None:
-    # Acks early: a stage's recovery is its job's deadline, and a redelivery would only be refused by the claim.
+    # Acks early: if the worker dies, the job's deadline starts the stage again. The claim would refuse a redelivery.
     @app.task(name=name, base=Recovered, shared=False, bind=True, Request=JobRequest)
     def run(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
         if (job_id := named_job(args, kwargs)) is None:
@@ -115,7 +116,8 @@ def _register_stage(app: Celery, runtime: Runtime, name: str, stage: Stage, func
 
 
 def _misdirected(task: Task[..., str], runtime: Runtime, args: Any, kwargs: Any) -> str:
-    """Keep what a raw client sent to a task of the workers' own: ``finetune.submit`` is easily taken for the way in."""
+    """Set aside a request that a raw client sent to a task which is not for clients: ``finetune.submit`` is easily
+    taken for the way in."""
     task.request.chain = None
     problem = f"{task.name} is the workers' own: send requests to {RUN}"
     return set_aside(runtime.container, args, kwargs, task.request.id or "", [problem])

@@ -9,14 +9,14 @@ _apply = TaskPool.on_apply
 
 
 def patch_thread_pool() -> None:
-    """Patch the thread pool in this process, so that neither a stop nor a busy time does harm.
+    """Patch the thread pool in this process.
 
-    After the soft shutdown Celery cancels what still runs, which this pool answers with an error that would end the
-    worker as an "Unrecoverable error". A thread cannot be cancelled, and need not be: its stage parks by itself, soon.
+    A stop: after its soft shutdown Celery cancels the tasks that still run. This pool cannot, and would raise an error
+    that ends the worker as an "Unrecoverable error". Nor need it: each stage parks by itself, soon.
 
-    With ``worker_disable_prefetch`` the event loop asks for no message while all threads are busy, and looks again only
-    when something wakes it, up to a second later. So the end of a task does, also after a lost connection, with which
-    kombu forgets which loop is the process's.
+    A free thread: with ``worker_disable_prefetch`` the event loop asks for no message while all threads are busy, and
+    would notice a free one up to a second later. So the end of a task wakes the loop; also after a lost connection, at
+    which kombu forgets the process's loop.
     """
     TaskPool.terminate_job = _let_alone  # type: ignore[method-assign]
     TaskPool.on_apply = _apply_and_wake  # type: ignore[method-assign]
@@ -34,7 +34,7 @@ def _apply_and_wake(self: Any, *args: Any, **options: Any) -> Any:
 
 
 def _name_event_loop(self: Any, loop: Any) -> None:  # noqa: ARG001 - Celery's signature
-    """What Celery calls with its loop for each new connection."""
+    """Celery calls this with its loop for each new connection."""
     set_event_loop(loop)
 
 
@@ -45,4 +45,4 @@ def _wake_event_loop(_: object) -> None:
 
 
 def _nothing() -> None:
-    """What the event loop does once it is awake; then it looks for messages."""
+    """Give the event loop something to wake up for; awake, it asks for messages."""

@@ -25,7 +25,7 @@ _LEFT_AFTER = 24 * 3600.0
 """Seconds after which a scratch folder is one that a killed worker left: no transfer takes more than an hour."""
 
 _ROOM = TransferLimits().max_bytes
-"""Bytes of the disk that parts of failed jobs must leave free: as many as the largest file has."""
+"""Bytes that must stay free on the disk, or parts of failed jobs are removed: as many as the largest file has."""
 
 
 class WorkFolderError(NoRoom):
@@ -33,11 +33,11 @@ class WorkFolderError(NoRoom):
 
 
 class WorkFolder:
-    """The folder, and its clean-up. It is made anew when it is gone: what tidies up ``/tmp`` may take it."""
+    """The folder, and its clean-up. If it is gone it is made again: whatever tidies up ``/tmp`` may remove it."""
 
     def __init__(self, redis_url: str, jobs: JobStore) -> None:
-        """Make the folder if it is not there; one for each queue, since the clean-up goes by what its queue knows, and
-        the same one when the queue's password has changed.
+        """Make the folder if it is not there. Each queue has one of its own, since the clean-up removes the parts of
+        jobs that the queue does not know; it stays the same when the queue's password changes.
 
         Raises:
             WorkFolderError: it cannot be made, or others may write there.
@@ -45,11 +45,11 @@ class WorkFolder:
         self._jobs = jobs
         queue = hashlib.sha256(database_of(redis_url).encode()).hexdigest()[:12]
         self._path = Path(tempfile.gettempdir()) / f"finetune-queue-{queue}"
-        self.ready()  # so that an unfit one is told when the worker starts
+        self.ready()  # so that a worker with an unfit folder does not start
 
     def ready(self) -> Path:
-        """Make the folder if needed, and return it if it is ours alone: who else may write there could change weights
-        unnoticed.
+        """Make the folder if needed, and return it if it is ours alone: any other user who may write there could change
+        weights unnoticed.
 
         Raises:
             WorkFolderError: it cannot be made, or others may write there.
@@ -98,7 +98,8 @@ class WorkFolder:
             raise self._failed(error) from error
 
     def clean(self) -> int:
-        """Remove the parts of jobs that need them no more, and what killed workers left; returns how many there were.
+        """Remove the parts of jobs that need them no more, and the scratch folders that killed workers left. Returns
+        how many were removed.
 
         Raises:
             RedisError: the store cannot be asked which jobs there are.
@@ -110,7 +111,7 @@ class WorkFolder:
         before = time.time() - _LEFT_AFTER
         gone = 0
         for folder in self.ready().iterdir():
-            with suppress(FileNotFoundError):  # its stage has just ended, or another worker cleans up, too
+            with suppress(FileNotFoundError):  # its stage has just ended, or another worker removes it, too
                 if folder.is_dir() and folder.stat().st_mtime < before:
                     shutil.rmtree(folder)
                     gone += 1
@@ -128,8 +129,8 @@ class WorkFolder:
         return len(gone) + self._make_room({job.id: parts[job.id] for job in jobs if job.state is JobState.FAILED})
 
     def _make_room(self, failed: dict[str, Path]) -> int:
-        """Remove parts of failed jobs, the oldest first, until the largest file has room: they spare a retry its
-        download, and nothing else."""
+        """Remove parts of failed jobs, the oldest first, until the largest file has room. All that they are for is to
+        spare a retry its download. Returns how many were removed."""
         gone = 0
         for job_id, part in sorted(failed.items(), key=lambda each: _written(each[1])):
             if shutil.disk_usage(self._path).free >= _ROOM:

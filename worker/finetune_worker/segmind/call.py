@@ -43,8 +43,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class EndedCall:
-    """A call that ended. ``result`` is ``ok`` or the error's code, ``skew`` by how many seconds this machine's clock is
-    ahead of Segmind's at least, None without a reply that says its time."""
+    """A call that ended. ``result`` is ``ok`` or the error's code, ``skew`` what
+    :func:`~finetune_worker.wire.headers.clock_skew` says of Segmind's clock."""
 
     operation: str
     result: str
@@ -111,8 +111,8 @@ class Endpoint:
 
 
 class Call:
-    """One call. A call with a ``paid`` body must not be repeated when its outcome is not known; a ``nameless`` one
-    names nothing that could be missing at Segmind."""
+    """One call. With a ``paid`` body it must not be repeated if its outcome is not known. ``nameless`` says that it
+    names no fine-tune, so that a 404 means a wrong address."""
 
     def __init__(
         self, endpoint: Endpoint, operation: str, *, paid: WatchedBody | None = None, nameless: bool = False
@@ -159,11 +159,10 @@ class Call:
         raise self._logged(failure)
 
     def done(self, method: str, path: str, *, confirmed: bool = False, **request: Any) -> None:
-        """Call for the status alone. A success whose body says ``error`` or another status is none, nor is a web page:
-        it comes from something in front of the API that did not let the call through.
+        """Call for the status alone. A 2xx is an error all the same if its body says ``error`` or another status, or is
+        a web page: that comes from something in front of the API, which has not seen the call.
 
-        With ``confirmed``, a body that is not empty must say that it is done, as ``200`` does: one that says anything
-        else, though not clearly no, is not believed.
+        With ``confirmed``, a body that is not empty must also say that the call succeeded, as ``200`` does.
         """
         body = self._body_of(method, path, **request)
         said = said_status(body)

@@ -16,6 +16,9 @@ from finetune_worker.segmind.models import Credits, FinetuneDetails, PresignedUp
 from finetune_worker.segmind.replies import BoundedBody
 from finetune_worker.wire.session import one_use_adapter
 
+_KEPT = 10
+"""Connections kept open; more are opened when more threads call."""
+
 _SUBMIT = "/finetune/request/submit"
 
 
@@ -28,7 +31,6 @@ class SegmindClient:
         connect_timeout: Seconds to open a connection; three times that for all of a host's addresses together.
         read_timeout: Seconds that a connection may be silent.
         call_timeout: Seconds for a whole call with its reply's body.
-        pool_size: Connections kept open; more are opened when more threads call.
         on_call: Told of each call when it has ended.
 
     Raises:
@@ -43,7 +45,6 @@ class SegmindClient:
         connect_timeout: float = 5.0,
         read_timeout: float = 30.0,
         call_timeout: float = 60.0,
-        pool_size: int = 10,
         on_call: OnCall = nobody,
     ) -> None:
         self._endpoint = Endpoint(
@@ -53,7 +54,7 @@ class SegmindClient:
             read_timeout=read_timeout,
             call_timeout=call_timeout,
             on_call=on_call,
-            pool_size=pool_size,
+            pool_size=_KEPT,
         )
         # A submit has a pool of its own whose connections are never used twice: on a kept one that the server closed
         # meanwhile, the body goes out before the reset comes back, and a harmless event would be an unknown outcome.

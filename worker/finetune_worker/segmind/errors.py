@@ -100,7 +100,7 @@ _CLEAR = {
     422: ("request_rejected", "Segmind rejected a value of the request: correct it before sending it again."),
 }
 OF_THE_ACCOUNT = frozenset({"api_key_rejected", "credits_exhausted", "forbidden", "wrong_address", "redirected"})
-"""The codes of a no that another call of the account would get as well."""
+"""The codes of a refusal that any other call of the account would meet, too."""
 
 # Not a no: the server gave up waiting, or will not take the call now (RFC 9110, 8470).
 _LATER = {408, 421, 425}
@@ -109,8 +109,8 @@ _LATER = {408, 421, 425}
 def from_status(
     status: int, headers: Mapping[str, str], message: str, *, repeatable: bool, nameless: bool = False
 ) -> SegmindError:
-    """Classify a reply that is not a success. ``message`` is the provider's own words, already safe to show. A
-    ``nameless`` call names nothing that could be missing."""
+    """Classify a reply that is not a success. ``message`` is the provider's own words, already safe to show.
+    ``repeatable`` says that the call is no submit, ``nameless`` that it names no fine-tune."""
     said = f" It said: {message}" if message else ""
     wait = retry_after(headers)
     if status == 429:
@@ -127,7 +127,7 @@ def from_status(
 
 
 def _no_answer(status: int, said: str, wait: float | None) -> SegmindError:
-    """What a status that is neither a success nor a clear no means to a call that may be repeated."""
+    """Classify a status that is neither a success nor a clear no, in reply to a call that may be repeated."""
     if status >= 500 or status in _LATER:
         detail = f"Segmind could not answer now (status {status}).{said}"
         return Unavailable("server_error", detail=detail, status=status, retry_after=wait)

@@ -108,14 +108,15 @@ class FinetuneListing(Iterator[FinetuneItem]):
 
 
 class _Source:
-    """What ijson reads: the body, unless an item has no end, which would all be kept, or a number has none: over an
-    integer that Python refuses to read (4,300 digits) ijson's C code ends the process (3.6.0)."""
+    """What ijson reads: the reply's body, with a limit on an item's bytes and a number's digits. ijson keeps an item in
+    memory until it is whole; and at an integer that Python refuses to read (4,300 digits) its C code ends the process
+    (3.6.0)."""
 
     def __init__(self, body: BoundedBody) -> None:
         self._body = body
         self._before = b""
         self.of_item = 0
-        """Bytes since the latest item was whole."""
+        """Bytes read since the last item was whole."""
 
     def read(self, size: int) -> bytes:
         data = self._body.read(size)
@@ -130,8 +131,8 @@ class _Source:
 def _items(body: BoundedBody) -> Iterator[Any]:
     """Yield the values of the top-level array; anything else at the top is an error, not an empty list.
 
-    Built from ijson's plain events: its own `items` carries each value's path along, which a reply of nothing but
-    opening brackets makes quadratic, and reads no integer over 64 bits.
+    Built from ijson's plain events. Its own `items` keeps the path of each value, which takes quadratic time for a
+    reply of nothing but opening brackets, and it reads no integer over 64 bits.
     """
     depth = 0
     builder = ObjectBuilder()

@@ -41,23 +41,23 @@ _timestamp: TypeAdapter[datetime] = TypeAdapter(datetime)
 
 
 def _text_or_none(value: Any) -> Any:
-    """Return None for null and "", and the JSON text of anything that is not a string: one odd message must not hide
-    the rest. Nor must half of a character, as JavaScript leaves of an emoji that was cut."""
+    """Return a value as text: null and "" as None, what is not a string as its JSON. Half of a character, which
+    JavaScript leaves of an emoji that was cut, becomes an escape. One odd value must not make a reply unreadable."""
     if value is None or isinstance(value, str):
         return encodable(value or "").strip()[:_LONGEST_URL] or None
     return json.dumps(value)[:_LONGEST_URL]
 
 
 def _said_or_none(value: Any) -> Any:
-    """Return what was said; None also for an empty value of another type and for the words that some programs write for
-    null: taken for an error, any of them would give up a paid training."""
+    """As `_text_or_none`, but None also for 0, false, [] and {}, and for the words "null" and "none", which some
+    programs write for null: any of these, taken for an error message, would give up a paid training."""
     if isinstance(value, str) and value.strip().lower() in {"null", "none"}:
         return None
     return _text_or_none(value or None)
 
 
 def _message_or_none(value: Any) -> Any:
-    """Return Segmind's words for what failed, which may quote a signed URL."""
+    """As `_said_or_none`, but safe to show: Segmind's words for an error may quote a signed URL."""
     said = _said_or_none(value)
     return None if said is None else made_safe(said, _LONGEST_MESSAGE) or None
 
@@ -86,7 +86,7 @@ def is_trained(status: str) -> bool:
 
 
 class Reply(BaseModel):
-    """What Segmind says. Fields without a name here are not kept: one may be a signed URL in a second spelling."""
+    """What Segmind says. Fields that are not named here are dropped: one may hold a signed URL in another spelling."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, coerce_numbers_to_str=True, hide_input_in_errors=True)
 
@@ -140,10 +140,10 @@ class _Finetune(Reply):
 
     @property
     def failed(self) -> bool:
-        """Whether something failed: no word for it is documented, so ``error_message`` or a word like FAILED. It need
-        not be the training: the word may be of its deployment.
+        """Whether the training or its deployment failed, as far as one can tell: Segmind documents no status for it, so
+        an ``error_message`` counts, and a word like FAILED.
 
-        A paid training that is over is not thrown away for a message: `trained` goes first.
+        Never true of a training that is over (`trained`): its weights are paid for, whatever a message says.
         """
         if self.trained:
             return False
@@ -151,7 +151,7 @@ class _Finetune(Reply):
 
     @property
     def undeployed(self) -> bool:
-        """Whether the deployment of a training that is over failed: then a message alone says so, too."""
+        """Whether the deployment failed, for a training that is known to be over: here a message alone is enough."""
         return not self.available and (self.failed or self.error_message is not None)
 
     @property

@@ -16,8 +16,8 @@ from finetune_worker.sinks.errors import DeliveryError, never_connected
 from finetune_worker.sinks.trace import trace_headers
 
 _LONGEST_ANSWER = 1 / 3
-"""Of the time for a delivery, how much a single answer may take: one may be waited for when the time is over, or the
-few of a connection's handshake."""
+"""The share of a delivery's time that a single answer of the broker may take. The time is checked between answers, so
+it may be exceeded by one of them, or by those of a connection's handshake."""
 
 _ALREADY_THERE = 406  # with other arguments (AMQP 0-9-1, precondition-failed)
 

@@ -12,12 +12,16 @@ _NO_CONNECTION = (
 
 
 class DeliveryError(Exception):
-    """A sink did not take an event; the sentence names no URL.
+    """A sink did not take an event.
 
-    ``status`` is that of an HTTP answer. ``unreachable``: nothing gets through to the sink now, so that the deliveries
-    of others to it need not be tried either, for ``after`` seconds if it said so. ``whole_origin``: nor to any other
-    sink of its origin, as it failed before anything told the one from the other. ``hopeless``: it will not take the
-    event later either. ``gone``: it said that it wants none of the job's events any more.
+    Args:
+        sentence: For people; names no URL.
+        status: The status of the HTTP answer, if there was one.
+        unreachable: Nothing gets through to the sink now, so other jobs' events for it need not be tried either.
+        whole_origin: Nor events for any other sink of its origin: the attempt failed before it said which it is for.
+        hopeless: The sink will not take the event later either.
+        gone: The sink said that it wants no more events of the job.
+        after: Seconds for which the sink asked to be left alone.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class DeliveryError(Exception):
 
 
 def never_connected(error: BaseException | None) -> bool:
-    """Tell whether there was no connection, by what is below a library's error. In doubt there was one."""
+    """Tell whether no connection was made, by the causes of a library's error. In doubt there was one."""
     while error is not None:
         if isinstance(error, _NO_CONNECTION):
             return True

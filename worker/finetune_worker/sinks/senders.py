@@ -27,7 +27,7 @@ LONGEST = 15.0
 
 
 class Senders:
-    """What a worker's settings say of sinks. Safe in threads."""
+    """The rules for sinks that a worker's settings make: which a job has, and which may be reached. Safe in threads."""
 
     def __init__(self, settings: Settings, app: Celery, queues: LocalQueues) -> None:
         self._settings = settings
@@ -42,15 +42,15 @@ class Senders:
         return min(LONGEST, self._settings.finetune_lease / 2)
 
     def of(self, request: FineTuneRequest | None, only: str | None = None) -> tuple[Sink, ...] | None:
-        """Return a job's sinks, those of the service first, each once. ``only`` stands for all of them; None if another
-        version wrote it, and this one cannot read it."""
+        """Return the sinks that a job's events go to, each once: those of the service, then those that the request
+        names. ``only`` is the URL of a sink that they go to instead. None if this version cannot read that URL."""
         if only is not None:
             try:
                 return (parse_sink(only),)
             except ValueError:
                 return None
-        named = request.sinks if request is not None else ()
-        return tuple({sink.id: sink for sink in (*self.own, *named)}.values())
+        of_request = request.sinks if request is not None else ()
+        return tuple({sink.id: sink for sink in (*self.own, *of_request)}.values())
 
     def refusal(self, sink: Sink) -> str | None:
         """Say why this service does not deliver to a sink; None if it does."""
@@ -86,7 +86,7 @@ class Senders:
         )
 
     def open(self) -> "Sending":
-        """Start a few deliveries by one thread."""
+        """Begin deliveries by the calling thread; leaving the ``with`` block closes their connections."""
         return Sending(self, self._settings, self._app, self._queues)
 
 
@@ -126,7 +126,7 @@ class Sending:
             raise
         except Exception as error:
             # A driver's own kind of failure must not keep its line from being tried again, and reported.
-            log.exception("sender_crashed", sink=sink.shown)
+            log.exception("sender_crashed", job_id=event.subject, event_id=event.id, sink=sink.shown)
             raise DeliveryError(f"{sink.shown} met an unexpected {type(error).__name__}") from error
 
     def _send(self, sink: Sink, event: Event, text: str) -> int | None:
@@ -160,10 +160,10 @@ class Sending:
         try:
             broker.send(sink, event, text, end)
         except Exception as error:
-            # Its channel, or all of it, is in an unknown state.
+            # The connection, or its channel, is in an unknown state.
             del self._brokers[sink.target]
             if isinstance(error, DeliveryError) and not error.unreachable:
                 broker.close()
             else:
-                self._silent.append(broker)  # to close it may take as long again: the failure is written down before
+                self._silent.append(broker)  # to close it may take as long again: not before the failure is written
             raise

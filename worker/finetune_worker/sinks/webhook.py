@@ -43,10 +43,10 @@ def post(sink: Sink, event: Event, text: str, *, secrets: Sequence[str], policy:
         ):
             status, wait = response.status_code, retry_after(response.headers)
     except FetchError as error:
-        apart = never_connected(error)
-        why = _WHY.get(error.code, "cannot be reached" if apart else "broke the connection off without an answer")
+        unconnected = never_connected(error)
+        why = _WHY.get(error.code, "cannot be reached" if unconnected else "broke the connection off without an answer")
         down = error.code in _DOWN
-        raise DeliveryError(f"{sink.shown} {why}", unreachable=down, whole_origin=down and apart) from error
+        raise DeliveryError(f"{sink.shown} {why}", unreachable=down, whole_origin=down and unconnected) from error
     if 200 <= status < 300:
         return status
     redirect = " a redirect, which is not followed," if 300 <= status < 400 else ""

@@ -8,8 +8,6 @@ import time
 from functools import partial
 from typing import Any
 
-import structlog
-
 from finetune_queue import messaging
 from finetune_queue.contract import ACCESS, Access, EventType, JobError, JobRecord, WaitReason
 from finetune_queue.store import (
@@ -40,7 +38,6 @@ def change_access(container: Container, job_id: str, task_id: str) -> str:
     job = read_job(container, job_id)
     if isinstance(job, str):
         return job
-    structlog.contextvars.bind_contextvars(account=job.account, finetune_id=job.finetune_id)
     if not job.wants_access:
         return f"nothing to do: the job {job.state.sentence} and wants no other access"
     if job.owner:
@@ -66,7 +63,7 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
     if finetune_id is None:
         return Fail(_no_model(job))
     if job.cancel_requested:
-        # That is over with the job's end; left on it, each parking would be due at once, as if it were still to come.
+        # The job has ended, and with it the cancel. Left set, it would make the job due at once each time it is parked.
         claim.write(cancel_requested=False)
         job = claim.job
     settles_ms = job.access_settles_ms or 0
@@ -77,7 +74,7 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
     slot = container.budget.take(job.account, job.id, room_score(CallClass.FINISH, job))
     if isinstance(slot, NoSlot):
         return park(job, CallClass.FINISH, slot, f"make the model {wanted}")
-    # Held until the call has ended for certain, so that no later change can reach Segmind before this one.
+    # Renew the claim, which lasts as long as the call can: no later change may reach Segmind before this one.
     try:
         claim.write()
     except ConflictError:
@@ -100,7 +97,8 @@ def _call(container: Container, claim: Claim) -> Done | Wait | Retry | Fail:
 
 
 def _no_model(job: JobRecord) -> JobError:
-    """A retry gave up the model that it was asked for, and the job ended before it had another."""
+    """The error if there is no model: a retry gave up the one that the change was for, and the job ended before it had
+    another."""
     return JobError(
         code="no_model",
         stage=ACCESS,
@@ -111,12 +109,12 @@ def _no_model(job: JobRecord) -> JobError:
 
 
 def _settled_after(container: Container) -> float:
-    """Return the seconds after which a call has ended for certain, and can have no effect any more."""
+    """Return the seconds from taking a slot after which its call has ended, and can take effect no more."""
     return container.settings.segmind_call_timeout + CALL_MARGIN
 
 
 def _settle(settles_ms: int, left: float, why: str, **fields: int) -> Wait:
-    """Wait until a call that left and had no answer can have no effect any more: no other may be made before."""
+    """Wait until an earlier call without an answer can take effect no more: no other may be made before."""
     return Wait(
         f"parked: {why}", WaitReason.PROVIDER, max(0.0, left), fields={"access_settles_ms": settles_ms, **fields}
     )
@@ -145,7 +143,7 @@ def _conclude(container: Container, job: JobRecord, outcome: Done | Wait | Retry
 
 
 def end_change(container: Container, job: JobRecord, access: Access) -> None:
-    """Write down that the change was made, or is given up: ``access`` is what came of it."""
+    """End the change, which was made or is given up: write down its result, ``access``, and release the job."""
     released: dict[str, Any] = {"owner": "", "outages": 0, "takeovers": 0, "waiting_for": None}
     container.jobs.transition(job, Change(), event=EventType.ACCESS, access=access, **released)
 

@@ -22,8 +22,12 @@ EARLIEST = 0.75
 GLANCES = 8
 """How many looks to spread over the usual time, for the steps on the way and for early failures."""
 
+CALM = 1 / 3
+"""A sweep comes, if the calls allow it, within this share of the time after which unseen trainings are asked for alone,
+however little there may be to see."""
+
 UNSEEN = 2 / 3
-"""A sweep comes, whatever it costs, within this share of the time after which unseen trainings are asked for alone."""
+"""A sweep comes, whatever it costs, within this share of that time."""
 
 
 def affordable(limits: AccountLimits, *, busy: bool, busy_share: float) -> float:
@@ -42,9 +46,9 @@ def interval(
     """
     oldest = max(running, default=0.0)  # once, and not for each of some ten thousand
     worth = min((_worth_in(age, oldest, usual) for age in running), default=shortest)
-    # In time for all that are not seen meanwhile: each of them would then be asked for alone, for a call of its own.
+    # Before `unseen_limit` is over for the trainings: then each of them would be asked for alone, with its own call.
     bearable = min(UNSEEN * unseen_limit, affordable_every)
-    return max(shortest, bearable, min(unseen_limit / 3, worth))
+    return max(shortest, bearable, min(CALM * unseen_limit, worth))
 
 
 def _worth_in(age: float, oldest: float, usual: float | None) -> float:

@@ -39,8 +39,7 @@ OTHERS_TRY = 1.0
 """Seconds after a pause in which its account's other jobs try whether Segmind is well again."""
 
 PARKED = 3600.0
-"""Seconds after which a parked job is looked at even if nothing woke it: a safety net, as its turn in the waiting room
-does that much earlier."""
+"""The deadline (s) of a job that is parked in a waiting room: a safety net, as its turn there comes much earlier."""
 
 
 class StaleCallError(Exception):
@@ -57,15 +56,16 @@ class AccountPausedError(Exception):
 
 
 def longest_call(container: Container) -> float:
-    """Return the seconds from taking a slot to the end of its call, at the latest. A job, or its account's sweep, is
-    held for that long: taken over meanwhile, its call would be made twice and its living worker counted as dead."""
+    """Return the longest time from taking a slot to the end of its call, in seconds. The job, or the account's sweep,
+    is held for that long: if it was taken over during the call, the call would be made twice, and a living worker
+    counted as dead."""
     return FRESH + container.settings.segmind_call_timeout
 
 
 def ask(
     container: Container, claim: Claim, call: CallClass, what: str, function: Callable[[SegmindClient], T]
 ) -> T | Wait | Retry | Fail:
-    """Do the same as :func:`ask_or_raise`, and end the stage if the answer is a no, or cannot be read."""
+    """As :func:`ask_or_raise`, but turn a refusal, or a reply that cannot be read, into the end of the stage."""
     try:
         return ask_or_raise(container, claim, call, what, function)
     except (Rejected, MalformedReply) as error:
@@ -75,10 +75,12 @@ def ask(
 def ask_or_raise(
     container: Container, claim: Claim, call: CallClass, what: str, function: Callable[[SegmindClient], T]
 ) -> T | Wait | Retry:
-    """Run ``function``, which makes exactly one API call that may be repeated, to ``what`` for a job that is held for
-    it; or wait in the account's room for a slot, or for the end of its pause. A call without a good answer comes again
-    after a backoff of the job's own, which grows: one that never goes well for this job alone would take every other
-    call of its account.
+    """Make one API call for the claimed job, and return what it gave; or the outcome by which the job waits for it.
+
+    ``function`` makes exactly one call, which may be repeated; ``what`` says for people what it is for ("ask for an
+    upload URL"). The job waits in the account's room for a slot, or for the end of the account's pause. After an outage
+    it waits by itself, longer each time: in the room it would be first again after each pause, and a call that fails
+    for this job alone would keep all others of its account from theirs.
 
     Raises:
         ConflictError: the claim was lost.
@@ -119,8 +121,8 @@ def park_paused(job: JobRecord, call: CallClass, paused: AccountPausedError, wha
 
 
 def after_outage(container: Container, job: JobRecord, pause: float) -> float:
-    """Return the seconds until a job whose call had no good answer makes it again: not before others of the account
-    have tried theirs, who were paused for ``pause`` seconds."""
+    """Return the seconds until a job whose call met an outage makes it again: not before other jobs of the account,
+    which was paused for ``pause`` seconds, have tried theirs."""
     return max(pause + OTHERS_TRY, try_again_in(container.settings, job.outages + 1))
 
 
@@ -188,14 +190,14 @@ def _end(budget: Budget, slot: Slot, *, refund: bool) -> None:
 
 
 def give_back(budget: Budget, slot: Slot) -> None:
-    """Give back the slot of a call that was not sent, or showed nothing of how Segmind is."""
+    """Give back the slot of a call that was not sent, or whose answer does not show whether Segmind is well."""
     with _going_on(slot):
         budget.end_without_news(slot)
 
 
 @contextmanager
 def _going_on(slot: Slot) -> Iterator[None]:
-    """Go on without Redis: what the call answered must still be recorded, and the slot ends by its own time-out."""
+    """Let the call's answer be used although Redis does not take the slot's end: the slot ends by its time-out."""
     try:
         yield
     except RedisError as trouble:

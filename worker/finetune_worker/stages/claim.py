@@ -12,6 +12,7 @@ from finetune_queue.contract.job import Progress
 from finetune_queue.store import Change, JobStore, NotDurableError
 
 _SIGNS_PER_LEASE = 6
+"""How many times a stage that reports progress renews its lease within the time of one."""
 
 
 class CancelRequestedError(Exception):
@@ -33,8 +34,8 @@ def until_deadline(job: JobRecord, delay: float) -> float:
     return max(0.0, min(delay, seconds_to_deadline(job)))
 
 
-def _begun(job: JobRecord) -> dict[str, Any]:
-    """Return the trace to store with the job: this first stage's, if its producer recorded none."""
+def _trace(job: JobRecord) -> dict[str, Any]:
+    """Return the field that makes this stage's trace the job's, if the job is in no trace yet."""
     current = tracing.traceparent() if job.traceparent is None else None
     return {} if current is None else {"traceparent": current}
 
@@ -56,12 +57,12 @@ class Claim:
         self._last_sign = time.monotonic()
         self._held_until = self._last_sign + lease
         self.on_hold: Callable[[float], None] | None = None
-        """Told of each time that the job is held anew, and for how many seconds."""
-        self.job = store.transition(job, Change(delay=lease), owner=owner, **_begun(job))
+        """Called each time that the hold of the job is renewed, with the seconds that it lasts from then on."""
+        self.job = store.transition(job, Change(delay=lease), owner=owner, **_trace(job))
 
     @property
     def now_ms(self) -> int:
-        """The Redis server's time of the last write, which is now but for what the stage did since."""
+        """The time (ms) of the last write, by the Redis server's clock: behind now by what the stage did since."""
         return self.job.updated_ms
 
     def write(
@@ -79,7 +80,7 @@ class Claim:
             NotDurableError: see :meth:`JobStore.transition`; the change is made.
         """
         if hold:
-            hold += self._lease / _SIGNS_PER_LEASE  # so that one for as long, soon after, need not be written
+            hold += self._lease / _SIGNS_PER_LEASE  # so that a `hold` for as long, soon after, needs no write
         began, held = time.monotonic(), max(self._lease, hold)
         try:
             self.job = self._store.transition(
@@ -97,7 +98,7 @@ class Claim:
             self.on_hold(held)
 
     def hold(self, seconds: float) -> None:
-        """Hold the job for so long from now at least, for work that gives no sign of life meanwhile.
+        """Hold the job for at least ``seconds`` from now, for work that cannot renew the lease meanwhile.
 
         Raises:
             ConflictError: the claim was lost.

@@ -46,6 +46,7 @@ def _ended(job: JobRecord, sentence: str) -> tuple[JobRecord, StageResult]:
 
 def _done(container: Container, job: JobRecord, stage: Stage, outcome: Done) -> tuple[JobRecord, StageResult]:
     fields = {**MOVED_ON, **outcome.fields}
+    # The job as it will be: how long it may wait depends on the stage that it comes to.
     then = job.model_copy(update={**fields, "state": outcome.to or job.state})
     if outcome.to is not None:
         then = then.model_copy(update={"entered_ms": job.updated_ms})
@@ -60,17 +61,22 @@ def _done(container: Container, job: JobRecord, stage: Stage, outcome: Done) -> 
     if job.state.terminal or job.stage is Stage.POLL:
         return _ended(job, outcome.sentence)
     if job.stage not in {stage, stage.next_in_chain}:
-        # A model that was deployed late has its weights: the chain's next link would find nothing to do.
+        # A deployed model comes from `poll` to `publish`, as its weights are stored: the chain's next link is
+        # `download`, which would find nothing to do.
         container.messenger.start_many([job])
         return _ended(job, outcome.sentence)
     return job, StageResult(outcome.sentence, proceed=True)
 
 
 def _wait(container: Container, job: JobRecord, outcome: Wait) -> JobRecord:
-    delay = until_deadline(job, outcome.delay)
-    change = Change(delay=delay, room_score=outcome.room_score, for_transfer=outcome.for_transfer)
     fields = {**RELEASED, "waiting_for": outcome.reason, **outcome.fields}
-    return container.jobs.transition(job, change, **fields)
+    return container.jobs.transition(job, parked(job, outcome), **fields)
+
+
+def parked(job: JobRecord, wait: Wait) -> Change:
+    """Return the change by which a job waits, in a room if ``wait`` names a place there."""
+    delay = until_deadline(job, wait.delay)
+    return Change(delay=delay, room_score=wait.room_score, for_transfer=wait.for_transfer)
 
 
 def _retry(container: Container, job: JobRecord, outcome: Retry) -> tuple[JobRecord, StageResult]:
@@ -93,8 +99,8 @@ def _fail(container: Container, job: JobRecord, stage: Stage, outcome: Retry | F
 
 
 def leave_to_a_person(container: Container, job: JobRecord, evidence: str, **fields: Any) -> JobRecord:
-    """Have a person say how the job goes on, which may have a training; ``evidence`` is one more sentence of what is
-    known."""
+    """Leave it to a person to say whether the job has a training; ``evidence`` is one more sentence of what is known,
+    for that person."""
     change = Change(delay=container.settings.finetune_training_limit)
     fields = {**RELEASED, "adopting": None, "evidence": job.with_evidence(evidence), **fields}
     return container.jobs.transition(job, change, to=JobState.NEEDS_ATTENTION, **fields)

@@ -24,8 +24,8 @@ from finetune_worker.transfer.safetensors import verify_safetensors
 log = structlog.get_logger(__name__)
 
 _BY_URL = {"weights_private": False}
-"""The fields of a job that got no link, or one that leads nowhere. Public weights, whose URL may have been refused by
-mistake, may have no other: the URL is tried next."""
+"""The fields of a job whose next try uses the weights' own URL again, after Segmind gave no link, or one that leads
+nowhere: the weights may be public, which have no link, and their URL was refused by mistake."""
 
 
 def download(container: Container, claim: Claim) -> Outcome:
@@ -36,7 +36,8 @@ def download(container: Container, claim: Claim) -> Outcome:
     with transfer_share(container, claim, CallClass.FINISH):
         url = job.weights_url or ""
         if job.weights_private:
-            # In the share: a link that could not be used at once would cost another call.
+            # Asked for with the share in hand. The link is not kept: if the job had to wait for a share after it had
+            # the link, it would have to ask for one again, which takes another call.
             what = "ask for a link to the private weights"
             link = ask(container, claim, CallClass.FINISH, what, lambda client: client.private_link(url))
             if isinstance(link, Wait):
@@ -44,11 +45,12 @@ def download(container: Container, claim: Claim) -> Outcome:
             if not isinstance(link, str):
                 return replace(link, fields=_BY_URL)
             url = link
-            claim.hold(container.settings.finetune_lease)  # of the call's hold too little may be left
+            claim.hold(container.settings.finetune_lease)  # the call may have used up nearly all of its own hold
         try:
             return _fetch(container, claim, url, container.work_folder.part_of(job.id))
         except PartBusy:
-            # A worker that was overtaken, and perhaps stands still for long, holds the part that could be resumed.
+            # A worker that was overtaken still has the part open, and may stand still for long. Resuming has to wait
+            # for it; a download into another file has not.
             log.warning("part_busy", job_id=job.id)
             with container.work_folder.scratch() as scratch:
                 return _fetch(container, claim, url, Path(scratch) / container.work_folder.part_of(job.id).name)
@@ -78,7 +80,7 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
         return Retry(from_transfer(error, Stage.DOWNLOAD))
     except TransferError as error:
         if error.code == "disk_full" and job.outages + 1 >= container.settings.finetune_max_attempts:
-            discard(part)  # or jobs that hold the room which each other lacks would wait for ever
+            discard(part)  # else two jobs may wait for ever, each for the room that the other's part takes
         return after_transfer(error, Stage.DOWNLOAD)
     name = f"{job.id}/weights.safetensors"
     try:
@@ -108,7 +110,7 @@ def _store(container: Container, claim: Claim, part: Path, name: str) -> None:
     def on_progress(done: int, total: int | None) -> None:
         claim.progress(done, total)
         if done == total:
-            # A bucket has still to make one object of the parts, and to say how long it is.
+            # All parts are sent: the bucket still has to join them, and to answer how long the object is.
             claim.hold(container.store_silence)
 
     claim.hold(container.store_silence)

@@ -1,4 +1,4 @@
-"""What a look at Segmind means for a job. Nothing is written here: the sweep and the poll stage act on it."""
+"""What follows for a job from what Segmind shows of its training. The sweep and the poll stage write it down."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +28,9 @@ class Observation:
 
 
 def observe(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> Observation:
-    """Read a job's training as Segmind shows it. The weights are taken as soon as their URL is known, whatever the
-    status: a word like FAILED is a guess, and may be about the deployment."""
+    """Return what follows for a job from its training as Segmind shows it. Once a training is over, its weights are
+    taken if their URL is known, also from one that seems to have failed: that a word like FAILED means the training is
+    a guess, and it may mean the deployment."""
     fields: dict[str, Any] = {}
     unknown = False
     if seen.status and seen.status != job.provider_status:
@@ -75,7 +76,8 @@ def _ended_as(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> str:
 
 
 def _not_deployed(job: JobRecord, seen: FinetuneItem | FinetuneDetails) -> JobError:
-    """The weights came before it failed, so a retry costs nothing: it looks at the same training."""
+    """The error if the deployment failed. The weights are stored by then, and a retry costs nothing: it looks at the
+    same training again."""
     where = "" if job.weights is None else f" They are at {job.weights.url}."
     return JobError(
         code="deploy_failed",

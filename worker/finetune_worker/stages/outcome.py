@@ -69,20 +69,22 @@ _MAY_COME_BACK = {(Stage.POLL, "not_found"), (Stage.DOWNLOAD, "not_found"), (Sta
 
 
 def after_error(error: JobError) -> Retry | Fail:
-    """Return how a stage ends that met an error: it is tried again if the error may pass. What is paid for and was
-    there, and is not found once, may be found a minute later."""
+    """Return how a stage ends that met an error: it is tried again if the error may pass. So may a "not found" of a
+    training or of weights, which are paid for and have been there before."""
     return Retry(error) if error.retryable or (error.stage, error.code) in _MAY_COME_BACK else Fail(error)
 
 
 def after_storage(error: StorageError, stage: Stage) -> Retry | Fail:
-    """Return how a stage ends whose file the store did not take: the weights are paid for, so an outage is sat out."""
+    """Return how a stage ends whose file the store did not take. An outage uses no attempt, as the weights are paid
+    for."""
     found = from_storage(error, stage)
     return Retry(found, outage=True) if isinstance(error, UnavailableError) else after_error(found)
 
 
 def after_transfer(error: TransferError, stage: str) -> Retry | Fail:
-    """Return how a stage ends whose upload or download did not succeed: the weights are paid for, so an outage is sat
-    out; so are a disk that fills up while their store is away, and a bad line over which they come bit by bit."""
+    """Return how a stage ends whose upload or download did not succeed. An outage uses no attempt: the weights are paid
+    for. Nor does a download's full disk, as parts pile up there while the artifact store is away, nor a download over a
+    bad line that brings more of the weights each time."""
     found = from_transfer(error, stage)
     if not error.retryable:
         return after_error(found)

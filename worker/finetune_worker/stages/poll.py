@@ -1,4 +1,5 @@
-"""Poll: a job whose training runs waits here. The account's sweep sees it; only now and then it needs a look alone."""
+"""Poll: where a job waits for its training, or for its model's deployment. The account's sweeps look at it; this stage
+asks for the details of its training alone where a sweep does not show enough, or has not seen it for long."""
 
 from finetune_queue.contract import EventType, JobError, JobRecord, JobState, Stage, WaitReason
 from finetune_queue.store import UNKNOWN_STATUSES, CallClass
@@ -24,13 +25,13 @@ def poll(container: Container, claim: Claim) -> Outcome:
     outcome = _act_on(container, claim, seen)
     if outcome is not None:
         return outcome
-    if over:  # by a look just now: it may have ended while nobody could look, or was adopted late
+    if over:  # judged by a fresh look: it may have ended while nobody could look, or was adopted late
         return Fail(_too_long(container, claim.job))
     return _wait(container, claim, wants_details=False, outages=0, error=None)
 
 
 def _act_on(container: Container, claim: Claim, seen: FinetuneDetails) -> Outcome | None:
-    """Return the outcome that the training's details decide, after noting what is new in them; None if it goes on."""
+    """Write down what is new in the training's details, and return the outcome that follows; None if it still runs."""
     job = claim.job
     found = observe(job, seen)
     if found.unknown_status:
@@ -49,8 +50,8 @@ def _act_on(container: Container, claim: Claim, seen: FinetuneDetails) -> Outcom
 
 
 def training_time_left(container: Container, job: JobRecord, now_ms: int) -> float:
-    """Return the seconds until the job's training, or its deployment, counts as never ending, from the Redis server's
-    ``now_ms``. It has as long again after a retry, which waits for the same one."""
+    """Return the seconds from ``now_ms``, by the Redis server's clock, until the job's training, or its deployment,
+    counts as one that never ends. A retry, which waits for the same training, gives it as long again."""
     return container.settings.finetune_training_limit - (now_ms - job.entered_ms) / 1000
 
 

@@ -1,4 +1,5 @@
-"""Finding out whether a submit of unknown outcome started a training. Never sends one; at most allows the next."""
+"""Finds out whether a submit of unknown outcome started a training. Sends no submit; at most it lets the stage send one
+again."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -32,14 +33,12 @@ from finetune_worker.stages.whose import (
 log = structlog.get_logger(__name__)
 
 LOOKS = 3
-"""Complete lists without the training before it counts as absent, besides the settle time."""
+"""How many complete lists must lack the training, and the settle time be over, before it counts as absent."""
 
 
 class Undecided:
-    """The account's jobs that may have been submitted and have no training, as they are when first asked for.
-
-    There are as many as submits that had no answer, so to look through all that is tracked for them is rare.
-    """
+    """The account's jobs that may have been submitted and have no training, read when they are first asked for: to find
+    them takes all of its tracked jobs, and most looks need none."""
 
     def __init__(self, container: Container, account: str) -> None:
         self._container = container
@@ -58,10 +57,13 @@ class Undecided:
 def reconcile(
     container: Container, job: JobRecord, sightings: Sightings, undecided: Undecided, *, asked_ms: int, complete: bool
 ) -> str:
-    """Act on what one list showed; returns a word for the log. ``asked_ms`` is when the list was asked for.
-    ``undecided`` must not have been read before the list."""
+    """Bring a job whose submit had no answer further by what one list showed; returns a word for the log.
+
+    ``asked_ms`` is when the list was asked for, ``complete`` whether it was read to its end. ``undecided`` must not
+    have been read before the list: a job that was submitted since would be missing among the rivals.
+    """
     if job.adopting is not None:
-        return "named by hand"  # which a worker is about to look at
+        return "named by hand"  # a worker is about to look at that training
     marked = _nobodys(container, job, sightings.marked)
     if marked and not asked_alike(job, undecided.jobs):
         return _adopt(container, job, marked[-1], also=marked[:-1])  # the earliest
@@ -71,13 +73,14 @@ def reconcile(
         seen = [*marked, *_nobodys(container, job, sightings.alike)]
         # What was just seen comes first: a new training is likelier the job's than those that are left of older ones.
         new = [found for found in seen if found not in job.candidates]
-        if not new and not job.candidates:  # one that it did not get before another job had found its own
+        if not new and not job.candidates:
+            # One that was set aside as rather another job's. That job has found its own meanwhile.
             new = [found for found, owner in whose.items() if owner == job.id]
         if new:
             _examine_soon(container, job, [*new, *job.candidates])
         if new or job.candidates:
             return "candidate"
-    # Only a list asked for after the POST must have ended says anything about its absence.
+    # That the training is missing says something only if the list was asked for after the POST had ended for certain.
     settings = container.settings
     over_ms = (job.intent_ms or 0) + int(settings.segmind_call_timeout * 1000)
     if not complete or asked_ms <= over_ms:
@@ -85,14 +88,14 @@ def reconcile(
     looks, for_a_person = job.looks + 1, job.state is JobState.NEEDS_ATTENTION
     if for_a_person or looks < LOOKS or asked_ms <= over_ms + int(settings.finetune_settle_time * 1000):
         delay = settings.finetune_unseen_limit
-        if not for_a_person:  # who may take however long
+        if not for_a_person:  # its caller's deadline does not end a job that waits for a person
             delay = until_deadline(job, delay)
         container.jobs.transition(job, Change(delay=delay), looks=looks)
         return "not seen"
     misnamed = _nobodys(container, job, sightings.misnamed)
     doubts = [_doubt(job, found, aside.get(found)) for found in [*misnamed, *aside] if found not in whose]
     if doubts:
-        # If one that is nobody's is the job's, it is paid for.
+        # One of these may be the job's after all, and is paid for: to submit again is for a person to decide.
         log.warning("submit_in_doubt", job_id=job.id, doubts=doubts)
         leave_to_a_person(container, job, f"the lists do not settle it: {'; '.join(doubts)}")
         return "in doubt"
@@ -100,7 +103,7 @@ def reconcile(
 
 
 def _nobodys(container: Container, job: JobRecord, found: Iterable[str]) -> list[str]:
-    """Return the trainings that no other job has, each once: a list may repeat itself."""
+    """Return those of the trainings that belong to no other job, each once: a list may repeat itself."""
     return [
         finetune_id for finetune_id in dict.fromkeys(found) if container.jobs.owner_of(finetune_id) in {None, job.id}
     ]
@@ -109,7 +112,7 @@ def _nobodys(container: Container, job: JobRecord, found: Iterable[str]) -> list
 def _allotted(
     container: Container, job: JobRecord, aside: dict[str, int | None], undecided: Undecided
 ) -> dict[str, str]:
-    """Return which job should have which of the trainings whose creation time alone speaks against this one."""
+    """Share out the trainings that were set aside for their creation time alone, among this job and its rivals."""
     rivals = [other for other in asked_alike(job, undecided.jobs) if same_prompt(job, other)]
     times = {found: created_ms for found, created_ms in aside.items() if created_ms is not None}
     return allot(times, [job, *rivals], call_timeout=container.settings.segmind_call_timeout)
@@ -125,13 +128,14 @@ def _doubt(job: JobRecord, finetune_id: str, created_ms: int | None) -> str:
 
 
 def _absent(container: Container, job: JobRecord, looks: int) -> str:
-    """Let the submit, which reached nobody, be sent again."""
+    """Let the submit be sent again: it started no training."""
     settings = container.settings
     log.warning("submit_absent", job_id=job.id, looks=looks)
     evidence = job.with_evidence(f"{looks} complete lists over the settle time do not show it: it may be sent again")
     absent = {**UNSENT, "evidence": evidence}
     if job.attempts >= settings.finetune_max_attempts:
-        # Each was answered, never clearly and not by an outage: it would be sent for ever.
+        # Each of its submits had an answer that was neither a yes nor a no, and none was an outage: without an end to
+        # the attempts it would be sent for ever.
         error = _unanswered()
         fields = {**RELEASED, "failed_stage": Stage.SUBMIT, "error": error, **absent}
         container.count_ended(container.jobs.transition(job, Change(), to=JobState.FAILED, **fields))
@@ -198,10 +202,11 @@ def examine_candidate(container: Container, claim: Claim) -> Outcome:
             container, job, f"training {candidate} belongs to job {owner}", ruled_out=[*job.ruled_out, candidate]
         )
     details = _look_at(container, claim, candidate)
-    # Outages leave an error, and do not count here: a person is asked because of answers.
+    # `outages` counts such answers here. An outage counts there, too, but leaves an error: a person is asked because of
+    # answers alone.
     failures = (0 if job.error is not None else job.outages) + 1
     if isinstance(details, Attention) and failures < container.settings.finetune_max_attempts:
-        # The trouble that the submit's own answer was lost in may not be over.
+        # What made Segmind's answer to the submit unreadable may not be over.
         delay, fields = try_again_in(container.settings, failures), {"outages": failures, "error": None}
         return Wait(f"{details.evidence}: looking again", WaitReason.PROVIDER, delay, fields=fields)
     if not isinstance(details, FinetuneDetails):
@@ -265,11 +270,11 @@ def _found(job: JobRecord, finetune_id: str, evidence: str) -> Done:
 
 
 _ANSWERED: Mapping[str, Any] = {"outages": 0, "error": None}
-"""The fields of a job whose call had an answer: the outages before it are over."""
+"""The fields of a job whose call had a good answer: the outages before it are over."""
 
 
 def _next(container: Container, job: JobRecord, why: str, **fields: Any) -> Wait:
-    """Go on with the next candidate, at once, or with what the next list shows."""
+    """Drop the first candidate. The next one's turn is now; without one, the job waits for the next list."""
     others = job.candidates[1:]
     delay = 0.0 if others else container.settings.finetune_unseen_limit
     return Wait(

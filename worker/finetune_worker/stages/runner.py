@@ -42,9 +42,10 @@ OTHERS_TURN = 1.0
 def run_stage(
     container: Container, stage: Stage, function: StageFunction, job_id: str, task_id: str, *, task: str | None = None
 ) -> StageResult:
-    """Take the job one stage further, unless it is somebody else's turn: a message may come twice, or late.
+    """Claim the job, run ``stage`` and write down the outcome; do nothing if the job is not at that stage, or another
+    worker has it: a message may come twice, or late.
 
-    ``task`` is the name of a task that is not the whole stage's: metrics and traces tell them apart.
+    ``task`` is the task's name if it is not the stage's own, as ``finetune.presign``'s: metrics and traces go by it.
 
     Raises:
         redis.RedisError: the store is out of reach; the job's deadline brings it back.
@@ -53,9 +54,6 @@ def run_stage(
     job = read_job(container, job_id)
     if isinstance(job, str):
         return StageResult(job, proceed=False)
-    structlog.contextvars.bind_contextvars(account=job.account)
-    if job.finetune_id is not None:
-        structlog.contextvars.bind_contextvars(finetune_id=job.finetune_id)
     if job.state.terminal or job.state is JobState.NEEDS_ATTENTION or job.stage is not stage:
         return StageResult(f"nothing to do: the job {job.state.sentence}", proceed=False)
     if job.owner:
@@ -99,13 +97,15 @@ def _run(
 
 
 def claim_lost(error: ConflictError) -> str:
-    """Say that the job is another worker's by now, or was cancelled: nothing that this one did is recorded."""
+    """Log, and say in a sentence, that the job is another worker's by now, or was cancelled: nothing that this one did
+    is recorded."""
     log.warning("claim_lost", detail=str(error))
     return "the job went on without this worker, whose writes were refused"
 
 
 def record(container: Container, doing: str, outcome: Outcome, started: float, *, event: str, **fields: str) -> None:
-    """Count, trace and log, as ``event`` with ``fields``, what came of a task that began at ``started`` (monotonic)."""
+    """Count, trace and log the outcome of a task that began at ``started`` (monotonic); ``event`` and ``fields`` are
+    those of the log line."""
     seconds, kind = time.monotonic() - started, type(outcome).__name__.lower()
     container.counters.observe(STAGE_SECONDS, doing, kind, seconds=seconds)
     tracing.tell({"finetune.outcome": kind})
@@ -116,18 +116,22 @@ def record(container: Container, doing: str, outcome: Outcome, started: float, *
 
 
 def read_job(container: Container, job_id: str) -> JobRecord | str:
-    """Return the job, or say why this worker can do nothing for it."""
+    """Return the job, with its account and training bound for the log; or say why this worker can do nothing for it."""
     try:
-        return container.jobs.get(job_id)
+        job = container.jobs.get(job_id)
     except JobNotFoundError as error:
         log.warning("job_missing", job_id=job_id)
         return str(error)
     except UnreadableJobError as error:
         return left_alone(error)
+    structlog.contextvars.bind_contextvars(account=job.account)
+    if job.finetune_id is not None:
+        structlog.contextvars.bind_contextvars(finetune_id=job.finetune_id)
+    return job
 
 
 def left_alone(error: UnreadableJobError) -> str:
-    """Say that this worker is too old for a job; its deadline brings it to a newer one."""
+    """Log, and say in a sentence, that this worker is too old for a job; its deadline brings it to a newer one."""
     log.warning("job_left_alone", job_id=error.job_id, detail=str(error))
     return f"nothing to do: {error}"
 
@@ -147,7 +151,13 @@ def _act(container: Container, function: StageFunction, claim: Claim) -> Outcome
 def guarded(
     container: Container, doing: str, function: Callable[[Container, Claim], Result], claim: Claim
 ) -> Result | Wait | Retry | Fail:
-    """Run ``function`` on a claimed job. What it raises becomes an outcome, but for what the store says."""
+    """Run ``function`` on a claimed job, and turn what it raises into an outcome.
+
+    Raises:
+        CancelRequestedError: the caller wants the job cancelled.
+        ConflictError: the claim was lost.
+        RedisError: the store is out of reach.
+    """
     try:
         return function(container, claim)
     except UnknownAccountKeyError as error:
@@ -178,8 +188,8 @@ def guarded(
 
 
 def _without_key(container: Container, job: JobRecord, doing: str, error: UnknownAccountKeyError) -> Wait | Fail:
-    """Leave the job to a worker that has its account's key: while one is added, the workers get it one by one."""
-    # Those that may come back among them: after an outage of Redis, nobody's last sign of life is young.
+    """Leave the job to a worker that has its account's key: a new key reaches the workers one by one."""
+    # Also to one that may only come back: after an outage of Redis every worker's last sign of life is old.
     if not any(job.account in worker.accounts for worker in container.workers.not_forgotten()):
         return Fail(_account_unknown(doing, error))
     log.warning("account_of_others", detail=str(error))
@@ -195,17 +205,15 @@ def _account_unknown(doing: str, error: Exception) -> JobError:
     )
 
 
-def _cancelled(job: JobRecord) -> Outcome:
-    return Done(cancel_sentence(job), to=JobState.CANCELLED)
-
-
-def cancel_sentence(job: JobRecord) -> str:
-    """Say what a cancel stops and what it cannot."""
+def _cancelled(job: JobRecord) -> Done:
+    """End the job, and say what the cancel could stop."""
     if job.finetune_id is not None:
-        return f"cancelled here; training {job.finetune_id} continues at Segmind, which has no cancel"
-    if job.tracked:
-        return "cancelled: a submit was on its way, so Segmind may have started, and charged for, a training"
-    return "cancelled: nothing had been submitted"
+        said = f"cancelled here; training {job.finetune_id} continues at Segmind, which has no cancel"
+    elif job.tracked:
+        said = "cancelled: a submit was on its way, so Segmind may have started, and charged for, a training"
+    else:
+        said = "cancelled: nothing had been submitted"
+    return Done(said, to=JobState.CANCELLED)
 
 
 def _deadline_error(job: JobRecord) -> JobError:

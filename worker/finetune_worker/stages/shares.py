@@ -26,7 +26,7 @@ class NoShareError(Exception):
 
 @contextmanager
 def transfer_share(container: Container, claim: Claim, call: CallClass) -> Iterator[None]:
-    """Hold a place in the account's share, for as long as the claim holds the job.
+    """Hold a place in the account's share of the transfers, if it has one; each hold of the job renews the place.
 
     Raises:
         NoShareError: there is none free.
@@ -60,7 +60,8 @@ def park_for_transfer(job: JobRecord, call: CallClass, ahead: int) -> Wait:
 
 def _keep(container: Container, slot: Slot, seconds: float) -> None:
     if not container.transfers.extend(slot, seconds):
-        # Stood still for longer than it said. It goes on all the same: what has come in would have to come again.
+        # This worker stood still for longer than it holds the job. The transfer goes on all the same: to start it again
+        # would take the workers' time and the host's twice.
         log.warning("transfer_share_lost", account=slot.account)
 
 

@@ -42,7 +42,7 @@ def submit(container: Container, claim: Claim) -> Outcome:
     if job.adopting is not None:
         return examine_named(container, claim, job.adopting)
     if job.intent_ms is not None:
-        since_ms = max(job.intent_ms, job.entered_ms)  # a retry looks as long again
+        since_ms = max(job.intent_ms, job.entered_ms)  # a retried job is looked for as long again
         if claim.now_ms - since_ms >= container.settings.finetune_training_limit * 1000:
             return _never_found(container, job)
         if job.candidates:
@@ -57,7 +57,7 @@ def submit(container: Container, claim: Claim) -> Outcome:
 
 def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient) -> Outcome:
     try:
-        hold = longest_call(container)  # an answer that comes late is still the best
+        hold = longest_call(container)  # nobody may take the job over while the answer can still come
         claim.write(**FOUND, intent_ms=slot.at_ms, durable_within=DURABLE_WITHIN, hold=hold)
     except ConflictError:
         give_back(container.budget, slot)
@@ -90,7 +90,7 @@ def _send(container: Container, claim: Claim, slot: Slot, client: SegmindClient)
         return Fail(from_api(error, Stage.SUBMIT), fields=UNSENT)
     except OutcomeUnknown as error:
         log.warning("submit_outcome_unknown", code=error.code, detail=error.detail)
-        # An answer that is no outage's may be this job's own, so it is a try; an outage costs nobody one.
+        # An unclear answer may be this job's own doing, so it uses an attempt; an outage uses none.
         tried = claim.job.attempts + (error.code in {"unclear_status", "unreadable_reply"})
         return _look_for_it(container, claim.job, error.detail, attempts=tried)
     return _accepted(claim.job, reply)

@@ -6,6 +6,7 @@ it is known what the list shows.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Self
 
 import structlog
@@ -39,8 +40,8 @@ PAGE = 200
 """Jobs that are read and moved at once."""
 
 ACTING = 5.0
-"""Seconds that a sweep may need, after its call, to act on what it saw. One that counts as dead before it is over costs
-a second call; of one that is dead, the account is not looked at for as long."""
+"""Seconds that a sweep may need, after its call, to act on what it saw. If it takes longer, it counts as dead, and
+another sweep makes a second call. After one that did die, the account is not looked at for as long."""
 
 _SWEPT = "nothing to do: another message already swept the account"
 
@@ -66,13 +67,29 @@ class _Watched:
 
 @dataclass(slots=True)
 class _Look:
-    """What one look at the account showed of the jobs it was for; nothing of the account's other trainings is kept."""
+    """One look at Segmind for an account's tracked jobs, and what it showed of them: ``found`` of those whose training
+    is known, ``sightings`` of those that are ``unsure``. Of the account's other trainings nothing is kept."""
 
+    tracked: int = 0
     by_finetune_id: dict[str, _Watched] = field(default_factory=dict)
     unsure: list[JobRecord] = field(default_factory=list)
     found: dict[str, FinetuneItem | FinetuneDetails] = field(default_factory=dict)
     sightings: dict[str, Sightings] = field(default_factory=dict)
     complete: bool = False
+
+    @classmethod
+    def at(cls, jobs: Iterable[JobRecord]) -> Self:
+        """Prepare the look at the jobs' trainings."""
+        look = cls()
+        for job in jobs:
+            look.tracked += 1
+            if job.finetune_id is not None:
+                look.by_finetune_id[job.finetune_id] = _Watched.of(job)
+            elif not job.owner:
+                # A job that a worker holds is in the middle of its submit, or of its own look: it is left alone.
+                look.unsure.append(job)
+                look.sightings[job.id] = Sightings()
+        return look
 
     def run(self, client: SegmindClient) -> None:
         """Make the one call: the list, or the details of an only job."""
@@ -98,8 +115,8 @@ class _Look:
 
 
 def sweep_if_due(container: Container, account: str) -> str:
-    """Sweep if that was not done by another message. While transfers keep all threads busy a new one is sent for each
-    that is not picked up; all but one of them would cost a call for nothing."""
+    """Sweep, unless another message has led to it. While transfers keep all threads busy, a message is sent anew each
+    time that it was not picked up; all but one of them would cost a call for nothing."""
     if not container.budget.wants_sweep(account):
         return _SWEPT
     return sweep(container, account)
@@ -112,16 +129,7 @@ def sweep(container: Container, account: str) -> str:
     except UnknownAccountKeyError as error:
         log.warning("sweep_without_key", account=account, detail=str(error))
         return f"no sweep: {error}"
-    look = _Look()
-    tracked = 0
-    for job in container.jobs.tracked(account):
-        tracked += 1
-        if job.finetune_id is not None:
-            look.by_finetune_id[job.finetune_id] = _Watched.of(job)
-        elif not job.owner:
-            # One that a worker holds is in the middle of its submit, or of its own look: it is left alone.
-            look.unsure.append(job)
-            look.sightings[job.id] = Sightings()
+    look = _Look.at(container.jobs.tracked(account))
     if not (look.by_finetune_id or look.unsure):
         return "no trainings to look at"
     try:
@@ -138,13 +146,13 @@ def sweep(container: Container, account: str) -> str:
         log.warning("sweep_incomplete", account=account, detail=trouble)
     moved = _act_on(container, account, look, asked_ms=slot.at_ms)
     _plan_next(container, account, look, now_ms=slot.at_ms, looked=trouble is None)
-    log.info("account_swept", account=account, tracked=tracked, seen=len(look.found), moved=moved)
-    seen = f"saw {len(look.found)} of {tracked} trainings, {moved} moved"
+    log.info("account_swept", account=account, tracked=look.tracked, seen=len(look.found), moved=moved)
+    seen = f"saw {len(look.found)} of {look.tracked} trainings, {moved} moved"
     return seen if trouble is None else f"{seen}; {trouble}"
 
 
 def _act_on(container: Container, account: str, look: _Look, *, asked_ms: int) -> int:
-    # One that the list lacks: its deadline brings it to the poll stage, which asks for its details.
+    # A job whose training the list lacks comes to the poll stage by its deadline, which asks for the details.
     seen = [job for job in look.by_finetune_id.values() if job.id in look.found]
     moved = sum(
         _act_on_page(container, look, seen[start : start + PAGE], asked_ms=asked_ms)
@@ -196,8 +204,9 @@ def _act_on_page(container: Container, look: _Look, page: list[_Watched], *, ask
 
 
 def _need_not_look(container: Container, job: JobRecord, asked_ms: int) -> bool:
-    """Tell whether the job was about to ask for its training, unseen for long, when this look saw it: after a pause or
-    an outage all trainings may have been, and each of them would cost a call, before any submit."""
+    """Tell whether the job, which had not been seen for long and so waits for a call to look at its training alone,
+    needs that call no more, as this look has seen the training. After a pause or an outage this may be so for all of an
+    account's trainings, and their calls would all go before any submit."""
     parked = job.waiting_for is not None and not job.owner
     return parked and not job.wants_details and training_time_left(container, job, asked_ms) > 0
 
@@ -232,38 +241,48 @@ def _ended(job: _Watched, seen: FinetuneItem | FinetuneDetails | None) -> bool:
 
 
 def _plan_next(container: Container, account: str, look: _Look, *, now_ms: int, looked: bool) -> None:
-    """Set when the next sweep is, having learned from this one how long trainings usually take."""
-    jobs = look.by_finetune_id.values()
-    ended = {job.id for job in jobs if _ended(job, look.found.get(job.id))}
-
-    def running(since_ms: int) -> float:
-        return max(0.0, (now_ms - since_ms) / 1000)
-
-    lengths = [
-        running(job.began_ms)
-        for job in jobs
-        if job.id in ended
-        and job.state is JobState.TRAINING
-        and job.timed
-        and not job.wants_details
-        and look.found[job.id].trained
-    ]
-    status = container.accounts.status(account)
-    usual = usual_time(status.usual_training, lengths)
-    if usual is not None and usual != status.usual_training:
-        container.sweep_clock.learn_training(account, usual)
-    settings = container.settings
-    ages = [running(job.began_ms) for job in jobs if job.id not in ended]
-    ages += [running(began_ms(job)) for job in look.unsure]
-
+    """Set when the account's next sweep is."""
+    settings, status = container.settings, container.accounts.status(account)
+    watched = look.by_finetune_id.values()
+    still = [job.began_ms for job in watched if not _ended(job, look.found.get(job.id))]
+    still += [began_ms(job) for job in look.unsure]
     shortest = settings.finetune_poll_min_interval
-    every = [
-        affordable(status.limits, busy=busy, busy_share=settings.finetune_poll_share) for busy in (status.busy, False)
-    ]
-    between, idle = (
-        interval(
-            ages, usual=usual, affordable_every=seconds, shortest=shortest, unseen_limit=settings.finetune_unseen_limit
-        )
-        for seconds in every
+    seconds_to_next = partial(
+        interval,
+        [_seconds(since_ms, now_ms) for since_ms in still],
+        usual=_learn_usual(container, account, status.usual_training, look, now_ms),
+        shortest=shortest,
+        unseen_limit=settings.finetune_unseen_limit,
     )
-    container.sweep_clock.swept(account, between, idle=idle, affordable=every[0], gap=shortest, looked=looked)
+    now, idle = (
+        affordable(status.limits, busy=busy, busy_share=settings.finetune_poll_share) for busy in (status.busy, False)
+    )
+    container.sweep_clock.swept(
+        account,
+        seconds_to_next(affordable_every=now),
+        idle=seconds_to_next(affordable_every=idle),
+        affordable=now,
+        gap=shortest,
+        looked=looked,
+    )
+
+
+def _learn_usual(container: Container, account: str, known: float | None, look: _Look, now_ms: int) -> float | None:
+    """Return how long (s) the account's trainings usually take, and store it if this look has changed it."""
+    lengths = [
+        _seconds(job.began_ms, now_ms)
+        for job in look.by_finetune_id.values()
+        if job.state is JobState.TRAINING
+        and job.timed
+        and not job.wants_details  # it was over at an earlier look
+        and (seen := look.found.get(job.id)) is not None
+        and seen.trained
+    ]
+    usual = usual_time(known, lengths)
+    if usual is not None and usual != known:
+        container.sweep_clock.learn_training(account, usual)
+    return usual
+
+
+def _seconds(since_ms: int, now_ms: int) -> float:
+    return max(0.0, (now_ms - since_ms) / 1000)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from finetune_queue.contract import JobError, JobRecord, JobState, Stage
+from finetune_queue.contract import JobError, JobState, Stage
 from finetune_queue.datasets.check import check_archive
 from finetune_queue.datasets.errors import DatasetError
 from finetune_queue.datasets.report import DatasetReport
@@ -45,11 +45,12 @@ def upload(container: Container, claim: Claim) -> Outcome:
         return Fail(_unreachable_sink(refusal))
     upload_to = None
     if claim.job.dataset_report is not None:
-        # Checked before. If it came with a call slot all the same, that must not wait for a share of the transfers.
-        presigned = _kept_url(container, claim.job) or _presign(container, claim)
-        if not isinstance(presigned, PresignedUpload):
-            return presigned
-        upload_to = presigned
+        # Checked before, so the URL is all that it lacks. It is asked for before a share of the transfers is taken: the
+        # job may have been given a call slot, which would lapse while it waits for the share.
+        found = _upload_url(container, claim)
+        if not isinstance(found, PresignedUpload):
+            return found
+        upload_to = found
     with (
         transfer_share(container, claim, CallClass.PREPARE),
         container.work_folder.scratch() as scratch,
@@ -62,17 +63,18 @@ def upload(container: Container, claim: Claim) -> Outcome:
 
 def presign(container: Container, claim: Claim) -> Outcome:
     """Ask for the upload URL of a job that was given a call slot for it; its upload has a message of its own."""
-    found = _kept_url(container, claim.job) or _presign(container, claim)
+    found = _upload_url(container, claim)
     if not isinstance(found, PresignedUpload):
         return found
-    # No step further than the uploads that may have failed before.
+    # To have the URL is no step further: what is counted of uploads that failed stays. Outages are over with a call
+    # that went well, and so is the error that the last of them left.
     job = claim.job
     as_before = {"attempts": job.attempts, "takeovers": job.takeovers, "error": None if job.outages else job.error}
     return Done("has its upload URL", fields=as_before)
 
 
 def _unreachable_sink(refusal: str) -> JobError:
-    """A training whose result nobody would get is not paid for."""
+    """The error if a sink of the request cannot be served: its result would reach nobody, so no training is paid."""
     return JobError(
         code="reply_to_refused",
         stage=Stage.UPLOAD,
@@ -105,10 +107,10 @@ def _prepare(container: Container, claim: Claim, scratch: Path, upload_to: Presi
     report = _checked(claim, found.path, hold=longest_call(container))
     if not report.ok:
         return Fail(_rejected(report))
-    presigned = upload_to or _presign(container, claim)
-    if not isinstance(presigned, PresignedUpload):
-        return presigned
-    return _put(container, claim, found.path, presigned, report)
+    target = upload_to or _upload_url(container, claim)
+    if not isinstance(target, PresignedUpload):
+        return target
+    return _put(container, claim, found.path, target, report)
 
 
 def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpload, report: DatasetReport) -> Outcome:
@@ -137,7 +139,8 @@ def _put(container: Container, claim: Claim, path: Path, upload_to: PresignedUpl
 
 
 def _checked(claim: Claim, path: Path, *, hold: float) -> DatasetReport:
-    """Return the report of the dataset's check; the job that has a new one is held for the call that comes next."""
+    """Return the report of the dataset's check: the stored one if the file is the same, else a new one. With a new one
+    the job is held for ``hold`` seconds, for the API call that comes next."""
     request = claim.job.request
     if claim.job.dataset_report is not None:
         known = DatasetReport.model_validate(claim.job.dataset_report)
@@ -169,13 +172,13 @@ def _rejected(report: DatasetReport) -> JobError:
     )
 
 
-def _kept_url(container: Container, job: JobRecord) -> PresignedUpload | None:
-    kept = container.jobs.upload_url(job.id)
-    return None if kept is None else PresignedUpload.model_validate_json(kept)
-
-
-def _presign(container: Container, claim: Claim) -> PresignedUpload | Outcome:
+def _upload_url(container: Container, claim: Claim) -> PresignedUpload | Outcome:
+    """Return where to put the job's dataset: the URL that is kept, or a new one, for a call; or the outcome by which
+    the job waits for that call."""
     job, what = claim.job, "ask for an upload URL"
+    kept = container.jobs.upload_url(job.id)
+    if kept is not None:
+        return PresignedUpload.model_validate_json(kept)
     # Named after the job: the mark by which a submit of unknown outcome is found again.
     name = upload_name(job)
     found = ask(container, claim, CallClass.PREPARE, what, lambda client: client.presign_upload(name))

@@ -1,8 +1,8 @@
-"""Whose a training is when the answer to a submit was lost: what follows from what Segmind shows of it, and no call.
+"""Which job a training belongs to, when the answer to a submit was lost. Only rules on what Segmind shows: no calls.
 
-Our own upload is named after its job, so its URL is a mark, however Segmind spells it. But whoever knows that URL can
-train on it too, and a URL that was passed through is not one job's alone: then the name, the prompt and the creation
-time must tell.
+A dataset that we uploaded is named after its job, so its URL marks the training as that job's, however Segmind spells
+the URL. But whoever knows the URL can train on it too, and a public URL that was passed on may be the dataset of many
+jobs. Then the name, the prompt and the creation time decide.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,11 @@ too old."""
 
 
 class Likeness(Enum):
-    """How like a job's training one is."""
+    """How well a training fits a job, by dataset and name."""
 
-    MARKED = auto()  # on the job's own upload, and of its name
-    ALIKE = auto()  # as far as it says, of its name and dataset
-    MISNAMED = auto()  # on the job's own upload, and of another name
+    MARKED = auto()  # on the job's own upload, and with the job's name
+    ALIKE = auto()  # with the job's dataset and name, as far as Segmind shows them
+    MISNAMED = auto()  # on the job's own upload, and with another name
 
 
 def upload_name(job: JobRecord) -> str:
@@ -41,8 +41,8 @@ def upload_name(job: JobRecord) -> str:
 
 
 def mark_of(job: JobRecord) -> str | None:
-    """Return what marks a URL as that of the job's own upload; None if its dataset is none. An upload from before an
-    upgrade may be named after the job's id alone."""
+    """Return the part of a URL that only the job's own upload has; None if the job has no upload of its own. One from
+    before an upgrade may be named after the job's id alone."""
     url = unquote(job.dataset_url or "")
     return next((mark for mark in (upload_name(job), job.id) if mark in url), None)
 
@@ -57,7 +57,8 @@ def same_place(one: str, other: str) -> bool:
 
 
 def likeness(job: JobRecord, item: FinetuneItem | FinetuneDetails) -> Likeness | None:
-    """Return how like the job's training the item is. One that does not say its dataset proves nothing."""
+    """Return how well the training fits the job, None if not at all. One that does not show its dataset is ``ALIKE`` at
+    most."""
     source, named, mark = item.data_source_path, item.name in {None, job.request.name}, mark_of(job)
     if source is not None and mark is not None:
         if mark not in unquote(source):
@@ -71,8 +72,9 @@ def likeness(job: JobRecord, item: FinetuneItem | FinetuneDetails) -> Likeness |
 
 
 def may_be_named(job: JobRecord, details: FinetuneDetails) -> bool:
-    """Tell whether a training that a person names can be the job's. One on an upload of the same id is, if its name is:
-    a job that Redis lost and its key made again has another time in its mark."""
+    """Tell whether a training that a person names can be the job's. One with the job's name and an upload that has the
+    job's id in its URL can, whatever the rest of its mark: when Redis lost the job and its idempotency key made it
+    again, the mark has another time."""
     if likeness(job, details) in {Likeness.MARKED, Likeness.ALIKE}:
         return True
     return details.name == job.request.name and job.id in unquote(details.data_source_path or "")
@@ -88,7 +90,7 @@ class Sightings:
 
 
 def sight(job: JobRecord, item: FinetuneItem, sightings: Sightings) -> None:
-    """Note the item if it may be the job's training, and is not known already not to be, or not for now."""
+    """Note the item if it may be the job's training, unless it was looked at before and ruled out or set aside."""
     if item.finetune_id in job.ruled_out or item.finetune_id in job.aside:
         return
     match likeness(job, item):
@@ -101,18 +103,19 @@ def sight(job: JobRecord, item: FinetuneItem, sightings: Sightings) -> None:
 
 
 class Verdict(Enum):
-    """Whose a training is."""
+    """Whether a training is the job's."""
 
-    ITS = auto()
-    ANOTHERS = auto()
-    SOON = auto()  # it will be known once another job's submit is answered
-    NOT_NOW = auto()  # rather another's, and a reason to doubt that there is none of the job's
+    ITS = auto()  # it is
+    ANOTHERS = auto()  # it is not, for good: it is ruled out
+    SOON = auto()  # will be known once another job's submit is answered
+    NOT_NOW = auto()  # rather not: it is set aside. But while it is there, the job's training does not count as absent
     UNCLEAR = auto()  # only a person can tell
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Whose a training is, and why. ``created_ms`` is set where only its time speaks against the job."""
+    """Whether a training is the job's, and why. ``created_ms`` is set if nothing but its creation time speaks against
+    it."""
 
     verdict: Verdict
     why: str
@@ -129,8 +132,8 @@ def judge(
 ) -> Judgement:
     """Tell whether the training is the job's.
 
-    ``others`` are the account's other jobs that may have been submitted and have no training yet. ``known`` are the
-    creation times (ms) of the trainings that are like the job's too and are nobody's, as far as they were looked at.
+    ``others`` are the account's other jobs that may have been submitted and have no training yet. ``known`` are other
+    trainings that may be the job's and belong to no job, with their creation times (ms), as far as these are known.
     """
     training = f"training {details.finetune_id}"
     like = likeness(job, details)
@@ -175,10 +178,11 @@ def judge(
 
 
 def allot(trainings: Mapping[str, int], jobs: Sequence[JobRecord], *, call_timeout: float) -> dict[str, str]:
-    """Share out trainings, by their creation times (ms), among jobs that asked for the same: which job has which.
+    """Share out trainings, given with their creation times (ms), among jobs that asked for the same training. Returns
+    the job's id for each training that fits one.
 
-    From the latest on, each goes to the last job that was submitted before it. Given to any job that it fits, it may
-    leave another job with one that is too old or too young, and that job would be submitted, and charged, again.
+    From the latest on, each goes to the last job that was submitted before it. If each went to any job that it fits,
+    another job might be left with one that is too old or too young, and would be submitted, and charged, again.
     """
     left = sorted(jobs, key=lambda job: (job.intent_ms or 0, job.id))
     whose: dict[str, str] = {}
@@ -214,7 +218,7 @@ def _has_prompt(job: JobRecord, details: FinetuneDetails) -> bool:
 
 
 def _off(job: JobRecord, created_ms: int, call_timeout: float) -> timedelta:
-    """Return how far a training was created from when the job's submit was on its way; nothing if it was then."""
+    """Return by how much a training was created too early or too late to be from the job's submit; 0 if it may be."""
     intent_ms = job.intent_ms or 0
     early = timedelta(milliseconds=intent_ms - _at_latest(created_ms)) - CLOCK_SKEW
     late = timedelta(milliseconds=created_ms - intent_ms) - timedelta(seconds=call_timeout) - CLOCK_SKEW
@@ -222,8 +226,8 @@ def _off(job: JobRecord, created_ms: int, call_timeout: float) -> timedelta:
 
 
 def _at_latest(created_ms: int) -> int:
-    """Return when a training may have been created at the latest: the page's times have whole seconds (Fast Flux API,
-    section 2), and what is left out would make it older than its submit."""
+    """Return when (ms) a training may have been created at the latest: the documented times have whole seconds (Fast
+    Flux API, section 2), and without the fraction it would seem older than its submit."""
     return created_ms + 999 if created_ms % 1000 == 0 else created_ms
 
 

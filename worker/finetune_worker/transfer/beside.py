@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import TypeVarTuple
 
 Given = TypeVarTuple("Given")
@@ -25,7 +27,8 @@ class Beside:
         self.wait()
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
-        self._running = self._thread.submit(call, *args)
+        context = copy_context()  # so that what the thread logs has the fields of the job, too
+        self._running = self._thread.submit(context.run, partial(call, *args))
 
     def wait(self) -> None:
         """Return when nothing is at work."""

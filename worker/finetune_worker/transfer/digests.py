@@ -79,9 +79,9 @@ def etag_md5(headers: Mapping[str, str]) -> str | None:
 
 
 class Hashing:
-    """Feeds bytes to digests, from a few megabytes on each in a thread of its own: they cost a transfer no time, or
-    what the slowest takes (`hashlib` and crc32c let other threads run). Memory stays flat: while some blocks are in
-    work the next are gathered, of no more bytes.
+    """Feeds bytes to digests. After the first few megabytes each digest has a thread of its own (`hashlib` and crc32c
+    release the GIL), so a transfer takes no longer than its network or its slowest digest. Memory is bounded: while the
+    threads work on some blocks, as many bytes are gathered for them at most.
     """
 
     def __init__(self, *digests: Digest) -> None:

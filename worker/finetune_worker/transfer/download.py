@@ -112,7 +112,7 @@ class _Downloader:
     def _fetch(self, part: PartFile) -> TransferMeter:
         """Bring the part to its full length."""
         if part.whole:
-            # A worker died between the last byte and the use of the file. The URL may have ended since: do not ask.
+            # A worker died after the last byte, before the file was stored. Do not ask: the URL may have expired.
             return self._meter(part, part.size)
         with open_session() as session, self._deadline.running(), self._open(session, part) as response:
             self._status = response.status_code
@@ -174,7 +174,7 @@ class _Downloader:
         if part.size:
             _log.info("download_restarted", host=self._host, dropped=part.size)
         etag = response.headers.get("ETag", "")
-        strong = total is not None and re.fullmatch(r'"[^"]*"', etag)
+        strong = re.fullmatch(r'"[^"]*"', etag)
         known = Known(etag, total) if strong and total is not None else None
         part.begin(known, checksum_of(response.headers))
         return total

@@ -8,6 +8,7 @@ from finetune_worker.transfer.errors import TryAgain
 
 STEP_SECONDS = 0.5
 STEP_BYTES = 8 * 1024 * 1024
+"""Progress is reported after either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,13 +25,13 @@ class TransferLimits:
 
     @property
     def longest_silence(self) -> float:
-        """Seconds until a download's reply begins, redirects and all, or a block of an upload is gone, though each byte
-        keeps within `stall_timeout`: until then the job shows no sign of life."""
+        """How many seconds the job may go without a sign of life: a download until its reply begins, with all
+        redirects, and an upload until its next block is sent, even if no silence lasts for `stall_timeout`."""
         return 1.5 * self.stall_timeout
 
 
 class TransferMeter:
-    """Counts bytes, reports them every half second or 8 MB, whichever comes first, and notices a stall."""
+    """Counts a transfer's bytes, reports its progress and notices a stall."""
 
     def __init__(self, limits: TransferLimits, *, done: int, total: int | None, report: OnProgress | None) -> None:
         self.done = done

@@ -1,14 +1,15 @@
 """A download that is not whole yet: the bytes, and beside them what is known of the object they belong to.
 
-`x.part` grows; `x.part.json` names the object (its strong ETag and length) and this start of the system. A killed
-worker leaves the bytes that it wrote and no others, so as long as the system runs the whole file counts. A power cut
-may leave a file of the right length with holes in it: a part of an earlier start is never taken up.
+`x.part` grows; `x.part.json`, the note, names the object (its strong ETag and length) and the system's boot. A killed
+worker leaves exactly the bytes that it wrote, so until the next boot they can be resumed. A power cut may leave a file
+of the right length with holes in it: a part from an earlier boot is never taken up.
 
-So for resuming nothing here has to be on the disk, and neither the note nor the folder is ever brought there. The bytes
-of a whole part are, before anybody reads them: the system drops from memory what it could not write, tells of it only
-who syncs, and gives the next reader what the disk had before, which would be stored under the sha256 of what came. The
-copy that must outlast a power cut is the artifact store's, which syncs it itself (`finetune_queue.storage`). The bytes
-kept are hashed again when the download goes on, so that the digests are those of the file.
+So resuming needs no fsync: neither the note nor the folder has one. The bytes of a whole part have one before anybody
+reads them. When the kernel cannot write a page to the disk, it drops the page, reports that to fsync alone, and gives
+the next reader what the disk had before: that would be stored under the sha256 of what was downloaded. The copy that
+must outlast a power cut is the artifact store's, which makes its own fsync (`finetune_queue.storage`).
+
+The kept bytes are hashed again when the download goes on, so that the digests are those of the file.
 """
 
 import errno
@@ -35,12 +36,12 @@ from finetune_worker.transfer.errors import NoRoom, PartBusy
 from finetune_worker.wire.urls import safe_url
 
 SYNC_BYTES = 64 * 1024 * 1024
-"""After so many, what is in memory is brought to the disk, beside the transfer: what a disk loses is heard of soon,
-memory does not fill up with what it has not taken, and the end waits for the last ones alone."""
+"""Bytes between two fsyncs, which run beside the transfer: a failing disk is noticed soon, memory does not fill up with
+unwritten bytes, and at the end only the last ones have to be waited for."""
 MAX_UNSYNCED = 4 * SYNC_BYTES
-"""A disk that is slower than the network is waited for from here on."""
+"""Bytes without an fsync at which the download waits for a disk that is slower than the network."""
 SPARE_BYTES = 16 * 1024 * 1024
-"""Kept free on the disk, for the sidecar and for others."""
+"""Bytes to leave free on the disk, for the note and for others."""
 
 _READ = 1024 * 1024
 MAKE_ROOM = "Make room there, or set TMPDIR to a larger disk."
@@ -51,7 +52,7 @@ _FULL = {
     errno.EFBIG: "The worker may write no file of this size in {folder}. Raise `ulimit -f`, or set TMPDIR to a disk "
     "that takes larger files.",
 }
-"""What is said when the download does not fit."""
+"""What to tell a person, by the system's error, when the download does not fit."""
 _log = structlog.get_logger(__name__)
 
 
@@ -64,7 +65,7 @@ class Known:
 
 
 class _Note(BaseModel):
-    """The sidecar. One that says anything else was cut short, or is of another version."""
+    """The note. One with other fields was cut short, or is another version's."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -84,10 +85,10 @@ class PartFile:
     """
 
     def __init__(self, path: Path, url: str, report: OnProgress | None = None) -> None:
-        """Open the part; ``report`` hears of the bytes kept while they are read again."""
+        """Open the part; ``report`` is told of the kept bytes while they are hashed again."""
         self.path = path
         self.known: Known | None = None
-        """The object of the bytes kept; None: nothing is kept."""
+        """The object that the bytes in the file are of; None: they cannot be resumed."""
         self.checksum: Checksum | None = None
         """What the storage says of the whole object."""
         self.size = 0
@@ -171,20 +172,20 @@ class PartFile:
             self._syncing.start(self._sync, self.size)
 
     def settle(self) -> None:
-        """Bring the last bytes to the disk, before anybody reads the file: see above."""
+        """Bring the last bytes to the disk. Must come before anybody reads the file (see the module)."""
         self._syncing.wait()
         if self.size > self._synced:
             self._sync(self.size)
 
     def _sync(self, size: int) -> None:
-        """Bring the first ``size`` bytes to the disk, and perhaps some that came meanwhile."""
+        """Bring at least the first ``size`` bytes to the disk."""
         with self._or_lost():
             os.fsync(self._file)
         self._synced = size
 
     @contextmanager
     def _or_lost(self) -> Iterator[None]:
-        """If the disk fails late, nobody knows which bytes it lost: reuse none of them."""
+        """Delete the note if the disk fails: nobody knows which of the written bytes it lost, so none is resumed."""
         try:
             with _disk(self.path.parent):
                 yield
@@ -216,7 +217,7 @@ class PartFile:
             raise PartBusy("part_busy", f"Another worker is downloading into {self.path.name}.") from None
 
     def _usable_note(self) -> _Note | None:
-        """Return the note of an earlier download, if it is sure what its bytes are."""
+        """Return the note of an earlier download, if it can be trusted to be about the bytes in the file."""
         note = _read(_sidecar(self.path))
         length = os.fstat(self._file).st_size
         if note is None or note.source != self._source or note.boot != _boot() or length > note.total:
@@ -267,7 +268,7 @@ def _read(path: Path) -> _Note | None:
     try:
         return _Note.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
-        return None  # none, or cut short by a crash: then the bytes are of unknown origin
+        return None  # there is none, or a crash cut it short: nobody knows what the bytes are of
 
 
 @cache

@@ -56,10 +56,11 @@ def upload_presigned(
 ) -> int:
     """PUT the file at ``path``, and return how many bytes it has.
 
-    A second PUT replaces the first, so that a failed one may be repeated.
+    May be repeated after a failure: a second PUT replaces the first.
 
     Args:
-        sha256: Of the file that was checked, in hex; of another one the storage never gets a whole copy.
+        sha256: That of the file that was checked, in hex. If the file has another by now, the upload ends before its
+            last block.
         allow_loopback: Let the URL be on this machine, with plain http (the sandbox).
 
     Raises:
@@ -182,14 +183,14 @@ def _classify(reply: _StorageReply) -> TransferError:
 
 
 class _Stopped(Exception):  # noqa: N818 - not an error of its own
-    """This side stopped the upload; why is kept beside."""
+    """This side stopped the upload; ``_Source.raise_failure`` says why."""
 
 
 class _Source:
-    """The file as a request's body: exactly its bytes, counted, hashed, and refused before the end if it changed.
+    """The file as a request's body, counted and hashed while it is read.
 
-    The last block is withheld until the file is known to be the one that was opened, and checked before: of a changed
-    one the server never gets a whole copy.
+    Before it gives out the last block it checks that the file is still the one that was opened, and the one that was
+    checked before the upload. If not, it stops: the server never gets a whole copy of a changed file.
     """
 
     def __init__(
@@ -210,7 +211,7 @@ class _Source:
         self._limits = limits
         self._whole = Deadline(limits.total_timeout, idle=limits.stall_timeout)
         self.deadline = Deadline(min(limits.longest_silence, limits.total_timeout), idle=limits.stall_timeout)
-        """When the next block must be gone, and after the last one when the reply must be here."""
+        """When the next block must have been sent; after the last block, when the reply must have begun."""
 
     def __len__(self) -> int:
         return self._size
@@ -262,13 +263,14 @@ class _Source:
         return block
 
     def _changed(self) -> bool:
-        """Look when all bytes were read."""
+        """Tell whether the file, of which all bytes were read, is another than was opened, or than was checked."""
         self._hashing.wait()
         other = self._expected is not None and self._sha256.hexdigest() != self._expected
         return other or self._look() != self._state
 
     def _look(self) -> tuple[int, int, int, int]:
-        """What tells one state of the file from another; both of the open file and of what its path names now."""
+        """Return what changes when the file does: size, time and inode of the open file, and whether the path still
+        leads to it."""
         try:
             named, opened = self._path.stat(), os.fstat(self._file.fileno())
         except OSError as error:

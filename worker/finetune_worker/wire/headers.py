@@ -29,11 +29,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def clock_skew(headers: Mapping[str, str], left: float, back: float) -> float | None:
-    """Return by how many seconds this machine's clock is ahead of the server's at least, by the reply's Date (RFC 9110,
-    6.6.1: whole seconds); 0.0 if they may agree, None if there is none.
+    """Return by how many seconds, at least, this machine's clock is ahead of the server's (negative: behind it), by the
+    reply's Date (RFC 9110, 6.6.1: whole seconds). 0.0 if the clocks may agree, None without a Date.
 
-    ``left`` and ``back`` are when the request left and its reply was here, in this machine's seconds since 1970: the
-    server wrote its Date between them.
+    ``left`` and ``back`` are when the request left and when its reply was here, in this machine's seconds since 1970:
+    the server wrote its Date between them.
     """
     date = _date(headers.get("Date", ""))
     if date is None:

@@ -27,8 +27,8 @@ BLOCK = 256 * 1024
 """Bytes of a body that are read from a file and sent at a time."""
 
 MOST_CONNECTING = 3
-"""How many times as long as to one address it may take to connect to a host with many, none of which answers: a storage
-has eight. Each of them has its turn, a shorter one."""
+"""How many times the time for one address it may take to connect to a host with many: a storage has eight, and none may
+answer. More than three addresses share this time evenly."""
 
 
 class _Timed(HTTPConnection):
@@ -81,7 +81,7 @@ class _TLSPool(HTTPSConnectionPool):
 
 
 class _OneUse(HTTPConnectionPool):
-    """Keeps nothing, also when the server would."""
+    """Opens a connection for each call and closes it after, though the server might keep it open."""
 
     def _get_conn(self, timeout: float | None = None) -> "BaseHTTPConnection":  # noqa: ARG002 - urllib3's signature
         return self._new_conn()
@@ -125,7 +125,7 @@ def one_use_adapter() -> HTTPAdapter:
 
 
 class _NoQueries(logging.Filter):
-    """urllib3 logs each request's full path at DEBUG: without its query, a signature stays out of the log."""
+    """Cuts the queries, which may hold signatures, out of the paths that urllib3 logs at DEBUG."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
