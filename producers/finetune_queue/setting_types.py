@@ -53,9 +53,9 @@ class RateLimit(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: object) -> object:
-        if not isinstance(value, str):
+        if isinstance(value, dict | RateLimit):
             return value
-        found = _RATE.fullmatch(value)
+        found = _RATE.fullmatch(value) if isinstance(value, str) else None
         if found is None:
             raise ValueError('should be calls/seconds, like "50/60" for 50 calls a minute')
         return {"calls": int(found[1]), "seconds": float(found[2])}

@@ -218,6 +218,7 @@ def test_requests_that_were_sent_to_where_no_worker_looks(run: Run, queue_url: s
         "2 messages for this service where no worker looks: finetune\\x06\\x169, {finetune}:celery\\x06\\x169"
     )
     assert "`finetune`" in found["action"]
+    assert 'DEL "NAME"' in found["action"]  # redis-cli reads \x06 only within such quotes
 
 
 def test_what_others_keep_in_lists_of_those_names_is_no_stray(run: Run, queue_url: str) -> None:

@@ -162,6 +162,10 @@ def test_several_accounts_come_as_json() -> None:
         ("[" * 100_000, "nested too deeply"),
         ('["a"]', "should be an object"),
         ('{"a": "x"}', "account a: should be an object with an api_key"),
+        (
+            '{"a": {"api_key": "$KEY", "rate_limit": 50}}',
+            'account a, rate_limit: should be calls/seconds, like "50/60" for 50 calls a minute',
+        ),
         ('{"a": {}}', "account a, api_key: is missing"),
         ('{"a b": {"api_key": "$KEY"}}', "has a name that should be letters, digits and"),
         ('{"a": {"api_key": "$KEY", "rate": "5/60"}}', "account a, rate: is not a field of an account"),

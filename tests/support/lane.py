@@ -63,7 +63,7 @@ class Lane:
         """Empty the lane and return a new request, whose name tells its training from all others."""
         self.redis.flushdb()
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.container.announce_accounts()
+        self.container.presence.announce()
         key = uuid.uuid4().hex
         return sample(name=f"face-{key}", idempotency_key=key, dataset=str(self._dataset), **request)
 

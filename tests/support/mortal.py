@@ -129,7 +129,7 @@ def _live(task: dict[str, Any]) -> None:
     sweep.ACTING = 1.0
     points = Points(task["die_at"])
     container = Container.build(settings, producer_app(settings))
-    container.announce_accounts()
+    container.presence.announce()
     worker = _Worker(container, points)
     points.patch()
     points.audit()

@@ -11,7 +11,7 @@ from celery.concurrency.thread import TaskPool
 from celery.signals import worker_ready
 from kombu.transport.redis import Channel
 
-from finetune_worker import broker, dispatcher, notifier, probes, pulse
+from finetune_worker import broker, dispatcher, loops, notifier, probes, pulse
 from finetune_worker.celery import app
 from finetune_worker.pulse import Loop
 
@@ -22,7 +22,7 @@ LIMIT = 1.3
 
 pulse.LIMITS.update(dict.fromkeys(Loop, LIMIT))
 probes.FRESH = LIMIT
-probes.TICK = dispatcher.LONGEST_SLEEP = notifier.LONGEST_SLEEP = 0.2  # type: ignore[attr-defined]
+probes.TICK = loops.LONGEST_SLEEP = 0.2
 broker.OVERDUE = 0.5
 
 

@@ -9,7 +9,7 @@ import redis
 from finetune_queue.messaging import producer_app
 from finetune_queue.sdk import FineTuneQueue
 from finetune_queue.settings import Settings
-from finetune_worker import dispatcher
+from finetune_worker import loops
 from finetune_worker.container import Container
 from support.images import make_dataset_zip
 from support.simulation import CALL_TIMEOUT, Clock, Interruption, Segmind
@@ -38,7 +38,7 @@ class World:
 
     def open(self, patch: pytest.MonkeyPatch) -> None:
         self.clock.rule(patch)
-        patch.setattr(dispatcher, "LONGEST_SLEEP", 3600.0)  # a wake-up that never comes must not be made up for
+        patch.setattr(loops, "LONGEST_SLEEP", 3600.0)  # a wake-up that never comes must not be made up for
         self.container = Container.build(self.settings, producer_app(self.settings))
         self.queue = FineTuneQueue(self.settings)
         self.points.patch(patch.setattr)
@@ -51,7 +51,7 @@ class World:
         segmind = Segmind(self.clock, self.points)
         segmind.stand_in(self.patch)
         self.container._clients["default"] = segmind  # type: ignore[assignment]
-        self.container.announce_accounts()
+        self.container.presence.announce()
         return segmind
 
     def close(self) -> None:

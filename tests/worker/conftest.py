@@ -37,7 +37,7 @@ def settings(sandbox: LiveSandbox, redis_url: str, tmp_path: Path) -> Settings:
 def container(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Container]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # the worker's folder, of which some tests leave a part
     built = Container.build(settings, producer_app(settings))
-    built.announce_accounts()
+    built.presence.announce()
     yield built
     built.close()
 

@@ -87,7 +87,7 @@ def test_it_waits_for_a_slot_before_work_that_is_not_nearly_done(
 ) -> None:
     strict = LiveWorker("other:1", "0.1.0", ("default",), limits=(("default", AccountLimits(calls=1, window=60)),))
     bench.container.workers.seen(strict)
-    bench.container.announce_accounts()
+    bench.container.presence.announce()
     waiting = bench.submitting()
     assert "parked" in bench.run(waiting).sentence
     queue.set_public(trained.id, public=True)

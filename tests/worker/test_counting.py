@@ -144,6 +144,6 @@ def test_takeovers_and_lost_messages(bench: Bench) -> None:
     bench.container.messenger._app.close()
     assert counted(bench, TAKEOVERS)[()].value == 1
     assert counted(bench, LOST_MESSAGES)[()].value == 1
-    assert bench.container.workers.alive() == [bench.container.me]
+    assert bench.container.workers.alive() == [bench.container.presence.me]
     bench.container.sign_off()
     assert bench.container.workers.alive() == []

@@ -28,24 +28,24 @@ def in_force(container: Container) -> AccountLimits:
 
 def go_on(container: Container) -> None:
     """Let the worker have seen for a while who is there."""
-    container._announced_since -= GONE
+    container.presence._announced_since -= GONE
 
 
 def test_a_worker_without_caps_lifts_nobody_s(container: Container) -> None:
     container.workers.seen(CAREFUL)
-    container.announce_accounts()
+    container.presence.announce()
     go_on(container)
-    container.announce_accounts()
+    container.presence.announce()
     assert in_force(container) == BOTH
 
 
 def test_higher_limits_hold_at_once_when_the_last_with_the_lower_ones_has_left(container: Container) -> None:
     container.workers.seen(CAREFUL)
-    container.announce_accounts()
+    container.presence.announce()
     assert in_force(container) == BOTH
 
     container.workers.left(CAREFUL)
-    container.announce_accounts()
+    container.presence.announce()
     assert in_force(container) == OWN
 
 
@@ -53,16 +53,16 @@ def test_who_leaves_last_with_the_lower_limits_leaves_the_higher_ones_in_force(c
     """A rolling restart may start the new workers before the old ones stop, and none of the new need notice that."""
     higher = replace(OWN, calls=100)
     container.workers.seen(LiveWorker("new:1", __version__, ("default",), limits=(("default", higher),)))
-    container.announce_accounts()
+    container.presence.announce()
     assert in_force(container) == OWN
 
-    container.sign_off()
+    container.presence.sign_off()
     assert in_force(container) == higher
 
 
 def test_the_last_to_leave_leaves_its_limits_in_force(container: Container) -> None:
-    container.announce_accounts()
-    container.sign_off()
+    container.presence.announce()
+    container.presence.sign_off()
     assert in_force(container) == OWN
 
 
@@ -78,7 +78,7 @@ def test_who_comes_between_another_s_look_and_its_write_is_seen(
         return configure(account, limits)
 
     monkeypatch.setattr(container.accounts, "configure", beside_another)
-    container.announce_accounts()
+    container.presence.announce()
     assert in_force(container) == BOTH
 
 
@@ -87,15 +87,15 @@ def test_who_went_without_a_word_may_come_back(container: Container, redis_url: 
     long_ago = container.deadlines.now_ms() - 1000 * (GONE + 60)
     with connect(redis_url) as client:
         client.zadd(keys.workers(), {CAREFUL.member: long_ago})
-    container.announce_accounts()
+    container.presence.announce()
     assert in_force(container) == BOTH
     go_on(container)
-    container._announced_at -= GONE + 1  # Redis was away again
-    container.announce_accounts()
+    container.presence._announced_at -= GONE + 1  # Redis was away again
+    container.presence.announce()
     assert in_force(container) == BOTH
 
     go_on(container)
-    container.announce_accounts()
+    container.presence.announce()
     assert in_force(container) == OWN
     assert [worker.name for worker in container.workers.not_forgotten()] == [container.name]
 
@@ -114,14 +114,14 @@ def test_what_keeps_to_two_rates_is_the_same_for_both(
 def test_a_slower_worker_slows_all_while_it_is_there(container: Container) -> None:
     slow = LiveWorker("slow:1", __version__, ("default",), limits=(("default", AccountLimits(calls=5, window=60)),))
     container.workers.seen(slow)
-    container.announce_accounts()
+    container.presence.announce()
     assert (in_force(container).calls, in_force(container).window) == (5, 60)
 
 
 def test_a_process_that_was_started_again_in_place_of_one_speaks_for_it(container: Container) -> None:
     for limits in (CAPPED, OWN):
         container.workers.seen(LiveWorker("pod:1", __version__, ("default",), limits=(("default", limits),)))
-    container.announce_accounts()
+    container.presence.announce()
     assert in_force(container) == OWN
 
 
@@ -139,7 +139,7 @@ def test_what_did_not_change_is_not_written_again(container: Container) -> None:
 
 def test_a_redis_that_came_back_empty_is_announced_whoever_is_there_first(container: Container, redis_url: str) -> None:
     with capture_logs() as logs:
-        container.announce_accounts()
+        container.presence.announce()
     assert [entry for entry in logs if entry["log_level"] == "error"] == []
     assert container.workers.emptied_ms() is None
     with connect(redis_url) as client:
@@ -147,8 +147,8 @@ def test_a_redis_that_came_back_empty_is_announced_whoever_is_there_first(contai
     container.workers.seen(CAREFUL)  # a worker that just started announces itself before this one
     container.accounts.configure("default", CAPPED)
     with capture_logs() as logs:
-        container.announce_accounts()
-        container.announce_accounts()
+        container.presence.announce()
+        container.presence.announce()
     [said] = [entry for entry in logs if entry["log_level"] == "error"]
     assert said["event"] == "redis_came_back_empty"
     assert "FinetuneRedisEmptied" in said["next"]
@@ -163,11 +163,11 @@ def test_workers_show_whether_they_have_the_same_key_and_api_and_not_the_key(
     def shown(**changed: Any) -> str:
         other = Container.build(Settings(**{**settings.model_dump(exclude_unset=True), **changed}), Celery())
         try:
-            assert key not in other.me.member
-            return dict(LiveWorker.of_member(other.me.member).key_prints)["default"]
+            assert key not in other.presence.me.member
+            return dict(LiveWorker.of_member(other.presence.me.member).key_prints)["default"]
         finally:
             other.close()
 
-    assert shown() == dict(container.me.key_prints)["default"]
+    assert shown() == dict(container.presence.me.key_prints)["default"]
     assert shown(segmind_api_key="SG_another_0123456789") != shown()
     assert shown(segmind_base_url="http://127.0.0.1:9") != shown()

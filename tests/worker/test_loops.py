@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from finetune_queue.contract import JobState
 from finetune_queue.store import Change, RedisError, Retention, keys
-from finetune_worker import dispatcher, loops
+from finetune_worker import loops
 from finetune_worker.backoff import backoff
 from finetune_worker.dispatcher import DispatcherStep
 from finetune_worker.loops import LoopStep
@@ -75,7 +75,7 @@ def test_on_a_full_server_finished_jobs_are_removed_though_the_worker_cannot_ann
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs, client = bench.container.jobs, bench.container.jobs._redis
-    monkeypatch.setattr(dispatcher, "LONGEST_SLEEP", 0.2)
+    monkeypatch.setattr(loops, "LONGEST_SLEEP", 0.2)
     bench.container.retention = Retention(client, -2)
     ended = jobs.transition(bench.job(), Change(), to=JobState.CANCELLED)
     client.delete(keys.accounts(), keys.outbox())

@@ -34,7 +34,7 @@ def container(sandbox: LiveSandbox, redis_url: str, tmp_path: Path) -> Iterator[
         sandbox, redis_url, tmp_path, segmind_api_key=None, segmind_accounts=several, segmind_rate_limit="5/60"
     )
     built = Container.build(settings, producer_app(settings))
-    built.announce_accounts()
+    built.presence.announce()
     yield built
     built.close()
 

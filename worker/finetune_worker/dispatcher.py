@@ -24,8 +24,9 @@ from finetune_queue.store import (
     RedisError,
     transfers_of,
 )
+from finetune_worker import loops
 from finetune_worker.container import Container
-from finetune_worker.loops import LONGEST_SLEEP, LoopStep, next_in
+from finetune_worker.loops import LoopStep, next_in
 from finetune_worker.pulse import Loop
 from finetune_worker.stages.access import end_change
 from finetune_worker.stages.calls import PARKED
@@ -72,7 +73,7 @@ class Dispatcher:
 
     def announce(self) -> None:
         """Announce this worker's accounts with their limits, and log at which API they are."""
-        self._container.announce_accounts()
+        self._container.presence.announce()
         settings = self._container.settings
         log.info(
             "dispatcher_started",
@@ -110,12 +111,12 @@ class Dispatcher:
         if time.monotonic() >= self._clean_at:
             self._clean()  # first: it works where a full server refuses all else, and makes room there
         if time.monotonic() >= self._seen_at:
-            self._container.announce_accounts()
+            self._container.presence.announce()
             self._seen_at = time.monotonic() + SEEN_EVERY
-        waits = [LONGEST_SLEEP, self._start_due()]
+        waits = [loops.LONGEST_SLEEP, self._start_due()]
         names = self._container.accounts.names()
         if self._container.settings.accounts.keys() - set(names):  # Redis may have come back without its data
-            self._container.announce_accounts()
+            self._container.presence.announce()
         for account in names:
             prepare = not self._transfers_are_crowded()
             waits.append(self._hand_out(self._container.budget, account, CALL, prepare=prepare))

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import structlog
 
 from finetune_queue.store import Hold, RedisError, Standing
+from finetune_worker import loops
 from finetune_worker.container import Container
 from finetune_worker.delivery import deliver_line
-from finetune_worker.loops import LONGEST_SLEEP, LoopStep, next_in
+from finetune_worker.loops import LoopStep, next_in
 from finetune_worker.pulse import Loop
 
 log = structlog.get_logger(__name__)
@@ -66,14 +67,14 @@ class Notifier:
         """
         if time.monotonic() >= self._announce_at:
             self.announce()
-        return min(LONGEST_SLEEP, self._line_up(), self._start_lines())
+        return min(loops.LONGEST_SLEEP, self._line_up(), self._start_lines())
 
     def sleep(self, seconds: float) -> None:
         """Sleep for ``seconds``, or until somebody is wanted; while all threads are in use, until one is free."""
         if self._free() > 0:
             self._outbox.wait_for_work(seconds)
         else:
-            self._freed.wait(LONGEST_SLEEP)
+            self._freed.wait(loops.LONGEST_SLEEP)
             self._freed.clear()
 
     def _line_up(self) -> float:
@@ -92,7 +93,7 @@ class Notifier:
     def _start_lines(self) -> float:
         free = self._free()
         if free <= 0:
-            return LONGEST_SLEEP
+            return loops.LONGEST_SLEEP
         holds, wait = self._outbox.take_lines(free, self._container.settings.finetune_lease)
         for hold in holds:
             cap = CAPS.get(hold.standing)

@@ -58,8 +58,8 @@ class ServerCheckStep(bootsteps.StartStopStep):
         fit = [check_server(setting, url) for setting, url in servers.items()]
         if not (all(fit) and check_api(settings.finetune_redis_url, sandbox=settings.segmind_is_loopback)):
             raise WorkerShutdown(1)
-        parent.app.finetune.container.known_as(parent.hostname)
-        parent.app.finetune.container.clock_was_off(check_clock(settings.finetune_redis_url))
+        parent.app.finetune.container.presence.known_as(parent.hostname)
+        parent.app.finetune.container.presence.clock_was_off(check_clock(settings.finetune_redis_url))
 
 
 class PatientConsumer(Consumer):

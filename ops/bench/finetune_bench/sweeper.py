@@ -18,7 +18,7 @@ def main() -> None:
     settings = load_settings()
     app = producer_app(settings)
     container = Container.build(settings, app)
-    container.announce_accounts()
+    container.presence.announce()
     before = proc.resident(os.getpid())
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports (proc(5))
     began = time.perf_counter()

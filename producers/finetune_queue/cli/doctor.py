@@ -363,7 +363,7 @@ def _strays(settings: Settings) -> Iterator[Finding]:
         message = f"{words.count(sum(found.values()), 'message')} for this service where no worker looks: {where}"
         action = (
             f"Give their sender the queue `{QUEUE}` and the transport options of docs/contract/README.md, and have it "
-            "send them again; then delete these lists."
+            'send them again; then delete these lists, in redis-cli with DEL "NAME".'
         )
         yield Finding("strays", "warn", message, action)
 
