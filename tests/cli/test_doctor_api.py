@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -245,6 +246,26 @@ def test_so_does_one_that_a_person_broke_off(
         patched.setattr(SegmindClient, "credits", broken_off)
         assert run("doctor", "--api").code == 130
     assert asked(run("doctor", "--api", "--json")).keys() == {*ASKED}
+
+
+def test_a_command_that_stood_still_after_it_took_its_slot_calls_in_another(
+    run: Run, sandbox: LiveSandbox, queue_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that a person stopped with Ctrl-Z: its call would reach Segmind when the slot is somebody else's."""
+    take = Budget.take
+
+    def long_ago(budget: Budget, *args: Any) -> Any:
+        monkeypatch.setattr(Budget, "take", take)
+        slot = take(budget, *args)
+        assert isinstance(slot, Slot)
+        return replace(slot, asked=slot.asked - 5.1)
+
+    monkeypatch.setattr(Budget, "take", long_ago)
+    assert asked(run("doctor", "--api", "--json")).keys() == {*ASKED}
+    with connect(queue_url) as client:
+        assert (api_calls(sandbox), client.zcard(keys.slots("default"))) == (2, 3)
+        [(_, latest)] = client.zrange(keys.slots("default"), -1, -1, withscores=True)
+        assert latest / 1000 - client.time()[0] < 62, "the slot that was not used waits as for a call that may arrive"
 
 
 def test_webhooks_that_cannot_be_read_fail_nothing(run: Run, sandbox: LiveSandbox) -> None:

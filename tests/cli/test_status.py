@@ -36,6 +36,7 @@ def test_status_and_doctor_say_whether_submits_are_stopped_or_used_up(run: Run, 
     assert (waiting["reason"], waiting["submits_stopped"]) == ("spending", False)
     assert "its workers are set to submit nothing" in run("doctor").out
 
+    worker.accounts.configure("default", AccountLimits(calls=5, window=60.0))
     worker.accounts.stop_submits("default", stopped=True)
     assert "the account's submits are stopped (finetune account resume)" in run("status", job.id).out
     waiting = run("status", job.id, "--json").json["waiting"]

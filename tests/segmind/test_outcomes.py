@@ -132,7 +132,8 @@ def test_a_call_whose_time_was_over_before_its_first_byte_sends_nothing(
     monkeypatch.setattr(HTTPConnection, "connect", stand_still)
     heard: list[bytes] = []
     with RawServer(lambda wire: heard.append(wire.sock.recv(100))) as server:
-        assert type(failure(server.url, call, call_timeout=0.3)) is NotSent
+        error = failure(server.url, call, call_timeout=0.3)
+    assert (type(error), error.under_way) == (NotSent, False)
     assert heard == [b""]
 
 

@@ -98,7 +98,7 @@ class AnyOrder(BudgetSteps):
             self._tick(apart)
             self._come([CallClass.FINISH] * (self.caps.calls - self._taken()))
 
-    @rule(later=st.sampled_from([WINDOW - 0.1, WINDOW + MARGIN]))
+    @rule(later=st.sampled_from([WINDOW - 0.001, WINDOW + MARGIN]))
     def as_many_again(self, later: float) -> None:
         """All that can go arrive and end together, and others come just before their slots are free, or just after."""
         self._come([CallClass.FINISH] * (self.caps.calls - self._taken()))

@@ -79,6 +79,31 @@ def test_no_more_submits_are_started_than_a_cap_leaves_room_for(
     assert budget.reserve("default", 10)[0] == [waiting[2].id]  # the other's message was lost
 
 
+def test_who_waits_behind_submits_that_were_just_handed_out_keeps_no_dispatcher_awake(
+    budget: Budget, accounts: Accounts, jobs: JobStore, client: Any
+) -> None:
+    accounts.configure("default", AccountLimits(calls=5, window=60.0, max_training=1))
+    first, _ = parked(jobs), parked(jobs)
+    client.zadd(keys.slots("default"), {"free soon": server_ms(client) + 500})
+    holders, wait = budget.reserve("default", 10)
+    assert holders == [first.id]
+    assert wait == 2.0, "the handover: it does not come sooner that one of them did not come for its slot"
+
+
+def test_while_submits_are_held_a_dispatcher_wakes_for_all_others(
+    budget: Budget, accounts: Accounts, jobs: JobStore, client: Any
+) -> None:
+    accounts.stop_submits("default", stopped=True)
+    for call in CallClass:
+        parked(jobs, call)
+    free_at = server_ms(client) + 5_000
+    client.zadd(keys.slots("default"), {f"call-{number}": free_at for number in range(3)})
+    holders, wait = budget.reserve("default", 10)
+    assert holders == []
+    assert wait is not None
+    assert 4 < wait <= 5
+
+
 @pytest.mark.parametrize(
     ("ages", "spent", "days_ago", "held"),
     [

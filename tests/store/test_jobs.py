@@ -20,6 +20,7 @@ from finetune_queue.store import (
     Retention,
     TaskCall,
     keys,
+    transfers_of,
 )
 from support.samples import sample_request
 
@@ -117,6 +118,26 @@ def test_an_ended_job_leaves_the_deadlines_and_the_room(jobs: JobStore, client: 
 
     assert client.zcard(keys.room("default")) == 0
     assert client.zcard(keys.deadlines()) == 0
+
+
+def test_an_ended_job_leaves_the_room_for_transfers_too(jobs: JobStore, client: Any) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=60)
+    job = jobs.transition(job, Change(delay=60, room_score=1.0, for_transfer=True))
+    room = keys.room(transfers_of(job.account))
+    assert client.zcard(room) == 1
+    jobs.transition(job, Change(), to=JobState.CANCELLED)
+    assert client.zcard(room) == 0
+
+
+def test_the_end_of_a_training_wakes_a_dispatcher_for_who_waits_behind_its_cap(jobs: JobStore, client: Any) -> None:
+    job, _ = jobs.register(new_job_id(), sample_request(), delay=60)
+    for state in (JobState.UPLOADING, JobState.SUBMITTING, JobState.TRAINING):
+        job = jobs.transition(job, Change(delay=60), to=state)
+    waits, _ = jobs.register(new_job_id(), sample_request(), delay=30)
+    jobs.transition(waits, Change(delay=30, room_score=1.0))
+    client.delete(keys.wake())
+    jobs.transition(job, Change(delay=60), to=JobState.DOWNLOADING)
+    assert client.llen(keys.wake()) == 1
 
 
 @pytest.mark.parametrize("source", JobState)

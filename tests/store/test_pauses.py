@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from finetune_queue.contract import WaitReason
 from finetune_queue.store import (
     SWEEP,
@@ -13,6 +15,7 @@ from finetune_queue.store import (
     Slot,
     keys,
 )
+from finetune_queue.store.clock import server_ms
 from support.calls import ANYTIME, parked, refused, take
 
 
@@ -140,23 +143,30 @@ def test_a_pause_is_one_account_s_own(budget: Budget, accounts: Accounts) -> Non
     assert isinstance(budget.take("other", "h", ANYTIME), Slot)
 
 
-def test_pauses_without_a_retry_after_grow_and_are_capped(budget: Budget, client: Any) -> None:
+@pytest.mark.parametrize("jitter", [0.0, 1.0])
+def test_pauses_without_a_retry_after_grow_and_are_capped(
+    budget: Budget, client: Any, monkeypatch: pytest.MonkeyPatch, jitter: float
+) -> None:
+    monkeypatch.setattr("random.random", lambda: jitter)
     lengths = []
     for _ in range(6):
         client.delete(keys.slots("default"))
         over(client)
         client.hdel(keys.account("default"), "probe_until")
         lengths.append(budget.pause(take(budget), "503", None))
-    assert 1.0 <= lengths[0] <= 1.25
-    assert 2.0 <= lengths[1] <= 2.5
-    assert 8.0 <= lengths[5] <= 10.0
+    assert lengths == [seconds * (1 + jitter / 4) for seconds in (1, 2, 4, 8, 8, 8)]
 
 
-def test_calls_that_fail_together_count_as_one_failure(budget: Budget) -> None:
+def test_calls_that_fail_together_count_as_one_failure_and_do_not_draw_out_the_pause(
+    budget: Budget, client: Any
+) -> None:
     calls = [take(budget) for _ in range(3)]
     first = budget.pause(calls[0], "503", None)
+    soon = server_ms(client) + 500
+    client.hset(keys.account("default"), "paused_until", soon)
     assert budget.pause(calls[1], "503", None) <= first
     assert budget.pause(calls[2], "503", None) <= first
+    assert client.hget(keys.account("default"), "paused_until") == str(soon)
 
 
 def test_so_do_those_that_are_each_told_how_long_to_wait(budget: Budget, client: Any) -> None:
@@ -219,6 +229,15 @@ def test_refused_submits_pause_submits_alone_and_one_tries_at_a_time(
         take(budget, holder, submit=True)
 
 
+def test_a_refused_submit_shows_that_the_provider_is_well(budget: Budget, accounts: Accounts, client: Any) -> None:
+    budget.pause(take(budget), "503", None)
+    over(client)
+    budget.refuse_submits(take(budget, submit=True), "no credits", None, code="credits_exhausted")
+    status = accounts.status("default")
+    assert (status.probing, status.submits_refused) == (False, True)
+    take(budget, "a")
+
+
 def test_of_refused_submits_one_is_handed_out_at_a_time_and_all_else(
     budget: Budget, jobs: JobStore, accounts: Accounts, client: Any
 ) -> None:
@@ -254,9 +273,13 @@ def test_what_was_handed_out_before_a_refused_submit_goes_on_but_for_submits(
     assert refused(budget, submit.id, submit=True).reason is WaitReason.PAUSED
 
 
-def test_to_resume_an_account_ends_what_was_refused_it(budget: Budget, accounts: Accounts) -> None:
+def test_to_resume_an_account_ends_what_was_refused_it_and_wakes_a_dispatcher(
+    budget: Budget, accounts: Accounts, client: Any
+) -> None:
     budget.refuse_submits(take(budget, "a", submit=True), "no credits", None, code="credits_exhausted")
+    client.delete(keys.wake())
     accounts.stop_submits("default", stopped=False)
+    assert client.llen(keys.wake()) == 1
     assert accounts.status("default").unwell == ""
     for holder in ("b", "c"):
         take(budget, holder, submit=True)

@@ -1,5 +1,7 @@
 """A server that refuses writes: nothing is half done, and what frees memory still works."""
 
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -116,6 +118,19 @@ def test_after_a_failover_behind_one_name_the_new_primary_is_found(tmp_path: Pat
 
         assert jobs.transition(job, Change(delay=15), attempts=1).attempts == 1
         assert second.hget(keys.job(job.id), "attempts") == b"1"
+
+
+def test_a_server_that_does_not_answer_is_given_up_and_sent_nothing_twice() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        started = time.monotonic()
+        with connect(url, read_timeout=0.2) as client, pytest.raises(RedisError):
+            client.incr("what was written perhaps")
+        assert time.monotonic() - started < 3
+        silent.settimeout(0)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
 
 
 def test_where_replicas_are_to_have_a_write_it_is_durable_only_with_them(tmp_path: Path) -> None:

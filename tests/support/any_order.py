@@ -11,19 +11,18 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 from finetune_queue.contract import EventType, JobRecord, JobState, Stage, Visibility
 from finetune_queue.errors import NotPossibleError, QueueUnavailableError
-from finetune_queue.store import CALL_MARGIN
-from finetune_worker.stages.calls import FRESH
+from finetune_queue.store import CALL_MARGIN, START_WITHIN
 from support.driver import Driver, Message, WatchedPost
 from support.simulation import CALL_TIMEOUT, LAG, LATENCY
 from support.world import SETTLE, World
 
-PAUSE_THAT_PAYS_ONCE = CALL_TIMEOUT + SETTLE - FRESH - LATENCY - LAG - 1
+PAUSE_THAT_PAYS_ONCE = CALL_TIMEOUT + SETTLE - START_WITHIN - LATENCY - LAG - 1
 """Seconds that a worker may stand still between its last check and the first byte of its submit: docs/guarantees.md."""
 
-PAUSE_WITHIN_THE_LIMIT = CALL_TIMEOUT - FRESH - LATENCY
+PAUSE_WITHIN_THE_LIMIT = CALL_TIMEOUT - START_WITHIN - LATENCY
 """Seconds that it may stand still there without arriving after its slot has ended."""
 
-PAUSE_THAT_OVERTAKES_NOBODY = CALL_TIMEOUT + CALL_MARGIN - FRESH - LATENCY - 1
+PAUSE_THAT_OVERTAKES_NOBODY = CALL_TIMEOUT + CALL_MARGIN - START_WITHIN - LATENCY - 1
 """Seconds that it may stand still there with a change of access before another may be made."""
 
 

@@ -4,10 +4,11 @@ A real one holds a job, or its account's sweep, for a call that begins 5 s late,
 has to wait for that.
 """
 
+from finetune_queue.store import budget
 from finetune_worker.celery import app
 from finetune_worker.stages import calls, sweep
 
 __all__ = ["app"]
 
-calls.FRESH = 1.0
+budget.START_WITHIN = calls.START_WITHIN = 1.0  # type: ignore[attr-defined]
 sweep.ACTING = 1.0

@@ -23,11 +23,10 @@ from pydantic import SecretStr
 
 from finetune_queue import sources
 from finetune_queue.sources import PublicArchive
-from finetune_queue.store import CALL_MARGIN, keys, scripts
+from finetune_queue.store import CALL_MARGIN, START_WITHIN, keys, scripts
 from finetune_worker.segmind.errors import NotSent, OutcomeUnknown, RateLimited, Rejected, SegmindError, Unavailable
 from finetune_worker.segmind.models import FinetuneDetails, FinetuneItem, PresignedUpload, SubmitReply, SubmitRequest
 from finetune_worker.stages import download, upload
-from finetune_worker.stages.calls import FRESH
 from finetune_worker.transfer.download import Download
 from finetune_worker.transfer.errors import TryAgain
 from segmind_sandbox.weights import Weights
@@ -353,7 +352,7 @@ LAG = 130.0
 """Seconds after which the list shows a training that it does not show at once."""
 
 
-ACTS_LATE = CALL_TIMEOUT + CALL_MARGIN - FRESH - 1
+ACTS_LATE = CALL_TIMEOUT + CALL_MARGIN - START_WITHIN - 1
 """Seconds after which a call is acted on that broke off on its way: the latest that docs/guarantees.md allows."""
 
 

@@ -10,9 +10,8 @@ from typing import Any, NoReturn
 import pytest
 
 from finetune_queue.contract import JobRecord, JobState
-from finetune_queue.store import Change, keys
+from finetune_queue.store import START_WITHIN, Change, keys
 from finetune_worker.segmind.client import SegmindClient
-from finetune_worker.stages.calls import FRESH
 from finetune_worker.stages.claim import Claim
 from finetune_worker.stages.sweep import ACTING
 from support.bench import Bench, make_settings, sweep
@@ -67,7 +66,7 @@ def test_for_as_long_as_its_call_can_last(
     monkeypatch.setattr(SegmindClient, call, look)
     impatient.run(job)
     [seconds] = held
-    assert FRESH + CALL <= seconds < FRESH + CALL + lease
+    assert START_WITHIN + CALL <= seconds < START_WITHIN + CALL + lease
 
 
 def test_a_sweep_is_not_replaced_for_as_long_as_it_can_last(impatient: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +83,7 @@ def test_a_sweep_is_not_replaced_for_as_long_as_it_can_last(impatient: Bench, mo
     with pytest.raises(RuntimeError):
         sweep(impatient.container, "default")
     [seconds] = held
-    assert FRESH + CALL < seconds <= FRESH + CALL + ACTING
+    assert START_WITHIN + CALL < seconds <= START_WITHIN + CALL + ACTING
 
 
 def test_a_job_that_is_held_for_long_enough_is_not_written_again(impatient: Bench) -> None:

@@ -49,6 +49,15 @@ def test_a_submit_whose_answer_is_lost_is_found_and_not_repeated(bench: Bench, f
     assert bench.submits() == 1
 
 
+def test_a_submit_whose_answer_is_lost_is_looked_for_at_once(bench: Bench) -> None:
+    bench.trained(1, training_seconds=600)
+    accounts = bench.container.accounts._redis
+    accounts.hset(keys.account("default"), "sweep_at", "9000000000000")  # its training is not worth a look
+    bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
+    bench.run(bench.submitting())
+    assert int(str(accounts.hget(keys.account("default"), "sweep_at"))) <= bench.container.deadlines.now_ms()
+
+
 def test_a_sweep_leaves_a_submit_to_the_worker_that_waits_for_its_answer(bench: Bench) -> None:
     bench.sandbox.control.add_fault(op="submit", kind="reply_lost")
     job = bench.submitting()

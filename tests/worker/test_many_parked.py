@@ -23,14 +23,14 @@ MOST_OF_A_LOOK = 4_000_000
 million."""
 
 
-def park(bench: Bench, count: int = JOBS, *, account: str = "default") -> list[JobRecord]:
-    """Let the jobs wait in their account's room for calls, their deadlines passed."""
+def park(bench: Bench, count: int = JOBS, *, account: str = "default", due_in: float = 0.0) -> list[JobRecord]:
+    """Let the jobs wait in their account's room for calls, with deadlines in so many seconds."""
     jobs, parked = bench.container.jobs, []
     request = sample_request(account=account)
     for outcome in jobs.register_many([(new_job_id(), request) for _ in range(count)], delay=60):
         assert isinstance(outcome, tuple)
         job, _ = outcome
-        change = Change(delay=0, room_score=room_score(CallClass.PREPARE, job))
+        change = Change(delay=due_in, room_score=room_score(CallClass.PREPARE, job))
         parked.append(jobs.transition(job, change, to=JobState.UPLOADING, waiting_for=WaitReason.API_SLOT))
     return parked
 
@@ -57,6 +57,15 @@ def test_what_a_worker_needs_does_not_grow_with_the_jobs_that_wait(bench: Bench)
     assert client.zcount(keys.deadlines(), 0, bench.container.deadlines.now_ms()) == 0
     assert client.zcard(keys.room("default")) > JOBS - 100, "as many as there are call slots went on"
     assert most < MOST
+
+
+def test_more_free_slots_than_are_handed_out_at_once_are_all_used_without_a_pause(bench: Bench) -> None:
+    dispatcher = Dispatcher(bench.container)
+    dispatcher.step()
+    bench.container.accounts.configure("default", AccountLimits(calls=5 * BATCH, window=60.0))
+    park(bench, 2 * BATCH + 1, due_in=60.0)
+    assert [dispatcher.step() == 0.0 for _ in range(3)] == [True, True, False]
+    assert bench.container.accounts.status("default").waiting == 0
 
 
 def test_one_account_s_backlog_delays_no_other_s_job(bench: Bench) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_queue.contract import JobRecord, JobState, WaitReason
 from finetune_queue.sdk import FineTuneQueue
-from finetune_queue.store import Change, keys
+from finetune_queue.store import Budget, Change, keys
 from finetune_queue.store.clock import server_ms
 from finetune_worker.stages.access import change_access
 from finetune_worker.stages.calls import OTHERS_TRY
@@ -51,7 +51,6 @@ def test_it_calls_ever_more_rarely_and_others_go_first(
         assert result.sentence.startswith(f"try {failures} failed: Segmind could not answer now (status 503)")
         waits.append(due_in(bench, job))
         assert bench.container.jobs._redis.zcard(keys.room("default")) == 0, "it would be first when the pause ends"
-        assert waits[-1] > bench.container.accounts.status("default").paused_for + OTHERS_TRY / 2
         found = bench.read(job)
         assert (found.waiting_for, found.attempts, found.outages) == (WaitReason.BACKOFF, 0, failures)
         end_pause(bench)
@@ -59,6 +58,16 @@ def test_it_calls_ever_more_rarely_and_others_go_first(
 
     bench.run(job)
     assert (bench.read(job).outages, bench.read(job).error) == (0, None)
+
+
+def test_it_lets_others_go_first_after_a_pause_that_is_longer_than_its_own(bench: Bench, tmp_path: Path) -> None:
+    job, op = uploading(bench, tmp_path)
+    longer = bench.container.settings.model_copy(update={"finetune_backoff_base": 30.0, "finetune_backoff_max": 30.0})
+    bench.container.budget = Budget.of_calls(bench.container.jobs._redis, longer)
+    bench.sandbox.control.add_fault(op=op, kind="http_error", status=503)
+    bench.run(job)
+    pause = bench.container.accounts.status("default").paused_for
+    assert due_in(bench, job) > pause + OTHERS_TRY / 2 > 25
 
 
 def test_a_change_of_access_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

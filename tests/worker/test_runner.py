@@ -71,6 +71,13 @@ def test_a_retry_uses_an_attempt_and_the_last_one_fails_the_job(bench: Bench) ->
     assert not result.proceed
 
 
+def test_an_outage_uses_no_attempt_and_is_over_with_another_failure(bench: Bench) -> None:
+    job = bench.job()
+    for outage, counted in (True, (0, 1)), (True, (0, 2)), (False, (1, 0)), (True, (1, 1)):
+        run(bench, job, lambda *_, outage=outage: Retry(ERROR, outage=outage))
+        assert (bench.read(job).attempts, bench.read(job).outages) == counted
+
+
 def test_what_went_wrong_is_logged_as_a_warning(bench: Bench) -> None:
     outcomes = (Wait("w", WaitReason.BACKOFF, 10), Retry(ERROR), Fail(ERROR), Attention("look", "it may be paid"))
     for outcome, level in zip(outcomes, ("info", "warning", "warning", "warning"), strict=True):
@@ -86,6 +93,13 @@ def test_a_wait_uses_no_attempt(bench: Bench) -> None:
     job = bench.read(job)
     assert (job.attempts, job.waiting_for, job.owner) == (0, WaitReason.API_SLOT, "")
     assert bench.container.accounts.place(job) == 0
+
+
+@pytest.mark.parametrize("outcome", [Wait("w", WaitReason.API_SLOT, 3600, room_score=1.0), Retry(ERROR, after=3600)])
+def test_a_job_waits_no_longer_than_its_caller_does(bench: Bench, outcome: Outcome) -> None:
+    job = bench.job(deadline=datetime.now(UTC) + timedelta(seconds=60))
+    run(bench, job, lambda *_: outcome)
+    assert 30_000 < bench.due_ms(job) - bench.read(job).updated_ms <= 60_000
 
 
 def test_a_defect_of_ours_ends_in_the_job_and_not_in_a_traceback_alone(bench: Bench) -> None:

@@ -4,7 +4,7 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import redis
@@ -13,7 +13,6 @@ from finetune_queue.contract import JobRecord, JobState, WaitReason
 from finetune_queue.store import Budget, Change, NotDurableError, jobs
 from finetune_worker.dispatcher import Dispatcher
 from finetune_worker.segmind.client import SegmindClient
-from finetune_worker.stages import calls
 from support.bench import Bench, make_settings
 from support.until import until
 
@@ -28,6 +27,18 @@ def test_an_accepted_submit_makes_the_job_a_training(bench: Bench) -> None:
     assert bench.finetune_id(job) in result.sentence
     assert job.owner == ""
     assert bench.submits() == 1
+
+
+def test_an_answer_is_recorded_though_redis_was_away_when_its_slot_was_to_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> NoReturn:
+        raise redis.ConnectionError
+
+    monkeypatch.setattr(bench.container.budget, "end", away)
+    job = bench.submitting()
+    bench.run(job)
+    assert bench.read(job).state is JobState.TRAINING
 
 
 def test_steps_from_a_caller_without_integers_are_sent_as_one(bench: Bench) -> None:
@@ -220,7 +231,7 @@ def test_a_worker_overtaken_while_it_waited_for_the_log_writes_nothing(
 
 
 def test_a_worker_that_stood_still_does_not_send(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "FRESH", -1.0)
+    monkeypatch.setattr("finetune_queue.store.budget.START_WITHIN", -1.0)
     job = bench.submitting()
 
     bench.run(job)
@@ -228,6 +239,7 @@ def test_a_worker_that_stood_still_does_not_send(bench: Bench, monkeypatch: pyte
     assert bench.submits() == 0
     job = bench.read(job)
     assert (job.state, job.intent_ms) == (JobState.SUBMITTING, None)
+    assert bench.container.accounts.status("default").spent_today == 0
 
 
 def test_a_worker_whose_job_ended_while_it_stood_still_takes_no_slot(

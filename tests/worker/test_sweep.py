@@ -316,6 +316,18 @@ def test_a_training_that_segmind_forgot_fails_its_job(bench: Bench) -> None:
     assert bench.error(job).code == "not_found"
 
 
+def test_a_training_that_is_not_found_is_no_sign_that_segmind_is_well(bench: Bench) -> None:
+    """Another API at its address would say the same."""
+    [job] = bench.trained(1, training_seconds=600)
+    bench.container.jobs.transition(bench.read(job), Change(delay=60), wants_details=True, finetune_id="never-was")
+    bench.container.jobs._redis.hset(keys.account("default"), "probing", "1")
+
+    bench.run(job)
+
+    assert bench.error(job).code == "not_found"
+    assert bench.container.accounts.status("default").probing
+
+
 def test_a_training_that_never_ends_fails_its_job(bench: Bench) -> None:
     [job] = bench.trained(1, training_seconds=600)
     bench.let_stay(job, bench.container.settings.finetune_training_limit)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from finetune_queue.contract import JobState
-from finetune_queue.store import CallClass, keys
+from finetune_queue.store import CallClass, Change, keys
 from finetune_queue.store.room import room_score_floor
 from support.bench import Bench, sweep
 from support.until import until
@@ -51,6 +51,13 @@ def test_the_usual_training_time_is_learned_and_used(bench: Bench) -> None:
     bench.trained(2, training_seconds=1200)
     sweep(bench.container, "default")
     assert 140 < next_sweep_in(bench) <= 155  # an eighth of it: nothing ends so early
+
+
+def test_nothing_is_learned_from_a_training_that_was_seen_to_be_over_before(bench: Bench) -> None:
+    for job in bench.trained(2):
+        bench.container.jobs.transition(bench.read(job), Change(delay=60), wants_details=True)
+    sweep(bench.container, "default")
+    assert bench.container.accounts.status("default").usual_training is None
 
 
 def test_nothing_is_learned_from_a_training_that_a_person_named(bench: Bench) -> None:

@@ -86,6 +86,9 @@ class Session:
         from finetune_worker.segmind.errors import RateLimited, SegmindError
 
         slot = self._slot()
+        while slot.stale:  # this command was stopped meanwhile, as by Ctrl-Z
+            self._budget.end_without_news(slot)
+            slot = self._slot()
         try:
             result = function()
         except RateLimited as error:

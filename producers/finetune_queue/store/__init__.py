@@ -6,7 +6,7 @@ Also redis-py's errors that callers of the store handle.
 from redis import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
 
 from finetune_queue.store.accounts import AccountLimits, Accounts, AccountStatus, UnknownAccountError, transfers_of
-from finetune_queue.store.budget import CALL_MARGIN, SWEEP, Budget, NoSlot, Slot
+from finetune_queue.store.budget import CALL_MARGIN, START_WITHIN, SWEEP, Budget, NoSlot, Slot
 from finetune_queue.store.connection import TakesPing, connect, database_of
 from finetune_queue.store.counters import (
     API_CALL_SECONDS,
@@ -90,6 +90,7 @@ __all__ = [
     "PAID_TWICE",
     "PLACE",
     "STAGE_SECONDS",
+    "START_WITHIN",
     "SWEEP",
     "TAKEOVERS",
     "TRANSFERRED_BYTES",

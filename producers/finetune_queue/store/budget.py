@@ -27,6 +27,10 @@ SWEEP = "sweep"
 CALL_MARGIN = 10.0
 """Seconds beyond its own time-out after which a call has ended for certain."""
 
+START_WITHIN = 5.0
+"""Seconds that may pass between taking a slot and the start of its call. A process that was stopped longer must
+not send: its slot, or its job, may be another's by then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -38,6 +42,11 @@ class Slot:
     submit: bool
     asked: float
     at_ms: int
+
+    @property
+    def stale(self) -> bool:
+        """Whether it was taken too long ago: its call may not start any more."""
+        return time.monotonic() - self.asked > START_WITHIN
 
 
 @dataclass(frozen=True, slots=True)

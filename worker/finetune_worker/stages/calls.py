@@ -1,6 +1,5 @@
 """One API call within the account's budget: take a slot, call, end the slot by how the call went."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +8,7 @@ from typing import TypeVar
 import structlog
 
 from finetune_queue.contract import JobRecord, WaitReason
-from finetune_queue.store import Budget, CallClass, NoSlot, RedisError, Slot, room_score
+from finetune_queue.store import START_WITHIN, Budget, CallClass, NoSlot, RedisError, Slot, room_score
 from finetune_worker.backoff import try_again_in
 from finetune_worker.container import Container
 from finetune_worker.segmind.client import SegmindClient
@@ -30,10 +29,6 @@ from finetune_worker.stages.outcome import Fail, Retry, Wait, after_error
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-FRESH = 5.0
-"""Seconds that may pass between taking a slot and the start of its call. A process that was stopped longer must
-not send: its slot, or its job, may be another's by then."""
 
 OTHERS_TRY = 1.0
 """Seconds after a pause in which its account's other jobs try whether Segmind is well again."""
@@ -59,7 +54,7 @@ def longest_call(container: Container) -> float:
     """Return the longest time from taking a slot to the end of its call, in seconds. The job, or the account's sweep,
     is held for that long: if it was taken over during the call, the call would be made twice, and a living worker
     counted as dead."""
-    return FRESH + container.settings.segmind_call_timeout
+    return START_WITHIN + container.settings.segmind_call_timeout
 
 
 def ask(
@@ -134,7 +129,7 @@ def call_api(budget: Budget, slot: Slot, function: Callable[[], T]) -> T:
         StaleCallError: too long since the slot was taken; nothing was sent.
         SegmindError: any other error of the call. After a refusal of the account it, or its submits alone, are paused.
     """
-    if time.monotonic() - slot.asked > FRESH:
+    if slot.stale:
         give_back(budget, slot)
         raise StaleCallError
     try:

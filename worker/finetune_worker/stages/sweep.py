@@ -116,7 +116,7 @@ class _Look:
 
 def sweep_if_due(container: Container, account: str) -> str:
     """Sweep, unless another message has led to it. While transfers keep all threads busy, a message is sent anew each
-    time that it was not picked up; all but one of them would cost a call for nothing."""
+    time that it was not picked up; all but one of them would read all trainings, to be refused their call."""
     if not container.budget.wants_sweep(account):
         return _SWEPT
     return sweep(container, account)

@@ -83,7 +83,6 @@ submits = submits - handed
 if handed > 0 and account.submits_refused then
   redis.call('HSET', KEYS[3], 'submits_probe_until', now + ARGV[2])
   redis.call('HDEL', KEYS[3], 'submits_probe')
-  submits = 0
 end
 if handed > 0 and submits <= 0 then submits_in = tonumber(ARGV[2]) end
 pop(ARGV[4], ARGV[5], math.huge, '')
