@@ -1,5 +1,6 @@
 """What every test gets: no settings from outside, no network but loopback, and a real Valkey when it asks for one."""
 
+import gc
 import ipaddress
 import logging
 import os
@@ -36,6 +37,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+# What is made while all tests are collected is no garbage; see `pytest_collection_finish`.
+gc.disable()
+
 # No example is judged by its time, which on a busy machine says nothing.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
@@ -54,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the longest begin first, so that at the end no process is left alone with one of them."""
     order = {folder: number for number, folder in enumerate(_LONGEST)}
     items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what stays to the end: thousands of tests, and all modules of all of them."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
