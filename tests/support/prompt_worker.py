@@ -4,6 +4,7 @@ A real one holds a job, or its account's sweep, for a call that begins 5 s late,
 has to wait for that.
 """
 
+from finetune_worker import server_check
 from finetune_worker.celery import app
 from finetune_worker.stages import calls, sweep
 
@@ -11,3 +12,4 @@ __all__ = ["app"]
 
 calls.FRESH = 1.0
 sweep.ACTING = 1.0
+server_check.PAUSE = 0.2
