@@ -12,7 +12,7 @@ from finetune_worker.celery import app
 
 __all__ = ["app"]
 
-AsynPool.timers = property(lambda pool: {pool.maintain_pool: 0.2})
+AsynPool.timers = property(lambda pool: {pool.maintain_pool: 0.2})  # type: ignore[assignment,method-assign]
 """How often it looks for processes that are gone: Celery does every 5 s."""
 
 tasks: Any = tasks_module
