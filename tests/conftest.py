@@ -8,7 +8,7 @@ import signal
 import socket
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-# What is made while all tests are collected is no garbage; see `pytest_collection_finish`.
-gc.disable()
-
 # No example is judged by its time, which on a busy machine says nothing.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
@@ -60,10 +57,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
 
 
-def pytest_collection_finish() -> None:
-    """Let the garbage collector pass over what stays to the end: thousands of tests, and all modules of all of them."""
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from what stays to the end: thousands of tests, and all modules of all of them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
