@@ -1,5 +1,6 @@
 """What every test gets: no settings from outside, no network but loopback, and a real Valkey when it asks for one."""
 
+import gc
 import ipaddress
 import logging
 import os
@@ -7,7 +8,7 @@ import signal
 import socket
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the longest begin first, so that at the end no process is left alone with one of them."""
     order = {folder: number for number, folder in enumerate(_LONGEST)}
     items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the garbage collector from what stays to the end: thousands of tests, and all modules of all of them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

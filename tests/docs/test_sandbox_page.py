@@ -20,7 +20,13 @@ def test_the_test_file_for_another_service_runs(tmp_path: Path) -> None:
     (tmp_path / "test_orders.py").write_text(shown, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(tmp_path)]
     done = subprocess.run(
-        command, env=os.environ, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False
+        command,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout

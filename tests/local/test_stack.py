@@ -109,13 +109,20 @@ def test_make_up_where_nothing_can_be_written_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_make_up_starts_a_worker_again_that_was_killed(up: Child) -> None:
+def test_make_up_starts_a_worker_again_that_was_killed_and_ends_when_another_part_does(up: Child) -> None:
     up.wait_for_line(lambda line: line == "Ctrl-C ends everything.", timeout=60)
     before = _children(up.pid)
     os.kill(_child_with(up.pid, "worker"), signal.SIGKILL)
     up.wait_for_line(lambda line: line.startswith("worker1 was killed. Starting it again"), timeout=30)
     up.wait_until(lambda: len([line for line in up.lines() if "dispatcher_started" in line]) == 2, timeout=60)
-    assert len(_children(up.pid)) == len(before)
+    children = _children(up.pid)
+    assert len(children) == len(before)
+
+    os.kill(_child_with(up.pid, "segmind_sandbox"), signal.SIGKILL)
+    assert up.wait(timeout=30) == 1
+    said = up.lines()
+    assert any("sandbox was killed by SIGKILL" in line for line in said), said
+    assert not any(map(_runs, children))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -126,17 +133,6 @@ def test_make_up_ends_what_it_has_started_so_far_on_a_signal_during_the_start(up
     assert up.wait(timeout=30) == 0
     [said] = up.lines()
     assert said.startswith("Stopped.")
-    assert not any(map(_runs, children))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_make_up_ends_when_one_of_its_parts_does(up: Child) -> None:
-    up.wait_for_line(lambda line: line == "Ctrl-C ends everything.", timeout=60)
-    children = _children(up.pid)
-    os.kill(_child_with(up.pid, "segmind_sandbox"), signal.SIGKILL)
-    assert up.wait(timeout=30) == 1
-    said = up.lines()
-    assert any("sandbox was killed by SIGKILL" in line for line in said), said
     assert not any(map(_runs, children))
 
 

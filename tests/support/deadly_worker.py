@@ -5,10 +5,15 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from celery.concurrency.asynpool import AsynPool
+
 from finetune_worker import tasks as tasks_module
 from finetune_worker.celery import app
 
 __all__ = ["app"]
+
+AsynPool.timers = property(lambda pool: {pool.maintain_pool: 0.2})  # type: ignore[assignment,method-assign]
+"""How often it looks for processes that are gone: Celery does every 5 s."""
 
 tasks: Any = tasks_module
 _accept = tasks.accept

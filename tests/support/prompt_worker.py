@@ -5,6 +5,7 @@ has to wait for that.
 """
 
 from finetune_queue.store import budget
+from finetune_worker import server_check
 from finetune_worker.celery import app
 from finetune_worker.stages import calls, sweep
 
@@ -12,3 +13,4 @@ __all__ = ["app"]
 
 budget.START_WITHIN = calls.START_WITHIN = 1.0  # type: ignore[attr-defined]
 sweep.ACTING = 1.0
+server_check.PAUSE = 0.2
