@@ -62,6 +62,6 @@ async def hang_up(scope: Scope, receive: Receive, *, reset: bool) -> None:
 
 
 def is_closing(scope: Scope) -> bool:
-    """Whether the client of this request has gone, which uvicorn tells a sender by nothing else."""
+    """Whether the client of this request has gone: uvicorn drops what is sent to it then, and raises nothing."""
     transport = cast("asyncio.Transport | None", scope.get("state", {}).get(_TRANSPORT))
     return transport is not None and transport.is_closing()

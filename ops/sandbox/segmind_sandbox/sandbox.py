@@ -73,12 +73,12 @@ class Sandbox:
         self.objects.close()
 
     def close_waits(self) -> None:
-        """End the waits of faults: their calls belong to a state that ends."""
+        """End the waits of slow and stall faults, and so give up their calls: at a reset and at the end."""
         self._closing.set()
         self._closing = asyncio.Event()
 
     async def pause(self, seconds: float) -> bool:
-        """Wait; False if the server's end or a reset comes first, and the call is to be given up."""
+        """Wait ``seconds`` and return True; False, for the call to be given up, if the end or a reset comes first."""
         try:
             await asyncio.wait_for(self._closing.wait(), seconds)
         except TimeoutError:

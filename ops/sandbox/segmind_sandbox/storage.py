@@ -83,6 +83,7 @@ class StorageHost:
         try:
             reply = await self._reply(request, faults)
         finally:
+            # Faults of an object's bytes, which this reply does not have.
             if not (isinstance(reply, EntityResponse) and reply.sends_entity):
                 book.put_back([fault for fault in faults if fault.ops is READS])
         return reply
@@ -165,7 +166,7 @@ async def weights_bucket(sandbox: Sandbox, request: Request, faults: list[AnyFau
         raise RefusedByStorageError(404, "NoSuchKey", "The specified key does not exist.")
     if training.private_weights and _SIGNATURE not in request.query_params:
         raise RefusedByStorageError(403, "AccessDenied", "Access denied.")
-    version, size = training.weights_version, training.weights_bytes  # before the wait, which they may be replaced in
+    version, size = training.weights_version, training.weights_bytes  # now: they may be replaced during the wait
     digests = await sandbox.digests(training)
     headers = [("Content-Type", "application/octet-stream"), ("x-goog-generation", str(version))]
     headers += [("x-goog-hash", value) for value in digests.goog_hashes]
