@@ -53,9 +53,7 @@ class Training:
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     finetune_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     model_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    origin: float = (
-        0.0  # what its statuses are timed from: `created`, until a hold, a slow dataset or `finish` moves it
-    )
+    origin: float = 0.0  # what its statuses are timed from: `created`, moved by a hold, a slow dataset or `finish`
     dataset_read: bool = False
     public: bool = False
     hidden: bool = False  # list never shows it
