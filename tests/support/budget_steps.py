@@ -80,7 +80,7 @@ class BudgetSteps(RuleBasedStateMachine):
         self.submitted: list[int] = []  # days of the submits that took a slot and were not given back
         self.last_day = 0  # the last one's
         self.training: dict[str, int] = {}  # since when, by the server's clock
-        self.paused_until = 0  # ms of the server's clock, as the two below
+        self.paused_until = 0  # ms of the server's clock, as all that end in _until
         self.probing = False  # after a pause, until a call has gone well: one tries for all
         self.tested_until = 0  # until when nobody else may try
         self.tester = ""  # who was handed a slot to try for all others
