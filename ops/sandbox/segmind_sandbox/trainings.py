@@ -215,9 +215,9 @@ class Training:
     def list_item(self, now: float) -> str:
         """One element of the list (section 3) as JSON; kept until something in it changes."""
         status = self.status(now)
-        state = (status, self.public, self.said(now))
+        carries = self.list_url and self.has_weights(now)
+        state = (status, self.public, self.said(now), carries)
         if self._item is None or self._item[0] != state:
-            carries = self.list_url and self.has_weights(now)
             item = {
                 "id": self.id,
                 "data_source_path": self.request.data_source_path,
