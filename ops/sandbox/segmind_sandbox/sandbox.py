@@ -7,7 +7,7 @@ import contextlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,10 @@ class Account:
 class Sandbox:
     """One emulated Segmind. Everything happens in one event loop, so nothing here needs a lock."""
 
-    def __init__(self, settings: SandboxSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: SandboxSettings) -> None:
         self.settings = settings.model_copy()
         self._start_settings = settings
-        self.clock = clock
+        self.clock = time.monotonic
         self.signer = Signer()
         self.accounts = self._make_accounts()
         self.faults = FaultBook(settings.faults, settings.seed)
