@@ -194,6 +194,22 @@ def test_a_download_that_breaks_off_uses_no_try_if_it_got_further(bench: Bench, 
     assert (job.state is JobState.FAILED, job.weights is None) == (ends, ends)
 
 
+def test_one_that_breaks_off_beside_a_part_that_another_holds_keeps_nothing_and_uses_a_try(bench: Bench) -> None:
+    """It would begin anew each time, for as long as the other stands still."""
+    bench.change_settings(finetune_max_attempts=2)
+    job = bench.downloading()
+    bench.sandbox.control.add_fault(op="download", kind="truncated", after_bytes=10_000, count=2)
+    part: Path = bench.container.work_folder.part_of(job.id)
+    with part.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        for _ in range(2):
+            bench.run(job)
+
+    assert bench.read(job).state is JobState.FAILED
+    part.unlink()
+
+
 def test_an_address_that_nobody_can_call_is_no_outage(bench: Bench) -> None:
     """It would be called for ever."""
     job = bench.downloading()

@@ -1,17 +1,21 @@
-"""A message of ``finetune.run`` in Celery's hands: what Celery would do with it, and this does not."""
+"""A message in Celery's hands: what Celery would do with it, or show of it, and this does not."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.utils.imports import symbol_by_name
 from celery.worker import state
 from kombu.message import Message
 from kombu.serialization import dumps
 
-from finetune_queue.contract import new_job_id
-from finetune_queue.messaging import REPLAYED, RUN
+from finetune_queue.contract import Stage, new_job_id
+from finetune_queue.messaging import ACCESS, PRESIGN, REPLAYED, RUN, SWEEP, stage_task
+from finetune_queue.settings import Settings
 from finetune_worker.run_request import RunRequest
+from finetune_worker.runtime import Runtime
+from finetune_worker.tasks import register
 from support.samples import sample
 
 
@@ -62,3 +66,33 @@ def test_one_for_later_is_not_kept_in_memory_until_then() -> None:
     hand = Hand(eta=eta.isoformat())
     assert hand.request.eta is None
     assert hand.request.request_dict["eta"] == eta
+
+
+JOB_ID = new_job_id()
+
+
+@pytest.mark.parametrize(
+    ("task", "args", "shown"),
+    [
+        *((task, [sample()], "(a request)") for task in (RUN, PRESIGN, SWEEP, ACCESS, *map(stage_task, Stage))),
+        *((task, [JOB_ID], f"('{JOB_ID}',)") for task in (RUN, PRESIGN, ACCESS, *map(stage_task, Stage))),
+        (SWEEP, ["default"], "('default',)"),
+        (SWEEP, ["https://example.com/faces.zip?X-Amz-Signature=feed"], "(a request)"),
+    ],
+)
+def test_celery_shows_a_name_of_ours_and_no_request(task: str, args: list[Any], shown: str) -> None:
+    """Whichever task a raw client sent it to."""
+    app = Celery("test", set_as_current=False)
+    register(app, Runtime(Settings(), app))
+    content_type, encoding, body = dumps([args, {}, {}], "json")
+    message: Any = Message(
+        body=body,
+        content_type=content_type,
+        content_encoding=encoding,
+        headers={"id": new_job_id(), "task": task, "argsrepr": repr(args)},
+        delivery_info={},
+        accept={"application/json"},
+    )
+    made_by: Any = symbol_by_name(app.tasks[task].Request)
+    request = made_by(message, app=app, task=app.tasks[task])
+    assert (request.argsrepr, request.info()["args"], request.kwargsrepr) == (shown, shown, "{}")

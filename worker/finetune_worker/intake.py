@@ -1,5 +1,6 @@
 """The way in: what ``finetune.run`` and unreadable messages become. Nothing that arrives vanishes."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from finetune_queue.contract import (
     parse_request,
 )
 from finetune_queue.contract.ids import is_job_id, message_job_id
+from finetune_queue.contract.request import ACCOUNT_NAME
 from finetune_queue.messaging import BEGIN
 from finetune_queue.store import (
     CallClass,
@@ -148,6 +150,14 @@ def named_job(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
     match args:
         case [str(job_id)] if is_job_id(job_id) and not kwargs:  # no other string may become part of a key
             return job_id
+    return None
+
+
+def named_account(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """Return the name of the account if that is all the message holds, else None."""
+    match args:
+        case [str(account)] if re.fullmatch(ACCOUNT_NAME, account) and not kwargs:
+            return account
     return None
 
 

@@ -11,7 +11,7 @@ from celery.worker.request import Request
 
 from finetune_queue.messaging import REPLAYED
 from finetune_queue.store import RedisError
-from finetune_worker.intake import named_job, set_aside
+from finetune_worker.intake import named_account, named_job, set_aside
 
 log = structlog.get_logger(__name__)
 
@@ -27,16 +27,24 @@ class JobRequest(Request):
     """A message about a job. Flower and Celery's log lines see only the job's id, or the words "a request": Celery
     shows arguments to all who ask, and a request holds prompts, perhaps a signed URL."""
 
+    named = staticmethod(named_job)
+    """Reads the name that may be shown."""
+
     def __init__(self: Any, message: Any, **options: Any) -> None:
         super().__init__(message, **options)
-        job_id = named_job(self._args, {})
-        self._names_job = job_id is not None
-        self._argsrepr = self._request_dict["argsrepr"] = f"('{job_id}',)" if self._names_job else "(a request)"
+        name = self.named(self._args, {})
+        self._argsrepr = self._request_dict["argsrepr"] = "(a request)" if name is None else f"('{name}',)"
         self._kwargsrepr = self._request_dict["kwargsrepr"] = "{}"
 
     def info(self, safe: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002 - Celery's signature
         """Return what ``celery inspect`` shows of it, without the arguments themselves."""
         return super().info(safe=True)
+
+
+class SweepRequest(JobRequest):
+    """A message of ``finetune.sweep``, of which the account's name may be shown."""
+
+    named = staticmethod(named_account)
 
 
 class RunRequest(JobRequest):
@@ -70,7 +78,7 @@ class RunRequest(JobRequest):
         super().on_failure(exc_info, *args, **options)
 
     def _count_death(self: Any) -> None:
-        if self._names_job:
+        if named_job(self._args, {}) is not None:
             self.acknowledge()  # its job's deadline starts it
             return
         _deaths[self.id] += 1

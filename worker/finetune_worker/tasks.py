@@ -13,8 +13,8 @@ from finetune_queue import tracing
 from finetune_queue.contract import Stage
 from finetune_queue.messaging import ACCESS, PRESIGN, RUN, SWEEP, short_name, stage_task
 from finetune_queue.store import RedisError
-from finetune_worker.intake import PUT_BACK_AFTER, Terms, accept, named_job, set_aside
-from finetune_worker.run_request import JobRequest, RunRequest
+from finetune_worker.intake import PUT_BACK_AFTER, Terms, accept, named_account, named_job, set_aside
+from finetune_worker.run_request import JobRequest, RunRequest, SweepRequest
 from finetune_worker.runtime import Runtime
 from finetune_worker.stages.access import change_access
 from finetune_worker.stages.download import download
@@ -84,13 +84,11 @@ def register(app: Celery, runtime: Runtime) -> None:
             time.sleep(PUT_BACK_AFTER)
             raise Reject(str(error), requeue=True) from error
 
-    @app.task(name=SWEEP, base=Recovered, shared=False, bind=True)
+    @app.task(name=SWEEP, base=Recovered, shared=False, bind=True, Request=SweepRequest)
     def sweep_account(self: Task[..., str], *args: Any, **kwargs: Any) -> str:
-        match args:
-            case [str(account)] if not kwargs:
-                _bind("sweep", account=account)
-            case _:
-                return _misdirected(self, runtime, args, kwargs)
+        if (account := named_account(args, kwargs)) is None:
+            return _misdirected(self, runtime, args, kwargs)
+        _bind("sweep", account=account)
         with tracing.span(SWEEP, kind="consumer", attributes={tracing.ACCOUNT: account}):
             return sweep_if_due(runtime.container, account)
 

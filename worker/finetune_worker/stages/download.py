@@ -53,10 +53,12 @@ def download(container: Container, claim: Claim) -> Outcome:
             # for it; a download into another file has not.
             log.warning("part_busy", job_id=job.id)
             with container.work_folder.scratch() as scratch:
-                return _fetch(container, claim, url, Path(scratch) / container.work_folder.part_of(job.id).name)
+                beside = Path(scratch) / container.work_folder.part_of(job.id).name
+                return _fetch(container, claim, url, beside, kept=False)
 
 
-def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
+def _fetch(container: Container, claim: Claim, url: str, part: Path, *, kept: bool = True) -> Outcome:
+    """Fetch and store the weights; ``kept`` says that the next try finds what came in ``part``."""
     job = claim.job
     try:
         got = fetch(
@@ -79,6 +81,7 @@ def _fetch(container: Container, claim: Claim, url: str, part: Path) -> Outcome:
         discard(part)
         return Retry(from_transfer(error, Stage.DOWNLOAD))
     except TransferError as error:
+        error.gained &= kept
         if error.code == "disk_full" and job.outages + 1 >= container.settings.finetune_max_attempts:
             discard(part)  # else two jobs may wait for ever, each for the room that the other's part takes
         return after_transfer(error, Stage.DOWNLOAD)
