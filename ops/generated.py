@@ -1,5 +1,5 @@
-"""What the modules share that write committed files: they end in `main`, which also checks for `make check`. They run
-from the project's folder."""
+"""Shared by the modules that generate committed files. Each is run from the project's folder and calls `main` here,
+which writes its files or, for `make check`, only compares them."""
 
 import re
 import sys
@@ -26,8 +26,8 @@ def replace_block(page: Path, name: str, body: str) -> str:
 
 
 def main(wanted: Mapping[Path, str]) -> int:
-    """Write the files that should hold something else. With `--check` write nothing, say which these are, and return
-    1 if there are any."""
+    """Write those of the ``wanted`` files whose text differs, and return 0. With `--check` on the command line write
+    nothing, print which differ, and return 1 if any does."""
     stale = {path: text for path, text in wanted.items() if not path.exists() or path.read_text("utf-8") != text}
     if "--check" in sys.argv[1:]:
         for path in stale:

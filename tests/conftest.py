@@ -59,7 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep the garbage collector from what stays to the end: thousands of tests, and all modules of all of them."""
+    """Keep the garbage collector off while tests are collected, and for good off what is there then: thousands of tests
+    and their modules, which stay to the end."""
     gc.disable()
     try:
         return (yield)
@@ -106,7 +107,7 @@ def _no_long_goodbye() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _loopback_only() -> Iterator[None]:
-    """Fail a test that connects to another machine; socket files are fine."""
+    """Fail a test that connects to another machine; Unix sockets are fine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", _guarded(socket.socket.connect))
         patch.setattr(socket.socket, "connect_ex", _guarded(socket.socket.connect_ex))
@@ -159,14 +160,14 @@ def redis_url(valkey: ValkeyServer) -> str:
 
 @pytest.fixture
 def client(redis_url: str) -> Iterator[redis.Redis]:
-    """A connection to it, as the programs make theirs."""
+    """A connection to the database of `redis_url`, made as the programs make theirs."""
     with connect(redis_url) as connection:
         yield connection
 
 
 @pytest.fixture
 def control(stack: LocalStack) -> Iterator[SandboxControl]:
-    """What rules the sandbox of a module's own ``stack``, as it was at its start."""
+    """The control of the sandbox in the test module's own ``stack``, after a reset."""
     found = SandboxControl(stack.sandbox_url)
     found.reset()
     yield found
@@ -187,13 +188,13 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def filesystems() -> dict[tuple[int, str], Any]:
-    """Those of the stores that all tests of a process use: to connect a new one takes a good tenth of a second."""
+    """The storage drivers' cache of connections, shared by all tests of a process: a new one takes 0.1 s and more."""
     return {}
 
 
 @pytest.fixture
 def s3(s3_server: str, filesystems: dict[tuple[int, str], Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The same API by its own library, with the environment set as a worker's would be."""
+    """A boto3 client of `s3_server`, and the environment that leads a worker to that server."""
     import boto3  # type: ignore[import-untyped]
 
     monkeypatch.setattr(drivers, "_filesystems", filesystems)
@@ -206,7 +207,7 @@ def s3(s3_server: str, filesystems: dict[tuple[int, str], Any], monkeypatch: pyt
 
 @pytest.fixture
 def bucket(s3: Any) -> str:
-    """A new bucket."""
+    """The name of a new bucket on `s3_server`."""
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     s3.create_bucket(Bucket=name)
     return name

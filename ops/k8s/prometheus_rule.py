@@ -15,8 +15,9 @@ SOURCE = OPS / "monitoring" / "alerts.yaml"
 TARGET = OPS / "k8s" / "components" / "monitoring" / "alerts.yaml"
 
 NAMESPACE = "finetune"
-"""That of the overlays. An AlertmanagerConfig gets only alerts with the label of its namespace, and the expressions,
-being about all gateways, leave none."""
+"""The namespace of the overlay with the alerts, as a label of each alert. The Prometheus operator sends an
+AlertmanagerConfig only alerts with the label of its own namespace, and the expressions, which take the max over all
+gateways, drop that label."""
 
 HEAD = "# Generated from ops/monitoring/alerts.yaml by ops/k8s/prometheus_rule.py.\n"
 

@@ -17,16 +17,16 @@ from finetune_queue.settings import Settings
 
 SHORT_THREADS = 8
 TRANSFER_THREADS = 4
-"""Threads of a worker of each queue, ``-c`` in its Deployment."""
+"""Threads of a worker of the queue finetune, and of one of finetune.transfer: ``-c`` in their Deployments."""
 
 CALLS_PER_JOB = 2
-"""At least: one for the presigned upload, one for the submit."""
+"""API calls that each job takes at least: one for the presigned upload, one for the submit."""
 
 CALL_SECONDS = Settings().segmind_call_timeout
-"""The longest that one call holds a thread."""
+"""Seconds that one call holds a thread at most."""
 
 TRANSFER_SECONDS = 120
-"""That one job's upload and download hold a thread, together: about 100 MB up and 1 GB down, at 10 MB/s."""
+"""Seconds that one job's upload and download together hold a thread: about 100 MB up and 1 GB down, at 10 MB/s."""
 
 SPARE = 1
 """Workers of the short queue for what is no API call: accept, publish, repeat."""

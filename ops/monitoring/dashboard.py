@@ -42,7 +42,8 @@ def stat(title: str, query: str, *, unit: str = "short", red: float | None = Non
 
 
 def per_minute(metric: str, by: str) -> str:
-    """Return how often something was counted in a minute. All gateways say the same, so the max of them is it."""
+    """Return how often something was counted in a minute. All gateways export the same counters, those in Redis, so
+    their max is the number and their sum would be too many."""
     return f"60 * max by ({by}) (rate({metric}[$__rate_interval]))"
 
 
@@ -215,6 +216,7 @@ def dashboard() -> dict[str, Any]:
     for title, row in ROWS.items():
         panels.append({"type": "row", "title": title, "gridPos": _place(0, top, WIDTH, 1), "panels": []})
         top += 1
+        # Eight numbers, four graphs or three beside each other, as no line should end in a gap.
         in_line = 8 if row[0].kind == "stat" else (4 if len(row) in {4, 8} else 3)
         width, height = WIDTH // in_line, 4 if row[0].kind == "stat" else 8
         for index, panel in enumerate(row):
@@ -279,7 +281,7 @@ def _accounts() -> dict[str, Any]:
         "type": "query",
         "datasource": DATASOURCE,
         "query": {"query": query, "refId": "accounts"},
-        "refresh": 2,
+        "refresh": 2,  # the list of accounts is read anew at each change of the time range
         "multi": True,
         "includeAll": True,
         "allValue": ".*",

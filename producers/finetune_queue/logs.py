@@ -98,8 +98,8 @@ def _redact_event(_logger: WrappedLogger, _method: str, event: EventDict) -> Eve
 
 
 def _escape_event(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Take from a line for a terminal what could steer it: ids and messages come from clients and servers. The renderer
-    does so within lists and the like."""
+    """Escape the control characters in a line for a terminal, which could steer it: ids and messages come from clients
+    and servers. Of lists and the like the renderer shows the repr, in which they are escaped."""
     return {escaped(name): escaped_lines(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
@@ -112,7 +112,7 @@ def _trace_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
 
 
 def _celery_task(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Name the task in Celery's own records, which come from outside the task's context."""
+    """Name the task in records that Celery logs of a task from outside of its context, as of one that was received."""
     data = getattr(event["_record"], "data", None)
     if isinstance(data, dict) and event["logger"].startswith("celery."):
         event.setdefault("task_id", data.get("id"))

@@ -16,9 +16,10 @@ from urllib.parse import quote
 REDACTED = "[redacted]"
 
 SHORTEST_SECRET = 6
-"""A known secret shorter than this is left to the second net: it would be found everywhere."""
+"""A known secret with fewer characters is left to the second net: so short a text would be found everywhere."""
 
 _DEEPEST = 20
+"""How deep `redact` follows mappings and sequences; what lies deeper is shown as text."""
 
 # Names whose value is a secret, as field, header or query parameter; "-" and "_" are the same.
 _NAMES = (
@@ -79,7 +80,7 @@ _RAW_URL_PASSWORD = re.compile(
     r"((?:rediss?|amqps?|sentinel|redis\+socket|unix)://[^\s/\"'<>@:?#]{0,256}:)[^\s\"'<>]{1,1024}(?=@)", re.IGNORECASE
 )
 
-# What kombu writes for credentials, also where there are none: a password to look for in vain.
+# kombu shows a URL with `:**@` also where it has no password, and a reader would look for one in vain.
 _KOMBU_MASK = re.compile(r"(://)[^\s/\"'<>@:?#]{0,256}:\*\*@(?![^\s\"'<>]{0,1024}@)")
 
 _REPLACEMENTS = (
@@ -94,7 +95,8 @@ _REPLACEMENTS = (
     (_HOOK_PATH, rf"\g<1>{REDACTED}"),
 )
 
-# Every one of these patterns needs one of these marks. Most texts have none, and every line of the log comes through.
+# A text without one of these marks matches none of the patterns above. Most texts have none, so that the log's every
+# line is looked through once and not nine times.
 _MARK = re.compile(r"[=%\"']|://|/hooks/|(?:api[-_]key|token|authorization|cookie)\s{0,5}:|bearer\s", re.IGNORECASE)
 
 
@@ -106,7 +108,7 @@ class _Known:
         self._values: set[str] = set()
         self._pattern: re.Pattern[str] | None = None
         self.generation = 0
-        """Another number whenever there are more of them."""
+        """Grows with each addition."""
 
     def add(self, values: Iterable[str]) -> None:
         with self._lock:
@@ -183,7 +185,7 @@ def _key(key: object) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _name(name: str, generation: int) -> str:  # noqa: ARG001 - what was kept before there were more secrets is not used again
+def _name(name: str, generation: int) -> str:  # noqa: ARG001 - part of the cache's key: new secrets, new entries
     return redact_text(name)
 
 

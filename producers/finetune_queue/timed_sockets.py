@@ -26,7 +26,8 @@ _running = threading.local()
 
 
 class NoRedirects(requests.Session):
-    """No reply is a redirect here: `requests` would read its whole body, and unpack it, for the next request."""
+    """A session that takes no reply for a redirect, also where it is told not to follow any: `requests` would read and
+    unpack the whole body of one to prepare the next request."""
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - requests' signature
         """Return that there is none."""
@@ -59,6 +60,7 @@ class Deadline:
 
     @property
     def passed(self) -> bool:
+        """Whether no time is left."""
         return self.remaining <= 0
 
     def patience(self, most: float) -> float:
@@ -126,7 +128,9 @@ class TimedTLSSocket(TimedSocket, ssl.SSLSocket):
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - the signature of ssl
         deadline = current()
         if deadline is not None:
-            self.settimeout(deadline.patience(self.gettimeout() or deadline.idle))  # its own is that to connect
+            self.settimeout(
+                deadline.patience(self.gettimeout() or deadline.idle)
+            )  # the socket's own time-out is the one to connect
         super().do_handshake(block)
 
 

@@ -1,6 +1,7 @@
 """What becomes of a submitted job: its statuses over time, and the datasets that fail it."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,6 +55,15 @@ def test_a_job_that_is_not_deployed_keeps_its_weights() -> None:
     assert job.updated_at(9999) - job.created_at == timedelta(seconds=12.5)
     job.finish(9999)
     assert (job.status(9999), job.said(9999)) == ("AVAILABLE", None)
+
+
+def test_a_job_in_the_list_gets_its_weights_also_when_its_status_says_so_before() -> None:
+    job = new_training(list_url=True)
+    job.word = "TRAINING_COMPLETED"
+    job.dataset_was_read(100)
+    shown = [json.loads(job.list_item(at)) for at in (109, 110)]
+    assert [item["status"] for item in shown] == ["TRAINING_COMPLETED"] * 2
+    assert [item["cloud_storage_url"] for item in shown] == [None, job.weights_url]
 
 
 def test_a_held_job_goes_on_from_where_it_was() -> None:

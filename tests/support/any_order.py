@@ -39,12 +39,12 @@ class Steps(RuleBasedStateMachine):
         self.world.queue._submitter._messenger = self.post  # type: ignore[assignment]
         self.driver = Driver(self.container, post=self.post)
         self.jobs: list[str] = []
-        self.paid_for: Counter[tuple[str, str]] = Counter()  # how many trainings may have been started
+        self.paid_for: Counter[tuple[str, str]] = Counter()  # by kind of job: how many trainings may have been started
         self.ended: Counter[str] = Counter()  # how often a job may have ended
         self.wanted_cancelled: set[str] = set()
         self.asked: dict[str, tuple[str | None, Visibility]] = {}  # of which model, and what it was last asked to be
         self.mishaps = 0
-        self.cuts = 0
+        self.cuts = 0  # transfers that broke off
 
     @staticmethod
     def _one_of(among: list[Any], index: int) -> Any:
@@ -59,7 +59,8 @@ class Steps(RuleBasedStateMachine):
         return [job.id for job in jobs if job.state.terminal and job.finetune_id is not None]
 
     def _with(self, mishap: Any, work: Callable[[], Any]) -> bool:
-        """Do it, and have its mishap on the way; False if it was not done to its end."""
+        """Do ``work``, with the mishap at one of its calls if there is one: the call, the kind and, of one that stands
+        still, how often it does and for how many seconds. Returns False if ``work`` was not done to its end."""
         if mishap is None:
             work()
             return True
@@ -85,12 +86,12 @@ class Steps(RuleBasedStateMachine):
         return self.points.run(sdk_or_worker, at=at, what=what[kind])
 
     def _meanwhile(self, call: str, *, times: int, seconds: float, cancel: bool = False) -> None:
-        """Let the others work while one stands still before ``call``."""
+        """Let the other workers work ``times`` times, ``seconds`` apart, while one stands still before ``call``."""
         if call.startswith("segmind") and not call.endswith("reply"):
             longest = PAUSE_THAT_PAYS_ONCE
             if call == "segmind: access":
                 longest = PAUSE_THAT_OVERTAKES_NOBODY
-                # What was on its way for so long already must not lie about elsewhere, too.
+                # A call that stood still for so long already must not act late in addition: the bound covers both.
                 self.segmind.faults = [fault for fault in self.segmind.faults if fault[1] != "acts late"]
             seconds = min(seconds, longest / times)
             late = times * seconds > PAUSE_WITHIN_THE_LIMIT

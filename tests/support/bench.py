@@ -41,7 +41,8 @@ def make_settings(sandbox: LiveSandbox, redis_url: str, folder: Path, **fields: 
     return Settings(**values | fields)
 
 
-def _empty_zip() -> bytes:
+def _smallest_zip() -> bytes:
+    """Return a ZIP that the sandbox trains on: it has one file."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("1.txt", "a caption")
@@ -74,7 +75,7 @@ class Bench:
         upload = self.container.segmind("default").presign_upload(name)
         headers = {"Content-Type": "application/zip", "x-amz-acl": "public-read"}
         url = upload.presigned_url.get_secret_value()
-        requests.put(url, data=_empty_zip(), headers=headers, timeout=5).raise_for_status()
+        requests.put(url, data=_smallest_zip(), headers=headers, timeout=5).raise_for_status()
         return jobs.transition(job, Change(delay=60), to=JobState.SUBMITTING, dataset_url=upload.s3_url)
 
     def downloading(self, **request: Any) -> JobRecord:
@@ -124,7 +125,7 @@ class Bench:
         return due
 
     def let_stay(self, job: JobRecord, seconds: float) -> None:
-        """Have the job been in its state for so long."""
+        """Store that the job entered its state that many seconds before its last change."""
         job = self.read(job)
         self.container.jobs.transition(job, Change(delay=60), entered_ms=int(job.updated_ms - seconds * 1000))
 
@@ -134,8 +135,8 @@ class Bench:
         until(lambda: not words & {row["status"] for row in self.sandbox.control.trainings()}, seconds=30)
 
     def trained(self, count: int, **settings: Any) -> list[JobRecord]:
-        """Return so many submitted jobs, by the given settings of the sandbox: in training if these say how long one
-        takes, else with their trainings over."""
+        """Change the sandbox's settings, submit that many jobs and return them: in training if ``settings`` give a
+        ``training_seconds`` above 0, else with their trainings over."""
         self.sandbox.control.change_settings(**settings)
         jobs = [self.submitting() for _ in range(count)]
         for job in jobs:

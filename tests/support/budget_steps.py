@@ -40,9 +40,9 @@ class Call:
     holder: str
     began: float
     submit: bool
-    arrived: bool = False
-    under_way: bool = True
-    open: bool = True
+    arrived: bool = False  # at Segmind
+    under_way: bool = True  # it may still arrive
+    open: bool = True  # its caller waits for the answer
 
 
 @dataclass
@@ -68,24 +68,24 @@ class BudgetSteps(RuleBasedStateMachine):
         self.accounts, self.sweep_clock, self.jobs = self.parts.accounts, self.parts.sweep_clock, self.parts.jobs
         self.client.flushdb()
         self.clock.reset()
-        self.real = 0.0
-        self.set_back = 0.0
+        self.real = 0.0  # seconds since the start, by a clock that is never set back
+        self.set_back = 0.0  # by how many seconds the server's clock was set back in all
         self.known: dict[str, tuple[JobRecord, CallClass]] = {}
-        self.handed_out: list[str] = []
+        self.handed_out: list[str] = []  # holders with a reserved slot that have not asked for it
         self.calls: list[Call] = []
         self.arrivals: list[float] = []
-        self.history: list[tuple[float, int]] = []
+        self.history: list[tuple[float, int]] = []  # from when on which limit of calls was in force
         self.caps = AccountLimits(1, WINDOW, training_limit=TRAINING_LIMIT)
         self.stopped = False
         self.submitted: list[int] = []  # days of the submits that took a slot and were not given back
         self.last_day = 0  # the last one's
         self.training: dict[str, int] = {}  # since when, by the server's clock
-        self.paused_until = 0
-        self.probing = False
-        self.tested_until = 0
+        self.paused_until = 0  # ms of the server's clock, as all that end in _until
+        self.probing = False  # after a pause, until a call has gone well: one tries for all
+        self.tested_until = 0  # until when nobody else may try
         self.tester = ""  # who was handed a slot to try for all others
         self.probe: Call | None = None  # who tries
-        self.asleep_until = 0.0
+        self.asleep_until = 0.0  # until when the dispatchers sleep if nobody wakes them
 
     # what happens
 

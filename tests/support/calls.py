@@ -7,6 +7,7 @@ from finetune_queue.store import Budget, CallClass, Change, JobStore, NoSlot, Sl
 from support.samples import sample_request
 
 ANYTIME = 9e15
+"""A score behind all jobs in a room: whoever asks with it goes last."""
 
 
 def take(budget: Budget, holder: str = "h", score: float = ANYTIME, *, submit: bool = False) -> Slot:

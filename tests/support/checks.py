@@ -1,4 +1,4 @@
-"""Files of a dataset that nothing can be said against, and the check of an archive."""
+"""Files of a dataset in which the check finds nothing wrong, and the check of an archive."""
 
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ def good_image(number: int) -> bytes:
 
 
 def good_files(count: int = 6) -> dict[str, bytes]:
-    """What nothing can be said against."""
+    """Return images and captions in which the check finds nothing wrong, by file name."""
     files: dict[str, bytes] = {}
     for number in range(count):
         files[f"p{number}.jpg"] = good_image(number)

@@ -16,6 +16,7 @@ from segmind_sandbox.weights import Weights
 _ENDS = {EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED}
 
 STATES = {type_name(EventType(state)): state for state in JobState}
+"""The state that a job enters, by the type of the event that tells of it."""
 
 
 def check_sets(client: Any, jobs: list[JobRecord]) -> None:

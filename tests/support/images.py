@@ -23,12 +23,19 @@ def image_bytes(
     return target.getvalue()
 
 
-def make_dataset_folder(path: Path, count: int = 6, size: tuple[int, int] = (64, 64), trigger: str = "1MAN") -> Path:
-    """A folder of `count` JPEG pictures, each with a caption that has the trigger word."""
-    path.mkdir(parents=True, exist_ok=True)
+def _photos(count: int, size: tuple[int, int]) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
     for number in range(1, count + 1):
-        (path / f"photo{number:03}.jpg").write_bytes(image_bytes(number, size))
-        (path / f"photo{number:03}.txt").write_text(f"a photo of {trigger}, number {number}\n", encoding="utf-8")
+        files[f"photo{number:03}.jpg"] = image_bytes(number, size)
+        files[f"photo{number:03}.txt"] = f"a photo of 1MAN, number {number}\n".encode()
+    return files
+
+
+def make_dataset_folder(path: Path, count: int = 6, size: tuple[int, int] = (64, 64)) -> Path:
+    """A folder of `count` JPEG pictures, each with a caption that has the trigger word 1MAN."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, data in _photos(count, size).items():
+        (path / name).write_bytes(data)
     return path
 
 
@@ -40,10 +47,6 @@ def make_zip(path: Path, files: dict[str, bytes], compression: int = zipfile.ZIP
     return path
 
 
-def make_dataset_zip(path: Path, count: int = 6, size: tuple[int, int] = (64, 64), trigger: str = "1MAN") -> Path:
+def make_dataset_zip(path: Path, count: int = 6, size: tuple[int, int] = (64, 64)) -> Path:
     """A ZIP of what `make_dataset_folder` makes, without the folder."""
-    files: dict[str, bytes] = {}
-    for number in range(1, count + 1):
-        files[f"photo{number:03}.jpg"] = image_bytes(number, size)
-        files[f"photo{number:03}.txt"] = f"a photo of {trigger}, number {number}\n".encode()
-    return make_zip(path, files)
+    return make_zip(path, _photos(count, size))

@@ -3,7 +3,7 @@
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,17 +102,11 @@ class Lane:
 @contextmanager
 def open_lanes(count: int, sandbox: LiveSandbox, redis_url: str, folder: Path, dataset: Path) -> Iterator[list[Lane]]:
     """Open that many lanes on the databases from 1 of a server."""
-    lanes: list[Lane] = []
-    mortals: list[Mortals] = []
-    try:
+    with ExitStack() as opened:
+        lanes: list[Lane] = []
         for number in range(count):
             url = f"{redis_url.removesuffix('/0')}/{number + 1}"
-            starter = Mortals(folder / f"mortals{number}").__enter__()
-            mortals.append(starter)
-            lanes.append(Lane(sandbox, url, folder / f"lane{number}", dataset, starter))
+            mortals = opened.enter_context(Mortals(folder / f"mortals{number}"))
+            lane = Lane(sandbox, url, folder / f"lane{number}", dataset, mortals)
+            lanes.append(opened.enter_context(closing(lane)))
         yield lanes
-    finally:
-        for lane in lanes:
-            lane.close()
-        for starter in mortals:
-            starter.__exit__(None, None, None)

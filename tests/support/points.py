@@ -1,10 +1,11 @@
 """The calls that leave a process, named and counted as they happen, and a death at any one of them.
 
-Patched are the narrow places that every call goes through: commands and pipelines of redis-py, the connection, the
-parts of the request and the reply of http.client, and what changes files in `os`. A point is reached *before* its
-call. What is after one call is before the next: a worker that dies with an answer in hand dies before the call that
-would have told of it, since between two calls a process changes nothing but itself and files that have no name yet by
-which they are read. That nothing else leaves it is seen to by the interpreter's own audit events.
+Patched are the few functions that every call goes through: commands and pipelines of redis-py, the connection, the
+parts of the request and the reply of http.client, and what changes files in `os`.
+
+A point is reached *before* its call. No points are needed after calls: between two calls a process changes only itself
+and files that nobody reads under their names so far. So to die with an answer in hand is the same as to die before the
+next call. Python's audit events (`Points.audit`) show that no call is missing among the points.
 """
 
 import hashlib
@@ -37,19 +38,19 @@ _CHANGES = frozenset(
 
 
 class _Now(threading.local):
-    """What a thread is in the middle of: counts are sent by one beside the stages."""
+    """What a thread is in the middle of. By thread, as another one than the stages' sends the counters."""
 
-    inside = False
-    calling = 0
+    inside = False  # a call that is a point already, or what `unwatched` holds: nothing in it is a point
+    calling = 0  # how deep in calls that are points: their audit events are expected
 
 
 class Points:
     """Names every call as ``part: call #n``, and ends the process at once where it is told to."""
 
     def __init__(self, die_at: str | None = None) -> None:
-        self.part = "start"
-        self.reached: list[str] = []
-        self.missed: list[str] = []
+        self.part = "start"  # what the worker does now; the first word of each point's name
+        self.reached: list[str] = []  # points, in order
+        self.missed: list[str] = []  # audit events that no point stands for
         self._die_at = die_at
         self._times: Counter[str] = Counter()
         self._scripts = _script_names()
@@ -65,7 +66,7 @@ class Points:
         self.reached.append(point)
 
     def passed(self, call: str) -> None:
-        """Take note of the answer of a command to Redis, before the caller has it."""
+        """Called after each command to Redis, before its caller has the answer; for subclasses."""
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:

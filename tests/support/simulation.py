@@ -96,11 +96,11 @@ class Interruption(Points):
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self._scripts = clock.scripts
-        self._at: str | int = 0
-        self._what: Callable[[str], None] | None = None
+        self._at: str | int = 0  # how many calls to let pass, or a part of the name of the call
+        self._what: Callable[[str], None] | None = None  # what to do there, once
         self._dead = False
-        self._cut = False
-        self._afterwards: Callable[[str], None] | None = None
+        self._cut = False  # no connection to Redis
+        self._afterwards: Callable[[str], None] | None = None  # what to do after the next command to Redis, once
         self._thread = threading.get_ident()
 
     def reach(self, call: str) -> None:
@@ -213,14 +213,14 @@ class Segmind:
 
     clock: Clock
     points: Interruption
-    lag: float = 0.0
+    lag: float = 0.0  # seconds until the list shows a new training
     trainings: dict[str, Training] = field(default_factory=dict)
-    faults: list[tuple[str, str]] = field(default_factory=list)
-    accepted: Counter[tuple[str, str]] = field(default_factory=Counter)
-    refused: set[str] = field(default_factory=set)
-    arrivals: list[int] = field(default_factory=list)
-    late: bool = False
-    to_come: list[tuple[int, Callable[[], object]]] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)  # operation, or "any", and kind; each fires once
+    accepted: Counter[tuple[str, str]] = field(default_factory=Counter)  # submits by name and dataset
+    refused: set[str] = field(default_factory=set)  # names of the jobs, or `access_of` the models, that met "rejected"
+    arrivals: list[int] = field(default_factory=list)  # times (ms) of the calls that count against the limit
+    late: bool = False  # the next call is not counted: it stood still for longer than its slot lasts
+    to_come: list[tuple[int, Callable[[], object]]] = field(default_factory=list)  # what "acts late": when (ms), effect
 
     # the client's calls
 
@@ -265,7 +265,7 @@ class Segmind:
             training.move("AVAILABLE")
 
     def catch_up(self) -> None:
-        """Do what calls asked for that lay about somewhere and have arrived by now."""
+        """Have the effects of calls that act late, and whose time has come."""
         while self.to_come and self.to_come[0][0] <= self.clock.ms:
             self.to_come.pop(0)[1]()
 

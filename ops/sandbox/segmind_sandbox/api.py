@@ -13,12 +13,11 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from segmind_sandbox import effects
-from segmind_sandbox.connection import HangUpError, hang_up
 from segmind_sandbox.faults import AnyFault
 from segmind_sandbox.models import BadRequestError
 from segmind_sandbox.sandbox import Account, Sandbox
@@ -108,17 +107,8 @@ class Operation:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one call."""
-        log = self._sandbox.log
-        try:
-            reply = await self._take(Request(scope, receive))
-        except HangUpError as end:
-            log.answered(self._op, "reset" if end.reset else "reply_lost")
-            await hang_up(scope, receive, reset=end.reset)
-        except ClientDisconnect:
-            log.answered(self._op, "client_gone")
-        else:
-            log.answered(self._op, reply.status_code)
-            await reply(scope, receive, send)
+        coming = self._take(Request(scope, receive))
+        await effects.answer(self._sandbox, self._op, coming, scope=scope, receive=receive, send=send)
 
     async def _take(self, request: Request) -> Response:
         sandbox = self._sandbox

@@ -37,6 +37,10 @@ class HangUpError(Exception):
         self.reset = reset
 
 
+def _transport(scope: Scope) -> asyncio.Transport | None:
+    return cast("asyncio.Transport | None", scope.get("state", {}).get(_TRANSPORT))
+
+
 def _socket(transport: asyncio.Transport) -> socket.socket:
     return cast("socket.socket", transport.get_extra_info("socket"))
 
@@ -46,7 +50,7 @@ async def hang_up(scope: Scope, receive: Receive, *, reset: bool) -> None:
 
     Raises RuntimeError if the server is not run with SandboxProtocol.
     """
-    transport = cast("asyncio.Transport | None", scope.get("state", {}).get(_TRANSPORT))
+    transport = _transport(scope)
     if transport is None:
         raise RuntimeError("faults that close the connection need uvicorn with http=SandboxProtocol")
     if transport.is_closing():
@@ -62,6 +66,6 @@ async def hang_up(scope: Scope, receive: Receive, *, reset: bool) -> None:
 
 
 def is_closing(scope: Scope) -> bool:
-    """Whether the client of this request has gone, which uvicorn tells a sender by nothing else."""
-    transport = cast("asyncio.Transport | None", scope.get("state", {}).get(_TRANSPORT))
+    """Whether the client of this request has gone: uvicorn drops what is sent to it then, and raises nothing."""
+    transport = _transport(scope)
     return transport is not None and transport.is_closing()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -25,19 +25,20 @@ class _Body(BaseModel):
 
 
 class SettingsChange(_Body):
-    """The settings that can change at run time; for jobs submitted from now on, and calls from now on."""
+    """The settings that can change at run time, for jobs and calls from then on. What values they may have is checked
+    by SandboxSettings."""
 
-    training_seconds: float | None = Field(None, ge=0)
-    deploy_seconds: float | None = Field(None, ge=0)
+    training_seconds: float | None = None
+    deploy_seconds: float | None = None
     weights_bytes: int | None = None
     list_carries_weights_url: bool | None = None
-    list_lag_seconds: float | None = Field(None, ge=0)
+    list_lag_seconds: float | None = None
     private_weights: bool | None = None
-    link_seconds: int | None = Field(None, ge=1)
+    link_seconds: int | None = None
     retry_after: bool | None = None
     rate_limit: RateText | None = None
     rate_algorithm: Literal["sliding", "fixed"] | None = None
-    credits: float | None = Field(None, ge=0)
+    credits: float | None = None
 
 
 class TrainingChange(_Body):

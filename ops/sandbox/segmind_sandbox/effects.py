@@ -1,13 +1,15 @@
-"""What the faults do to a call: before it has its effect, and between the effect and the reply."""
+"""What the faults do to a call: before it has its effect, between the effect and the reply, and to the reply itself."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
 
-from segmind_sandbox.connection import HangUpError
+from segmind_sandbox.connection import HangUpError, hang_up
 from segmind_sandbox.faults import (
     AnyFault,
     Html200,
@@ -24,10 +26,29 @@ from segmind_sandbox.sandbox import Sandbox
 _PAGE = "<!doctype html><html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
 
 ErrorReply = Callable[[int], Response]
+"""Makes an error reply of a status, in the words of the API or of a storage host."""
+
+
+async def answer(
+    sandbox: Sandbox, op: str, coming: Awaitable[Response], *, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Await the reply to a call of ``op`` and send it, or close the connection without one; count either."""
+    log = sandbox.log  # of the call's arrival: a reset replaces it
+    try:
+        reply = await coming
+    except HangUpError as end:
+        log.answered(op, "reset" if end.reset else "reply_lost")
+        await hang_up(scope, receive, reset=end.reset)
+    except ClientDisconnect:
+        log.answered(op, "client_gone")
+    else:
+        log.answered(op, reply.status_code)
+        await reply(scope, receive, send)
 
 
 async def before(sandbox: Sandbox, faults: Iterable[AnyFault], error: ErrorReply) -> Response | None:
-    """Apply the faults that come before the call's effect: a reply takes the place of it. Raises HangUpError."""
+    """Apply the faults that come before the call's effect. If one gives a reply, the call has no effect. Raises
+    HangUpError."""
     for fault in _slow_first(faults):
         match fault:
             case Slow(processed=False):
@@ -81,6 +102,7 @@ async def _wait(sandbox: Sandbox, fault: Slow) -> None:
 
 
 def _slow_first(faults: Iterable[AnyFault]) -> list[AnyFault]:
+    # Waits first: any other fault ends the call.
     return sorted(faults, key=lambda fault: not isinstance(fault, Slow))
 
 

@@ -309,7 +309,7 @@ class FaultBook:
         return fired
 
     def put_back(self, faults: Sequence[AnyFault]) -> None:
-        """Take it back that these fired: their call got a reply that they could do nothing to."""
+        """Arm faults again that have fired for a call whose reply they could not change."""
         for armed in self._armed.values():
             if any(armed.fault is fault for fault in faults):
                 armed.fired -= 1

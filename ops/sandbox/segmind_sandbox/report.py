@@ -46,7 +46,7 @@ class CallLog:
             arrivals.admitted.append(now)
 
     def answered(self, op: str, outcome: int | str) -> None:
-        """Count the end of a call: its status, or "reply_lost" or "reset"."""
+        """Count the end of a call: the status of its reply, or "reply_lost", "reset" or "client_gone"."""
         self.outcomes[op, str(outcome)] += 1
 
     def submitted(self, name: str, data_source_path: str) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,10 @@ class Account:
 class Sandbox:
     """One emulated Segmind. Everything happens in one event loop, so nothing here needs a lock."""
 
-    def __init__(self, settings: SandboxSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: SandboxSettings) -> None:
         self.settings = settings.model_copy()
         self._start_settings = settings
-        self.clock = clock
+        self.clock = time.monotonic
         self.signer = Signer()
         self.accounts = self._make_accounts()
         self.faults = FaultBook(settings.faults, settings.seed)
@@ -73,12 +73,12 @@ class Sandbox:
         self.objects.close()
 
     def close_waits(self) -> None:
-        """End the waits of faults: their calls belong to a state that ends."""
+        """End the waits of slow and stall faults, and so give up their calls: at a reset and at the end."""
         self._closing.set()
         self._closing = asyncio.Event()
 
     async def pause(self, seconds: float) -> bool:
-        """Wait; False if the server's end or a reset comes first, and the call is to be given up."""
+        """Wait ``seconds`` and return True; False, for the call to be given up, if the end or a reset comes first."""
         try:
             await asyncio.wait_for(self._closing.wait(), seconds)
         except TimeoutError:

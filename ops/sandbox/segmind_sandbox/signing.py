@@ -41,11 +41,9 @@ class Signer:
         self._key_id = "ASIA" + secrets.token_hex(8).upper()
         self._secret = secrets.token_hex(20)
 
-    def presign(
-        self, method: str, url: str, *, headers: Mapping[str, str], seconds: int, now: datetime | None = None
-    ) -> str:
+    def presign(self, method: str, url: str, *, headers: Mapping[str, str], seconds: int) -> str:
         """``url`` with a signature in its query. ``headers`` (lower-case names) must come with the request."""
-        now = now or datetime.now(UTC)
+        now = datetime.now(UTC)
         parts = urlsplit(url)
         signed = {"host": parts.netloc, **headers}
         query = {
@@ -58,9 +56,7 @@ class Signer:
         signature = self._signature(method, parts.path, query, signed)
         return f"{url}?{_canonical_query(query)}&X-Amz-Signature={signature}"
 
-    def check(
-        self, method: str, raw_path: str, raw_query: str, headers: Mapping[str, str], now: datetime | None = None
-    ) -> None:
+    def check(self, method: str, raw_path: str, raw_query: str, headers: Mapping[str, str]) -> None:
         """Check a request that has a signature in its query. Raises SignatureError, with S3's codes."""
         query = dict(parse_qsl(raw_query, keep_blank_values=True))
         given = query.pop("X-Amz-Signature", "")
@@ -74,7 +70,7 @@ class Signer:
                 "Query-string authentication version 4 requires the X-Amz-Date, X-Amz-Expires and other parameters."
             )
             raise SignatureError("AuthorizationQueryParametersError", message) from None
-        if (now or datetime.now(UTC)) >= ends:
+        if datetime.now(UTC) >= ends:
             raise SignatureError("AccessDenied", "Request has expired")
         unsigned = [name for name in headers if name.startswith("x-amz-") and name not in names]
         if unsigned:

@@ -10,13 +10,12 @@ import base64
 from collections.abc import Awaitable, Callable, Mapping
 from xml.sax.saxutils import escape
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from segmind_sandbox import effects
-from segmind_sandbox.connection import HangUpError, hang_up
 from segmind_sandbox.faults import READS, AnyFault
 from segmind_sandbox.finetunes import UPLOADS
 from segmind_sandbox.objects import ObjectReader
@@ -68,18 +67,9 @@ class StorageHost:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Take one request."""
         request = Request(scope, receive)
-        log = self._sandbox.log
         op = self._ops.get(request.method, "storage_other")
-        try:
-            reply = await self._take(op, request)
-        except HangUpError as end:
-            log.answered(op, "reset" if end.reset else "reply_lost")
-            await hang_up(scope, receive, reset=end.reset)
-        except ClientDisconnect:
-            log.answered(op, "client_gone")
-        else:
-            log.answered(op, reply.status_code)
-            await reply(scope, receive, send)
+        coming = self._take(op, request)
+        await effects.answer(self._sandbox, op, coming, scope=scope, receive=receive, send=send)
 
     async def _take(self, op: str, request: Request) -> Response:
         if any(name in request.headers for name in _CREDENTIALS):
@@ -93,6 +83,7 @@ class StorageHost:
         try:
             reply = await self._reply(request, faults)
         finally:
+            # Faults of an object's bytes, which this reply does not have.
             if not (isinstance(reply, EntityResponse) and reply.sends_entity):
                 book.put_back([fault for fault in faults if fault.ops is READS])
         return reply
@@ -175,7 +166,7 @@ async def weights_bucket(sandbox: Sandbox, request: Request, faults: list[AnyFau
         raise RefusedByStorageError(404, "NoSuchKey", "The specified key does not exist.")
     if training.private_weights and _SIGNATURE not in request.query_params:
         raise RefusedByStorageError(403, "AccessDenied", "Access denied.")
-    version, size = training.weights_version, training.weights_bytes  # before the wait, which they may be replaced in
+    version, size = training.weights_version, training.weights_bytes  # now: they may be replaced during the wait
     digests = await sandbox.digests(training)
     headers = [("Content-Type", "application/octet-stream"), ("x-goog-generation", str(version))]
     headers += [("x-goog-hash", value) for value in digests.goog_hashes]

@@ -114,7 +114,10 @@ class LiveSandbox:
 
 @contextmanager
 def run_sandbox(settings: SandboxSettings | None = None) -> Iterator[LiveSandbox]:
-    """Run a sandbox in a thread until the block ends. Raises RuntimeError if it does not start or stop in time."""
+    """Run a sandbox in a thread until the block ends.
+
+    Raises httpx.TransportError if it does not answer within 10 s, and RuntimeError if it has not stopped after as long.
+    """
     settings = settings or SandboxSettings()
     server = SandboxServer(settings)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([server.socket])), name="segmind-sandbox")

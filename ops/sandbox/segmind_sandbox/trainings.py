@@ -37,7 +37,7 @@ _BUCKET = "segmind-finetune-sandbox"
 
 @dataclass(slots=True, eq=False)
 class Training:
-    """One job. Times are of the book's monotonic clock, in seconds; ``origin`` is when its timeline began."""
+    """One job. Times are seconds of the book's monotonic clock."""
 
     account: str
     request: Submit
@@ -46,27 +46,27 @@ class Training:
     training_seconds: float
     deploy_seconds: float
     weights_bytes: int
-    list_url: bool
-    private_weights: bool
-    visible_at: float
+    list_url: bool  # list shows the weights' URL, too
+    private_weights: bool  # they need a signed link
+    visible_at: float  # from when on list shows the job
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     finetune_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     model_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    origin: float = 0.0
+    origin: float = 0.0  # what its statuses are timed from: `created`, moved by a hold, a slow dataset or `finish`
     dataset_read: bool = False
     public: bool = False
-    hidden: bool = False
-    held_at: float | None = None
-    hold_in_training: bool = False
-    word: str | None = None
-    fails_with: str | None = None
-    error_message: str | None = None
+    hidden: bool = False  # list never shows it
+    held_at: float | None = None  # since when its clock stands still; None: it runs
+    hold_in_training: bool = False  # it stays in TRAINING_INITIATED
+    word: str | None = None  # shown in place of TRAINING_INITIATED
+    fails_with: str | None = None  # the error that it will fail with
+    error_message: str | None = None  # the error that it has failed with
     failed_at: float | None = None
-    undeployed: FailDeploy | None = None
+    undeployed: FailDeploy | None = None  # it is never deployed
     weights_version: int = 0
-    told: set[int] = field(default_factory=set)
-    _item: tuple[object, str] | None = None
+    told: set[int] = field(default_factory=set)  # indices of the statuses that the webhook was told of
+    _item: tuple[object, str] | None = None  # what `list_item` gave last, and what that depends on
 
     def __post_init__(self) -> None:
         self.origin = self.created
@@ -215,9 +215,9 @@ class Training:
     def list_item(self, now: float) -> str:
         """One element of the list (section 3) as JSON; kept until something in it changes."""
         status = self.status(now)
-        state = (status, self.public, self.said(now))
+        carries = self.list_url and self.has_weights(now)
+        state = (status, self.public, self.said(now), carries)
         if self._item is None or self._item[0] != state:
-            carries = self.list_url and self.has_weights(now)
             item = {
                 "id": self.id,
                 "data_source_path": self.request.data_source_path,

@@ -8,7 +8,7 @@ from starlette.routing import BaseRoute, Route
 from segmind_sandbox import models
 from segmind_sandbox.api import Call, Operation, RefusedError
 from segmind_sandbox.sandbox import Sandbox
-from segmind_sandbox.webhooks import OneWebhookError, Webhook
+from segmind_sandbox.webhooks import Webhook
 
 
 async def get(call: Call) -> Response:
@@ -20,10 +20,7 @@ async def get(call: Call) -> Response:
 async def add(call: Call) -> Response:
     """Register a webhook; one at a time for fine-tunes."""
     body = models.parse(models.WebhookAdd, await call.json())
-    try:
-        webhook = call.sandbox.webhooks.add(call.account.name, body.webhook_url, body.event.types)
-    except OneWebhookError as refusal:
-        raise RefusedError(400, str(refusal)) from None
+    webhook = call.sandbox.webhooks.add(call.account.name, body.webhook_url, body.event.types)
     return _success(webhook, "Webhook added successfully")
 
 
@@ -31,10 +28,7 @@ async def update(call: Call) -> Response:
     """Change a webhook's URL and events."""
     body = models.parse(models.WebhookUpdate, await call.json())
     webhook = _own_webhook(call, body.webhook_id)
-    try:
-        call.sandbox.webhooks.update(webhook, body.webhook_url, body.event.types)
-    except OneWebhookError as refusal:
-        raise RefusedError(400, str(refusal)) from None
+    call.sandbox.webhooks.update(webhook, body.webhook_url, body.event.types)
     return _success(webhook, "Webhook updated successfully")
 
 

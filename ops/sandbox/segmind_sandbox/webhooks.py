@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from segmind_sandbox.models import BadRequestError
 from segmind_sandbox.outgoing import UNREACHABLE, make_client
 
 FINETUNE = "FINETUNE"
@@ -22,10 +23,6 @@ _LOGGED = 1000  # deliveries kept for each webhook
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-class OneWebhookError(Exception):
-    """An account has one webhook for fine-tunes at a time (Fast Flux API, Webhooks)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,20 +66,21 @@ class Webhooks:
         return webhook if webhook is not None and webhook.account == account else None
 
     def add(self, account: str, url: str, types: list[str]) -> Webhook:
-        """Register a webhook. Raises OneWebhookError if it would be the second for fine-tunes."""
+        """Register a webhook. Raises BadRequestError if it would be the second for fine-tunes."""
         self._check_single(account, types, besides=None)
         webhook = Webhook(account, url, types)
         self._webhooks[webhook.id] = webhook
         return webhook
 
     def update(self, webhook: Webhook, url: str, types: list[str]) -> None:
-        """Change a webhook. Raises OneWebhookError as add does."""
+        """Change a webhook and make it active. Raises BadRequestError as add does."""
         self._check_single(webhook.account, types, besides=webhook)
         webhook.url, webhook.types, webhook.active = url, types, True
 
     def _check_single(self, account: str, types: list[str], besides: Webhook | None) -> None:
+        # "You can create only 1 webhook at a time for finetune jobs" (Fast Flux API, Webhooks).
         if FINETUNE in types and self._for_finetunes(account) not in {None, besides}:
-            raise OneWebhookError("only 1 webhook for finetune jobs is allowed; delete the old one first")
+            raise BadRequestError("only 1 webhook for finetune jobs is allowed; delete the old one first")
 
     def _for_finetunes(self, account: str) -> Webhook | None:
         active = (webhook for webhook in self.of_account(account) if webhook.active and FINETUNE in webhook.types)

@@ -30,7 +30,7 @@ def main() -> int:
     except KeyboardInterrupt:
         _say(f"Stopped. Its data and logs are in {folder}.")
         return 0
-    except (ProcessError, ServerNotFoundError, OSError) as error:  # the last of a folder that cannot be written
+    except (ProcessError, ServerNotFoundError, OSError) as error:  # OSError: the folder cannot be written
         print(error, file=sys.stderr)  # noqa: T201 - the terminal is the point
         return 1
 
@@ -65,7 +65,7 @@ def _welcome(stack: LocalStack) -> str:
 
 
 def _watch(stack: LocalStack) -> int:
-    """Show what the workers log, and start one again that was killed, until a part of the stack ends by itself."""
+    """Show what the workers log, and restart any that SIGKILL ends, until a part ends in another way; returns 1."""
     while True:
         for worker in stack.workers:
             for line in worker.new_lines():

@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
-        # Kept over exec (prctl(2)). SIGKILL, because nobody would be left to insist.
+        # Stays in force after exec (prctl(2)). SIGKILL, as nobody is left to send it after a signal that is not heeded.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the leash was on
             sys.exit(1)

@@ -1,4 +1,4 @@
-"""Child processes that are started, watched and ended with certainty, and only those."""
+"""Child processes: to start, watch and reliably end them, and no others."""
 
 import os
 import shutil
@@ -23,8 +23,8 @@ class ProcessError(RuntimeError):
 class Child:
     """One process in a session of its own, with its output in a log file.
 
-    It dies with this process (on Linux), also when this one is killed: more exactly with the thread that calls
-    `start`, which therefore has to live as long.
+    On Linux it is killed when this process ends, however that ends; more exactly when the thread that called `start`
+    ends, so that thread has to live as long as the child is needed.
 
     Args:
         name: What messages call it.
@@ -41,9 +41,9 @@ class Child:
         self._env = dict(env)
         self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
-        self._log_start = 0
-        self._told = 0
-        self._swept = False
+        self._log_start = 0  # where in the log its output since `start` begins
+        self._told = 0  # where in the log that begins which `new_lines` has not returned
+        self._swept = False  # whether the rest of its group was killed after its end
 
     @property
     def pid(self) -> int:
@@ -56,7 +56,7 @@ class Child:
         process = self._started
         code = process.poll()
         if code is not None and not self._swept:
-            # What it left behind goes now: its id, and so the group's, is certainly not another process's yet.
+            # Its own children are killed at once: later its id, which is also the group's, may be another process's.
             self._swept = True
             self._kill_group(process.pid)
         return code

@@ -15,6 +15,7 @@ from finetune_queue.local.processes import Child
 from finetune_queue.local.valkey import ValkeyServer, free_port
 from finetune_queue.settings import Settings, load_settings
 
+# How the names of the caller's own settings begin, which the children must not see.
 _OTHERS_SETTINGS = ("FINETUNE_", "SEGMIND_", "SANDBOX_", "CELERY_", "FLOWER_")
 _START_TIMEOUT = 60.0
 # The one of Standard Webhooks' own examples: with it docs/samples/webhook.mjs can be tried.
@@ -37,7 +38,7 @@ class LocalStack:
         threads: How many tasks a worker runs at once.
         flower: Also start Flower.
         gateway: Also start the HTTP gateway.
-        rate_limit: The account's limit, as the sandbox enforces it and the workers know it.
+        rate_limit: The account's limit in calls/seconds, as the sandbox enforces it and the workers know it.
         sandbox: Settings of the sandbox (`SANDBOX_...` variables).
         settings: Settings of the workers and of `settings_env` (`FINETUNE_...` and `SEGMIND_...` variables).
     """
@@ -181,11 +182,11 @@ class LocalStack:
         self.gateway_url = line.removeprefix(said)
 
     def _launch(self, name: str, module: Sequence[str], settings: Mapping[str, str]) -> Child:
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS_SETTINGS)}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(_OTHERS_SETTINGS)}
         child = Child(
             name,
             [sys.executable, "-m", *module],
-            # Celery warns of running as root, which in a container on one's own machine is nothing to say.
+            # Without Celery's warning of running as root, which is usual in a container on one's own machine.
             env={
                 **inherited,
                 "PYTHONUNBUFFERED": "1",

@@ -49,7 +49,7 @@ class AddressPolicy:
     allow_loopback: bool = False
 
     def __post_init__(self) -> None:
-        """Raises: ValueError for an origin that is none."""
+        """Bring hosts and origins into one spelling. Raises ValueError for what is no origin."""
         object.__setattr__(self, "only_hosts", frozenset(host.lower().rstrip(".") for host in self.only_hosts))
         origins = frozenset(origin_of(urlsplit(origin)) for origin in self.trusted_origins)
         if any(not host or not port for _, host, port in origins):
@@ -57,6 +57,7 @@ class AddressPolicy:
         object.__setattr__(self, "trusted_origins", frozenset(f"{s}://{h}:{p}" for s, h, p in origins))
 
     def trusts(self, url: str) -> bool:
+        """Tell whether the URL is on one of the trusted origins."""
         scheme, host, port = origin_of(urlsplit(url))
         return f"{scheme}://{host}:{port}" in self.trusted_origins
 

@@ -146,10 +146,11 @@ def _raise_for_status(response: requests.Response, where: str) -> None:
 
 
 def _length(response: requests.Response) -> int | None:
-    """The length of the file; that of something encoded on the way is no use."""
+    """Return the file's length in bytes by Content-Length; None if there is none that counts the file's own bytes, as
+    when the server compresses them (Content-Encoding)."""
     text = response.headers.get("Content-Length", "")
     encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
-    # Of more than 4,300 digits Python would make an error of its own.
+    # int() raises ValueError for a text of more than 4,300 digits.
     return int(text) if re.fullmatch(r"[0-9]{1,20}", text) and not encoded else None
 
 

@@ -1,9 +1,9 @@
 """Connections that keep to an `AddressPolicy`, whatever a name resolves to and wherever a server redirects.
 
 The address filter is that of requests-hardened: it resolves a name once, judges the address and connects to that same
-address, with the name still used for TLS and the Host header. What it lets through is refused here in addition. Each
-hop of a redirect is a new request under the same rules. A total time limit covers everything from the connection to the
-last byte, also against a server that sends a byte now and then.
+address, with the name still used for TLS and the Host header. The class here also refuses what that filter lets
+through but `addresses` does not. Each hop of a redirect is a new request under the same rules. A total time limit
+covers everything from the connection to the last byte, also against a server that sends a byte now and then.
 """
 
 import ipaddress
@@ -31,8 +31,9 @@ _HEADERS = {"User-Agent": "finetune-queue", "Accept": "*/*", "Accept-Encoding": 
 
 @cache
 def tls_context() -> ssl.SSLContext:
-    """Return the process's TLS context for public URLs, which no other connections may share: where the address filter
-    has put an address in the name's place, urllib3 lets the context check no name, and does it itself."""
+    """Return the process's TLS context for public URLs. No other connections may share it: where the address filter has
+    replaced the host name by an address, urllib3 turns off the context's own check of the name (``check_hostname``) and
+    compares the certificate with the name itself."""
     return timed_tls_context()
 
 
@@ -92,12 +93,13 @@ def opened(
     body: bytes | None = None,
     redirects: int = MAX_REDIRECTS,
 ) -> Iterator[tuple[requests.Response, Deadline]]:
-    """The answer to one request, after at most ``redirects``; its body is not read yet, and ends with the block.
+    """Make a request, follow at most ``redirects``, and yield the response with the deadline that holds for the block.
 
-    With ``redirects=0`` a redirect is the answer. What has a ``body`` should not follow any.
+    The response's body is not read yet. With ``redirects=0`` a redirect is itself the response; with a ``body`` none
+    should be followed.
 
     Raises:
-        FetchError: no answer; a status of 400 or more is one.
+        FetchError: there was no response. One with a status of 400 or more is no error here.
     """
     deadline = Deadline(seconds, idle=READ_SECONDS)
     with deadline.running(), _session(policy) as session:
@@ -114,14 +116,13 @@ def _follow(
         url: str = request.url
         check_url(url, policy)
         response = _send(session, request, policy, deadline)
-        location = response.headers.get("Location")
-        if not response.is_redirect or location is None or not redirects:
+        if not response.is_redirect or not redirects:
             return response
         response.close()
         # The next hop gets a connection of its own: a server may close this one while it says otherwise.
         session.close()
         try:
-            request.url = urljoin(url, location)
+            request.url = urljoin(url, response.headers["Location"])
         except ValueError as error:
             raise FetchError(
                 "bad_url", f"{shown_url(url)} redirects without a usable URL.", "Give the direct address."
@@ -144,7 +145,7 @@ def _send(
         check_url(final, policy)
         if policy.trusts(final):
             session.mount(final, _TimedAdapter())
-        # A host may have several addresses, each of which may be silent for so long.
+        # The host of a trusted origin may have several addresses, each of which may be silent for so long.
         connect = min(CONNECT_SECONDS, deadline.total / 3)
         response = session.send(prepared, stream=True, allow_redirects=False, timeout=(connect, READ_SECONDS))
     except InvalidIPAddress as error:
@@ -185,6 +186,7 @@ def _translated(error: Exception, where: str) -> FetchError:
             return FetchError("bad_url", f"{where} cannot be used ({type(error).__name__}).", "Check the URL.")
 
 
+# By exact type: the error of a certificate (SSLCertVerificationError) is a subclass of the first.
 _HANDSHAKE = (ssl.SSLError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 

@@ -80,8 +80,8 @@ class Place:
         return True
 
     def drop_parts(self, folder: str) -> None:
-        """Remove what writers that were killed left in a folder; one that still writes there fails. In a bucket that
-        is the work of a lifecycle rule."""
+        """Remove the unfinished files that killed writers left in a folder; a writer that is still at work there fails.
+        Does nothing in a bucket: a lifecycle rule ends uploads that were never finished."""
         self._backend.drop_parts(checked_name(folder))
 
     def url_of(self, name: str) -> str:
@@ -89,7 +89,7 @@ class Place:
         return self._backend.url_of(checked_name(name))
 
     def check_writable(self) -> None:
-        """Write and remove a small object, and so raise what a job would meet."""
+        """Write, look up and remove a small object. Raises the error that a job's writes would meet, if any."""
         name = f".finetune-check-{uuid.uuid4().hex}"
         self._backend.put_bytes(b"finetune-queue was here", name)
         self._backend.info(name)  # as `put_file` does of what it wrote, which takes the right to read

@@ -25,6 +25,7 @@ FLUSH = 2.0
 _SCOPE = "finetune_queue"
 
 _own: "tuple[TracerProvider, Tracer] | None" = None
+"""What `start` made, until `stop`."""
 
 
 def start(service: str) -> None:
@@ -104,14 +105,15 @@ def _variable(name: str) -> str:
 
 
 def _header_values() -> list[str]:
-    """Return what the collector is sent to let us in, readable or not."""
+    """Return the values of the headers for the collector, which may be credentials; of a header without a
+    value, which is not valid, its name."""
     named = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
     pairs = [pair.strip() for name in named for pair in _variable(name).split(",") if pair.strip()]
     return [value.strip() or name for name, _, value in (pair.partition("=") for pair in pairs)]
 
 
 class _Outage(logging.Filter):
-    """Lets the exporter tell of an outage once; it would say several lines for every batch."""
+    """Lets one line of the exporter's through in each outage, and not several for each batch of spans."""
 
     told = False
 

@@ -43,7 +43,7 @@ def span(
 
 
 def tell(attributes: Attributes, *, name: str | None = None) -> None:
-    """Add to the current span, and give it a better name."""
+    """Add attributes to the current span and, with ``name``, rename it."""
     if tracer() is None:
         return
     current = _current()
@@ -59,7 +59,7 @@ def failed(kind: str) -> None:
 
 
 def link(other: str | None) -> None:
-    """Name another trace, by its ``traceparent``, that the current span had to do with."""
+    """Link the current span to the one that ``other``, a ``traceparent``, names; None does nothing."""
     if other is not None and tracer() is not None:
         _current().add_link(_current(_context(other)).get_span_context())
 
@@ -67,7 +67,8 @@ def link(other: str | None) -> None:
 def past(
     name: str, seconds: float, *, kind: Kind = "internal", attributes: Attributes, error: str | None = None
 ) -> None:
-    """Record what ended just now and took ``seconds``, as a part of the current span."""
+    """Record a span that ends now and began ``seconds`` ago, as a child of the current one. ``error`` marks it failed,
+    see :func:`failed`."""
     recorder = tracer()
     if recorder is None:
         return
@@ -119,7 +120,8 @@ def trace_id() -> str | None:
 
 @contextmanager
 def continued(incoming: object) -> Iterator[None]:
-    """Go on with the trace that a message came with; what is no ``traceparent`` is none."""
+    """Make ``incoming``, the W3C ``traceparent`` of a message, the parent of the spans in the block. With an invalid
+    text they have no parent; anything but a text changes nothing."""
     if not isinstance(incoming, str) or tracer() is None:
         yield
         return
