@@ -41,11 +41,16 @@ def test_a_broker_of_its_own_that_may_lose_messages(
         monkeypatch.setenv("FINETUNE_BROKER_URL", server.url)
         assert checks(run("doctor", "--json"))["broker"]["status"] == "ok"
         with redis.Redis.from_url(server.url) as client:
+            client.config_set("appendonly", "no")
+            forgets = checks(run("doctor", "--json"))["broker"]
+            client.config_set("appendonly", "yes")
             client.config_set("maxmemory-policy", "allkeys-lru")
         found = checks(run("doctor", "--json"))
+    assert forgets["status"] == "warn"
+    assert "would lose messages" in forgets["action"]  # the jobs are on the other server
     assert found["eviction"]["status"] == "ok"
     assert found["broker"]["status"] == "fail"
-    assert found["broker"]["message"] == f"the server may drop jobs when full (allkeys-lru) at {server.url}"
+    assert found["broker"]["message"] == f"the server may drop messages when full (allkeys-lru) at {server.url}"
     assert "noeviction" in found["broker"]["action"]
 
 

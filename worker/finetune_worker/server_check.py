@@ -174,7 +174,7 @@ def check_server(setting: str, url: str) -> bool:
             waiting = True
             time.sleep(PAUSE)
     fit = True
-    for problem in server_problems(facts):
+    for problem in server_problems(facts, holds_jobs=setting == "FINETUNE_REDIS_URL"):
         say = log.error if problem.unfit else log.warning
         event = "redis_unfit" if problem.unfit else "redis_risky"
         say(event, setting=setting, problem=problem.message, action=problem.action)

@@ -161,7 +161,7 @@ def _broker(settings: Settings) -> Iterator[Finding]:
     where = _without_secrets(_broker_url(settings))
     with suppress(RedisError), connect(_broker_url(settings)) as client:
         facts = server_facts(client)
-        for problem in (problems := list(server_problems(facts))):
+        for problem in (problems := list(server_problems(facts, holds_jobs=False))):
             status: Status = "fail" if problem.unfit else "warn"
             yield Finding("broker", status, f"{problem.message} at {where}", problem.action)
         if not problems:

@@ -127,8 +127,10 @@ def server_facts(client: redis.Redis) -> ServerFacts:
     )
 
 
-def server_problems(facts: ServerFacts) -> Iterator[ServerProblem]:
-    """Yield what is wrong with a server, at most one problem of each kind."""
+def server_problems(facts: ServerFacts, *, holds_jobs: bool = True) -> Iterator[ServerProblem]:
+    """Yield what is wrong with a server, at most one problem of each kind. One that is the broker alone holds no jobs,
+    but messages."""
+    held, paid = ("jobs", ", and what was paid for") if holds_jobs else ("messages", "")
     server = f"{facts.name} {facts.version}"
     if facts.cluster:
         action = "Use one primary: Celery's transport has no Cluster."
@@ -139,7 +141,7 @@ def server_problems(facts: ServerFacts) -> Iterator[ServerProblem]:
         action = f"Use Redis {'.'.join(map(str, OLDEST))} or later, or Valkey."
         yield ServerProblem("redis", f"{server} is too old", action, unfit=True)
     if not facts.append_only:
-        action = "Set `appendonly yes`: a restart would lose jobs, and what was paid for."
+        action = f"Set `appendonly yes`: a restart would lose {held}{paid}."
         yield ServerProblem("persistence", "the server keeps no append-only log", action, unfit=False)
     elif not facts.log_ok:
         action = "Check the server's disk, and whether a snapshot failed (docs/runbook.md, FinetuneRedisForgets)."
@@ -148,8 +150,8 @@ def server_problems(facts: ServerFacts) -> Iterator[ServerProblem]:
         )
     if facts.eviction != "noeviction":
         policy = facts.eviction or "it does not say by which policy"
-        action = "Set `maxmemory-policy noeviction`: a full server would drop jobs."
-        message = f"the server may drop jobs when full ({policy})"
+        action = f"Set `maxmemory-policy noeviction`: a full server would drop {held}."
+        message = f"the server may drop {held} when full ({policy})"
         yield ServerProblem("eviction", message, action, unfit=bool(facts.eviction))
 
 
