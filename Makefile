@@ -14,6 +14,7 @@ COMPILE = uv pip compile --universal --generate-hashes --no-emit-index-url --no-
 EXTRAS := --extra worker --extra sandbox --extra gateway --extra s3
 # Modules that write committed files.
 GENERATORS := settings_table metrics_table monitoring.dashboard k8s.prometheus_rule contract
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 # More for pytest: `make test ARGS="-k budget"`.
 ARGS ?=
 
@@ -21,7 +22,7 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-crash chaos clouds-test node-test k8s-test image-test check generated bench lock clean
+.PHONY: help install demo up test test-long test-crash chaos clouds-test node-test k8s-test image-test check generated bench lock clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,11 +36,14 @@ demo: $(RUNTIME) ## Run one fine-tune from images to verified weights, on this m
 up: $(RUNTIME) ## Start Valkey, the sandbox, a worker, Flower and the HTTP gateway, until Ctrl-C.
 	@$(BIN)/python -m finetune_queue.local
 
-test: $(DEV) ## Run all tests. ARGS="-k word" chooses some.
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(DEV) ## Run the tests. ARGS="-k word" chooses some.
+	$(PYTEST) $(ARGS)
+
+test-long: $(DEV) ## Run those that kill, overload or replace whole systems; takes some two minutes.
+	$(PYTEST) -m long $(ARGS)
 
 test-crash: $(DEV) ## Kill a worker at every single call and in every way, try hundreds of histories; takes many minutes.
-	FAULTS=all EXAMPLES=500 $(BIN)/python -m pytest tests/faults tests/store/test_budget_in_any_order.py $(ARGS)
+	FAULTS=all EXAMPLES=500 $(BIN)/python -m pytest -m "not node" tests/faults tests/store/test_budget_in_any_order.py $(ARGS)
 
 chaos: $(RUNTIME) ## Let everything go wrong at once, and judge what came of it; ARGS="--seed 7 --minutes 10".
 	@PYTHONPATH=ops/chaos $(BIN)/python -m finetune_chaos $(ARGS)

@@ -52,6 +52,7 @@ def result(bench: SimpleNamespace, of: Any, times: list[float], **report: int) -
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("contestant", ["tutorial", "careful", "ours-1"])
 def test_a_contestant_brings_its_jobs_through(bench: SimpleNamespace, tmp_path: Path, contestant: str) -> None:
     few = case(bench)
@@ -70,6 +71,7 @@ def test_a_contestant_brings_its_jobs_through(bench: SimpleNamespace, tmp_path: 
         assert found.rejected == 0
 
 
+@pytest.mark.long
 def test_a_run_without_a_limit_counts_what_each_process_used(bench: SimpleNamespace, tmp_path: Path) -> None:
     overhead = import_module("finetune_bench.overhead")
     found = overhead._run(replace(overhead.CASE, jobs=3), overhead.ENTRIES["ours-threads"], tmp_path / "run")

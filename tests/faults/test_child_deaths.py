@@ -17,6 +17,8 @@ from support.other_stack import OtherStack
 from support.samples import sample
 from support.until import until
 
+pytestmark = pytest.mark.long
+
 DATASET = "https://example.com/faces.zip"
 
 SETTINGS = {"FINETUNE_LOG_FORMAT": "json", "FINETUNE_HANDOVER": "2"}

@@ -13,6 +13,8 @@ from finetune_queue.sdk import Job
 from support.hard_times import SANDBOX, SECONDS, SETTINGS, HardTimes, PromptStack
 from support.until import until
 
+pytestmark = pytest.mark.long
+
 WAYS = [signal.SIGKILL, signal.SIGTERM, *([signal.SIGQUIT] if os.environ.get("FAULTS") == "all" else [])]
 STAGES = ("download", "sweep", "upload", "submit")
 

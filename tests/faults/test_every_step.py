@@ -1,8 +1,8 @@
 """A crash at every step: the path of a job is run once to find its calls, then once for each call that it dies before.
 
 The dead worker is a real process that is gone between two instructions (`os._exit`): nothing of it runs on. Another
-one recovers the job by its deadlines alone, since all messages of the first are lost with it. `make test` tries a part
-of the points, another part with each seed; `make test-crash` tries all.
+one recovers the job by its deadlines alone, since all messages of the first are lost with it. `make test-long` tries a
+part of the points, another part with each seed; `make test-crash` tries all.
 """
 
 import os
@@ -18,6 +18,8 @@ import pytest
 from segmind_sandbox.testing import LiveSandbox
 from support.images import make_dataset_folder
 from support.lane import Lane, open_lanes
+
+pytestmark = pytest.mark.long
 
 ALL = os.environ.get("FAULTS") == "all"
 SEED = int(os.environ.get("SEED", "0")) or random.SystemRandom().randrange(1, 10**6)

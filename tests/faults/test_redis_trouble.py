@@ -18,6 +18,8 @@ from finetune_queue.sdk import Job
 from support.hard_times import SANDBOX, SECONDS, SETTINGS, HardTimes, PromptStack
 from support.until import until
 
+pytestmark = pytest.mark.long
+
 BLOCKED = 31.0 if os.environ.get("FAULTS") == "all" else 3.0
 """Seconds; the longer time is beyond all time-outs of the workers."""
 

@@ -84,6 +84,7 @@ checks = { positive_data_acceptance = { expected-statuses = ["2xx", 422] } }
 """
 
 
+@pytest.mark.long
 def test_it_holds_under_schemathesis(url: str, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "LIFETIME", 0.2)
     # A sink's URL is valid by rules that a schema has no words for; a few that are stand for all.

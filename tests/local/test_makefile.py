@@ -59,7 +59,9 @@ def test_lock_says_that_it_needs_uv(tmp_path: Path) -> None:
     assert "make lock needs uv" in made.stdout
 
 
-@pytest.mark.parametrize(("installed", "targets"), [([], "check test"), (["node"], "check test node-test")])
+@pytest.mark.parametrize(
+    ("installed", "targets"), [([], "check test test-long"), (["node"], "check test test-long node-test")]
+)
 def test_what_ci_runs_is_make(tmp_path: Path, installed: list[str], targets: str) -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111

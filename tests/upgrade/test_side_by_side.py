@@ -17,6 +17,8 @@ from support.images import make_dataset_folder
 from support.samples import sample
 from support.until import until
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 JOBS = 8
 SECONDS = 60
