@@ -70,6 +70,15 @@ class OddWorker:
             log=folder / "worker.log",
         )
 
+    def start_afresh(self) -> None:
+        """Start it once more, with nothing left of what it had in hand: a message that made it stand still may have
+        been put back."""
+        self.process.kill()
+        with redis.Redis.from_url(self.valkey.url) as client:
+            client.flushall()
+        self.process.start()
+        until(self.is_up, seconds=SECONDS)
+
     def begin(self, task: str, *args: str) -> None:
         """Send a task and return when it runs. Redis may hand a message to a connection that it does not know to be
         lost yet, so it is sent again after a while."""
@@ -156,9 +165,7 @@ def test_loops_that_stand_still_are_named(worker: OddWorker, tmp_path: Path) -> 
 def test_a_worker_that_ends_is_not_ready_and_closes_the_port_while_its_stages_still_run(
     worker: OddWorker, tmp_path: Path, number: signal.Signals
 ) -> None:
-    worker.process.kill()
-    worker.process.start()
-    until(worker.is_up, seconds=SECONDS)
+    worker.start_afresh()
     until(lambda: is_alive(worker), seconds=SECONDS)
     release = tmp_path / "release"
     worker.begin("hold", str(release))
@@ -198,9 +205,7 @@ def is_alive(worker: OddWorker) -> bool:
 
 
 def test_a_soft_shutdown_is_not_ready_and_loses_no_message(worker: OddWorker, tmp_path: Path) -> None:
-    worker.process.kill()
-    worker.process.start()
-    until(worker.is_up, seconds=SECONDS)
+    worker.start_afresh()
     release = tmp_path / "release"
     worker.begin("hold", str(release))
     worker.process.send_signal(signal.SIGQUIT)
@@ -221,9 +226,7 @@ def test_a_soft_shutdown_is_not_ready_and_loses_no_message(worker: OddWorker, tm
 def test_a_signal_that_comes_while_a_message_is_handed_to_a_thread_harms_neither(
     worker: OddWorker, tmp_path: Path
 ) -> None:
-    worker.process.kill()
-    worker.process.start()
-    until(worker.is_up, seconds=SECONDS)
+    worker.start_afresh()
     ran = tmp_path / "ran"
     with producer_app(load_settings(worker.env)) as app:
         app.send_task("odd.come_with_signal", args=[str(ran)], queue=QUEUE)
@@ -235,9 +238,7 @@ def test_a_signal_that_comes_while_a_message_is_handed_to_a_thread_harms_neither
 
 
 def test_a_worker_whose_event_loop_stands_still_can_be_ended(worker: OddWorker, tmp_path: Path) -> None:
-    worker.process.kill()
-    worker.process.start()
-    until(worker.is_up, seconds=SECONDS)
+    worker.start_afresh()
     at_once = tmp_path / "at_once"
     at_once.touch()
     worker.begin("stop", str(at_once), Loop.CONSUMER)
@@ -251,9 +252,7 @@ def test_a_worker_whose_event_loop_stands_still_can_be_ended(worker: OddWorker, 
 
 def test_a_signal_that_comes_while_the_broker_is_lost_ends_the_worker(worker: OddWorker) -> None:
     """The last of the worker's tests: its broker does not come back."""
-    worker.process.kill()
-    worker.process.start()
-    until(worker.is_up, seconds=SECONDS)
+    worker.start_afresh()
     with producer_app(load_settings(worker.env)) as app:
         app.send_task("odd.lose_broker", args=[worker.valkey.process.pid], queue=QUEUE)
     worker.process.wait(timeout=SECONDS)

@@ -8,6 +8,7 @@ import redis
 from finetune_queue.contract import JobRecord
 from finetune_queue.store import keys
 from support.sinks import MakeDeliveries, kinds, listed
+from support.until import until
 
 
 def read(client: Any, name: str) -> list[str]:
@@ -69,5 +70,5 @@ def test_events_for_a_sink_of_an_unknown_kind_keep_their_place_and_keep_nobody_u
 
     for name in ("0-new", "0-lined-up"):
         client.hset(keys.job_sinks(name), "only", "list://mine")
-    bench.until_done()
+    until(lambda: bench.deliver() == 0 and len(read(client, "mine")) >= 3, seconds=20)
     assert read(client, "mine") == ["accepted"] * 3
